@@ -1,0 +1,185 @@
+"""One folder per trained artefact: weights in safetensors and a passport in JSON that says what they are and what they
+were made from.
+
+A reader hashes what it reads and compares what the passport says, and refuses with both sides named. There is no pickle
+in it.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.errors import IntegrityError
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+PASSPORT = "passport.json"
+_PACKAGES = ("numpy", "open_clip_torch", "safetensors", "torch")
+_REMAKE = "run `dvc repro`, or `dvc checkout` to bring back what dvc.lock records"
+
+
+class Passport(BaseModel):
+    """What an artefact is: its kind, config, inputs (name -> SHA-256), content hash, facts that readers compare, and
+    package versions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    format_version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    content_sha256: str
+    facts: dict[str, Any]
+    packages: dict[str, str]
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON value with sorted keys, so that equal values are equal bytes."""
+    path.write_text(
+        json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names."""
+    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, mapped into memory: bytes are read when used. IntegrityError: it is none."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(str(path), f"no safetensors file ({error})", "safetensors", _REMAKE) from error
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """IntegrityError unless `path` is a file with this hash."""
+    if not path.is_file():
+        raise IntegrityError(str(path), "no such file", f"a file with SHA-256 {sha256}", _REMAKE)
+    found = sha256_file(path)
+    if found != sha256:
+        raise IntegrityError(str(path), f"SHA-256 {found}", sha256, _REMAKE)
+
+
+def write_passport(
+    directory: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+    content_sha256: str,
+) -> Passport:
+    """Write `passport.json` for content that is already there."""
+    values = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "content_sha256": content_sha256,
+        "facts": dict(facts),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    # Through JSON, so that the writer holds what a reader will: a tuple is a list there.
+    passport = Passport.model_validate_json(json.dumps(values))
+    write_json(directory / PASSPORT, passport.model_dump())
+    return passport
+
+
+def write(
+    directory: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> Passport:
+    """Write weights and passport into `directory`.
+
+    config: JSON, enough to rebuild the network. inputs: name -> SHA-256 of what it was made from. facts: JSON that
+    readers compare.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / WEIGHTS, tensors)
+    return write_passport(directory, kind, config, inputs, facts, sha256_file(directory / WEIGHTS))
+
+
+def read_passport(directory: Path, kind: str) -> Passport:
+    """The passport of an artefact of this kind. IntegrityError: it is missing, unreadable, of another kind or format.
+
+    Other package versions than the writer's are a warning.
+    """
+    path = directory / PASSPORT
+    if not path.is_file():
+        raise IntegrityError(str(directory), "no passport.json", f"an artefact of kind {kind!r}", _REMAKE)
+    try:
+        passport = Passport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise IntegrityError(
+            str(path), f"no passport ({error.error_count()} wrong fields)", f"a passport of kind {kind!r}", _REMAKE
+        ) from error
+    found, expected = (passport.kind, passport.format_version), (kind, FORMAT_VERSION)
+    if found != expected:
+        raise IntegrityError(
+            str(path), f"kind {found[0]!r}, format {found[1]}", f"kind {kind!r}, format {FORMAT_VERSION}", _REMAKE
+        )
+    _warn_of_other_packages(path, passport)
+    return passport
+
+
+def read(directory: Path, kind: str) -> tuple[Passport, dict[str, Tensor]]:
+    """Passport and weights of an artefact of this kind, hashed anew. IntegrityError: missing, corrupt (both hashes) or
+    of another kind."""
+    passport = read_passport(directory, kind)
+    check_file(directory / WEIGHTS, passport.content_sha256)
+    return passport, open_tensors(directory / WEIGHTS)
+
+
+def check_input(directory: Path, passport: Passport, name: str, sha256: str) -> None:
+    """IntegrityError unless the artefact in `directory` was made from the input `name` that has this hash."""
+    found = passport.inputs.get(name)
+    if found != sha256:
+        raise IntegrityError(str(directory), f"{passport.kind} made with {name} {found}", f"{name} {sha256}", _REMAKE)
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _warn_of_other_packages(path: Path, passport: Passport) -> None:
+    here = {name: metadata.version(name) for name in passport.packages if name in _PACKAGES}
+    other = [
+        f"{name} {version} (here {here.get(name)})"
+        for name, version in passport.packages.items()
+        if here.get(name) != version
+    ]
+    if other:
+        warnings.warn(f"{path}: made with {', '.join(other)}", stacklevel=3)

@@ -1,0 +1,196 @@
+"""Whole-file validation of params: every section by itself, then the rules that bind sections, each with its reason.
+Reads no data and no weights, and imports no torch, so that a mistake costs a second."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm import config
+from ldm.errors import ConfigError
+from ldm.params.embed_text import EmbedTextParams
+from ldm.params.encode_latents import EncodeLatentsParams
+from ldm.params.evaluate import EvaluateParams
+from ldm.params.machine import MachineParams
+from ldm.params.paths import PathsParams
+from ldm.params.prepare import PrepareParams
+from ldm.params.sample import SampleParams
+from ldm.params.train_autoencoder import TrainAutoencoderParams
+from ldm.params.train_clip import TrainClipParams
+from ldm.params.train_unet import TrainUNetParams
+
+SECTIONS: dict[str, type[config.Section]] = {
+    "paths": PathsParams,
+    "machine": MachineParams,
+    "prepare": PrepareParams,
+    "train_autoencoder": TrainAutoencoderParams,
+    "encode_latents": EncodeLatentsParams,
+    "train_clip": TrainClipParams,
+    "embed_text": EmbedTextParams,
+    "train_unet": TrainUNetParams,
+    "sample": SampleParams,
+    "evaluate": EvaluateParams,
+}
+
+
+@dataclass(frozen=True)
+class Params:
+    """A whole params file."""
+
+    paths: PathsParams
+    machine: MachineParams
+    prepare: PrepareParams
+    train_autoencoder: TrainAutoencoderParams
+    encode_latents: EncodeLatentsParams
+    train_clip: TrainClipParams
+    embed_text: EmbedTextParams
+    train_unet: TrainUNetParams
+    sample: SampleParams
+    evaluate: EvaluateParams
+
+
+Finding = tuple[str, str]  # dotted key, what is wrong with its value
+
+
+def params_file(path: Path = config.PARAMS) -> Params:
+    """Every section of a params file, validated alone and together.
+
+    Raises:
+        ConfigError: with every finding, one line each: `file:line: key: found; expected, because`.
+    """
+    params = Params(**config.read_all(SECTIONS, path))  # pyright: ignore[reportArgumentType]
+    document = config.Document(path)
+    findings = [finding for rule in RULES for finding in rule(params)]
+    if findings:
+        raise ConfigError.many([f"{document.where(tuple(key.split('.')))}: {text}" for key, text in findings])
+    return params
+
+
+def _sizes(params: Params) -> Iterator[Finding]:
+    """Image -> latent -> UNet levels."""
+    autoencoder, unet = params.train_autoencoder.network, params.train_unet.network
+    image_size_px = params.prepare.image_size_px
+    factor = autoencoder.factor
+    if image_size_px % factor:
+        yield (
+            "prepare.image_size_px",
+            f"found {image_size_px}; expected a multiple of {factor}, the pixels per latent of "
+            "train_autoencoder.network (patch_px x 2^(levels - 1))",
+        )
+        return
+    if unet.latent_size != image_size_px // factor:
+        yield (
+            "train_unet.network.latent_size",
+            f"found {unet.latent_size}; expected {image_size_px // factor}: prepare.image_size_px {image_size_px} over "
+            f"the autoencoder's {factor} pixels per latent",
+        )
+    if unet.latent_channels != autoencoder.latent_channels:
+        yield (
+            "train_unet.network.latent_channels",
+            f"found {unet.latent_channels}; expected {autoencoder.latent_channels} as in train_autoencoder.network",
+        )
+
+
+def _text(params: Params) -> Iterator[Finding]:
+    """CLIP's text tower -> embeddings -> cross-attention."""
+    tower, unet = _text_tower(params.train_clip), params.train_unet.network
+    kept = params.embed_text.context_tokens
+    if tower is not None:
+        width, context_length, num_layers = tower
+        if unet.context_width != width:
+            yield (
+                "train_unet.network.context_width",
+                f"found {unet.context_width}; expected {width}, the width of CLIP's text tower",
+            )
+        if kept is not None and kept > context_length:
+            yield (
+                "embed_text.context_tokens",
+                f"found {kept}; expected null or at most {context_length}, all that CLIP's text tower reads",
+            )
+        if params.embed_text.layer == "penultimate" and num_layers < 2:
+            yield "embed_text.layer", "found penultimate; expected last: CLIP's text tower has one layer only"
+        kept = kept or context_length
+    if kept is not None and unet.num_context_layers and unet.max_context_tokens < kept:
+        yield (
+            "train_unet.network.max_context_tokens",
+            f"found {unet.max_context_tokens}; expected at least {kept}, the most tokens that embed_text may keep",
+        )
+
+
+def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
+    """Width, longest text and layers of the text tower; None where only the weights can say it."""
+    if clip.network is not None:
+        text = clip.network.text
+        return text.width, text.context_length, text.layers
+    if clip.architecture is None:
+        return None
+    config = _open_clip_config(clip.architecture)
+    text = config.get("text_cfg", {}) if config else {}
+    return (
+        (text["width"], text["context_length"], text["layers"])
+        if {"width", "context_length", "layers"} <= set(text)
+        else None
+    )
+
+
+def _open_clip_config(architecture: str) -> dict[str, Any] | None:
+    """open_clip's own description of an architecture, read without importing it, which would load torch."""
+    spec = find_spec("open_clip")
+    assert spec is not None and spec.origin is not None, "open_clip is a dependency"
+    path = Path(spec.origin).parent / "model_configs" / f"{architecture}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _pretrained(params: Params) -> Iterator[Finding]:
+    """Names of foreign models, as far as they can be known without loading them."""
+    architecture = params.train_clip.architecture
+    if architecture is not None and _open_clip_config(architecture) is None:
+        yield (
+            "train_clip.architecture",
+            f"found {architecture}; expected an architecture of open_clip (open_clip.list_models())",
+        )
+
+
+def _weights(params: Params) -> Iterator[Finding]:
+    """Weights that users bring must lie where DVC looks for changes."""
+    clip, folder = params.train_clip, params.paths.models
+    places = {
+        "train_clip.pretrained": clip.pretrained if clip.pretrained_is_path else None,
+        "train_unet.init_from": params.train_unet.init_from,
+        "evaluate.inception_weights": params.evaluate.inception_weights,
+    }
+    for key, place in places.items():
+        if place is not None and not PurePosixPath(place).is_relative_to(folder):
+            yield key, f"found {place}; expected a path in {folder}, the folder where DVC sees that weights changed"
+
+
+def _guidance(params: Params) -> Iterator[Finding]:
+    """Guidance needs the network's answer without a caption, which it learns from dropped captions only."""
+    if params.train_unet.diffusion.caption_dropout > 0:
+        return
+    reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
+    if params.sample.guidance_scale != 1:
+        yield "sample.guidance_scale", f"found {params.sample.guidance_scale:g}; expected 1: {reason}"
+    if any(scale != 1 for scale in params.sample.sweep.guidance_scales):
+        yield (
+            "sample.sweep.guidance_scales",
+            f"found {params.sample.sweep.guidance_scales}; expected [1] or []: {reason}",
+        )
+
+
+def _corpus(params: Params) -> Iterator[Finding]:
+    """What only some corpora have."""
+    kind = params.prepare.corpus.kind
+    if params.train_clip.twins_together and kind != "shapes":
+        yield (
+            "train_clip.twins_together",
+            f"found true; expected false: the corpus {kind} has no twins, only shapes has",
+        )
+    if kind != "shapes" and params.sample.seen_split == "val":
+        reason = f"the validation split of {kind} shows things that training never showed"
+        yield "sample.seen_split", f"found val; expected train: {reason}"
+
+
+RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (_sizes, _text, _pretrained, _weights, _guidance, _corpus)

@@ -1,0 +1,76 @@
+"""The command `ldm`: images from the trained artefacts, and the check of a params file."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.config import PARAMS
+from ldm.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A user's mistake costs its lines on stderr, no traceback unless
+    LDM_DEBUG=1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except UserError as error:
+        if os.environ.get("LDM_DEBUG") == "1":
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Latent-diffusion text-to-image models; run from the repository root."
+    parser = argparse.ArgumentParser(prog="ldm", description=about)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    about = "Write one PNG per prompt, from the trained artefacts. What is not given is as in params.yaml: sample."
+    generate = commands.add_parser("generate", help="write images of prompts", description=about)
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
+    generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="where 0000.png, 0001.png, ... go")
+    generate.add_argument("--num-images", type=_positive, default=1, metavar="N", help="images per prompt (1)")
+    generate.add_argument("--guidance-scale", type=float, metavar="G", help="1 = none; more follows the prompt closer")
+    generate.add_argument("--num-steps", type=int, metavar="N", help="sampler steps")
+    generate.add_argument("--sampler", metavar="NAME", help="ddim or dpm_solver_pp_2m")
+    generate.add_argument("--seed", type=int, metavar="S", help="seed of the noise")
+    generate.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    generate.set_defaults(command=_generate)
+    about = "Validate a params file, section by section and as a whole."
+    check = commands.add_parser("check", help="validate a params file", description=about)
+    check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from ldm import pipeline
+
+    prompts = [prompt for prompt in options.prompts for _ in range(options.num_images)]
+    named = ("guidance_scale", "num_steps", "sampler", "seed")
+    settings = {name: value for name in named if (value := getattr(options, name)) is not None}
+    pictures = pipeline.Pipeline.load(device=options.device)(prompts, **settings)
+    for path, prompt in zip(pipeline.save(pictures, options.output), prompts, strict=True):
+        print(f"{path}  {prompt}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from ldm import check
+
+    params = check.params_file(options.path)
+    corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
+    print(f"{options.path} is complete and consistent ({corpus})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

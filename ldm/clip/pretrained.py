@@ -1,0 +1,147 @@
+"""A CLIP that somebody else trained: an open_clip tag, a checkpoint file, a folder in open_clip's layout or an artefact
+of ours.
+
+Weights do not say whether they were trained with QuickGELU, and with the wrong activation everything runs and is
+slightly bad, so that setting is compared with every source that knows it and must be stated where none does.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm import artifact
+from ldm.clip import Clip, Preprocess, load
+from ldm.errors import ConfigError
+from ldm.params.train_clip import TrainClipParams
+
+_WHERE = "params.yaml: train_clip"
+
+
+def pretrained(params: TrainClipParams) -> Clip:
+    """The model that `params.pretrained` names: an open_clip tag, a checkpoint file, a folder in open_clip's layout or
+    an artefact of ours.
+
+    ConfigError: nothing has that name, or its QuickGELU setting is not the stated one. IntegrityError: the artefact is
+    corrupt.
+    """
+    assert params.pretrained is not None, "nothing to load"
+    path = Path(params.pretrained)
+    if params.pretrained_is_path and not path.exists():
+        raise ConfigError(
+            f"{_WHERE}.pretrained",
+            f"no file or folder {path}",
+            "an existing path, or a tag (no `/` in it)",
+            "correct the path",
+        )
+    if params.pretrained_is_path and (path / artifact.PASSPORT).is_file():
+        clip, _ = load(path)
+        _check_quick_gelu(params, bool(clip.model_cfg.get("quick_gelu")), f"{path} says")
+        return clip
+    if params.pretrained_is_path and path.is_file() and params.architecture is None:
+        raise ConfigError(
+            f"{_WHERE}.architecture", "null", f"the open_clip architecture of {path}", "name it, e.g. ViT-L-14"
+        )
+    return _from_open_clip(params, path)
+
+
+def _from_open_clip(params: TrainClipParams, path: Path) -> Clip:
+    import open_clip
+
+    cfg, name, source = _pretrained_cfg(params, path)
+    text_cfg = cfg["text_cfg"]
+    if (
+        text_cfg.get("hf_tokenizer_name")
+        or text_cfg.get("hf_model_name")
+        or "multimodal_cfg" in cfg
+        or text_cfg.get("no_causal_mask")
+    ):
+        raise ConfigError(
+            f"{_WHERE}.architecture",
+            name,
+            "a CLIP with open_clip's own text tower and tokenizer",
+            "choose another, e.g. ViT-L-14",
+        )
+    try:
+        model = open_clip.create_model(name, pretrained=source, force_quick_gelu=bool(cfg.get("quick_gelu")))
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = f"open_clip cannot load it ({str(error).splitlines()[0]})"
+        raise ConfigError(
+            f"{_WHERE}.pretrained", reason, f"weights of {name}", "correct pretrained or architecture"
+        ) from error
+    return Clip(model, cfg, _preprocess_of(model), None).eval().requires_grad_(False)
+
+
+def _pretrained_cfg(params: TrainClipParams, path: Path) -> tuple[dict[str, Any], str, str | None]:
+    """open_clip's model configuration, model name and `pretrained` argument, once the activation is checked."""
+    if params.pretrained_is_path and path.is_dir():
+        cfg = _folder_cfg(path)
+        _check_quick_gelu(params, bool(cfg.get("quick_gelu")), f"{path} says")
+        return cfg, f"local-dir:{path}", None
+    name = params.architecture or ""
+    cfg = _architecture_cfg(name)
+    if params.pretrained_is_path:
+        if cfg["quick_gelu"]:
+            _check_quick_gelu(params, True, f"{name} says")
+        return {**cfg, "quick_gelu": bool(params.quick_gelu)}, name, str(path)
+    trained_with = _tag_quick_gelu(name, params.pretrained or "")
+    stated = params if params.quick_gelu is not None else params.model_copy(update={"quick_gelu": cfg["quick_gelu"]})
+    _check_quick_gelu(stated, trained_with, f"{params.pretrained} was trained with")
+    return {**cfg, "quick_gelu": trained_with}, name, params.pretrained
+
+
+def _folder_cfg(path: Path) -> dict[str, Any]:
+    config = path / "open_clip_config.json"
+    if not config.is_file():
+        raise ConfigError(
+            f"{_WHERE}.pretrained",
+            f"no open_clip_config.json in {path}",
+            "open_clip's layout, or a folder this stage wrote",
+            "correct the path",
+        )
+    return json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
+
+
+def _architecture_cfg(name: str) -> dict[str, Any]:
+    import open_clip
+
+    cfg = open_clip.get_model_config(name)
+    if cfg is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), 3)
+        raise ConfigError(f"{_WHERE}.architecture", name, "an architecture of open_clip", f"perhaps one of {near}")
+    return {**cfg, "quick_gelu": bool(cfg.get("quick_gelu", False))}
+
+
+def _tag_quick_gelu(architecture: str, tag: str) -> bool:
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    cfg = get_pretrained_cfg(architecture, tag)
+    if not cfg:
+        tags = list_pretrained_tags_by_model(architecture)
+        raise ConfigError(
+            f"{_WHERE}.pretrained",
+            tag,
+            f"a tag of {architecture}: {', '.join(tags)}",
+            "correct the tag; a path needs a `/`",
+        )
+    return bool(cfg.get("quick_gelu", False))
+
+
+def _check_quick_gelu(params: TrainClipParams, truth: bool, who: str) -> None:
+    if params.quick_gelu is not None and params.quick_gelu != truth:
+        right = str(truth).lower()
+        raise ConfigError(
+            f"{_WHERE}.quick_gelu", str(params.quick_gelu).lower(), f"{right} ({who} so)", f"set quick_gelu: {right}"
+        )
+
+
+def _preprocess_of(model: Any) -> Preprocess:
+    cfg = model.visual.preprocess_cfg
+    size = cfg["size"]
+    size_px = size if isinstance(size, int) else size[0]
+    if cfg["interpolation"] not in ("bicubic", "bilinear") or cfg["resize_mode"] not in ("shortest", "squash"):
+        found = f"resizing {cfg['interpolation']}, {cfg['resize_mode']}"
+        raise ConfigError(
+            f"{_WHERE}.architecture", found, "bicubic or bilinear, shortest or squash", "choose another architecture"
+        )
+    return Preprocess(size_px, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"], cfg["resize_mode"])

@@ -1,0 +1,250 @@
+"""Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from ldm.errors import ConfigError
+
+PARAMS = Path("params.yaml")
+_KINDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a text",
+    "null": "null",
+    "array": "a list",
+    "object": "a mapping",
+}
+_LIMITS = {
+    "exclusiveMinimum": ">",
+    "minimum": ">=",
+    "exclusiveMaximum": "<",
+    "maximum": "<=",
+    "multipleOf": "a multiple of",
+    "minItems": "with length >=",
+    "maxItems": "with length <=",
+    "minLength": "with length >=",
+    "pattern": "matching",
+}
+
+Loc = tuple[int | str, ...]
+Json = dict[str, Any]
+
+
+class Section(BaseModel):
+    """Base of every params model: no unknown keys, no change after validation, no NaN; subclasses give no defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Document:
+    """A params file: its values (YAML 1.2, as DVC reads it) and the line of every key.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping of sections.
+    """
+
+    def __init__(self, path: Path = PARAMS) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ConfigError(str(path), "no such file", "a params file", "run from the repository root")
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = YAML(typ="safe", pure=True).load(text)
+            self._node: Node | None = YAML().compose(text)  # pyright: ignore[reportUnknownMemberType]
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else 1
+            problem = " ".join(str(error.problem).split())
+            raise ConfigError(f"{path}:{line}", problem, "YAML 1.2", "mend the line") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(str(path), f"byte {error.start} is no UTF-8", "a text", "save it as UTF-8") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", "copy one of recipes/")
+        self.data: dict[str, Any] = data
+
+    def where(self, loc: Loc) -> str:
+        """`file:line: dotted.key` of the deepest part of `loc` that stands in the file."""
+        node, line = self._node, 1
+        for part in loc:
+            found = _child(node, part)
+            if found is None:
+                break
+            node, line = found
+        return f"{self.path}:{line}: {'.'.join(map(str, loc))}"
+
+    def validate(self, section: type[S], name: str) -> tuple[S | None, list[str]]:
+        """The section `name` as a `section`, or None and one line per finding."""
+        if name not in self.data:
+            near = _nearest(name, list(self.data))
+            return None, [f"{self.path}:1: {name}: section missing; expected {', '.join(section.model_fields)}{near}"]
+        try:
+            # JSON mode is strict about numbers and texts, yet lets a list stand for a tuple.
+            text = json.dumps(self.data[name], default=str)
+            return section.model_validate_json(text, strict=True), []
+        except ValidationError as error:
+            lines = [self._explain(section, name, details) for details in error.errors()]
+            return None, list(dict.fromkeys(lines))
+
+    def unknown_sections(self, known: Sequence[str]) -> list[str]:
+        """One line per top-level key that no stage knows."""
+        legal = ", ".join(known)
+        unknown = [name for name in self.data if name not in known]
+        return [f"{self.where((n,))}: unknown section; expected one of {legal}{_nearest(n, known)}" for n in unknown]
+
+    def _explain(self, section: type[Section], name: str, details: ErrorDetails) -> str:
+        schema = _Schema(section)
+        loc, owner, field = schema.locate(details["loc"])
+        where = self.where((name, *loc))
+        kind, value = details["type"], details["input"]
+        if kind == "extra_forbidden":
+            rest = [key for key in owner if key not in self._keys((name, *loc[:-1]))]
+            return f"{where}: unknown key; expected one of {', '.join(owner)}{_nearest(str(loc[-1]), rest)}"
+        if kind == "missing":
+            strangers = [key for key in self._keys((name, *loc[:-1])) if key not in owner]
+            return f"{where}: missing; expected {schema.legal(field)}{_nearest(str(loc[-1]), strangers)}"
+        if kind == "value_error":
+            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
+        if kind.startswith("union_tag"):
+            tag_key = field["discriminator"]["propertyName"]
+            where, value = self.where((name, *loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
+        near = _nearest(str(value), schema.choices(field))
+        return f"{where}: found {_show(value)}; expected {schema.legal(field)}{near}"
+
+    def _keys(self, loc: Loc) -> list[str]:
+        value: Any = self.data
+        for part in loc:
+            value = value[part]
+        return list(value) if isinstance(value, dict) else []
+
+
+def read(section: type[S], name: str, path: Path = PARAMS) -> S:
+    """One top-level section of a params file.
+
+    Raises:
+        ConfigError: with every finding of this section, one line each.
+    """
+    value, lines = Document(path).validate(section, name)
+    if value is None:
+        raise ConfigError.many(lines)
+    return value
+
+
+def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict[str, Section]:
+    """All named sections; unknown sections are refused.
+
+    Raises:
+        ConfigError: with every finding of the whole file, one line each.
+    """
+    document = Document(path)
+    lines = document.unknown_sections(list(sections))
+    values: dict[str, Section] = {}
+    for name, section in sections.items():
+        value, findings = document.validate(section, name)
+        lines += findings
+        if value is not None:
+            values[name] = value
+    if lines:
+        raise ConfigError.many(lines)
+    return values
+
+
+def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
+    """The value under `part` of a YAML node and the line (from 1) where it stands."""
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return value, key.start_mark.line + 1
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        value = node.value[part]
+        return value, value.start_mark.line + 1
+    return None
+
+
+class _Schema:
+    """The JSON schema of a section: what may stand at every key."""
+
+    def __init__(self, section: type[Section]) -> None:
+        self._root: Json = section.model_json_schema()
+
+    def locate(self, loc: Loc) -> tuple[Loc, list[str], Json]:
+        """Follow pydantic's error location, which also names members of unions: the location in the file,
+        the keys that are legal beside its last part, and the schema of that part (empty for an unknown key)."""
+        path: list[int | str] = []
+        owner: list[str] = []
+        here = self._root
+        for part in loc:
+            options = self._options(here)
+            mappings = [option for option in options if "properties" in option]
+            if isinstance(part, int):
+                path.append(part)
+                here = next((_item(option, part) for option in options if option.get("type") == "array"), {})
+            elif part in here.get("discriminator", {}).get("mapping", {}):
+                here = {"$ref": here["discriminator"]["mapping"][part]}
+            elif mappings:
+                path.append(part)
+                mapping = next((option for option in mappings if part in option["properties"]), mappings[0])
+                owner, here = list(mapping["properties"]), mapping["properties"].get(part, {})
+        return tuple(path), owner, here
+
+    def choices(self, field: Json) -> list[str]:
+        """The values of a field that takes one of a few."""
+        if "discriminator" in field:
+            return list(field["discriminator"]["mapping"])
+        enums = [option.get("enum", [option.get("const")]) for option in self._options(field) if _is_choice(option)]
+        return [str(choice) for enum in enums for choice in enum]
+
+    def legal(self, field: Json) -> str:
+        """Wording of every value that a field accepts."""
+        choices = self.choices(field)
+        words = [f"one of {', '.join(choices)}"] if choices else []
+        if "discriminator" not in field:
+            words += [self._legal(option) for option in self._options(field) if not _is_choice(option)]
+        return " or ".join(words)
+
+    def _legal(self, option: Json) -> str:
+        words = [_KINDS.get(option.get("type", ""), "a value")]
+        if "properties" in option:
+            words.append(f"with keys {', '.join(option['properties'])}")
+        items = option.get("items") or next(iter(option.get("prefixItems", [])), None)
+        if items:
+            words.append(f"of {self.legal(items)}")
+        limits = [f"{sign} {option[name]}" for name, sign in _LIMITS.items() if name in option]
+        return " ".join([*words, " and ".join(limits)]).strip()
+
+    def _options(self, field: Json) -> list[Json]:
+        while "$ref" in field:
+            field = self._root["$defs"][field["$ref"].rsplit("/", 1)[1]]
+        members: list[Json] = [*field.get("anyOf", []), *field.get("oneOf", [])]
+        return [option for member in members for option in self._options(member)] if members else [field]
+
+
+def _is_choice(option: Json) -> bool:
+    return "enum" in option or "const" in option
+
+
+def _item(array: Json, index: int) -> Json:
+    fixed: list[Json] = array.get("prefixItems", [])
+    return fixed[index] if index < len(fixed) else array.get("items", {})
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    near = get_close_matches(word, names, n=1)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,142 @@
+"""What of a user's files is fit to train on: raw bytes -> square RGB image, raw text -> caption, or a reason why not.
+
+Conversions, all silent: EXIF orientation is applied; greyscale, palette, bilevel and CMYK become RGB; colour profiles
+are ignored; transparency is laid on the configured background; 16-bit greyscale is scaled if the params say so.
+"""
+
+import io
+import os
+import struct
+import unicodedata
+import warnings
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ldm.corpora import Rejected
+from ldm.params.prepare import CleaningParams
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+# Few parsers meet strangers' bytes; Pillow looks at the content, not at the file name.
+_FORMATS = ("JPEG", "PNG", "WEBP")
+# What Pillow's parsers let through when files are mutated at random: metadata of the wrong type, for one.
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError),
+    *(LookupError, ArithmeticError, struct.error, zlib.error),
+)
+_FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
+
+
+def read(path: str, offset: int, size: int, params: CleaningParams) -> bytes:
+    """Some bytes of a file.
+
+    Raises:
+        Rejected: TOO_MANY_BYTES, UNREADABLE.
+    """
+    if size > params.max_bytes:
+        raise Rejected("TOO_MANY_BYTES", f"{size} bytes")
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise Rejected("UNREADABLE", str(error.strerror)) from None
+
+
+def read_and_clean(
+    path: str, offset: int, size: int, params: CleaningParams, size_px: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`clean` of some bytes of a file; picklable arguments, so that a worker process can do the reading."""
+    return clean(read(path, offset, size, params), params, size_px)
+
+
+def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The centre square of a JPEG, PNG or WebP file, resized to `size_px` pixels.
+
+    Raises:
+        Rejected: NOT_IMAGE, BROKEN, ANIMATED, TOO_MANY_PIXELS, TOO_SMALL, TOO_NARROW, MODE, MODE_16BIT, TRANSPARENT.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_header(image, params)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise Rejected("NOT_IMAGE", f"first bytes {data[:8].hex() or 'none'}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Rejected("TOO_MANY_PIXELS", str(error)) from None
+    except _DECODER_ERRORS as error:
+        raise Rejected("BROKEN", f"{type(error).__name__}: {error}") from None
+    return np.asarray(_resize(_to_rgb(upright, params), params, size_px))
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8 text, with or without byte order mark.
+
+    Raises:
+        Rejected: NOT_UTF8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Rejected("NOT_UTF8", f"byte {error.start}: {data[error.start : error.start + 4].hex()}") from None
+
+
+def clean_caption(text: str, params: CleaningParams) -> str:
+    """A caption in composed characters, single spaces, and without control and invisible formatting characters.
+
+    Raises:
+        Rejected: NOT_UTF8 (lone surrogates), EMPTY_CAPTION, LONG_CAPTION.
+    """
+    kinds = [unicodedata.category(c) for c in text]
+    if "Cs" in kinds:
+        raise Rejected("NOT_UTF8", "a lone surrogate")
+    visible = "".join(" " if kind == "Cc" else c for c, kind in zip(text, kinds, strict=True) if kind != "Cf")
+    caption = " ".join(unicodedata.normalize("NFC", visible).split())
+    if not caption:
+        raise Rejected("EMPTY_CAPTION", "nothing but blanks")
+    if len(caption) > params.max_caption_characters:
+        raise Rejected("LONG_CAPTION", f"{len(caption)} characters")
+    return caption
+
+
+def _check_header(image: Image.Image, params: CleaningParams) -> None:
+    short, long = sorted(image.size)
+    shape = f"{image.width} x {image.height} px"
+    if short * long > params.max_pixels:
+        raise Rejected("TOO_MANY_PIXELS", shape)
+    if short < params.min_side_px:
+        raise Rejected("TOO_SMALL", shape)
+    if long > short * params.max_aspect_ratio:
+        raise Rejected("TOO_NARROW", shape)
+    # A phone's JPEG may carry a preview as a second frame; that is no animation.
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise Rejected("ANIMATED", f"{getattr(image, 'n_frames', 0)} frames")
+
+
+def _to_rgb(image: Image.Image, params: CleaningParams) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        if params.deep_greyscale == "reject":
+            raise Rejected("MODE_16BIT", image.mode)
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Rejected("MODE", image.mode)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (0, 0):
+        raise Rejected("TRANSPARENT", "every pixel is transparent")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, params.background), rgba).convert("RGB")
+
+
+def _resize(image: Image.Image, params: CleaningParams, size_px: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size_px, size_px), _FILTERS[params.resampling], box=(left, top, left + side, top + side))

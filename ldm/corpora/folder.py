@@ -1,0 +1,93 @@
+"""A user's folder: images, each beside a text file of the same name with one caption per line.
+
+Not read: hidden files and folders, and files whose name begins with README.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
+from ldm.errors import ConfigError
+from ldm.params.prepare import FolderParams
+
+
+def pairs(params: FolderParams, size_px: int, source: Path) -> Iterator[Pair | Rejection]:
+    """Every image and every stray file, ordered by path.
+
+    Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_CAPTION, MISSING_IMAGE (a text without an
+    image), UNKNOWN_FILE (neither image nor text).
+
+    Raises:
+        ConfigError: there is no such folder, or no file in it.
+    """
+    root = source / params.directory
+    names = _names(root) if root.is_dir() else []
+    if not names:
+        found = "no file to read" if root.is_dir() else "no such folder"
+        fix = "put NAME.jpg and NAME.txt there, or name another folder"
+        raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of images with captions", fix)
+    stems_of_images = {os.path.splitext(name)[0] for name in names if _suffix(name) in cleaning.IMAGE_SUFFIXES}
+    for name in names:
+        stem, suffix = os.path.splitext(name)[0], _suffix(name)
+        if suffix in cleaning.IMAGE_SUFFIXES:
+            yield _pair(root, name, params, size_px)
+        elif suffix != "txt":
+            yield Rejection(key_of(stem), "UNKNOWN_FILE", name, _source(name))
+        elif stem not in stems_of_images:
+            yield Rejection(key_of(stem), "MISSING_IMAGE", name, _source(name))
+
+
+def _pair(root: Path, name: str, params: FolderParams, size_px: int) -> Pair | Rejection:
+    key, path = key_of(os.path.splitext(name)[0]), root / name
+    try:
+        captions = _captions(path.with_suffix(".txt"), params)
+        size = os.stat(path).st_size
+    except Rejected as error:
+        return Rejection(key, error.reason, error.detail, _source(name))
+    except OSError as error:
+        return Rejection(key, "UNREADABLE", str(error.strerror), _source(name))
+    return Pair(
+        key=key,
+        image=partial(cleaning.read_and_clean, str(path), 0, size, params.cleaning, size_px),
+        captions=captions,
+        claims=[None] * len(captions),
+        scene=None,
+        split=split_of(key, params.val_fraction, params.seed),
+        source=_source(name),
+    )
+
+
+def _captions(path: Path, params: FolderParams) -> list[str]:
+    if not path.is_file():
+        raise Rejected("MISSING_CAPTION", f"no {path.name}")
+    text = cleaning.decode_text(cleaning.read(str(path), 0, path.stat().st_size, params.cleaning))
+    # A blank line is layout; a text of blank lines only is an empty caption.
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    return [cleaning.clean_caption(line, params.cleaning) for line in lines]
+
+
+def _names(root: Path) -> list[str]:
+    """Paths of all files below the folder, relative to it, in an order that does not depend on the file system."""
+    found: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        # A link to a folder may lead in a circle: it is not followed, but listed, and so rejected as no file we know.
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        kept = [name for name in files + links if not name.startswith((".", "README"))]
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in kept]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise ConfigError(str(error.filename), str(error.strerror), "a folder that can be listed", "change its permissions")
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower().removeprefix(".")
+
+
+def _source(name: str) -> dict[str, Any]:
+    return {"corpus": "folder", "file": name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")}

@@ -1,0 +1,160 @@
+"""A user's tars in the layout that img2dataset writes: KEY.jpg (jpeg, png, webp), KEY.txt, KEY.json side by side.
+
+The caption is KEY.txt, or "caption" in KEY.json. Parts of other names and files other than tars are not read. Nothing
+is ever extracted: members are read by offset, and their names become keys, never paths.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.prepare import WebdatasetParams
+
+_NAME = re.compile(r"((?:[^/]+/)*[^./][^./]*)\.([^/]+)")
+_BLOCK = 512
+
+Parts = dict[str, tarfile.TarInfo]
+
+
+def pairs(params: WebdatasetParams, size_px: int, source: Path) -> Iterator[Pair | Rejection]:
+    """Every sample of every tar, ordered by tar and by first appearance in it.
+
+    Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_IMAGE, MISSING_CAPTION, DUPLICATE_MEMBER
+    (the first one counts), TWO_IMAGES, BAD_JSON, and for members BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH.
+
+    Raises:
+        ConfigError: there is no such folder, or no tar in it.
+        IntegrityError: a tar is damaged or cut short.
+    """
+    root = source / params.directory
+    tars = sorted(root.rglob("*.tar"))
+    if not tars:
+        found = "no *.tar in it" if root.is_dir() else "no such folder"
+        fix = "put img2dataset's tars there, or name another folder"
+        raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of tars", fix)
+    for tar in tars:
+        name = tar.relative_to(root).as_posix()
+        samples, rejections = _samples(tar, name)
+        yield from rejections
+        for key, parts in samples.items():
+            yield _pair(tar, name, key, parts, params, size_px)
+
+
+def members(path: Path) -> list[tarfile.TarInfo]:
+    """All members of an uncompressed tar, which must end in zeros that reach to the end of the file.
+
+    Raises:
+        IntegrityError: the tar is damaged or cut short; Python's tarfile alone would return what it can read.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            found, end = tar.getmembers(), tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise _damaged(path, str(error)) from None
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read()
+    if len(rest) < 2 * _BLOCK or path.stat().st_size % _BLOCK or rest.strip(b"\0"):
+        raise _damaged(path, f"no zeros to the end of the file from byte {end} on, after {len(found)} members")
+    return found
+
+
+def _damaged(path: Path, found: str) -> IntegrityError:
+    return IntegrityError(str(path), found, "a whole, uncompressed tar", "fetch it again, or move it out of the folder")
+
+
+def _samples(path: Path, name: str) -> tuple[dict[str, Parts], list[Rejection]]:
+    samples: dict[str, Parts] = {}
+    rejections: list[Rejection] = []
+    for member in members(path):
+        if member.isdir():
+            continue
+        match = _NAME.fullmatch(member.name)
+        problem = _problem(member, match)
+        if match is not None and problem is None:
+            parts = samples.setdefault(match[1], {})
+            problem = "DUPLICATE_MEMBER" if match[2].lower() in parts else None
+            parts.setdefault(match[2].lower(), member)
+        if problem is not None:
+            source = _source(name, member.name)
+            rejections.append(Rejection(_key(name, member.name), problem, f"member {member.name!r}", source))
+    return samples, rejections
+
+
+def _problem(member: tarfile.TarInfo, match: re.Match[str] | None) -> str | None:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "UNSAFE_PATH"
+    if not member.isreg() or member.issparse():
+        return "BAD_TYPE"
+    # webdataset keeps names in double underscores for itself.
+    if match is None or match[1].rpartition("/")[2].startswith("__"):
+        return "BAD_NAME"
+    return None
+
+
+def _pair(tar: Path, name: str, stem: str, parts: Parts, params: WebdatasetParams, size_px: int) -> Pair | Rejection:
+    key, source = _key(name, stem), _source(name, stem)
+    try:
+        facts = _facts(tar, parts, params)
+        caption = _caption(tar, parts, facts, params)
+        image = _image(parts)
+    except Rejected as error:
+        return Rejection(key, error.reason, error.detail, source)
+    url = {"url": facts["url"]} if isinstance(facts.get("url"), str) else {}
+    return Pair(
+        key=key,
+        image=partial(cleaning.read_and_clean, str(tar), image.offset_data, image.size, params.cleaning, size_px),
+        captions=[caption],
+        claims=[None],
+        scene=None,
+        split=split_of(key, params.val_fraction, params.seed),
+        source=source | url,
+    )
+
+
+def _facts(tar: Path, parts: Parts, params: WebdatasetParams) -> Mapping[str, Any]:
+    if "json" not in parts:
+        return {}
+    try:
+        facts = json.loads(_text(tar, parts["json"], params))
+    except (ValueError, RecursionError):
+        raise Rejected("BAD_JSON", parts["json"].name) from None
+    if not isinstance(facts, dict):
+        raise Rejected("BAD_JSON", f"{parts['json'].name} is no mapping")
+    return facts
+
+
+def _caption(tar: Path, parts: Parts, facts: Mapping[str, Any], params: WebdatasetParams) -> str:
+    raw = _text(tar, parts["txt"], params) if "txt" in parts else facts.get("caption")
+    if not isinstance(raw, str):
+        raise Rejected("MISSING_CAPTION", "neither txt nor a caption in json")
+    return cleaning.clean_caption(raw, params.cleaning)
+
+
+def _image(parts: Parts) -> tarfile.TarInfo:
+    found = [suffix for suffix in cleaning.IMAGE_SUFFIXES if suffix in parts]
+    if not found:
+        raise Rejected("MISSING_IMAGE", f"parts {', '.join(parts)}")
+    if len(found) > 1:
+        raise Rejected("TWO_IMAGES", f"parts {', '.join(found)}")
+    return parts[found[0]]
+
+
+def _text(tar: Path, member: tarfile.TarInfo, params: WebdatasetParams) -> str:
+    return cleaning.decode_text(cleaning.read(str(tar), member.offset_data, member.size, params.cleaning))
+
+
+def _key(tar_name: str, name: str) -> str:
+    # Tars may repeat each other's keys, so the tar is part of the key.
+    return key_of(f"{tar_name.removesuffix('.tar')}-{name}")
+
+
+def _source(tar_name: str, name: str) -> dict[str, Any]:
+    printable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return {"corpus": "webdataset", "tar": tar_name, "key": printable}

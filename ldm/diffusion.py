@@ -1,0 +1,208 @@
+"""The forward process `z_t = alpha(t) z_0 + sigma(t) noise`, what a network may predict of it, and the loss.
+
+Time t is in [0, 1]: 0 is data, 1 is (almost) pure noise. Every schedule is a pair of functions alpha, sigma; every
+prediction is a linear map of (z_0, noise) whose weights come from the same two numbers. Samplers and guidance see a
+`Denoiser` and nothing of this.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.params.train_unet import DiffusionParams
+
+Denoiser = Callable[[Float[Tensor, "b c h w"], Float[Tensor, " b"]], Float[Tensor, "b c h w"]]
+ScheduleName = Literal["flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr"]
+Prediction = Literal["eps", "v", "x0", "flow"]
+
+NUM_TABLE_STEPS = 1000
+
+
+def _betas(name: ScheduleName) -> Float[Tensor, " steps"]:
+    """The variance added by each of the 1000 discrete steps.
+
+    linear: Ho et al. 2020, section 4; scaled_linear: Rombach et al. 2022 (linear in sqrt(beta)), the schedule of
+    Stable Diffusion; cosine: Nichol and Dhariwal 2021, equation 17, with their cap of 0.999.
+    """
+    steps = torch.arange(NUM_TABLE_STEPS + 1, dtype=torch.float64) / NUM_TABLE_STEPS
+    if name == "linear":
+        return torch.linspace(1e-4, 0.02, NUM_TABLE_STEPS, dtype=torch.float64)
+    if name == "cosine":
+        signal = torch.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    return torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TABLE_STEPS, dtype=torch.float64) ** 2
+
+
+@cache
+def _angles(name: ScheduleName, device: torch.device) -> Float[Tensor, " steps+1"]:
+    """atan2(sigma, alpha) after 0 .. 1000 discrete steps, float64, from 0 (data) up."""
+    alpha = torch.cumprod(1 - _betas(name), dim=0).sqrt()
+    if name == "zero_terminal_snr":  # Lin et al. 2023, algorithm 1: shift the last alpha to 0, scale the first back
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.acos(alpha)]).to(device)
+
+
+def _column(x: Float[Tensor, " b"], like: Tensor) -> Tensor:
+    """One number per row, shaped and typed to be multiplied with `like`."""
+    return x.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha(t) and sigma(t) of one forward process.
+
+    `flow` is alpha = 1 - t, sigma = t (Lipman et al. 2023, Liu et al. 2023). The others are variance preserving tables
+    of 1000 steps: t = k / 1000 is the state after k steps, so t = 0 is data. Between steps the angle
+    atan2(sigma, alpha) is interpolated, which keeps alpha^2 + sigma^2 = 1 and, unlike the log-SNR, is finite at both
+    ends.
+    """
+
+    name: ScheduleName
+
+    def _angle(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        position = t.double().clamp(0, 1) * NUM_TABLE_STEPS
+        below = position.floor().clamp(max=NUM_TABLE_STEPS - 1)
+        angles = _angles(self.name, t.device)
+        return torch.lerp(angles[below.long()], angles[below.long() + 1], position - below)
+
+    def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Factor of the signal at times t in [0, 1]."""
+        return 1 - t if self.name == "flow" else torch.cos(self._angle(t)).clamp(min=0).to(t.dtype)
+
+    def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Factor of the noise at times t in [0, 1]."""
+        return t if self.name == "flow" else torch.sin(self._angle(t)).to(t.dtype)
+
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log(alpha^2 / sigma^2): +inf at t = 0, -inf where no signal is left."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def condition(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The number a network is told for time t: 1000 t for `flow`, the index k - 1 into the table for the others.
+
+        These are the timesteps of diffusers' flow-matching and DDPM schedulers, so exported weights mean the same.
+        """
+        return NUM_TABLE_STEPS * t if self.name == "flow" else NUM_TABLE_STEPS * t - 1
+
+
+def add_noise(
+    schedule: Schedule, z0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """z_t = alpha(t) z_0 + sigma(t) noise."""
+    return _column(schedule.alpha(t), z0) * z0 + _column(schedule.sigma(t), z0) * noise
+
+
+def target(
+    schedule: Schedule,
+    prediction: Prediction,
+    z0: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """What the network should put out at time t.
+
+    eps: the noise (Ho et al. 2020, equation 14); x0: the clean latent; v: alpha noise - sigma z_0 (Salimans and Ho
+    2022, appendix D); flow: noise - z_0, the velocity dz_t/dt of the `flow` schedule (Liu et al. 2023, equation 1).
+    """
+    if prediction == "v":
+        return _column(schedule.alpha(t), z0) * noise - _column(schedule.sigma(t), z0) * z0
+    return {"eps": noise, "x0": z0, "flow": noise - z0}[prediction]
+
+
+def _z0_weights(
+    schedule: Schedule, prediction: Prediction, t: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """(p, q) with z_0 = p z_t + q prediction: the inverse of `add_noise` and `target` taken together."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if prediction == "eps":
+        return 1 / alpha, -sigma / alpha
+    if prediction == "v":
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
+    if prediction == "flow":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    return torch.zeros_like(t), torch.ones_like(t)
+
+
+def z0_from_prediction(
+    schedule: Schedule,
+    prediction: Prediction,
+    z: Float[Tensor, "b c h w"],
+    predicted: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """The clean latent that a prediction at (z, t) implies."""
+    of_z, of_prediction = _z0_weights(schedule, prediction, t)
+    return _column(of_z, z) * z + _column(of_prediction, z) * predicted
+
+
+def noise_from_z0(
+    schedule: Schedule, z: Float[Tensor, "b c h w"], z0_hat: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """The noise that z and a clean latent imply at time t > 0."""
+    return (z - _column(schedule.alpha(t), z) * z0_hat) / _column(schedule.sigma(t), z)
+
+
+def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Weight of the squared error of the prediction at time t.
+
+    `min_snr` gives the error of z_0 the weight min(SNR, gamma) (Hang et al. 2023, section 3.4). An error d of the
+    prediction is an error q d of z_0, so the weight here is min(SNR, gamma) q^2: min(SNR, gamma) / SNR for eps,
+    min(SNR, gamma) / (SNR + 1) for v, and so on without a case for each.
+    """
+    if params.loss_weighting == "uniform":
+        return torch.ones_like(t)
+    snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+    return snr.clamp(max=params.min_snr_gamma) * _z0_weights(schedule, params.prediction, t)[1] ** 2
+
+
+def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Tensor, " b"]:
+    """Training times from uniform numbers u in [0, 1), by the inverse of the distribution function (monotone in u).
+
+    logit_normal and the shift: Esser et al. 2024, equations 19 and 23.
+    """
+    t = u
+    if params.time_sampling == "logit_normal":
+        t = torch.sigmoid(params.logit_normal_mean + params.logit_normal_std * torch.special.ndtri(u))
+    return params.time_shift * t / (1 + (params.time_shift - 1) * t)
+
+
+def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, context: Float[Tensor, "b n d"]) -> Denoiser:
+    """The network as a function (z, t) -> z0_hat with its context bound; float32 out whatever the autocast."""
+
+    def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        predicted: Tensor = unet(z, schedule.condition(t), context)
+        return z0_from_prediction(schedule, prediction, z, predicted.to(z.dtype), t)
+
+    return denoise
+
+
+class DenoisingObjective(nn.Module):
+    """The training loss of a denoiser: weighted mean squared error of the raw prediction."""
+
+    def __init__(self, unet: nn.Module, params: DiffusionParams) -> None:
+        super().__init__()
+        self.unet = unet
+        self.schedule = Schedule(params.schedule)
+        self.params = params
+
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """(weighted loss, mean squared error) of every row of `z0`, `noise` (b c h w), `t` (b), `context` (b n d)."""
+        z0, noise, t = batch["z0"], batch["noise"], batch["t"]
+        z = add_noise(self.schedule, z0, noise, t)
+        predicted: Tensor = self.unet(z, self.schedule.condition(t), batch["context"])
+        error = predicted.float() - target(self.schedule, self.params.prediction, z0, noise, t)
+        mse = error.square().flatten(1).mean(1)
+        return loss_weight(self.schedule, self.params, t) * mse, mse
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the rows: `loss`, `mse` without the weight, and `caption_dropout`, the share of rows that are
+        `dropped` (b): the caller has given them the null context already."""
+        weighted, mse = self.losses(batch)
+        return {"loss": weighted.mean(), "mse": mse.mean(), "caption_dropout": batch["dropped"].float().mean()}

@@ -1,0 +1,207 @@
+"""Measuring images: samples, the real images of their prompts, the autoencoder's round trips of those, and a reference.
+
+What is measured of an image depends on that image alone, so the work is cut into units that any process may do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int8, UInt8
+from torch import Tensor
+
+from ldm import artifact, images, metrics, randomness
+from ldm.autoencoder import Autoencoder, to_image, to_signal
+from ldm.clip import Clip
+from ldm.corpora import oracle
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.evaluate import EvaluateParams
+from ldm.samples import HELD_OUT, SEEN, Prompt, Samples
+from ldm.shards import Shards
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHECKS = (*oracle.ATTRIBUTES, "scene")
+"""Columns of `checks`."""
+NOT_STATED, WRONG, RIGHT = -1, 0, 1
+REAL, DECODED = "real_", "decoded_"
+REFERENCE, GALLERY = "reference", "gallery"
+_NUM_COLUMNS = 8
+"""Of the picture of pairs: even, so that a pair stays together."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images of one kind. With prompts, image i is measured against prompt i; `decoded` ones pass through the
+    autoencoder first."""
+
+    name: str
+    count: int
+    png: Callable[[int], bytes]
+    prompts: list[Prompt] | None
+    decoded: bool
+
+
+class RealImages:
+    """The image shards of all splits, found by key."""
+
+    def __init__(self, directory: Path, splits: Sequence[str]) -> None:
+        self._splits = {split: Shards(directory / split) for split in splits}
+        self._numbers = {split: {key: i for i, key in enumerate(s.keys)} for split, s in self._splits.items()}
+
+    def keys(self, split: str) -> list[str]:
+        """Keys of a split in their order."""
+        return self._splits[split].keys
+
+    def png(self, split: str, key: str) -> bytes:
+        """The image of one sample. IntegrityError: there is none."""
+        number = self._numbers[split].get(key)
+        if number is None:
+            where, fix = str(self._splits[split].directory), "run `dvc repro sample`"
+            raise IntegrityError(where, f"no sample {key}", "the images that the prompts come from", fix)
+        return self._splits[split][number]["png"]
+
+
+def has_claims(samples: Mapping[str, Samples]) -> bool:
+    """Whether the corpus says what its captions state, so that the oracle can check images."""
+    return any(prompt.claim is not None for prompt in samples[SEEN].prompts)
+
+
+def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
+    """All that is measured; a gallery to search in only where claims cannot be checked.
+
+    ConfigError: fewer than two training images have given no prompt.
+    """
+    found = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
+    for name in (HELD_OUT, SEEN):
+        prompts = samples[name].prompts
+        origins = [(prompt.split, prompt.key) for prompt in prompts]
+        found.append(_real(REAL + name, origins, real, prompts, decoded=False))
+        found.append(_real(DECODED + name, origins, real, prompts, decoded=True))
+    prompted = {(prompt.split, prompt.key) for part in samples.values() for prompt in part.prompts}
+    found.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
+    if not has_claims(samples):
+        found.append(_real(GALLERY, _gallery(samples, real, params), real))
+    return found
+
+
+def _real(
+    name: str,
+    origins: Sequence[tuple[str, str]],
+    real: RealImages,
+    prompts: list[Prompt] | None = None,
+    decoded: bool = False,
+) -> Subject:
+    return Subject(name, len(origins), lambda i: real.png(*origins[i]), prompts, decoded)
+
+
+def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    free = [origin for origin in _scattered(real, "train") if origin not in prompted][:count]
+    if len(free) < 2:
+        found = f"{len(free)} of {len(real.keys('train'))} training images have given no prompt"
+        fix = "lower sample.num_prompts_seen, or take sample.seen_split: val"
+        raise ConfigError("params.yaml: evaluate.num_reference_images", found, "at least two", fix)
+    return free
+
+
+def _gallery(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[tuple[str, str]]:
+    """(split, key) of the images to search among: those of the searched prompts, in their order, then others of
+    training and validation."""
+    own = [(prompt.split, prompt.key) for prompt in samples[SEEN].prompts[: params.num_retrieval_prompts]]
+    others = [*_scattered(real, "train"), *_scattered(real, "val")]
+    return list(dict.fromkeys([*own, *others]))[: max(params.num_retrieval_images, len(own))]
+
+
+def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
+    """Samples of a split in an order in which the first few stand for all, however the corpus is sorted."""
+    keys = real.keys(split)
+    order = randomness.order(np.arange(len(keys), dtype=np.int64), len(keys), randomness.key(0, "scattered", split))
+    return [(split, keys[i]) for i in order.tolist()]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What images are measured with."""
+
+    space: metrics.FeatureSpace
+    clip: Clip
+    autoencoder: Autoencoder
+    device: torch.device
+
+    @torch.no_grad()
+    def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
+        """Per image: `features` [n, f] and CLIP's `clip_image` [n, e]; with prompts also `clip_text` [n, e] and the
+        oracle's `checks` and `shuffled_checks` [n, len(CHECKS)], the latter with the claim of another prompt."""
+        batches = [
+            range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
+        ]
+        parts = [self._measure(subject, batch) for batch in batches]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _measure(self, subject: Subject, rows: range) -> dict[str, Tensor]:
+        pixels = images.to_tensor([subject.png(i) for i in rows]).to(self.device)
+        if subject.decoded:
+            pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
+        of_clip = self.clip.image_features(pixels).float().cpu()
+        features = of_clip if self.space.name == "clip" else self.space.extract(pixels).float().cpu()
+        found = {"features": features, "clip_image": of_clip}
+        if subject.prompts is None:
+            return found
+        ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
+        found["clip_text"] = self.clip.text_features(ids).float().cpu()
+        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        away = metrics.shuffle_distance(subject.count)
+        found["checks"] = _checks([subject.prompts[i] for i in rows], arrays)
+        found["shuffled_checks"] = _checks([subject.prompts[(i + away) % subject.count] for i in rows], arrays)
+        return found
+
+
+def _checks(prompts: Sequence[Prompt], arrays: UInt8[np.ndarray, "b h w 3"]) -> Int8[Tensor, "b checks"]:
+    rows = [
+        {} if prompt.claim is None else oracle.score(prompt.claim, array)
+        for prompt, array in zip(prompts, arrays, strict=True)
+    ]
+    codes = [[int(row[name]) if name in row else NOT_STATED for name in CHECKS] for row in rows]
+    return torch.tensor(codes, dtype=torch.int8)
+
+
+def units(found: Sequence[Subject], size: int) -> list[tuple[Subject, range]]:
+    """The work in pieces of at most `size` images of one subject."""
+    return [
+        (subject, range(start, min(start + size, subject.count)))
+        for subject in found
+        for start in range(0, subject.count, size)
+    ]
+
+
+def write_unit(folder: Path, subject: Subject, rows: range, measured: Mapping[str, Tensor]) -> None:
+    """Keep what a process measured until `read_units`."""
+    (folder / subject.name).mkdir(parents=True, exist_ok=True)
+    artifact.write_tensors(folder / subject.name / f"{rows.start:08d}.safetensors", measured)
+
+
+def read_units(folder: Path, found: Sequence[Subject]) -> dict[str, dict[str, Tensor]]:
+    """All measurements by subject, in the order of its images."""
+    measured: dict[str, dict[str, Tensor]] = {}
+    for subject in found:
+        parts = [artifact.open_tensors(path) for path in sorted((folder / subject.name).iterdir())]
+        measured[subject.name] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        assert len(measured[subject.name]["features"]) == subject.count, f"{subject.name}: a unit is missing"
+    return measured
+
+
+def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":
+    """Samples of seen and then of held-out prompts, at most `count` of each, every one beside the real image of its
+    prompt."""
+    cells: list[bytes] = []
+    captions: list[str] = []
+    for name, title in ((SEEN, "seen"), (HELD_OUT, "held out")):
+        part = samples[name]
+        for i, prompt in enumerate(part.prompts[:count]):
+            cells += [part.png(i), real.png(prompt.split, prompt.key)]
+            captions += [f"{title}: {prompt.prompt}", "real"]
+    return images.grid(images.to_tensor(cells), _NUM_COLUMNS, captions)

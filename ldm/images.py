@@ -1,0 +1,85 @@
+"""Images as bytes, arrays and pictures for people. The one door to Pillow besides the corpora."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MIN_CELL_PX = 128
+_CAPTION_PX = 13
+_NUM_CAPTION_LINES = 4
+_GAP_PX = 4
+
+
+def decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of a PNG that `encode_png` wrote; users' images go through `ldm.corpora.cleaning`."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        assert image.mode == "RGB", f"a shard holds RGB images, not {image.mode}"
+        return np.asarray(image)
+
+
+def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A PNG without metadata: the same pixels give the same bytes under one version of Pillow."""
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, f"{image.dtype} {image.shape}"
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def to_tensor(pngs: Sequence[bytes]) -> 'UInt8[Tensor, "b 3 h w"]':
+    """Decode PNGs of one size into a contiguous batch."""
+    import torch
+
+    batch = np.stack([decode_png(png) for png in pngs])
+    return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+
+
+def grid(
+    images: 'UInt8[np.ndarray, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]', num_columns: int, captions: Sequence[str] | None
+) -> Image.Image:
+    """One picture of all images in reading order, each above its caption; `.save(path)` writes it.
+
+    Images below 128 px are magnified by a whole factor, without smoothing, so that captions fit and pixels stay
+    visible. A caption is wrapped to four lines and then cut. Tensors must lie on the CPU.
+    """
+    cells = np.asarray(images).transpose(0, 2, 3, 1)
+    assert captions is None or len(captions) == len(cells), "one caption per image"
+    factor = max(1, math.ceil(_MIN_CELL_PX / cells.shape[2]))
+    height, width = cells.shape[1] * factor, cells.shape[2] * factor
+    caption_px = 0 if captions is None else _NUM_CAPTION_LINES * (_CAPTION_PX + 2)
+    num_rows = math.ceil(len(cells) / num_columns)
+    step_x, step_y = width + _GAP_PX, height + caption_px + _GAP_PX
+    canvas = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), "white")
+    for i, cell in enumerate(cells):
+        x, y = _GAP_PX + i % num_columns * step_x, _GAP_PX + i // num_columns * step_y
+        canvas.paste(Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        if captions is not None:
+            _write_caption(ImageDraw.Draw(canvas), captions[i], x, y + height, width)
+    return canvas
+
+
+def _write_caption(draw: ImageDraw.ImageDraw, caption: str, x: int, y: int, width: int) -> None:
+    # Pillow's embedded font: the same picture on every machine.
+    font = ImageFont.load_default(_CAPTION_PX)
+    for i, line in enumerate(_wrap(caption, font, width)[:_NUM_CAPTION_LINES]):
+        draw.text((x, y + 1 + i * (_CAPTION_PX + 2)), line, fill="black", font=font)
+
+
+def _wrap(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> list[str]:
+    """Words in lines of at most `width` pixels; a longer word gets a line of its own and is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        while font.getlength(word) > width:
+            word = word[:-1]
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

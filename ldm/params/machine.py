@@ -1,0 +1,20 @@
+"""Params section `machine`: settings of this machine. They do not change a result, so no stage depends on them."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt
+
+from ldm.config import Section
+
+
+class MachineParams(Section):
+    """How this machine computes."""
+
+    threads: int | None = Field(ge=1)
+    """CPU threads per process; null = physical cores / processes on this machine."""
+    num_workers: NonNegativeInt
+    """Data-loading worker processes beside each process; 0 = none."""
+    attention: Literal["auto", "xformers", "sdpa", "math"]
+    """Attention backend; auto = the fastest that runs here."""
+    compile: bool
+    """Whether networks are compiled by torch.compile before training."""

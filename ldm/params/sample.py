@@ -1,0 +1,76 @@
+"""Section `sample`: how noise becomes images, and of which prompts."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ldm.config import Section
+
+GuidanceScale = Annotated[float, Field(ge=0, le=100)]
+Time = Annotated[float, Field(ge=0, le=1)]
+
+
+class SweepParams(Section):
+    """Validation prompts sampled at several guidance scales, to choose one."""
+
+    guidance_scales: list[GuidanceScale] = Field(max_length=32)
+    """The scales; an empty list = no sweep."""
+    num_prompts: int = Field(ge=2, le=10**6)
+    """Prompts per scale, the same for every scale and other ones than those of the samples (fewer if validation has
+    fewer)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.guidance_scales)) != len(self.guidance_scales):
+            raise ValueError(f"guidance_scales {self.guidance_scales} name one twice")
+        return self
+
+
+class SampleParams(Section):
+    """Section `sample` of params.yaml; `ldm generate` takes from it what it is not told."""
+
+    sampler: Literal["ddim", "dpm_solver_pp_2m"]
+    """Song et al. 2021 (first order, may add noise), or DPM-Solver++(2M) of Lu et al. 2022 (second order)."""
+    num_steps: int = Field(ge=1, le=1000)
+    """Steps from noise to latent; each calls the network once, twice under guidance."""
+    spacing: Literal["uniform", "log_snr"]
+    """Steps even in time, or even in log-SNR."""
+    time_shift: float = Field(gt=0, le=100)
+    """More than 1 spends more steps on high noise: t becomes s t / (1 + (s - 1) t); 1 = none."""
+    eta: float = Field(ge=0, le=1)
+    """Noise that `ddim` adds: 0 = none, 1 = ancestral sampling; 0 with `dpm_solver_pp_2m`."""
+    guidance_scale: GuidanceScale
+    """Classifier-free guidance; 1 = none, 0 = the prompt is ignored."""
+    guidance_interval: tuple[Time, Time]
+    """Times between which guidance acts, low and high; [0, 1] = always."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of matrix products and convolutions of the UNet; the autoencoder decodes in fp32."""
+    seed: int = Field(ge=0, lt=2**63)
+    """Seed of the noise."""
+    batch_size: int = Field(ge=1, le=2**16)
+    """Images sampled at a time."""
+    num_prompts_held_out: int = Field(ge=2, le=10**6)
+    """Prompts from the held-out split, or from validation for a corpus that holds nothing out (fewer if the split has
+    fewer)."""
+    num_prompts_seen: int = Field(ge=2, le=10**6)
+    """Prompts from `seen_split` (fewer if it has fewer)."""
+    seen_split: Literal["train", "val"]
+    """Where seen prompts come from: `val` where validation repeats what training showed in other combinations, `train`
+    where every sample shows something of its own."""
+    sweep: SweepParams
+    """Guidance sweep."""
+    num_samples_per_shard: int = Field(ge=1, le=10**6)
+    """Images in a tar of the result, which is also the unit of work that processes share out."""
+    num_grid_columns: int = Field(ge=1, le=32)
+    """Images in a row of `grid.png`."""
+    num_grid_rows: int = Field(ge=1, le=32)
+    """Rows of seen prompts, and as many of held-out ones below them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.guidance_interval
+        if low > high:
+            raise ValueError(f"guidance_interval [{low}, {high}] is empty; expected [low, high] with low <= high")
+        if self.eta > 0 and self.sampler != "ddim":
+            raise ValueError(f"eta {self.eta} adds noise, which only ddim can; with {self.sampler} it must be 0")
+        return self

@@ -1,0 +1,19 @@
+"""Section `train_autoencoder`: the autoencoder, its loss and its training."""
+
+from pydantic import Field
+
+from ldm.config import Section
+from ldm.params.networks import AutoencoderParams, ReconstructionParams
+from ldm.params.training import TrainingParams
+
+
+class TrainAutoencoderParams(Section):
+    """Section `train_autoencoder` of params.yaml."""
+
+    network: AutoencoderParams
+    reconstruction: ReconstructionParams
+    training: TrainingParams
+    num_validation_samples: int = Field(gt=0)
+    """Validation images that the curves are taken over (fewer if the split has fewer); the metrics take them all."""
+    num_pictures: int = Field(ge=1, le=256)
+    """Validation images shown beside their reconstructions."""

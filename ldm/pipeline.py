@@ -1,0 +1,219 @@
+"""Text in, images out: the trained artefacts, checked against each other and composed.
+
+from ldm.pipeline import Pipeline, save
+images = Pipeline.load()(["a red circle above a blue square"], guidance_scale=4, seed=0)
+save(images, Path("out"))
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import ValidationError
+from torch import Tensor
+
+from ldm import artifact, attention, clip, config, images, sampling
+from ldm.autoencoder import Autoencoder, LatentScale, to_image
+from ldm.cache import LATENTS, TextEmbeddings
+from ldm.diffusion import Denoiser, Prediction, Schedule, denoiser
+from ldm.errors import ConfigError, MachineError
+from ldm.params.machine import MachineParams
+from ldm.params.networks import AutoencoderParams, UNetParams
+from ldm.params.paths import PathsParams
+from ldm.params.sample import SampleParams
+from ldm.params.train_unet import DiffusionParams
+from ldm.unet import UNet
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_autoencoder(directory: Path, device: torch.device) -> tuple[Autoencoder, artifact.Passport]:
+    """The trained autoencoder, frozen. IntegrityError: missing, corrupt or of another kind."""
+    passport, tensors = artifact.read(directory, "autoencoder")
+    network = Autoencoder(AutoencoderParams.model_validate(passport.config["network"]))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False).to(device), passport
+
+
+@dataclass(frozen=True)
+class Generator:
+    """UNet and autoencoder: token states in, images out. `passport` is the UNet's."""
+
+    unet: UNet
+    latent_shape: tuple[int, int, int]
+    autoencoder: Autoencoder
+    schedule: Schedule
+    prediction: Prediction
+    scale: LatentScale
+    null_context: Float[Tensor, "n d"]
+    passport: artifact.Passport
+    directory: Path
+    device: torch.device
+
+    @classmethod
+    def load(cls, unet: Path, autoencoder: Path, embeddings: TextEmbeddings, device: torch.device) -> Self:
+        """Read the folders of both networks.
+
+        IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or on
+        other embeddings.
+        """
+        decoder, of_decoder = load_autoencoder(autoencoder, device)
+        passport, tensors = artifact.read(unet, "unet")
+        artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
+        artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
+        diffusion = DiffusionParams.model_validate(passport.config["diffusion"])
+        params = UNetParams.model_validate(passport.config["network"])
+        network = UNet(params)
+        network.load_state_dict(tensors)
+        return cls(
+            unet=network.eval().requires_grad_(False).to(device),
+            latent_shape=(params.latent_channels, params.latent_size, params.latent_size),
+            autoencoder=decoder,
+            schedule=Schedule(diffusion.schedule),
+            prediction=diffusion.prediction,
+            scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
+            null_context=embeddings.null_tokens.to(device),
+            passport=passport,
+            directory=unet,
+            device=device,
+        )
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of all that its images are made from."""
+        trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
+        return {"unet": self.passport.content_sha256, **trained_on}
+
+    def check_latents(self, latents: Path) -> None:
+        """IntegrityError unless the UNet was trained on the latents in this folder."""
+        found = artifact.read_passport(latents / "train", LATENTS)
+        artifact.check_input(self.directory, self.passport, "latents_train", found.content_sha256)
+
+    def check_guidance(self, guidance_scales: Sequence[float]) -> None:
+        """ConfigError if guidance is asked of a UNet that has never seen the null embedding."""
+        asked = [scale for scale in guidance_scales if scale != 1]
+        if asked and self.passport.facts["caption_dropout"] == 0:
+            found = f"{asked[0]:g}, and {self.directory} was trained with caption_dropout 0"
+            fix = "set guidance_scale: 1, or train with train_unet.diffusion.caption_dropout: 0.1"
+            raise ConfigError("guidance_scale", found, "1: without dropout the UNet knows no 'no caption'", fix)
+
+    @torch.no_grad()
+    def __call__(
+        self, context: Float[Tensor, "b n d"], prompt_numbers: Sequence[int], params: SampleParams
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """One image per row of token states, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
+        self.check_guidance([params.guidance_scale])
+        z = self._latents(self._guided(context.to(self.device), params), prompt_numbers, params)
+        return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
+
+    def _guided(self, context: Float[Tensor, "b n d"], params: SampleParams) -> Denoiser:
+        null_context = self.null_context.expand(len(context), -1, -1)
+        conditional = denoiser(self.unet, self.schedule, self.prediction, context)
+        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_context)
+        guided = sampling.guide(conditional, unconditional, params.guidance_scale, params.guidance_interval)
+
+        def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            with torch.autocast(self.device.type, _DTYPES[params.precision], enabled=params.precision != "fp32"):
+                return guided(z, t)
+
+        return denoise
+
+    def _latents(
+        self, denoise: Denoiser, prompt_numbers: Sequence[int], params: SampleParams
+    ) -> Float[Tensor, "b c h w"]:
+        noise = sampling.prompt_noise(params.seed, prompt_numbers, self.latent_shape).to(self.device)
+        times = sampling.time_grid(self.schedule, params.num_steps, params.spacing, params.time_shift)
+        if params.sampler == "dpm_solver_pp_2m":
+            return sampling.dpm_solver_pp_2m(denoise, self.schedule, noise, times)
+        fresh = sampling.prompt_noise_at_step(params.seed, prompt_numbers, self.latent_shape)
+        return sampling.ddim(denoise, self.schedule, noise, times, fresh if params.eta else None, params.eta)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A generator with the text encoder it was trained with; settings that a call does not name are `params`."""
+
+    generator: Generator
+    text_encoder: clip.Clip
+    layer: clip.Layer
+    norm: bool
+    context_tokens: int
+    params: SampleParams
+
+    @classmethod
+    def load(cls, root: Path = Path(), device: str | torch.device | None = None) -> Self:
+        """The artefacts of the repository at `root`, found through its params.yaml, on a GPU if there is one.
+
+        Raises:
+            ConfigError: params.yaml is missing or wrong.
+            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there.
+            MachineError: there is no GPU and `device` is one.
+        """
+        paths = config.read(PathsParams, "paths", root / config.PARAMS)
+        machine = config.read(MachineParams, "machine", root / config.PARAMS)
+        params = config.read(SampleParams, "sample", root / config.PARAMS)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise MachineError(
+                "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
+            )
+        attention.use(machine.attention, where)
+        embeddings = TextEmbeddings(root / paths.embeddings)
+        encoder, of_encoder = clip.load(root / paths.clip)
+        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_encoder.content_sha256)
+        facts = embeddings.passport.facts
+        return cls(
+            generator=Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where),
+            text_encoder=encoder.to(where),
+            layer=facts["layer"],
+            norm=facts["norm"],
+            context_tokens=facts["context_tokens"],
+            params=params,
+        )
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """Token states of prompts as `embed_text` stores them; a prompt that is too long is cut, with a warning."""
+        for prompt, count in zip(prompts, self.text_encoder.num_tokens(prompts).tolist(), strict=True):
+            if count > self.context_tokens:
+                found = f"{count} tokens are cut to the {self.context_tokens} of training"
+                warnings.warn(f"{found}: {prompt!r}", stacklevel=2)
+        ids = self.text_encoder.tokenise(prompts, self.context_tokens).to(self.generator.device)
+        states, _ = self.text_encoder.encode_text(ids, self.layer, self.norm)
+        return states[:, : self.context_tokens].half().float()
+
+    def __call__(self, prompts: str | Sequence[str], **settings: Any) -> UInt8[Tensor, "b 3 h w"]:
+        """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
+        images.
+
+        settings: fields of `SampleParams`, such as guidance_scale, num_steps, sampler and seed. ConfigError: one of
+        them is unknown or out of range.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        params = self._with(settings)
+        starts = range(0, len(texts), params.batch_size)
+        batches = [range(start, min(start + params.batch_size, len(texts))) for start in starts]
+        return torch.cat([self.generator(self.embed([texts[i] for i in batch]), batch, params) for batch in batches])
+
+    def _with(self, settings: dict[str, Any]) -> SampleParams:
+        try:
+            return SampleParams.model_validate(self.params.model_dump() | settings)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+            raise ConfigError.many([f"{line} (found {settings})" for line in lines]) from None
+
+
+def save(pictures: UInt8[Tensor, "b 3 h w"], directory: Path) -> list[Path]:
+    """Write images as 0000.png, 0001.png, ... into a folder, which is made if it is not there. ConfigError: it is a
+    file."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{i:04d}.png" for i in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.write_bytes(images.encode_png(picture.permute(1, 2, 0).contiguous().numpy()))
+    return paths

@@ -1,0 +1,64 @@
+"""Loss curves: tables as CSV, and the same tables drawn as PNG."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+Table = dict[str, list[tuple[float, float]]]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write rows as CSV with a header; columns in the order in which they first appear, floats to 9 digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([[_text(row.get(name)) for name in columns] for row in rows])
+
+
+def read_table(path: Path, x: str = "step") -> Table:
+    """Every column but `x` of a CSV as points (x, value); empty and NaN cells are left out."""
+    table: Table = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name != x and value and not math.isnan(float(value)):
+                    table.setdefault(name, []).append((float(row[x]), float(value)))
+    return table
+
+
+def draw_curves(tables: Mapping[str, Path], path: Path, x: str = "step") -> None:
+    """Draw CSV tables (label -> file) over column `x` as one PNG, a panel per column; equal in, equal bytes out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    read = {label: read_table(file, x) for label, file in tables.items()}
+    names = list(dict.fromkeys(name for table in read.values() for name in table))
+    num_columns = min(3, max(1, len(names)))
+    num_rows = max(1, math.ceil(len(names) / num_columns))
+    figure = Figure(figsize=(4 * num_columns, 3 * num_rows))
+    figure.subplots_adjust(left=0.2 / num_columns, right=1 - 0.1 / num_columns, wspace=0.3)
+    figure.subplots_adjust(bottom=0.2 / num_rows, top=1 - 0.1 / num_rows, hspace=0.5)
+    FigureCanvasAgg(figure)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(num_rows, num_columns, i + 1, title=name, xlabel=x)
+        for label, points in ((label, table[name]) for label, table in read.items() if name in table):
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
+            if _spans_decades(value for _, value in points):
+                axes.set_yscale("log")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _spans_decades(values: Iterable[float]) -> bool:
+    """Whether values are positive and differ so much that a linear axis hides the small ones."""
+    known = list(values)
+    return min(known) > 0 and max(known) / min(known) > 10

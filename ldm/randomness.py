@@ -1,0 +1,70 @@
+"""Every random number of a run is a pure function of (seed, purpose, counters).
+
+Nothing here depends on rank, worker, wall clock or on what was drawn before, so a resumed run needs one integer (the
+step), and a run on another number of processes sees the same samples, noise, times, captions and drops.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_NUM_ROUNDS = 8
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def key(seed: int, *purpose: str | int) -> int:
+    """A 63-bit number that belongs to `(seed, *purpose)`: the first bits of the BLAKE2b hash of the parts.
+
+    Parts are hashed as JSON, so `("a", 12)`, `("a", 1, 2)`, `("a1", 2)` and `("a", "12")` give unrelated numbers.
+    """
+    parts = [int(part) if isinstance(part, int | np.integer) else part for part in (seed, *purpose)]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator whose stream belongs to `(seed, *purpose)`. Seed 0 is a seed like any other."""
+    return torch.Generator().manual_seed(key(seed, *purpose))
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014, section 6): a bijection that scatters every bit."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _feistel(x: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int) -> npt.NDArray[np.uint64]:
+    """One keyed permutation of `[0, 4^half_bits)` per entry: a Feistel network (Luby and Rackoff 1988)."""
+    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = x >> bits, x & mask
+    for round_number in range(_NUM_ROUNDS):
+        scattered = _mix(right ^ _mix(keys + np.uint64(round_number)))
+        left, right = right, left ^ ((scattered >> np.uint64(32)) & mask)
+    return (left << bits) | right
+
+
+def order(positions: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Sample numbers at global `positions` of an endless stream that visits each of `count` samples once per epoch.
+
+    Epoch `e` covers positions `[e * count, (e + 1) * count)` and has a permutation of its own: a Feistel network over
+    the next power of four, cycle-walked back into the range (Black and Rogaway 2002, section 3). No permutation is held
+    in memory, so 10^9 samples cost nothing.
+
+    positions: [b], any non-negative numbers in any order; returns [b] in `[0, count)`.
+    """
+    assert count > 0, "an order needs at least one sample"
+    assert positions.size == 0 or int(positions.min()) >= 0, "positions start at 0"
+    epochs, inverse = np.unique(positions // count, return_inverse=True)
+    keys = np.array([key(seed, "order", int(epoch)) for epoch in epochs], dtype=np.uint64)[inverse]
+    half_bits = max(1, -(-(count - 1).bit_length() // 2))
+    samples = _feistel((positions % count).astype(np.uint64), keys, half_bits)
+    outside = samples >= count
+    while outside.any():
+        samples[outside] = _feistel(samples[outside], keys[outside], half_bits)
+        outside = samples >= count
+    return samples.astype(np.int64)

@@ -1,0 +1,170 @@
+"""Samples on disk: which prompts become images, and those images as shards that remember prompt, claim and origin.
+
+A folder of samples holds one split of shards per set of prompts (parts png, and json {"prompt", "claim",
+"prompt_number", "split", "key"}), `grid.png` and a passport with the hash of every set.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ldm import artifact, images, randomness, shards
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.sample import SampleParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KIND = "samples"
+HELD_OUT, SEEN = "held_out", "seen"
+SPLITS = ("train", "val", "held_out")
+_SWEEP = "sweep"
+_PARTS = ".parts"
+_FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption to sample, and the sample of the corpus that it comes from."""
+
+    prompt: str
+    claim: dict[str, Any] | None
+    """What the caption states, for a corpus that can check it."""
+    prompt_number: int
+    """Number of the noise it starts from."""
+    split: str
+    key: str
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that are sampled at one guidance scale."""
+
+    name: str
+    guidance_scale: float
+    prompts: list[Prompt]
+
+
+def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[PromptSet]:
+    """The sets `held_out`, `seen` and one per scale of the sweep, whose prompts have the same numbers at every scale.
+
+    captions: the splits train, val and held_out. A prompt is the first caption of a sample, samples are taken in an
+    order scattered over their split, and none is taken twice. Without held-out samples `held_out` is drawn from val.
+    ConfigError: a split has not two samples left for a set, the least that can be compared.
+    """
+    taken = Counter[str]()
+    held_out_split = HELD_OUT if len(captions[HELD_OUT]) else "val"
+    held_out = _take(captions, held_out_split, params.num_prompts_held_out, taken, "num_prompts_held_out")
+    seen = _take(captions, params.seen_split, params.num_prompts_seen, taken, "num_prompts_seen")
+    sets = [PromptSet(HELD_OUT, params.guidance_scale, held_out), PromptSet(SEEN, params.guidance_scale, seen)]
+    if params.sweep.guidance_scales:
+        swept = _take(captions, "val", params.sweep.num_prompts, taken, "sweep.num_prompts")
+        sets += [PromptSet(f"{_SWEEP}_{scale:g}", scale, swept) for scale in params.sweep.guidance_scales]
+    return sets
+
+
+def _take(captions: Mapping[str, shards.Shards], split: str, count: int, taken: Counter[str], key: str) -> list[Prompt]:
+    available, first_number = len(captions[split]), taken.total()
+    positions = np.arange(taken[split], min(taken[split] + count, available), dtype=np.int64)
+    if len(positions) < 2:
+        found = f"{taken[split]} of the {available} samples of {split} have gone to other prompts"
+        fix = "lower the numbers of prompts, or give the split more samples"
+        raise ConfigError(f"params.yaml: sample.{key}", found, "at least two left", fix)
+    taken[split] += len(positions)
+    # The choice does not depend on sample.seed: two seeds are compared on the same prompts.
+    chosen = randomness.order(positions, available, randomness.key(0, "prompts", split))
+    prompts: list[Prompt] = []
+    for number, sample in enumerate(chosen.tolist(), first_number):
+        told = json.loads(captions[split][sample]["json"])
+        prompts.append(Prompt(told["captions"][0], told["claims"][0], number, split, captions[split].keys[sample]))
+    return prompts
+
+
+def units(sets: Sequence[PromptSet], size: int) -> list[tuple[PromptSet, range]]:
+    """The work in pieces of at most `size` prompts of one set."""
+    return [
+        (part, range(start, min(start + size, len(part.prompts))))
+        for part in sets
+        for start in range(0, len(part.prompts), size)
+    ]
+
+
+def write_unit(folder: Path, part: PromptSet, rows: range, pictures: UInt8[Tensor, "b 3 h w"]) -> None:
+    """Keep the images of one unit until `merge`; any process may write any unit."""
+    arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+    encoded = [
+        (f"{prompt.prompt_number:08d}", {"png": images.encode_png(array), "json": _json(prompt)})
+        for prompt, array in zip(part.prompts[rows.start : rows.stop], arrays, strict=True)
+    ]
+    shards.write(folder / _PARTS / part.name / f"{rows.start:08d}", encoded, len(rows))
+
+
+def merge(folder: Path, sets: Sequence[PromptSet], params: SampleParams, inputs: Mapping[str, str]) -> None:
+    """Turn the units into shards and write the passport; one process, after all units are there."""
+    facts: dict[str, Any] = {}
+    for part in sets:
+        directories = sorted((folder / _PARTS / part.name).iterdir())
+        shards.write(folder / part.name, _samples(directories), params.num_samples_per_shard)
+        written = shards.Shards(folder / part.name)
+        assert len(written) == len(part.prompts), f"{part.name}: {len(written)} images of {len(part.prompts)} prompts"
+        facts[part.name] = {"sha256": written.sha256, "guidance_scale": part.guidance_scale}
+    shutil.rmtree(folder / _PARTS)
+    sha256 = artifact.sha256_json({name: fact["sha256"] for name, fact in facts.items()})
+    artifact.write_passport(folder, KIND, params.model_dump(mode="json"), inputs, {"sets": facts}, sha256)
+
+
+def grid(folder: Path, params: SampleParams) -> "Image":
+    """Rows of seen prompts, and below them rows of held-out ones, with the prompts as captions."""
+    cells: list[bytes] = []
+    captions: list[str] = []
+    for name, title in ((SEEN, "seen"), (HELD_OUT, "held out")):
+        samples = shards.Shards(folder / name, verify=False)
+        count = min(len(samples), params.num_grid_rows * params.num_grid_columns)
+        whole_rows = count - count % params.num_grid_columns or count
+        cells += [samples[i]["png"] for i in range(whole_rows)]
+        captions += [f"{title}: {json.loads(samples[i]['json'])['prompt']}" for i in range(whole_rows)]
+    return images.grid(images.to_tensor(cells), params.num_grid_columns, captions)
+
+
+class Samples:
+    """One set of samples for reading."""
+
+    def __init__(self, directory: Path, sha256: str, guidance_scale: float) -> None:
+        self._shards = shards.Shards(directory)
+        if self._shards.sha256 != sha256:
+            raise IntegrityError(str(directory / "index.json"), f"SHA-256 {self._shards.sha256}", sha256, _FIX)
+        self.guidance_scale = guidance_scale
+        self.prompts = [Prompt(**json.loads(self._shards[i]["json"])) for i in range(len(self._shards))]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def png(self, i: int) -> bytes:
+        """Image of prompt i."""
+        return self._shards[i]["png"]
+
+
+def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
+    """All sets by name, `held_out` and `seen` first. IntegrityError: missing, corrupt or of another kind."""
+    passport = artifact.read_passport(folder, KIND)
+    facts: dict[str, Any] = passport.facts["sets"]
+    names = sorted(facts, key=lambda name: (name not in (HELD_OUT, SEEN), facts[name]["guidance_scale"], name))
+    return passport, {name: Samples(folder / name, **facts[name]) for name in names}
+
+
+def _samples(directories: Iterable[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for directory in directories:
+        unit = shards.Shards(directory, verify=False)
+        yield from ((key, unit[i]) for i, key in enumerate(unit.keys))
+
+
+def _json(prompt: Prompt) -> bytes:
+    return json.dumps(asdict(prompt), sort_keys=True, ensure_ascii=False).encode()

@@ -1,0 +1,290 @@
+"""Resumable state of a long computation, outside DVC's outs: `runs/<stage>/<hash of the fingerprint>/`.
+
+A state becomes visible as a whole or not at all, is hashed when it is written and when it is read, and is only ever
+resumed by a run with the same fingerprint. It is safetensors and JSON. One process at a time owns a run directory.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from select import POLLIN, poll
+from types import FrameType
+from typing import Any, Self
+
+import psutil
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ldm import artifact
+from ldm.errors import IntegrityError, MachineError, NumericsError
+
+_TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
+_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"}
+_NUM_SHOWN_CHANGES = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run needs to go on after `step` updates."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def fingerprint(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What a result depends on, as dotted keys: the resolved section, the hashes of the inputs, the hashes of the code.
+
+    Code is every loaded module of `ldm` and the stage's script. Threads and number of processes are no part of it: they
+    change the last bits of a result, not what is computed.
+    """
+    code = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("ldm", "__main__")}
+    return {
+        **dict(_flatten("params", section.model_dump(mode="json"))),
+        **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
+        **{f"code.{name}": artifact.sha256_file(path) for name, path in sorted(code.items()) if path},
+    }
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _flatten(f"{name}.{key}", entry)
+    else:
+        yield name, value
+
+
+class Run:
+    """One run directory: `open` it, `load` the newest good state, `commit` new ones, `remove` it in the end.
+
+    Only the main process opens, commits and removes; every process may load.
+    """
+
+    def __init__(self, root: Path, stage: str, fingerprint: Mapping[str, Any]) -> None:
+        self.fingerprint = dict(fingerprint)
+        self.directory = root / stage / artifact.sha256_json(self.fingerprint)[:16]
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Take the run directory, and say what changed if other runs of the stage exist but not this one.
+
+        MachineError: another process holds it.
+        """
+        if self._lock is not None:
+            return
+        is_fresh = not self.directory.exists()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _take(self.directory / "lock")
+        for left_over in self.directory.glob(".*.building"):
+            shutil.rmtree(left_over)
+        if is_fresh:
+            self._report_changes()
+        artifact.write_json(self.directory / "fingerprint.json", self.fingerprint)
+
+    def close(self) -> None:
+        """Let go of the run directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def remove(self) -> None:
+        """Remove the run directory, if this process holds it: its result stands elsewhere now."""
+        if self._lock is not None:
+            shutil.rmtree(self.directory)
+            self.close()
+
+    def load(self) -> State | None:
+        """The newest state that verifies, or None. One that does not is reported and passed over."""
+        for directory in sorted(self.directory.glob("step-*"), reverse=True):
+            try:
+                return _read(directory)
+            except IntegrityError as error:
+                print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
+        return None
+
+    def commit(self, state: State, num_kept: int) -> None:
+        """Make a state the newest one, durably, then drop all but the `num_kept` newest.
+
+        After a kill at any point, or an error, the states from before still load.
+
+        Raises:
+            NumericsError: a tensor is not finite. MachineError: it cannot be written (with needed and free bytes).
+        """
+        assert self._lock is not None, "a run commits only while it is open"
+        _refuse_nonfinite(state, self.directory)
+        name = f"step-{state.step:09d}"
+        building, final = self.directory / f".{name}.building", self.directory / name
+        try:
+            _write(building, state)
+            if final.exists():  # only a state that did not verify is ever made again
+                shutil.rmtree(final)
+            building.rename(final)
+            _sync(self.directory)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise self._unwritable(state, error) from error
+        _check(final)
+        for old in sorted(self.directory.glob("step-*"))[:-num_kept]:
+            shutil.rmtree(old)
+
+    def _unwritable(self, state: State, error: Exception) -> MachineError:
+        needed = sum(tensor.nbytes for tensor in state.tensors.values())
+        found = f"{error}; {shutil.disk_usage(self.directory).free} bytes are free"
+        fix = "free space or mend the disk and run again: it goes on from the last state, which is unharmed"
+        return MachineError(str(self.directory), found, f"room for a state of {needed} bytes", fix)
+
+    def _report_changes(self) -> None:
+        others = [path for path in self.directory.parent.glob("*/fingerprint.json")]
+        if not others:
+            return
+        newest = max(others, key=lambda path: path.stat().st_mtime)
+        before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+        keys = [key for key in {**before, **self.fingerprint} if before.get(key) != self.fingerprint.get(key)]
+        shown = [f"  {key}: {before.get(key)} -> {self.fingerprint.get(key)}" for key in keys[:_NUM_SHOWN_CHANGES]]
+        more = [f"  and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
+        print(f"fresh run; {newest.parent} differs in", *shown, *more, sep="\n", flush=True)
+
+
+def _take(path: Path) -> int:
+    """Lock a file for as long as the returned descriptor is open."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 1000).decode()
+            os.close(file)
+            fix = "wait for it or stop it; it saves its state and the same command continues it"
+            found = f"a run is already going on here ({holder})"
+            raise MachineError(str(path.parent), found, "no other", fix) from None
+        with suppress(FileNotFoundError):
+            if os.fstat(file).st_ino == path.stat().st_ino:
+                break
+        os.close(file)  # its holder removed the directory between open and flock
+        path.parent.mkdir(parents=True, exist_ok=True)
+    os.truncate(file, 0)
+    os.write(file, f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+    return file
+
+
+def _refuse_nonfinite(state: State, directory: Path) -> None:
+    for name, tensor in state.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            fix = "lower the learning rate or max_grad_norm, or set precision: fp32; the last good state is kept"
+            raise NumericsError(str(directory), f"{name} is not finite at step {state.step}", "finite numbers", fix)
+
+
+def _write(directory: Path, state: State) -> None:
+    """Files, their hashes, and the folder itself, each forced to the disk before the next."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    artifact.write_tensors(directory / _TENSORS, state.tensors)
+    # Not write_json: a loss may be NaN, and columns keep their order.
+    (directory / _VALUES).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
+    names = (_TENSORS, _VALUES)
+    for name in names:
+        _sync(directory / name)
+    artifact.write_json(directory / _MANIFEST, {name: artifact.sha256_file(directory / name) for name in names})
+    _sync(directory / _MANIFEST)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _check(directory: Path) -> None:
+    """IntegrityError unless the files of a state have the hashes that its manifest says."""
+    path = directory / _MANIFEST
+    fix = "nothing: an older state is used"
+    try:
+        manifest: dict[str, str] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(str(path), str(error), "the hashes of a state", fix) from None
+    if sorted(manifest) != sorted((_TENSORS, _VALUES)):
+        raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
+    for name, sha256 in manifest.items():
+        artifact.check_file(directory / name, sha256)
+
+
+def _read(directory: Path) -> State:
+    _check(directory)
+    values: dict[str, Any] = json.loads((directory / _VALUES).read_bytes())
+    # Copies, since tensors mapped from a file would change with it, and what is read here is updated in place.
+    tensors = {name: tensor.clone() for name, tensor in artifact.open_tensors(directory / _TENSORS).items()}
+    return State(values.pop("step"), tensors, values)
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM, SIGINT, or the death of an ancestor up to `dvc`.
+
+    A context manager. A second SIGINT acts as without it. Killing `dvc` or a launcher leaves their children running, so
+    every ancestor up to the topmost of them is watched through a pidfd (where the system has them).
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._done = threading.Event()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        watched = _watched_ancestors()
+        if watched:
+            threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = f"{signal.Signals(number).name} received"
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
+
+    def _watch(self, watched: Mapping[int, str]) -> None:
+        poller = poll()
+        for file in watched:
+            poller.register(file, POLLIN)
+        while not self._done.is_set():
+            for file, _ in poller.poll(500):
+                self.reason = f"{watched[file]} died"
+                self._done.set()
+        for file in watched:
+            os.close(file)
+
+
+def _watched_ancestors() -> dict[int, str]:
+    """Descriptor -> name of every ancestor up to the topmost launcher; empty if no launcher started this process."""
+    if not hasattr(os, "pidfd_open"):
+        return {}
+    watched: list[tuple[psutil.Process, bool]] = []
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            names = {Path(argument).name for argument in process.cmdline()[:4]}
+            watched.append((process, bool(names & _LAUNCHERS)))
+    last = max((i for i, (_, is_launcher) in enumerate(watched) if is_launcher), default=-1)
+    files: dict[int, str] = {}
+    for process, _ in watched[: last + 1]:
+        with suppress(ProcessLookupError, psutil.Error):
+            files[os.pidfd_open(process.pid)] = f"{process.name()} ({process.pid})"
+    return files

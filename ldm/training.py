@@ -1,0 +1,313 @@
+"""The one training loop: accumulation, clipping, averaged weights, validation, exact resume, orderly stop.
+
+The loop holds no random state and no position in the data: a batch is a pure function of the step, so a saved run is
+its tensors and one integer. Nothing waits for the device between two rows of the log.
+"""
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from ldm import plots
+from ldm.errors import MachineError, NumericsError, Stopped
+from ldm.params.training import TrainingParams
+from ldm.state import Run, State, StopRequest
+
+BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
+Validate = Callable[[nn.Module], dict[str, float]]
+Picture = Callable[[nn.Module, Path], None]
+Row = dict[str, float]
+
+_NUM_STEPS_BETWEEN_STOP_CHECKS = 16
+
+
+@dataclass(frozen=True)
+class History:
+    """What was logged: one row per `log_every_steps` updates (means over them), and one per validation."""
+
+    training: list[Row]
+    validation: list[Row]
+
+    def write(self, directory: Path) -> None:
+        """Write `curves.csv`, `validation.csv` and, drawn from them, `curves.png`."""
+        plots.draw_curves(self.write_tables(directory), directory / "curves.png")
+
+    def write_tables(self, directory: Path) -> dict[str, Path]:
+        """Write `curves.csv` and `validation.csv`; returns label -> file."""
+        tables = {"training": directory / "curves.csv", "validation": directory / "validation.csv"}
+        plots.write_table(tables["training"], self.training)
+        plots.write_table(tables["validation"], self.validation)
+        return tables
+
+
+def learning_rate_at(step: int, params: TrainingParams) -> float:
+    """Rate of the update from `step` to `step + 1`: linear warm-up, then half a cosine (Loshchilov and Hutter 2017)."""
+    if step < params.num_warmup_steps:
+        return params.learning_rate * (step + 1) / params.num_warmup_steps
+    progress = (step - params.num_warmup_steps) / (params.num_steps - params.num_warmup_steps)
+    floor = params.final_learning_rate_fraction
+    return params.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def ema_decay_at(step: int, params: TrainingParams) -> float:
+    """Decay of the averaged weights at the update from `step` to `step + 1`; early averages forget the start faster."""
+    return min(params.ema_decay, (1 + step) / (10 + step))
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW whose fused kernel leaves weights, moments and step counts alone where `found_inf` is 1."""
+
+    found_inf: Tensor
+
+
+class _Loop:
+    """The state of one training and what is done to it. `step` counts the updates done."""
+
+    def __init__(
+        self, objective: nn.Module, batch_at_step: BatchAtStep, params: TrainingParams, accelerator: Accelerator
+    ) -> None:
+        asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
+        given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
+        assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
+        self.objective, self.batch_at_step = objective, batch_at_step
+        self.params, self.accelerator = params, accelerator
+        self.num_rows = _rows_per_pass(params, accelerator)
+        self.model: nn.Module = accelerator.prepare_model(objective.train())
+        self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
+        self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.optimizer = _make_optimizer(list(self.weights.values()), params)
+        # Updates with a non-finite loss or gradient: in all, in a row now, most in a row, and the last one's step.
+        self.bad = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
+        self.sums: dict[str, Tensor] = {}
+        self.step = 0
+        self.history = History([], [])
+
+    def update(self) -> None:
+        """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
+        learning_rate = learning_rate_at(self.step, self.params)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scalars = self._gradients()
+        norm = self.accelerator.clip_grad_norm_(list(self.weights.values()), self.params.max_grad_norm)
+        assert norm is not None
+        is_good = torch.isfinite(norm)
+        self.optimizer.found_inf = (~is_good).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        average = get_ema_multi_avg_fn(ema_decay_at(self.step, self.params))
+        average(list(self.ema.values()), [weight.detach() for weight in self.weights.values()], self.step)
+        self.step += 1
+        self._count(is_good, {**scalars, "grad_norm": norm})
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the global batch; returns this process's means of the scalars."""
+        num_passes, sums = self.params.num_accumulation_steps, dict[str, Tensor]()
+        for i in range(num_passes):
+            first = (i * self.accelerator.num_processes + self.accelerator.process_index) * self.num_rows
+            batch = self.batch_at_step(self.step, slice(first, first + self.num_rows))
+            batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+            with self.accelerator.accumulate(self.model):
+                scalars: dict[str, Tensor] = self.model(batch)
+                loss = scalars["loss"]
+                # A non-finite loss can have finite gradients, and on one process only: make every gradient NaN, so that
+                # all processes, which see the same summed gradients, take the same decision without another exchange.
+                self.accelerator.backward(loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach())
+            for name, value in scalars.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / num_passes
+        return sums
+
+    def _count(self, is_good: Tensor, scalars: Mapping[str, Tensor]) -> None:
+        in_all, in_row, most, last = self.bad.unbind()
+        in_row = torch.where(is_good, 0, in_row + 1)
+        last = torch.where(is_good, last, self.step)
+        self.bad = torch.stack([in_all + ~is_good, in_row, torch.maximum(most, in_row), last])
+        for name, value in {**scalars, "num_good": torch.ones_like(scalars["loss"])}.items():
+            self.sums[name] = self.sums.get(name, 0) + torch.where(is_good, value, 0)
+
+    def agree(self, is_asked: bool) -> bool:
+        """Whether any process was asked to stop; the scalars of all processes are averaged on the same occasion."""
+        if self.accelerator.num_processes == 1:
+            return is_asked
+        asked = torch.full((), float(is_asked), device=self.accelerator.device)
+        vector = torch.stack([asked, *self.sums.values()])
+        vector = torch.as_tensor(self.accelerator.reduce(vector, "mean"))
+        self.sums = dict(zip(self.sums, vector[1:].unbind(), strict=True))
+        is_cheap = self.accelerator.device.type == "cpu" or self.step % _NUM_STEPS_BETWEEN_STOP_CHECKS == 0
+        return is_cheap and vector[0].item() > 0
+
+    def log(self) -> Row:
+        """Close a row of the curve.
+
+        NumericsError: too many updates in a row had a non-finite loss or gradient.
+        """
+        names = [name for name in self.sums if name != "num_good"]
+        values: list[float] = torch.stack([self.sums[name] for name in names]).div(self.sums["num_good"]).tolist()
+        in_all, _, most, last = self.bad.tolist()
+        learning_rate = learning_rate_at(self.step - 1, self.params)
+        row: Row = {"step": self.step, **dict(zip(names, values, strict=True)), "learning_rate": learning_rate}
+        self.history.training.append({**row, "num_skipped": in_all})
+        self.sums = {}
+        if most >= self.params.max_nonfinite_steps:
+            found = f"{most} updates in a row up to step {last} had a non-finite loss or gradient"
+            expected = f"fewer than max_nonfinite_steps {self.params.max_nonfinite_steps}"
+            fix = "lower learning_rate or max_grad_norm, or set precision: fp32; the last good state is kept"
+            raise NumericsError("training", found, expected, fix)
+        return row
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """The averaged weights stand in the objective, in evaluation mode, without gradients."""
+        self.swap()
+        self.objective.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        self.objective.train()
+        self.swap()
+
+    def swap(self) -> None:
+        """Exchange weights and averaged weights."""
+        for name, weight in self.weights.items():
+            weight.data, self.ema[name] = self.ema[name], weight.data
+
+    def state(self) -> State:
+        """Everything the next update depends on, and the history."""
+        tensors = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
+        tensors |= {f"ema.{name}": weight for name, weight in self.ema.items()}
+        tensors |= {f"buffers.{name}": buffer for name, buffer in self._buffers().items()}
+        for name, weight in self.weights.items():
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[weight].items()}
+        tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": self.bad}
+        values = {"training": self.history.training, "validation": self.history.validation}
+        return State(self.step, tensors, {**values, "sums": list(self.sums), "machine": self._machine()})
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        for name, tensor in state.tensors.items():
+            kind, _, key = name.partition(".")
+            if kind in ("weights", "ema", "buffers"):
+                {"weights": self.weights, "ema": self.ema, "buffers": self._buffers()}[kind][key].data.copy_(tensor)
+            elif kind == "optimizer":
+                part, _, weight_name = key.partition(".")
+                weight = self.weights[weight_name]
+                self.optimizer.state[weight][part] = tensor.to(weight.device)
+        device = self.accelerator.device
+        self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}
+        self.bad = state.tensors["bad"].to(device)
+        self.history = History(state.values["training"], state.values["validation"])
+        self.step = state.step
+        if state.values["machine"] != self._machine():
+            saved = f"saved with {state.values['machine']}, going on with {self._machine()}"
+            self.accelerator.print(f"{saved}: equal up to rounding, not in every bit", flush=True)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        persistent = self.objective.state_dict().keys()
+        return {name: buffer for name, buffer in self.objective.named_buffers() if name in persistent}
+
+    def _machine(self) -> dict[str, str | int]:
+        device, world = self.accelerator.device.type, self.accelerator.num_processes
+        return {"device": device, "processes": world, "threads": torch.get_num_threads()}
+
+
+def _rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
+    num_parts = params.num_accumulation_steps * accelerator.num_processes
+    if params.batch_size % num_parts:
+        found = f"{accelerator.num_processes} processes with num_accumulation_steps {params.num_accumulation_steps}"
+        fix = "start another number of processes, or change num_accumulation_steps or batch_size"
+        raise MachineError("training", found, f"a product that divides batch_size {params.batch_size}", fix)
+    return params.batch_size // num_parts
+
+
+def _make_optimizer(weights: list[nn.Parameter], params: TrainingParams) -> _AdamW:
+    groups = [
+        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": params.weight_decay},
+        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return _AdamW([group for group in groups if group["params"]], betas=params.betas, fused=True)
+
+
+def train(
+    objective: nn.Module,
+    batch_at_step: BatchAtStep,
+    params: TrainingParams,
+    accelerator: Accelerator,
+    run: Run,
+    *,
+    validate: Validate,
+    picture: Picture | None = None,
+    name: str,
+) -> History:
+    """Train `objective` for `params.num_steps` updates, going on from the newest state of `run`.
+
+    objective: maps a batch to scalars, "loss" among them, each a mean over the rows it was given.
+    batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function.
+    validate: called on every process with the averaged weights in the objective; its numbers become a row.
+    picture: called on the main process with the averaged weights and a path to write a PNG to.
+
+    On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
+    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
+
+    Raises:
+        Stopped: the process was asked to stop; the state after the current step is saved.
+        NumericsError: too many updates in a row were not finite. MachineError: the directory is in use, cannot be
+            written, or the global batch cannot be divided over the processes.
+    """
+    loop = _Loop(objective, batch_at_step, params, accelerator)
+    with ExitStack() as on_error:
+        on_error.callback(run.close)
+        if accelerator.is_main_process:
+            run.open()
+        accelerator.wait_for_everyone()
+        saved = run.load()
+        if saved is not None:
+            loop.restore(saved)
+            accelerator.print(f"{name}: going on from step {saved.step} in {run.directory}", flush=True)
+        _run_steps(loop, run, validate, picture, name)
+        on_error.pop_all()  # the run is the caller's until the result stands in its place
+    loop.swap()
+    objective.eval()
+    return loop.history
+
+
+def _run_steps(loop: _Loop, run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
+    params, is_main = loop.params, loop.accelerator.is_main_process
+    bar = tqdm(desc=name, total=params.num_steps, initial=loop.step, unit="step", disable=not is_main)
+    with StopRequest() as stop, bar:
+        while loop.step < params.num_steps:
+            loop.update()
+            bar.update()
+            is_last = loop.step == params.num_steps
+            is_stopping = loop.agree(stop.reason is not None)
+            if is_last or loop.step % params.log_every_steps == 0:
+                bar.set_postfix(loss=f"{loop.log()['loss']:.4g}")
+            if is_last or loop.step % params.validate_every_steps == 0:
+                _validate(loop, validate, picture, run)
+            if is_last or is_stopping or loop.step % params.save_every_steps == 0:
+                _save(loop, run)
+            if is_stopping and not is_last:
+                found = f"{stop.reason or 'another process was asked to stop'} at step {loop.step}"
+                raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
+
+
+def _validate(loop: _Loop, validate: Validate, picture: Picture | None, run: Run) -> None:
+    """A row of the validation curve and a look at it in the run directory."""
+    with loop.averaged():
+        loop.history.validation.append({"step": loop.step, **validate(loop.objective)})
+        if loop.accelerator.is_main_process:
+            if picture is not None:
+                picture(loop.objective, run.directory / f"picture-{loop.step:09d}.png")
+            loop.history.write_tables(run.directory)
+    loop.accelerator.wait_for_everyone()
+
+
+def _save(loop: _Loop, run: Run) -> None:
+    if loop.accelerator.is_main_process:
+        run.commit(loop.state(), loop.params.num_kept_states)
+    loop.accelerator.wait_for_everyone()

@@ -1,0 +1,17 @@
+"""Stage `check`: the whole params file is validated before any work, so that a mistake in the last section costs a second."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
+
+from ldm import check, stage
+
+
+def main() -> str:
+    params = check.params_file()
+    return f"check: params.yaml is complete and consistent ({params.prepare.corpus.kind}, {params.prepare.image_size_px} px)"
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,99 @@
+"""Stage `encode_latents`: mean and log-variance of every image's latent, and the scale that gives them mean 0 and
+deviation 1."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm import artifact, config, images, latents, stage
+from ldm.autoencoder import Autoencoder, to_signal
+from ldm.cache import LATENTS, CacheWriter
+from ldm.params.encode_latents import EncodeLatentsParams
+from ldm.params.machine import MachineParams
+from ldm.params.networks import AutoencoderParams
+from ldm.params.paths import PathsParams
+from ldm.shards import Shards
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SPLITS = ("train", "val")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@torch.no_grad()
+def encode(
+    autoencoder: Autoencoder, shards: Shards, samples: range, params: EncodeLatentsParams, device: torch.device
+) -> dict[str, Tensor]:
+    """`mean` and `log_variance` [n, c, h, w] of the posteriors of samples, in float16."""
+    means, log_variances = list[Tensor](), list[Tensor]()
+    for start in range(samples.start, samples.stop, params.batch_size):
+        numbers = range(start, min(start + params.batch_size, samples.stop))
+        pixels = images.to_tensor([shards[number]["png"] for number in numbers]).to(device)
+        with torch.autocast(device.type, PRECISIONS[params.precision], enabled=params.precision != "fp32"):
+            posterior = autoencoder.encode(to_signal(pixels))
+        means.append(posterior.mean.half().cpu())
+        log_variances.append(posterior.log_variance.half().cpu())
+    return {"mean": torch.cat(means), "log_variance": torch.cat(log_variances)}
+
+
+def write_shards(
+    writer: CacheWriter,
+    autoencoder: Autoencoder,
+    shards: Shards,
+    params: EncodeLatentsParams,
+    accelerator: "Accelerator",
+) -> None:
+    """This process's share of a split: one shard of latents per shard of images."""
+    mine = stage.share_of(shards.num_shards, accelerator)
+    for number in tqdm(mine, f"encode_latents {shards.directory.name}", disable=not accelerator.is_main_process):
+        tensors = encode(autoencoder, shards, shards.shard_samples(number), params, accelerator.device)
+        writer.write_shard(number, tensors)
+    accelerator.wait_for_everyone()
+
+
+def main() -> str:
+    params = config.read(EncodeLatentsParams, "encode_latents")
+    paths = config.read(PathsParams, "paths")
+    accelerator = stage.start(params.precision, config.read(MachineParams, "machine"))
+    passport, tensors = artifact.read(Path(paths.autoencoder), "autoencoder")
+    autoencoder = Autoencoder(AutoencoderParams.model_validate(passport.config))
+    autoencoder.load_state_dict(tensors)
+    autoencoder = autoencoder.eval().to(accelerator.device)
+    shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
+    summary = ""
+    with (
+        stage.output(Path(paths.latents), accelerator) as folder,
+        stage.output(Path(paths.latents_results), accelerator) as results,
+    ):
+        writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
+        for split in SPLITS:
+            write_shards(writers[split], autoencoder, shards[split], params, accelerator)
+        if accelerator.is_main_process:
+            measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
+            scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])
+            latents.check_scaled(scaled, params.statistics_tolerance, f"{paths.images}/val")
+            facts = {
+                "latent_scale": scale.to_facts(),
+                "autoencoder_sha256": passport.content_sha256,
+                "factor": autoencoder.factor,
+                "image_size_px": int(images.decode_png(shards["train"][0]["png"]).shape[0]),
+            }
+            for split in SPLITS:
+                inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}
+                writers[split].finish(shards[split].num_shards, params.model_dump(), inputs, facts)
+            metrics = {"train": scale.to_facts(), "val_scaled": scaled.to_facts()}
+            artifact.write_json(results / "metrics.json", metrics)
+            summary = ", ".join(f"{len(shards[split])} {split}" for split in SPLITS)
+    return f"encode_latents: {summary} latents -> {paths.latents}"
+
+
+if __name__ == "__main__":
+    stage.run(main)

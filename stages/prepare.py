@@ -1,0 +1,31 @@
+"""Stage `prepare`: a corpus becomes shards of images and shards of captions with equal keys."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
+
+from ldm import config, corpora, stage
+from ldm.corpora import preparation
+from ldm.params.machine import MachineParams
+from ldm.params.paths import PathsParams
+from ldm.params.prepare import PrepareParams
+
+
+def main() -> str:
+    params = config.read(PrepareParams, "prepare")
+    paths = config.read(PathsParams, "paths")
+    machine = config.read(MachineParams, "machine")
+    images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
+    with stage.output(images) as image_shards, stage.output(captions) as caption_shards:
+        # The results stay when the corpus is refused: they say why.
+        with stage.output(results) as folder:
+            pairs = corpora.pairs(params, Path(paths.source))
+            report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)
+        report.check(params.max_reject_fraction, results / "rejected.jsonl")
+    counts = ", ".join(f"{split.num_samples} {name}" for name, split in report.splits.items())
+    return f"prepare: {counts}, {report.num_rejected.total()} rejected -> {images}, {captions}"
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,64 @@
+"""Image shards -> the autoencoder that turns images into latents and back, and how well it does."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that stands beside this script
+
+import torch
+
+from ldm import artifact, config, randomness, stage, state
+from ldm.autoencoder import Autoencoder, ReconstructionObjective
+from ldm.params.machine import MachineParams
+from ldm.params.paths import PathsParams
+from ldm.params.train_autoencoder import TrainAutoencoderParams
+from ldm.reconstruction import ImageBatches, Measurement
+from ldm.shards import Shards
+from ldm.training import train
+
+
+def main() -> str:
+    params = config.read(TrainAutoencoderParams, "train_autoencoder")
+    paths = config.read(PathsParams, "paths")
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start(params.training.precision, machine, params.training.num_accumulation_steps)
+    splits = {name: Shards(Path(paths.images) / name) for name in ("train", "val")}
+    inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
+
+    torch.manual_seed(randomness.key(params.training.seed, "weights"))
+    autoencoder = Autoencoder(params.network)
+    objective = ReconstructionObjective(autoencoder, params.reconstruction)
+    if machine.compile:
+        objective.compile()
+    batches = ImageBatches(splits["train"], params)
+    measurement = Measurement(splits["val"], params, accelerator)
+    run = state.Run(Path(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
+    history = train(
+        objective,
+        batches,
+        params.training,
+        accelerator,
+        run,
+        validate=measurement.curves,
+        picture=measurement.draw,
+        name="autoencoder",
+    )
+
+    metrics = measurement.metrics(autoencoder)
+    with (
+        stage.output(Path(paths.autoencoder), accelerator) as weights,
+        stage.output(Path(paths.autoencoder_results), accelerator) as results,
+    ):
+        if accelerator.is_main_process:
+            facts = {"factor": params.network.factor, "latent_channels": params.network.latent_channels}
+            settings = params.network.model_dump(mode="json")
+            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts)
+            artifact.write_json(results / "metrics.json", metrics)
+            history.write(results)
+            measurement.draw(objective, results / "reconstructions.png")
+    run.remove()
+    return f"train_autoencoder: {metrics['psnr_db']:.2f} dB, SSIM {metrics['ssim']:.3f} -> {paths.autoencoder}"
+
+
+if __name__ == "__main__":
+    stage.run(main)

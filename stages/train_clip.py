@@ -1,0 +1,133 @@
+"""Stage `train_clip`: a CLIP for this corpus, trained on it, loaded by an open_clip name or copied; and how well it
+tells pairs apart."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ldm import artifact, clip, config, images, stage, state
+from ldm.captions import Captions
+from ldm.clip import contrastive
+from ldm.clip.pretrained import pretrained
+from ldm.params.machine import MachineParams
+from ldm.params.paths import PathsParams
+from ldm.params.train_clip import TrainClipParams
+from ldm.shards import Shards
+from ldm.training import History, train
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+BATCH_SIZE = 256
+
+
+class Pairs:
+    """Images and captions of one split, in memory and on the disk."""
+
+    def __init__(self, paths: PathsParams, split: str) -> None:
+        self.images = Shards(Path(paths.images) / split)
+        self.captions = Captions(Path(paths.captions) / split)
+        self.captions.check_keys(self.images)
+
+    def batch(self, model: clip.Clip, samples: Sequence[int], texts: list[str]) -> dict[str, Tensor]:
+        """Pixels of samples and token ids of texts."""
+        pixels = images.to_tensor([self.images[sample]["png"] for sample in samples])
+        return {"image": pixels, "ids": model.tokenise(texts)}
+
+    def distinct(self, count: int) -> tuple[list[int], list[str]]:
+        """The first samples whose first captions differ from all before, at most `count`, and those captions."""
+        first = {texts[0]: sample for sample, texts in reversed(list(enumerate(self.captions.texts)))}
+        samples = sorted(first.values())[:count]
+        return samples, [self.captions.texts[sample][0] for sample in samples]
+
+    def twins(self, count: int) -> tuple[list[int], list[str]]:
+        """The first pairs 2i, 2i + 1 with different first captions, at most `count` samples, and those captions."""
+        texts = [texts[0] for texts in self.captions.texts]
+        firsts = [i for i in range(0, len(texts) - 1, 2) if texts[i] != texts[i + 1]][: count // 2]
+        samples = [sample for i in firsts for sample in (i, i + 1)]
+        return samples, [texts[sample] for sample in samples]
+
+
+def measure(model: clip.Clip, val: Pairs, params: TrainClipParams, device: torch.device) -> dict[str, float]:
+    """Retrieval among distinct captions of the validation split and, where there are twins, how well those are told
+    apart."""
+    samples, texts = val.distinct(params.num_validation_pairs)
+    metrics = {**contrastive.retrieval(*features(model, val, samples, texts, device)), "num_pairs": len(samples)}
+    if params.twins_together:
+        samples, texts = val.twins(params.num_validation_pairs)
+        metrics["twin_accuracy"] = contrastive.twin_accuracy(*features(model, val, samples, texts, device))
+    return metrics
+
+
+def features(
+    model: clip.Clip, pairs: Pairs, samples: list[int], texts: list[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Image and text features of pairs, of length 1."""
+    image_features, text_features = list[Tensor](), list[Tensor]()
+    for start in range(0, len(samples), BATCH_SIZE):
+        batch = pairs.batch(model, samples[start : start + BATCH_SIZE], texts[start : start + BATCH_SIZE])
+        image_features.append(model.image_features(batch["image"].to(device)).float())
+        text_features.append(model.text_features(batch["ids"].to(device)).float())
+    return torch.cat(image_features), torch.cat(text_features)
+
+
+def train_new(
+    params: TrainClipParams, pairs: Pairs, val: Pairs, accelerator: "Accelerator", run: state.Run
+) -> tuple[clip.Clip, History]:
+    """A new model, trained on `pairs`."""
+    assert params.network is not None and params.training is not None, "params without pretrained have both"
+    training = params.training
+    model = clip.build(params.network, training.seed).to(accelerator.device)
+
+    def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
+        samples, texts = contrastive.pairs_at_step(
+            step, pairs.captions.texts, training.batch_size, training.seed, params.twins_together
+        )
+        return pairs.batch(model, samples[rows].tolist(), texts[rows])
+
+    def validate(_: nn.Module) -> dict[str, float]:
+        return measure(model, val, params, accelerator.device)
+
+    objective = contrastive.ContrastiveObjective(model)
+    history = train(objective, batch_at_step, training, accelerator, run, validate=validate, name="train_clip")
+    return model, history
+
+
+def main() -> str:
+    params = config.read(TrainClipParams, "train_clip")
+    paths = config.read(PathsParams, "paths")
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start(params.training.precision if params.training else "fp32", machine)
+    pairs, val = Pairs(paths, "train"), Pairs(paths, "val")
+    inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
+    run = state.Run(Path(paths.runs), "train_clip", state.fingerprint(params, inputs))
+    if params.pretrained is None:
+        model, history = train_new(params, pairs, val, accelerator, run)
+    else:
+        model, history, inputs = pretrained(params).to(accelerator.device), None, dict[str, str]()
+    with (
+        stage.output(Path(paths.clip), accelerator) as folder,
+        stage.output(Path(paths.clip_results), accelerator) as results,
+    ):
+        metrics: dict[str, float] = {}
+        if accelerator.is_main_process:
+            with torch.no_grad():
+                metrics = measure(model.eval(), val, params, accelerator.device)
+            model.save(folder, inputs, {"pretrained": params.pretrained})
+            artifact.write_json(results / "metrics.json", metrics)
+            if history is not None:
+                history.write(results)
+    run.remove()
+    accuracies = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "num_pairs")
+    return f"train_clip: {accuracies} among {metrics.get('num_pairs', 0)} pairs -> {paths.clip}"
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+import torch
+
+from ldm import artifact
+from ldm.errors import IntegrityError
+
+TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3, dtype=torch.int64)}
+
+
+def write(directory, **changes):
+    values = {
+        "kind": "net",
+        "config": {"width": 3},
+        "tensors": TENSORS,
+        "inputs": {"images": "aa"},
+        "facts": {"x": [1.5]},
+    }
+    return artifact.write(directory, **{**values, **changes})
+
+
+def test_round_trip(tmp_path):
+    written = write(tmp_path)
+    passport, tensors = artifact.read(tmp_path, "net")
+    assert passport == written
+    assert (passport.config, passport.inputs, passport.facts) == ({"width": 3}, {"images": "aa"}, {"x": [1.5]})
+    assert set(tensors) == {"a", "b"}
+    assert all(
+        torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS
+    )
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    write(tmp_path / "one")
+    write(tmp_path / "two", tensors=dict(reversed(TENSORS.items())))
+    for name in (artifact.WEIGHTS, artifact.PASSPORT):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_views_of_one_storage_are_written_whole(tmp_path):
+    whole = torch.arange(8.0)
+    write(tmp_path, tensors={"left": whole[:4].reshape(2, 2).T, "right": whole[4:]})
+    _, tensors = artifact.read(tmp_path, "net")
+    assert tensors["left"].tolist() == [[0, 2], [1, 3]]
+    assert tensors["right"].tolist() == [4, 5, 6, 7]
+
+
+def test_corrupt_weights_are_refused_with_both_hashes(tmp_path):
+    passport = write(tmp_path)
+    path = tmp_path / artifact.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError) as error:
+        artifact.read(tmp_path, "net")
+    assert passport.content_sha256 in str(error.value)
+    assert artifact.sha256_file(path) in str(error.value)
+
+
+def test_missing_parts_are_refused(tmp_path):
+    with pytest.raises(IntegrityError, match=r"no passport\.json"):
+        artifact.read(tmp_path, "net")
+    write(tmp_path)
+    (tmp_path / artifact.WEIGHTS).unlink()
+    with pytest.raises(IntegrityError, match="no such file"):
+        artifact.read(tmp_path, "net")
+
+
+def test_other_kind_and_format_are_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(IntegrityError, match=r"kind 'net'.*expected kind 'other'"):
+        artifact.read_passport(tmp_path, "other")
+    passport = json.loads((tmp_path / artifact.PASSPORT).read_text())
+    artifact.write_json(tmp_path / artifact.PASSPORT, {**passport, "format_version": 99})
+    with pytest.raises(IntegrityError, match="format 99"):
+        artifact.read_passport(tmp_path, "net")
+    (tmp_path / artifact.PASSPORT).write_text("{}")
+    with pytest.raises(IntegrityError, match="no passport"):
+        artifact.read_passport(tmp_path, "net")
+
+
+def test_other_packages_are_a_warning(tmp_path):
+    passport = write(tmp_path).model_dump()
+    artifact.write_json(tmp_path / artifact.PASSPORT, {**passport, "packages": {"torch": "0.1"}})
+    with pytest.warns(UserWarning, match=r"torch 0\.1 \(here"):
+        artifact.read_passport(tmp_path, "net")
+
+
+def test_other_input_is_refused_with_both_sides(tmp_path):
+    passport = write(tmp_path)
+    artifact.check_input(tmp_path, passport, "images", "aa")
+    with pytest.raises(IntegrityError, match="images aa; expected images bb"):
+        artifact.check_input(tmp_path, passport, "images", "bb")
+    with pytest.raises(IntegrityError, match="expected captions bb"):
+        artifact.check_input(tmp_path, passport, "captions", "bb")
+
+
+def test_hash_of_json_ignores_order_of_keys_only():
+    assert artifact.sha256_json({"a": 1, "b": [1, 2]}) == artifact.sha256_json({"b": [1, 2], "a": 1})
+    assert artifact.sha256_json({"a": 1}) != artifact.sha256_json({"a": "1"})
+    assert artifact.sha256_json([1, 2]) != artifact.sha256_json([2, 1])
+
+
+def test_hash_of_tensors_sees_value_shape_name_and_dtype():
+    base = {"x": torch.zeros(2, 3)}
+    others = [
+        {"y": torch.zeros(2, 3)},
+        {"x": torch.zeros(3, 2)},
+        {"x": torch.zeros(2, 3, dtype=torch.int32)},
+        {"x": torch.ones(2, 3)},
+    ]
+    hashes = {artifact.sha256_tensors(tensors) for tensors in [base, *others]}
+    assert len(hashes) == 5
+    assert artifact.sha256_tensors(base) == artifact.sha256_tensors({"x": torch.zeros(3, 2).T})

@@ -1,0 +1,128 @@
+"""Rules that bind sections together: each has its finding, with line, value and reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from ldm import check
+from ldm.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
+    """A recipe with a few values changed, by dotted key."""
+    yaml = YAML()
+    params = yaml.load((ROOT / "recipes" / recipe).read_text())
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    path = tmp_path / "params.yaml"
+    with path.open("w") as file:
+        yaml.dump(params, file)
+    return path
+
+
+def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml") -> list[str]:
+    """What the check says, without directory and line, which it must have got right."""
+    path = edited(tmp_path, recipe, changes)
+    lines = path.read_text().splitlines()
+    with pytest.raises(ConfigError) as caught:
+        check.params_file(path)
+    found: list[str] = []
+    for finding in str(caught.value).splitlines():
+        file, line, text = finding.split(":", 2)
+        key = text.split(":")[0].strip()
+        assert file == str(path)
+        assert lines[int(line) - 1].strip().startswith(f"{key.split('.')[-1]}:"), finding
+        found.append(text.strip())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        (
+            {"prepare.image_size_px": 30},
+            "prepare.image_size_px: found 30; expected a multiple of 4, the pixels per latent of "
+            "train_autoencoder.network (patch_px x 2^(levels - 1))",
+        ),
+        (
+            {"prepare.image_size_px": 64},
+            "train_unet.network.latent_size: found 8; expected 16: prepare.image_size_px 64 over the autoencoder's 4 "
+            "pixels per latent",
+        ),
+        (
+            {"train_autoencoder.network.latent_channels": 8},
+            "train_unet.network.latent_channels: found 4; expected 8 as in train_autoencoder.network",
+        ),
+        (
+            {"train_clip.network.text.width": 64},
+            "train_unet.network.context_width: found 32; expected 64, the width of CLIP's text tower",
+        ),
+        (
+            {"embed_text.context_tokens": 40, "train_unet.network.max_context_tokens": 40},
+            "embed_text.context_tokens: found 40; expected null or at most 32, all that CLIP's text tower reads",
+        ),
+        (
+            {"embed_text.layer": "penultimate", "train_clip.network.text.layers": 1},
+            "embed_text.layer: found penultimate; expected last: CLIP's text tower has one layer only",
+        ),
+        (
+            {"train_unet.network.max_context_tokens": 16},
+            "train_unet.network.max_context_tokens: found 16; expected at least 32, the most tokens that embed_text "
+            "may keep",
+        ),
+        (
+            {"train_unet.init_from": "other/unet"},
+            "train_unet.init_from: found other/unet; expected a path in data/models, the folder where DVC sees that "
+            "weights changed",
+        ),
+    ],
+)
+def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: dict[str, Any], finding: str) -> None:
+    found = findings(tmp_path, changes)
+    assert found == [finding]
+
+
+def test_guidance_without_dropped_captions_is_refused_in_samples_and_sweep(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"train_unet.diffusion.caption_dropout": 0})
+    reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
+    assert found == [
+        f"sample.guidance_scale: found 3; expected 1: {reason}",
+        f"sample.sweep.guidance_scales: found [1.0, 3.0]; expected [1] or []: {reason}",
+    ]
+    unguided = {"sample.guidance_scale": 1, "sample.sweep.guidance_scales": []}
+    check.params_file(edited(tmp_path, "tiny.yaml", {"train_unet.diffusion.caption_dropout": 0, **unguided}))
+
+
+def test_eps_with_a_schedule_that_ends_in_noise_is_refused_with_the_reason(tmp_path: Path) -> None:
+    changes = {"train_unet.diffusion.prediction": "eps", "train_unet.diffusion.schedule": "zero_terminal_snr"}
+    (found,) = findings(tmp_path, changes)
+    assert found.startswith("train_unet.diffusion: prediction eps cannot be used with schedule zero_terminal_snr")
+
+
+def test_what_only_the_shapes_have(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"train_clip.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
+    assert [line.split(":")[0] for line in found] == ["train_clip.twins_together", "sample.seen_split"]
+
+
+def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"train_clip.architecture": "ViT-B-32"}, "gpu-256.yaml")
+    assert found == ["train_unet.network.context_width: found 1024; expected 512, the width of CLIP's text tower"]
+    (line,) = findings(tmp_path, {"train_clip.architecture": "ViT-B-33"}, "gpu-256.yaml")
+    assert line.startswith("train_clip.architecture: found ViT-B-33; expected an architecture of open_clip")
+
+
+def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"machine.threads": 0, "evaluate.batch_size": 0, "sample.guidance_scale": -1})
+    assert [line.split(":")[0] for line in found] == ["machine.threads", "sample.guidance_scale", "evaluate.batch_size"]
+
+
+def test_the_committed_params_are_good() -> None:
+    assert check.params_file(ROOT / "params.yaml").prepare.corpus.kind == "shapes"

@@ -1,0 +1,94 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import cli, pipeline
+from ldm.errors import IntegrityError
+from ldm.images import decode_png
+from tests.trained_data import ROOT
+
+
+class FakePipeline:
+    """Stands in for the trained artefacts: grey images, and a memory of what it was asked."""
+
+    asked: list[tuple[list[str], dict]] = []
+
+    @classmethod
+    def load(cls, device=None):
+        return cls()
+
+    def __call__(self, prompts, **settings):
+        self.asked.append((prompts, settings))
+        return torch.full((len(prompts), 3, 4, 4), 7, dtype=torch.uint8)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[list[str], dict]]:
+    monkeypatch.setattr(pipeline, "Pipeline", FakePipeline)
+    monkeypatch.setattr(FakePipeline, "asked", [])
+    return FakePipeline.asked
+
+
+def test_generate_writes_one_png_per_prompt_and_says_which(asked, tmp_path, capsys):
+    arguments = ["generate", "a cat", "a dog", "--output", str(tmp_path / "out"), "--num-images", "2", "--seed", "5"]
+    assert cli.main(arguments) == 0
+    assert asked == [(["a cat", "a cat", "a dog", "a dog"], {"seed": 5})]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["a cat", "a cat", "a dog", "a dog"]
+    assert all((decode_png(Path(line.split("  ")[0]).read_bytes()) == 7).all() for line in lines)
+
+
+def test_generate_passes_on_what_it_is_told_only(asked, tmp_path):
+    options = ["--guidance-scale", "2.5", "--num-steps", "9", "--sampler", "ddim"]
+    assert cli.main(["generate", "x", "--output", str(tmp_path), *options]) == 0
+    assert asked[0][1] == {"guidance_scale": 2.5, "num_steps": 9, "sampler": "ddim"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
+def test_wrong_arguments_end_with_code_two(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2 and "usage: ldm" in capsys.readouterr().err
+
+
+def test_a_users_mistake_costs_its_lines_and_an_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check"]) == 2
+    assert capsys.readouterr().err.startswith("params.yaml: no such file; expected a params file\nfix: ")
+
+
+def test_debugging_keeps_the_traceback(tmp_path, monkeypatch):
+    def refuse(device=None):
+        raise IntegrityError("here", "this", "that", "do so")
+
+    monkeypatch.setattr(pipeline.Pipeline, "load", refuse)
+    assert cli.main(["generate", "x", "--output", str(tmp_path)]) == 4
+    monkeypatch.setenv("LDM_DEBUG", "1")
+    with pytest.raises(IntegrityError):
+        cli.main(["generate", "x", "--output", str(tmp_path)])
+
+
+def test_check_validates_the_file_that_is_named(tmp_path, capsys):
+    assert cli.main(["check", str(ROOT / "params.yaml")]) == 0
+    assert "shapes, 64 px" in capsys.readouterr().out
+    wrong = (ROOT / "params.yaml").read_text().replace("num_steps: 16", "num_step: 16")
+    (tmp_path / "mine.yaml").write_text(wrong)
+    assert cli.main(["check", str(tmp_path / "mine.yaml")]) == 2
+    assert "sample.num_step: unknown key" in capsys.readouterr().err
+
+
+def test_help_and_check_load_no_torch():
+    program = f"""
+import sys
+from ldm.cli import main
+assert main(["check", "{ROOT / "params.yaml"}"]) == 0
+try:
+    main(["generate", "--help"])
+except SystemExit:
+    pass
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0

@@ -1,0 +1,220 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_snr
+from pydantic import ValidationError
+from torch import nn
+
+from ldm import diffusion
+from ldm.params.train_unet import DiffusionParams
+
+DIFFUSERS = {
+    "linear": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+    "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "zero_terminal_snr": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+    },
+}
+SCHEDULES = ["flow", *DIFFUSERS]
+PREDICTIONS = ["eps", "v", "x0", "flow"]
+
+
+def params(**changes: object) -> DiffusionParams:
+    values = {
+        "schedule": "flow",
+        "prediction": "flow",
+        "loss_weighting": "uniform",
+        "min_snr_gamma": 5.0,
+        "time_sampling": "uniform",
+        "logit_normal_mean": 0.0,
+        "logit_normal_std": 1.0,
+        "time_shift": 1.0,
+        "stratified_times": False,
+        "caption_dropout": 0.1,
+    }
+    return DiffusionParams.model_validate(values | changes)
+
+
+def latents(num: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    z0, noise = torch.randn(2, num, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return z0, noise
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_tables_agree_with_diffusers(name: str):
+    theirs = DDPMScheduler(num_train_timesteps=1000, **DIFFUSERS[name])
+    steps = torch.tensor([0, 1, 10, 250, 500, 998, 999])
+    t = (steps + 1).double() / 1000
+    schedule = diffusion.Schedule(name)
+    z0, noise = latents(len(steps))
+    # Their tables are float32 products of 1000 factors.
+    torch.testing.assert_close(
+        diffusion.add_noise(schedule, z0, noise, t), theirs.add_noise(z0, noise, steps), atol=2e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        diffusion.target(schedule, "v", z0, noise, t), theirs.get_velocity(z0, noise, steps), atol=2e-4, rtol=0
+    )
+    assert torch.equal(schedule.condition(t).round(), steps.double())
+
+
+def test_flow_agrees_with_diffusers():
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    z0, noise = latents(3)
+    t = theirs.sigmas[[0, 300, 900]].double()
+    schedule = diffusion.Schedule("flow")
+    expected = theirs.scale_noise(z0, theirs.timesteps[[0, 300, 900]], noise)
+    torch.testing.assert_close(diffusion.add_noise(schedule, z0, noise, t), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(schedule.condition(t), theirs.timesteps[[0, 300, 900]].double(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_start_at_data_and_lose_signal_monotonically(name: str):
+    schedule = diffusion.Schedule(name)
+    t = torch.linspace(0, 1, 3001, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    assert alpha[0] == 1 and sigma[0] == 0
+    assert (alpha.diff() < 0).all() and (sigma.diff() >= 0).all()
+    if name == "flow":
+        torch.testing.assert_close(alpha + sigma, torch.ones_like(t))
+    else:
+        torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
+    assert schedule.log_snr(t)[0] == math.inf
+    assert (schedule.log_snr(t[1:-1]).diff() < 0).all()
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("flow", 0.0), ("zero_terminal_snr", 0.0), ("scaled_linear", 0.0682652)])
+def test_terminal_signal(name: str, alpha: float):
+    schedule = diffusion.Schedule(name)
+    assert schedule.alpha(torch.ones(1, dtype=torch.float64)).item() == pytest.approx(alpha, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predictions_are_inverted(name: str, prediction: str):
+    schedule = diffusion.Schedule(name)
+    z0, noise = latents(5)
+    t = torch.tensor([1e-3, 0.1, 0.5, 0.77, 0.98], dtype=torch.float64)
+    z = diffusion.add_noise(schedule, z0, noise, t)
+    predicted = diffusion.target(schedule, prediction, z0, noise, t)
+    z0_hat = diffusion.z0_from_prediction(schedule, prediction, z, predicted, t)
+    torch.testing.assert_close(z0_hat, z0)
+    torch.testing.assert_close(diffusion.noise_from_z0(schedule, z, z0_hat, t), noise, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
+@pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
+def test_pure_noise_still_gives_a_clean_latent(name: str, prediction: str):
+    schedule = diffusion.Schedule(name)
+    z0, noise = latents(2)
+    t = torch.ones(2, dtype=torch.float64)
+    z = diffusion.add_noise(schedule, z0, noise, t)
+    torch.testing.assert_close(z, noise)
+    predicted = diffusion.target(schedule, prediction, z0, noise, t)
+    torch.testing.assert_close(diffusion.z0_from_prediction(schedule, prediction, z, predicted, t), z0)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_is_the_papers_formula(prediction: str, gamma: float):
+    t = torch.tensor([1, 50, 200, 500, 800, 1000], dtype=torch.float64) / 1000
+    theirs = DDPMScheduler(num_train_timesteps=1000, **DIFFUSERS["linear"])
+    snr = compute_snr(theirs, (t * 1000).long() - 1).double()
+    expected = {"x0": 1, "eps": 1 / snr, "v": 1 / (snr + 1)}[prediction] * snr.clamp(max=gamma)
+    chosen = params(schedule="linear", prediction=prediction, loss_weighting="min_snr", min_snr_gamma=gamma)
+    weight = diffusion.loss_weight(diffusion.Schedule("linear"), chosen, t)
+    torch.testing.assert_close(weight, expected, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine", "zero_terminal_snr"])
+def test_min_snr_makes_the_loss_independent_of_the_prediction(name: str):
+    """A network that errs by d in z_0 has the same weighted loss whatever it predicts."""
+    schedule = diffusion.Schedule(name)
+    t = torch.tensor([0.0, 0.2, 0.6, 0.99], dtype=torch.float64)
+    z0, noise = latents(4)
+    z = diffusion.add_noise(schedule, z0, noise, t[1:].repeat(2)[:4])
+    losses = []
+    for prediction in ("v", "x0", "flow"):
+        chosen = params(schedule=name, prediction=prediction, loss_weighting="min_snr")
+        times = t[1:].repeat(2)[:4]
+        right = diffusion.target(schedule, prediction, z0, noise, times)
+        wrong = right + 0.1 * z0
+        error = diffusion.z0_from_prediction(schedule, prediction, z, wrong, times) - z0
+        snr = torch.exp(schedule.log_snr(times)).clamp(max=5)
+        weighted = diffusion.loss_weight(schedule, chosen, times) * (wrong - right).square().flatten(1).mean(1)
+        torch.testing.assert_close(weighted, snr * error.square().flatten(1).mean(1))
+        losses.append(diffusion.loss_weight(schedule, chosen, t))
+        assert torch.isfinite(losses[-1]).all()
+
+
+def test_uniform_times_are_their_uniform_numbers():
+    u = torch.rand(100)
+    torch.testing.assert_close(diffusion.training_times(u, params()), u)
+
+
+def test_logit_normal_times_have_the_right_quantiles():
+    u = torch.tensor([0.0, 0.158655, 0.5, 0.841345], dtype=torch.float64)
+    t = diffusion.training_times(u, params(time_sampling="logit_normal", logit_normal_mean=0.5, logit_normal_std=2.0))
+    expected = torch.tensor([0.0, 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-2.5))])
+    torch.testing.assert_close(t, expected.double(), atol=1e-5, rtol=0)
+
+
+def test_shift_keeps_the_snr_ratio_of_flow():
+    """Esser et al. 2024: a shift by s divides alpha / sigma by s at every time."""
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    t = diffusion.training_times(u, params(time_shift=3.0))
+    torch.testing.assert_close((1 - t) / t, (1 - u) / u / 3)
+
+
+class Oracle(nn.Module):
+    """Predicts perfectly up to `error`, and remembers what it was told."""
+
+    def __init__(self, answer: torch.Tensor, error: float) -> None:
+        super().__init__()
+        self.answer, self.error = answer, error
+
+    def forward(self, z: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        self.seen = (z, time, context)
+        return self.answer + self.error
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_objective_is_the_weighted_squared_error(prediction: str):
+    chosen = params(schedule="cosine", prediction=prediction, loss_weighting="min_snr")
+    z0, noise = (x.float() for x in latents())
+    t, context = torch.linspace(0.1, 0.9, 6), torch.randn(6, 5, 8)
+    schedule = diffusion.Schedule("cosine")
+    unet = Oracle(diffusion.target(schedule, prediction, z0, noise, t), error=0.5)
+    objective = diffusion.DenoisingObjective(unet, chosen)
+    dropped = torch.tensor([True, False, False, True, False, False])
+    result = objective({"z0": z0, "noise": noise, "t": t, "context": context, "dropped": dropped})
+    assert result["caption_dropout"].item() == pytest.approx(1 / 3)
+    assert result["mse"].item() == pytest.approx(0.25, rel=1e-5)
+    expected = 0.25 * diffusion.loss_weight(schedule, chosen, t).mean()
+    assert result["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(unet.seen[0], diffusion.add_noise(schedule, z0, noise, t))
+    torch.testing.assert_close(unet.seen[1], 1000 * t - 1)
+    assert unet.seen[2] is context
+    assert objective.state_dict().keys() == {f"unet.{k}" for k in unet.state_dict()}
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_denoiser_returns_the_clean_latent(prediction: str):
+    schedule = diffusion.Schedule("scaled_linear")
+    z0, noise = latents()
+    t, context = torch.full((6,), 0.4, dtype=torch.float64), torch.randn(6, 5, 8)
+    unet = Oracle(diffusion.target(schedule, prediction, z0, noise, t), error=0.0)
+    z = diffusion.add_noise(schedule, z0, noise, t)
+    torch.testing.assert_close(diffusion.denoiser(unet, schedule, prediction, context)(z, t), z0)
+    assert unet.seen[2] is context
+
+
+@pytest.mark.parametrize("schedule", ["flow", "zero_terminal_snr"])
+def test_eps_is_refused_where_no_signal_is_left(schedule: str):
+    with pytest.raises(ValidationError, match=f"eps cannot be used with schedule {schedule}"):
+        params(schedule=schedule, prediction="eps")

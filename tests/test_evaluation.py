@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+
+from ldm import clip, config, evaluation, metrics
+from ldm.autoencoder import Autoencoder, to_image, to_signal
+from ldm.corpora import shapes
+from ldm.errors import ConfigError, IntegrityError
+from ldm.images import decode_png, encode_png
+from ldm.params.evaluate import EvaluateParams
+from ldm.params.networks import AutoencoderParams
+from ldm.params.prepare import ShapesParams
+from ldm.params.train_clip import ClipParams
+from ldm.samples import SPLITS, Prompt
+from ldm.shards import write
+from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS, ROOT
+
+CPU = torch.device("cpu")
+PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
+COUNTS = {"train": 12, "val": 8, "held_out": 4}
+
+
+class FakeSamples:
+    """A set of samples in memory: the real images of its prompts."""
+
+    def __init__(self, split: str, numbers: range, claims: bool) -> None:
+        pairs = [shapes.pair_at(i, split, ShapesParams.model_validate(CORPUS), 64) for i in numbers]
+        self.prompts = [Prompt(p.captions[0], p.claims[0] if claims else None, 0, split, p.key) for p in pairs]
+        self._pngs = [encode_png(pair.image) for pair in pairs]
+        self.guidance_scale = 1.0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def png(self, i: int) -> bytes:
+        return self._pngs[i]
+
+
+def sampled(claims: bool = True, seen_split: str = "val") -> dict[str, FakeSamples]:
+    return {
+        "held_out": FakeSamples("held_out", range(4), claims),
+        "seen": FakeSamples(seen_split, range(5), claims),
+        "sweep_1": FakeSamples("val", range(5, 8), claims),
+    }
+
+
+def params(**changes) -> EvaluateParams:
+    return EvaluateParams.model_validate(PARAMS.model_dump() | CHANGES["evaluate"] | changes)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> evaluation.RealImages:
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in COUNTS.items():
+        pairs = [shapes.pair_at(i, split, ShapesParams.model_validate(CORPUS), 64) for i in range(count)]
+        write(folder / split, [(pair.key, {"png": encode_png(pair.image)}) for pair in pairs], 5)
+    return evaluation.RealImages(folder, SPLITS)
+
+
+@pytest.fixture(scope="module")
+def instruments() -> evaluation.Instruments:
+    torch.manual_seed(0)
+    model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
+    autoencoder = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
+    return evaluation.Instruments(metrics.clip_space(model, "0" * 64), model, autoencoder, CPU)
+
+
+def by_name(found: list[evaluation.Subject]) -> dict[str, evaluation.Subject]:
+    return {subject.name: subject for subject in found}
+
+
+def test_every_set_has_its_real_images_and_their_round_trips(real):
+    found = by_name(evaluation.subjects(sampled(), real, params()))
+    expected = ["held_out", "seen", "sweep_1", "real_held_out", "decoded_held_out", "real_seen", "decoded_seen"]
+    assert list(found) == [*expected, "reference"]
+    assert [subject.name for subject in found.values() if subject.decoded] == ["decoded_held_out", "decoded_seen"]
+    for name in ("held_out", "seen"):
+        assert [found[f"real_{name}"].png(i) for i in range(4)] == [found[name].png(i) for i in range(4)]
+
+
+def test_the_reference_holds_no_image_of_a_prompt(real):
+    found = by_name(evaluation.subjects(sampled(seen_split="train"), real, params()))
+    seen, reference = ({s.png(i) for i in range(s.count)} for s in (found["real_seen"], found["reference"]))
+    assert len(seen) == 5 and found["reference"].count == 12 - 5
+    assert not seen & reference
+
+
+def test_too_few_training_images_for_a_reference_are_refused(real):
+    everything = sampled() | {"seen": FakeSamples("train", range(11), True)}
+    with pytest.raises(ConfigError, match="1 of 12 training images"):
+        evaluation.subjects(everything, real, params())
+
+
+def test_without_claims_a_gallery_opens_with_the_images_of_the_prompts(real):
+    samples = sampled(claims=False, seen_split="train")
+    found = by_name(evaluation.subjects(samples, real, params(num_retrieval_prompts=4)))
+    gallery = [found["gallery"].png(i) for i in range(found["gallery"].count)]
+    assert len(gallery) == len(set(gallery)) == 12
+    assert gallery[:4] == [samples["seen"].png(i) for i in range(4)]
+
+
+def test_an_unknown_key_is_refused(real):
+    with pytest.raises(IntegrityError, match="no sample nothing"):
+        real.png("val", "nothing")
+
+
+def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instruments):
+    subject = by_name(evaluation.subjects(sampled(), real, params()))["real_seen"]
+    found = instruments.measure(subject, range(5), batch_size=2)
+    scene = evaluation.CHECKS.index("scene")
+    assert found["checks"][:, scene].tolist() == [1] * 5
+    assert found["shuffled_checks"][:, scene].tolist() == [0] * 5
+    stated = [[name in stated_by(prompt.claim) for name in evaluation.CHECKS[:-1]] for prompt in subject.prompts]
+    assert (found["checks"][:, :-1] != evaluation.NOT_STATED).tolist() == stated
+
+
+def stated_by(claim: dict) -> set[str]:
+    return {"count", *(key for o in claim["objects"] for key in o), *(claim.keys() - {"objects"})}
+
+
+def test_round_trips_pass_through_the_autoencoder(real, instruments):
+    subject = by_name(evaluation.subjects(sampled(), real, params()))["decoded_seen"]
+    found = instruments.measure(subject, range(2), batch_size=2)
+    pixels = torch.from_numpy(np.stack([decode_png(subject.png(i)) for i in range(2)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        posterior = instruments.autoencoder.encode(to_signal(pixels))
+        expected = instruments.clip.image_features(to_image(instruments.autoencoder.decode(posterior.mean)))
+    assert torch.allclose(found["features"], expected, atol=1e-6)
+    assert not torch.allclose(found["features"], instruments.clip.image_features(pixels), atol=1e-3)
+
+
+def test_measurements_do_not_depend_on_units_and_come_back_in_order(real, instruments, tmp_path):
+    found = [s for s in evaluation.subjects(sampled(), real, params()) if s.name in ("seen", "reference")]
+    whole = {s.name: instruments.measure(s, range(s.count), batch_size=16) for s in found}
+    for subject, rows in reversed(evaluation.units(found, 2)):
+        evaluation.write_unit(tmp_path, subject, rows, instruments.measure(subject, rows, batch_size=16))
+    again = evaluation.read_units(tmp_path, found)
+    assert again.keys() == whole.keys()
+    for name, tensors in whole.items():
+        assert again[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.allclose(again[name][key].float(), tensor.float(), atol=1e-6), (name, key)
+
+
+def test_text_features_are_those_of_the_prompts(real, instruments):
+    subject = by_name(evaluation.subjects(sampled(), real, params()))["held_out"]
+    found = instruments.measure(subject, range(4), batch_size=3)
+    ids = instruments.clip.tokenise([prompt.prompt for prompt in subject.prompts])
+    assert torch.allclose(found["clip_text"], instruments.clip.text_features(ids), atol=1e-6)
+
+
+def test_a_corpus_without_claims_leaves_every_check_unstated(real, instruments):
+    subject = by_name(evaluation.subjects(sampled(claims=False), real, params()))["seen"]
+    assert bool((instruments.measure(subject, range(5), 5)["checks"] == evaluation.NOT_STATED).all())
+
+
+def test_the_picture_shows_every_sample_beside_its_real_image(real):
+    samples = sampled()
+    samples["seen"]._pngs = [encode_png(np.full((64, 64, 3), 50 + i, np.uint8)) for i in range(5)]
+    picture = np.asarray(evaluation.beside_real(samples, real, 2))
+    first = decode_png(real.png("val", samples["seen"].prompts[0].key))
+    assert (picture[4 : 4 + 128, 4 : 4 + 128] == 50).all()
+    assert (picture[4 : 4 + 128, 136 : 136 + 128] == first.repeat(2, 0).repeat(2, 1)).all()
+

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+
+from ldm import images
+
+
+def _noise(seed: int, size_px: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size_px, size_px, 3), dtype=np.uint8)
+
+
+def test_png_round_trip_is_exact_and_its_bytes_are_repeatable():
+    image = _noise(0)
+    data = images.encode_png(image)
+    assert np.array_equal(images.decode_png(data), image)
+    assert images.encode_png(image.copy()) == data
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4), np.uint8)]
+)
+def test_only_rgb_bytes_are_encoded(image):
+    with pytest.raises(AssertionError):
+        images.encode_png(image)
+
+
+def test_to_tensor_keeps_order_and_puts_channels_first():
+    arrays = [_noise(i) for i in range(3)]
+    batch = images.to_tensor([images.encode_png(a) for a in arrays])
+    assert batch.shape == (3, 3, 24, 24) and batch.dtype == torch.uint8 and batch.is_contiguous()
+    for i, array in enumerate(arrays):
+        assert np.array_equal(batch[i, 2].numpy(), array[:, :, 2])
+
+
+def test_grid_places_images_in_reading_order_and_magnifies_whole_pixels():
+    batch = torch.stack([torch.full((3, 64, 64), 10 * i, dtype=torch.uint8) for i in range(5)])
+    picture = np.asarray(images.grid(batch, 3, None))
+    assert picture.shape == (2 * 132 + 4, 3 * 132 + 4, 3)
+    for i in range(5):
+        top, left = 4 + i // 3 * 132, 4 + i % 3 * 132
+        assert (picture[top : top + 128, left : left + 128] == 10 * i).all()
+    assert (picture[136:, 268:] == 255).all(), "the unused cell stays white"
+
+
+def test_grid_writes_each_caption_below_its_image_only():
+    batch = np.full((2, 3, 128, 128), 255, np.uint8)
+    picture = np.asarray(images.grid(batch, 2, ["many words " * 30 + "w" * 300, ""]))
+    assert (picture[132:, 4:132] < 128).any(), "caption of the first image"
+    assert (picture[:132] == 255).all() and (picture[:, 136:] == 255).all(), "nothing over images or beside the cell"
+
+
+def test_grid_wants_a_caption_for_every_image():
+    with pytest.raises(AssertionError, match="one caption per image"):
+        images.grid(np.zeros((2, 3, 8, 8), np.uint8), 2, ["only one"])

@@ -1,0 +1,149 @@
+"""The whole pipeline by DVC, on a recipe of seconds: what it makes, and what a change reruns."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.import_closure import ROOT
+
+TRAININGS = {"train_autoencoder", "train_clip", "train_unet"}
+
+
+class Repository:
+    """A copy of this repository, committed, with params of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        shutil.copy2(ROOT / "recipes/tiny.yaml", root / "params.yaml")
+        self.run("git", "init", "--quiet", "--initial-branch", "main")
+        self.run("git", "config", "user.name", "test")
+        self.run("git", "config", "user.email", "test@example.org")
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "state")
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Output of a command, both streams."""
+        binaries = Path(sys.executable).parent
+        environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
+        program = str(binaries / command[0]) if (binaries / command[0]).is_file() else command[0]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=600, **both)
+        assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}"
+        return done.stdout
+
+    def repro(self, *arguments: str) -> set[str]:
+        """Names of the stages that `dvc repro` ran (or, with --dry, would run first)."""
+        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments)))
+
+    def set(self, *changes: tuple[str, Any]) -> None:
+        """Set values of params.yaml by dotted key; every key must exist."""
+        yaml = YAML()
+        params = yaml.load((self.root / "params.yaml").read_text())
+        for key, value in changes:
+            *sections, last = key.split(".")
+            section = params
+            for name in sections:
+                section = section[name]
+            assert last in section, key
+            section[last] = value
+        with (self.root / "params.yaml").open("w") as file:
+            yaml.dump(params, file)
+
+    @contextmanager
+    def changed(self, name: str, old: str, new: str) -> Iterator[None]:
+        """One textual edit of a file, taken back at the end."""
+        path = self.root / name
+        before = path.read_text()
+        assert old in before
+        path.write_text(before.replace(old, new, 1))
+        yield
+        path.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The pipeline after one `dvc repro` of everything."""
+    repository = Repository(tmp_path_factory.mktemp("repository"))
+    steps = [(f"{stage}.training.num_steps", 6) for stage in sorted(TRAININGS)]
+    warmups = [(f"{stage}.training.num_warmup_steps", 2) for stage in sorted(TRAININGS)]
+    repository.set(*steps, *warmups)
+    repository.commit()
+    stages = re.findall(r"^  (\w+):\n    desc", (ROOT / "dvc.yaml").read_text(), flags=re.MULTILINE)
+    assert repository.repro() == set(stages)
+    return repository
+
+
+def test_a_second_run_runs_nothing_and_git_sees_the_lock_only(repository: Repository) -> None:
+    assert repository.repro() == set()
+    assert repository.run("git", "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]
+
+
+def test_metrics_plots_and_artifacts_are_found_by_dvc(repository: Repository) -> None:
+    shown = json.loads(repository.run("dvc", "metrics", "show", "--json"))
+    names = {name for file in shown[""]["data"].values() for name in file["data"]}
+    wanted = "scene_accuracy_held_out scene_accuracy_seen oracle_real oracle_shuffled oracle_reconstructed"
+    assert {*wanted.split(), "relation_accuracy", "psnr_db"} <= names
+    plots = json.loads(repository.run("dvc", "plots", "show", "--json"))
+    assert not plots.get("errors")
+    for plot in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["plots"]:
+        title = plot if isinstance(plot, str) else next(iter(plot))
+        assert "${" in title or plots["data"][title], title
+    for path in re.findall(r"path: \$\{paths\.(\w+)\}", (ROOT / "dvc.yaml").read_text()):
+        assert (repository.root / "data" / path).is_dir()
+
+
+def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None:
+    with repository.changed("ldm/sampling.py", '"""', '"""Edited. '):
+        assert repository.repro("--dry") == {"sample"}
+
+
+def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:
+    with repository.changed("params.yaml", "  threads: null", "  threads: 1"):
+        assert repository.repro("--dry") == set()
+
+
+def test_a_value_of_the_unet_reruns_its_training_only(repository: Repository) -> None:
+    with repository.changed("params.yaml", "    caption_dropout: 0.1", "    caption_dropout: 0.2"):
+        assert repository.repro("--dry") == {"check", "train_unet"}
+
+
+def test_a_stage_launched_directly_makes_the_same_bytes(repository: Repository) -> None:
+    repository.run("accelerate", "launch", "stages/sample.py")
+    assert repository.repro("--dry") == set()
+
+
+def test_a_mistake_in_the_last_section_stops_the_run_at_once(repository: Repository) -> None:
+    with repository.changed("params.yaml", "evaluate:", "evaluat:"):
+        said = repository.run("dvc", "repro", check=False)
+    assert re.findall(r"Running stage '(\w+)'", said) == ["check"]
+    assert "section missing" in said
+    assert "Traceback" not in said
+
+
+def test_changed_captions_never_rerun_the_autoencoder(repository: Repository) -> None:
+    with repository.changed("params.yaml", "num_captions_per_image: 4", "num_captions_per_image: 3"):
+        assert repository.repro("prepare") == {"prepare"}
+        assert repository.repro("--dry") == {"check", "train_clip", "embed_text", "train_unet", "sample", "evaluate"}
+    repository.repro("prepare")
+
+
+def test_a_guidance_change_reruns_what_depends_on_it(repository: Repository) -> None:
+    with repository.changed("params.yaml", "  guidance_scale: 3", "  guidance_scale: 2"):
+        assert repository.repro() == {"check", "sample", "evaluate"}

@@ -1,0 +1,155 @@
+"""`ldm.pipeline`: from text to images, in Python."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm import artifact, config, pipeline
+from ldm.autoencoder import to_image
+from ldm.cache import TextEmbeddings
+from ldm.diffusion import z0_from_prediction
+from ldm.errors import ConfigError, IntegrityError, MachineError
+from ldm.images import decode_png
+from ldm.params.sample import SampleParams
+from tests import trained_data
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trained_data.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(root) -> pipeline.Pipeline:
+    return pipeline.Pipeline.load(root)
+
+
+@pytest.fixture
+def copy(root, tmp_path) -> Path:
+    shutil.copytree(root, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_text_becomes_an_image_and_the_same_call_the_same_image(loaded):
+    pictures = loaded("a small red circle at the top")
+    assert pictures.dtype == torch.uint8 and pictures.shape == (1, 3, 64, 64)
+    assert torch.equal(loaded(["a small red circle at the top"]), pictures)
+    assert not torch.equal(loaded("a small red circle at the top", seed=1), pictures)
+    assert not torch.equal(loaded("a large blue square", guidance_scale=3), loaded("a star", guidance_scale=3))
+
+
+def test_one_unguided_step_is_one_decoded_prediction(loaded):
+    generator, prompts = loaded.generator, ["a red star", "a blue cross"]
+    found = loaded(prompts, guidance_scale=1, num_steps=1, seed=3)
+    noise = pipeline.sampling.prompt_noise(3, [0, 1], (4, 8, 8))
+    t = torch.ones(2)
+    with torch.no_grad():
+        predicted = generator.unet(noise, 1000 * t, loaded.embed(prompts))
+        z = z0_from_prediction(generator.schedule, generator.prediction, noise, predicted, t)
+        std, mean = torch.tensor([1.0, 2, 1, 1]), torch.tensor([0.1, 0, 0, 0])
+        expected = to_image(generator.autoencoder.decode(z * std[:, None, None] + mean[:, None, None]))
+    assert torch.equal(found, expected)
+
+
+def test_scale_zero_ignores_the_prompt_and_guidance_extrapolates(loaded):
+    assert torch.equal(loaded("a red star", guidance_scale=0), loaded("a blue cross", guidance_scale=0))
+    pictures = [loaded("a red star", guidance_scale=scale) for scale in (0, 1, 3)]
+    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+
+
+def test_images_do_not_depend_on_the_batch_size(loaded):
+    prompts = ["a red star", "a blue cross", "a green square"]
+    whole, single = (loaded(prompts, batch_size=size).int() for size in (3, 1))
+    assert int((whole - single).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}])
+def test_other_samplers(loaded, settings):
+    assert not torch.equal(loaded("a red star", num_steps=5, **settings), loaded("a red star", num_steps=5))
+
+
+def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root):
+    stored = TextEmbeddings(root / "data/embeddings")
+    captions = stored.captions[:3]
+    assert torch.allclose(loaded.embed(captions), stored.tokens(stored.rows(captions)), atol=2e-3)
+    assert torch.allclose(loaded.embed([""])[0], stored.null_tokens, atol=2e-3)
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(loaded):
+    with pytest.warns(UserWarning, match="tokens are cut to"):
+        states = loaded.embed(["a red star and a blue cross " * 20])
+    assert states.shape[1] == loaded.context_tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"num_steps": 0}, "num_steps"), ({"guidance": 3}, "guidance"), ({"sampler": "euler"}, "sampler")],
+)
+def test_wrong_settings_are_named(loaded, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        loaded("a red star", **settings)
+
+
+def test_guidance_is_refused_after_training_without_dropout(copy):
+    params = config.Document(copy / "params.yaml").data
+    trained_data.write_networks(copy / "data", 0.0, params["train_unet"]["diffusion"])
+    unguided = pipeline.Pipeline.load(copy)
+    assert unguided("a red star", guidance_scale=1).shape == (1, 3, 64, 64)
+    with pytest.raises(ConfigError, match="caption_dropout 0"):
+        unguided("a red star", guidance_scale=2)
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change a passport in place."""
+    passport = json.loads((folder / "passport.json").read_text())
+    change(passport)
+    artifact.write_json(folder / "passport.json", passport)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "embeddings"])
+def test_a_unet_of_another_input_is_refused_naming_both(copy, name):
+    rewrite(copy / "data/unet", lambda passport: passport["inputs"].update({name: "0" * 64}))
+    with pytest.raises(IntegrityError) as error:
+        pipeline.Pipeline.load(copy)
+    there = artifact.read_passport(copy / "data" / name, name).content_sha256
+    assert "0" * 64 in str(error.value) and there in str(error.value)
+
+
+def test_embeddings_of_another_encoder_are_refused(copy):
+    rewrite(copy / "data/embeddings", lambda passport: passport["inputs"].update(clip="0" * 64))
+    with pytest.raises(IntegrityError, match="made with clip 0000"):
+        pipeline.Pipeline.load(copy)
+
+
+def test_latents_of_another_training_are_refused(loaded, copy):
+    loaded.generator.check_latents(copy / "data/latents")
+    rewrite(copy / "data/latents/train", lambda passport: passport.update(content_sha256="0" * 64))
+    with pytest.raises(IntegrityError, match="latents_train 0000"):
+        loaded.generator.check_latents(copy / "data/latents")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_a_clear_error(root):
+    with pytest.raises(MachineError, match="cuda"):
+        pipeline.Pipeline.load(root, "cuda")
+
+
+def test_save_writes_lossless_pngs(tmp_path):
+    pictures = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    paths = pipeline.save(pictures, tmp_path / "new" / "out")
+    assert [path.name for path in paths] == ["0000.png", "0001.png"]
+    assert np.array_equal(decode_png(paths[1].read_bytes()), pictures[1].permute(1, 2, 0).numpy())
+    with pytest.raises(ConfigError, match="a file"):
+        pipeline.save(pictures, paths[0])
+
+
+def test_defaults_are_those_of_the_params_file(loaded, root):
+    assert loaded.params == config.read(SampleParams, "sample", root / "params.yaml")

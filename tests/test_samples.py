@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm import config, samples
+from ldm.errors import ConfigError, IntegrityError
+from ldm.images import decode_png
+from ldm.params.sample import SampleParams
+from ldm.shards import Shards, write
+from tests.trained_data import CHANGES, ROOT
+
+PARAMS = config.read(SampleParams, "sample", ROOT / "params.yaml").model_copy(update={"seed": 3})
+
+
+def params(**changes) -> SampleParams:
+    return SampleParams.model_validate(PARAMS.model_dump() | CHANGES["sample"] | changes)
+
+
+def captions(folder: Path, **counts: int) -> dict[str, Shards]:
+    for split in samples.SPLITS:
+        told = [
+            (f"{split}-{i}", json.dumps({"captions": [f"{split} {i}", "other"], "claims": [{"count": i}, None]}))
+            for i in range(counts[split])
+        ]
+        write(folder / split, [(key, {"json": text.encode()}) for key, text in told], 100)
+    return {split: Shards(folder / split) for split in samples.SPLITS}
+
+
+def value(name: str, i: int) -> int:
+    """The grey of image i of a set."""
+    return i + (100 if name == "held_out" else 0)
+
+
+def pictures(part: samples.PromptSet, rows: range) -> torch.Tensor:
+    greys = torch.tensor([value(part.name, i) for i in rows], dtype=torch.uint8)
+    return greys.reshape(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
+    sets = samples.choose(captions(tmp_path, train=5, val=20, held_out=8), params())
+    assert [part.name for part in sets] == ["held_out", "seen", "sweep_1", "sweep_2.5"]
+    assert [part.guidance_scale for part in sets] == [4, 4, 1, 2.5]
+    assert [len(part.prompts) for part in sets] == [6, 8, 4, 4]
+    held_out, seen, sweep, again = (part.prompts for part in sets)
+    assert sweep == again
+    assert {prompt.split for prompt in held_out} == {"held_out"} and {prompt.split for prompt in seen} == {"val"}
+    assert not {prompt.key for prompt in seen} & {prompt.key for prompt in sweep}
+    assert [prompt.prompt_number for prompt in [*held_out, *seen, *sweep]] == list(range(18))
+    for prompt in [*held_out, *seen, *sweep]:
+        number = int(prompt.key.split("-")[1])
+        assert prompt.prompt == f"{prompt.split} {number}" and prompt.claim == {"count": number}
+
+
+def test_without_held_out_samples_the_sets_share_validation(tmp_path):
+    splits = captions(tmp_path, train=50, val=20, held_out=0)
+    sets = {part.name: part.prompts for part in samples.choose(splits, params())}
+    keys = [prompt.key for name in ("held_out", "seen", "sweep_1") for prompt in sets[name]]
+    assert len(set(keys)) == 18 and all(key.startswith("val-") for key in keys)
+    seen = samples.choose(splits, params(seen_split="train"))[1].prompts
+    assert all(prompt.key.startswith("train-") for prompt in seen)
+    numbers = sorted(int(prompt.key.split("-")[1]) for prompt in seen)
+    assert numbers[-1] > 25, "prompts stand for the whole split"
+
+
+def test_a_set_takes_what_is_left_and_two_at_least(tmp_path):
+    splits = captions(tmp_path, train=5, val=10, held_out=8)
+    assert [len(part.prompts) for part in samples.choose(splits, params())][-1] == 2
+    with pytest.raises(ConfigError, match=r"sample\.sweep\.num_prompts: 9 of the 10 samples of val"):
+        samples.choose(splits, params(num_prompts_seen=9))
+
+
+def test_two_seeds_are_compared_on_the_same_prompts(tmp_path):
+    splits = captions(tmp_path, train=5, val=20, held_out=8)
+    assert samples.choose(splits, params(seed=0)) == samples.choose(splits, params(seed=1))
+
+
+@pytest.fixture
+def written(tmp_path) -> tuple[Path, list[samples.PromptSet]]:
+    sets = samples.choose(captions(tmp_path / "captions", train=5, val=20, held_out=8), params())
+    for part, rows in samples.units(sets, 3):
+        samples.write_unit(tmp_path / "samples", part, rows, pictures(part, rows))
+    samples.merge(tmp_path / "samples", sets, params(), {"unet": "1" * 64})
+    return tmp_path / "samples", sets
+
+
+def test_samples_remember_image_prompt_and_origin(written):
+    folder, sets = written
+    passport, found = samples.read(folder)
+    assert list(found) == ["held_out", "seen", "sweep_1", "sweep_2.5"]
+    assert passport.inputs == {"unet": "1" * 64}
+    for part in sets:
+        assert found[part.name].prompts == part.prompts
+        assert found[part.name].guidance_scale == part.guidance_scale
+        values = [int(decode_png(found[part.name].png(i))[0, 0, 0]) for i in range(len(part.prompts))]
+        assert values == [value(part.name, i) for i in range(len(part.prompts))]
+    assert sorted(path.name for path in folder.iterdir()) == [*sorted([*found, "passport.json"])]
+
+
+def test_the_bytes_do_not_depend_on_who_wrote_which_unit_when(written, tmp_path):
+    folder, sets = written
+    for part, rows in reversed(samples.units(sets, 3)):
+        samples.write_unit(tmp_path / "again", part, rows, pictures(part, rows))
+    samples.merge(tmp_path / "again", sets, params(), {"unet": "1" * 64})
+    contents = [
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (folder, tmp_path / "again")
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_a_set_of_another_run_is_refused(written):
+    folder, _ = written
+    index = (folder / "seen" / "index.json").read_text()
+    (folder / "seen" / "index.json").write_text(index + " ")
+    with pytest.raises(IntegrityError, match="seen"):
+        samples.read(folder)
+
+
+def test_the_grid_shows_seen_rows_above_held_out_rows(written):
+    folder, _ = written
+    grid = np.asarray(samples.grid(folder, params(num_grid_columns=3, num_grid_rows=2)))
+    step_x, step_y = grid.shape[1] // 3, grid.shape[0] // 4
+    greys = grid[step_y // 4 :: step_y, step_x // 2 :: step_x, 0]
+    assert greys.tolist() == [[0, 1, 2], [3, 4, 5], [100, 101, 102], [103, 104, 105]]

@@ -1,0 +1,114 @@
+"""The stage in a folder of its own, with a params file and nothing else."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.paths import PathsParams
+from ldm.shards import Shards
+from tests.corpora import CLEANING
+
+SCRIPT = Path(__file__).parents[1] / "stages" / "prepare.py"
+SHAPES = {
+    "kind": "shapes",
+    "num_train": 40,
+    "num_val": 12,
+    "num_held_out": 12,
+    "object_count_weights": [0.3, 0.7],
+    "relation_caption_fraction": 0.5,
+    "num_captions_per_image": 2,
+    "seed": 0,
+}
+FOLDER = {"kind": "folder", "directory": "mine", "cleaning": CLEANING.model_dump(), "val_fraction": 0.3, "seed": 0}
+
+
+def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
+    prepare = {
+        "corpus": corpus,
+        "image_size_px": 32,
+        "num_samples_per_shard": 25,
+        "max_reject_fraction": 0.05,
+        "num_examples": 4,
+    }
+    machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False}
+    paths = {name: f"data/{name}" for name in PathsParams.model_fields}
+    stream = io.BytesIO()
+    YAML().dump({"paths": paths, "machine": machine, "prepare": prepare | changes}, stream)
+    (root / "params.yaml").write_bytes(stream.getvalue())
+
+
+def _main() -> str:
+    """The stage in this process, in the current folder."""
+    spec = importlib.util.spec_from_file_location("stage_prepare", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main()
+
+
+def _bytes(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in (root / "data").rglob("*") if path.is_file()}
+
+
+def test_shapes_twice_with_and_without_workers_is_byte_identical(tmp_path, monkeypatch):
+    outputs = []
+    for num_workers in (0, 2):
+        root = tmp_path / str(num_workers)
+        root.mkdir()
+        _params(root, SHAPES, num_workers)
+        monkeypatch.chdir(root)
+        assert _main() == "prepare: 40 train, 12 val, 12 held_out, 0 rejected -> data/images, data/captions"
+        outputs.append(_bytes(root))
+    assert outputs[0] == outputs[1]
+    assert len(Shards(root / "data/images/held_out")) == 12
+    results = {path.name for path in (root / "data/prepare_results").iterdir()}
+    assert results == {"rejected.jsonl", "report.json", "examples.png"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    mine = tmp_path / "data" / "source" / "mine"
+    mine.mkdir(parents=True)
+    for i in range(20):
+        Image.new("RGB", (40, 40), (10 * i, 0, 0)).save(mine / f"{i}.png")
+        (mine / f"{i}.txt").write_text(f"red {i}\n")
+    _params(tmp_path, FOLDER)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_too_many_rejects_end_with_code_3_and_keep_only_the_reasons(folder):
+    (folder / "data/source/mine/3.png").write_bytes(b"<html>")
+    (folder / "data/source/mine/7.txt").unlink()
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "Traceback" not in done.stderr and done.stdout == ""
+    assert done.stderr.startswith("prepare: 2 of 20 samples rejected: ")
+    assert "\nfix: see data/prepare_results/rejected.jsonl" in done.stderr
+    rows = [json.loads(line) for line in (folder / "data/prepare_results/rejected.jsonl").read_text().splitlines()]
+    assert {row["reason"] for row in rows} == {"NOT_IMAGE", "MISSING_CAPTION"}
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepare_results", "source"]
+    _params(folder, FOLDER, max_reject_fraction=0.1)
+    assert "2 rejected" in _main()
+    assert sum(len(Shards(folder / "data/images" / split)) for split in ("train", "val")) == 18
+
+
+def test_a_missing_folder_is_refused(folder):
+    _params(folder, FOLDER | {"directory": "other"})
+    with pytest.raises(ConfigError, match="data/source/other: no such folder"):
+        _main()
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["source"]
+
+
+def test_a_damaged_tar_is_refused(folder):
+    (folder / "data/source/mine/0.tar").write_bytes(b"\0" * 100)
+    _params(folder, FOLDER | {"kind": "webdataset"})
+    with pytest.raises(IntegrityError, match=r"mine/0\.tar"):
+        _main()

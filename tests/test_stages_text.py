@@ -1,0 +1,306 @@
+"""The stages train_clip, embed_text and encode_latents on a corpus of a few flat-coloured squares."""
+
+import importlib.util
+import json
+import os
+import socket
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from ruamel.yaml import YAML
+
+from ldm import artifact, clip, images, shards
+from ldm.autoencoder import Autoencoder, LatentScale, to_signal
+from ldm.cache import LATENTS, Cache, TextEmbeddings
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.networks import AutoencoderParams
+from ldm.params.train_clip import ClipParams
+from ldm.plots import read_table
+
+ROOT = Path(__file__).parents[1]
+COUNTS = {"train": 10, "val": 6, "held_out": 0}
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}
+AUTOENCODER = {
+    "patch_px": 2,
+    "channels": [8, 8],
+    "num_res_blocks": 1,
+    "latent_channels": 2,
+    "middle_attention": False,
+    "norm_groups": 4,
+}
+TRAINING = {
+    "num_steps": 3,
+    "batch_size": 4,
+    "num_accumulation_steps": 1,
+    "learning_rate": 0.002,
+    "betas": [0.9, 0.98],
+    "weight_decay": 0.0,
+    "num_warmup_steps": 0,
+    "final_learning_rate_fraction": 1.0,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.0,
+    "precision": "fp32",
+    "seed": 0,
+    "log_every_steps": 25,
+    "validate_every_steps": 3,
+    "save_every_steps": 3,
+    "num_kept_states": 1,
+    "max_nonfinite_steps": 1,
+}
+CLIP = {
+    "embed_dim": 8,
+    "vision": {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8},
+    "text": {"width": 16, "heads": 2, "layers": 2, "context_length": 12, "num_merges": 500, "causal": False},
+}
+PARAMS: dict[str, Any] = {
+    "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False},
+    "train_clip": {
+        "pretrained": None,
+        "architecture": None,
+        "quick_gelu": None,
+        "network": CLIP,
+        "training": TRAINING,
+        "twins_together": True,
+        "num_validation_pairs": 4,
+    },
+    "embed_text": {"layer": "last", "norm": True, "context_tokens": None, "batch_size": 3, "num_captions_per_shard": 5},
+    "encode_latents": {"batch_size": 3, "precision": "fp32", "statistics_tolerance": 1.0},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with params.yaml and a prepared corpus: two captions a sample, twins with exchanged colours."""
+    monkeypatch.chdir(tmp_path)
+    paths = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))["paths"]
+    write_params({"paths": paths, **PARAMS})
+    for split, count in COUNTS.items():
+        keys = [f"{number:03d}" for number in range(count)]
+        pixels = [picture(number).tobytes() and images.encode_png(picture(number)) for number in range(count)]
+        texts = [json.dumps({"captions": texts_of(number), "claims": [None, None]}).encode() for number in range(count)]
+        shards.write(Path("data/images") / split, [(k, {"png": p}) for k, p in zip(keys, pixels, strict=True)], 4)
+        shards.write(Path("data/captions") / split, [(k, {"json": t}) for k, t in zip(keys, texts, strict=True)], 4)
+    return tmp_path
+
+
+def write_params(values: dict[str, Any]) -> None:
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+
+
+def change(section: str, **values: Any) -> None:
+    params = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
+    params[section].update(values)
+    write_params(params)
+
+
+def colours_of(number: int) -> list[str]:
+    pair = [list(COLOURS)[number // 2 % 4], list(COLOURS)[(number // 2 + 1 + number // 8) % 4]]
+    return pair[::-1] if number % 2 else pair
+
+
+def texts_of(number: int) -> list[str]:
+    left, right = colours_of(number)
+    return [f"{left} left of {right}", f"{right} right of {left}"]
+
+
+def picture(number: int) -> np.ndarray:
+    left, right = (np.array(COLOURS[name], dtype=np.uint8) for name in colours_of(number))
+    return np.concatenate([np.broadcast_to(colour, (16, 8, 3)) for colour in (left, right)], axis=1)
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str) -> str:
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    return script(name).main()
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def write_autoencoder(scale: float = 1.0) -> Autoencoder:
+    torch.manual_seed(0)
+    model = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
+    with torch.no_grad():
+        model.quant_conv.weight *= scale
+    artifact.write(Path("data/autoencoder"), "autoencoder", AUTOENCODER, model.state_dict(), {}, {})
+    return model
+
+
+def write_clip() -> None:
+    clip.build(ClipParams.model_validate(CLIP), 0).save(Path("data/clip"), {}, {})
+
+
+def one_of_two(rank: int, port: int, names: list[str]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    for name in names:
+        run(name)
+    torch.distributed.destroy_process_group()
+
+
+def run_on_two(*names: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(one_of_two, (port, list(names)), nprocs=2, start_method="fork")
+
+
+def test_train_clip_writes_a_model_that_learned(here: Path):
+    change("train_clip", training={**TRAINING, "num_steps": 150, "validate_every_steps": 150})
+    summary = run("train_clip")
+    metrics = json.loads(Path("data/clip_results/metrics.json").read_text())
+    assert set(metrics) == {
+        *("retrieval_images", "retrieval_captions", "cosine_matched", "cosine_margin"),
+        *("num_pairs", "twin_accuracy"),
+    }
+    assert metrics["num_pairs"] == 4 and metrics["retrieval_images"] == 1.0 and metrics["twin_accuracy"] == 1.0
+    assert f"twin_accuracy {metrics['twin_accuracy']:.3f}" in summary
+    model, passport = clip.load(Path("data/clip"))
+    assert passport.inputs == {
+        "images": shards.Shards(Path("data/images/train")).sha256,
+        "captions": shards.Shards(Path("data/captions/train")).sha256,
+    }
+    assert model.context_width == 16
+    assert {"curves.csv", "validation.csv", "curves.png"} < set(contents("data/clip_results"))
+    assert not any(Path("runs/train_clip").iterdir())
+
+
+def test_train_clip_copies_a_pretrained_artefact(here: Path):
+    write_clip()
+    before = contents("data/clip")
+    Path("data/clip").rename("mine")
+    change("train_clip", pretrained="./mine", quick_gelu=False, network=None, training=None)
+    run("train_clip")
+    after = contents("data/clip")
+    assert before.keys() == after.keys()
+    assert all(before[name] == after[name] for name in ("model.safetensors", clip.MERGES))
+    assert json.loads(after["passport.json"])["inputs"] == {}
+    assert json.loads(after["passport.json"])["facts"] == {"pretrained": "./mine"}
+    assert list(contents("data/clip_results")) == ["metrics.json"]
+
+
+def test_a_batch_with_too_few_captions_is_refused(here: Path):
+    change("train_clip", training={**TRAINING, "batch_size": 12})
+    with pytest.raises(ConfigError, match=r"batch_size: 12 of 10 samples"):
+        run("train_clip")
+    assert not Path("data/clip").exists()
+
+
+def test_embeddings_are_those_of_the_encoder(here: Path):
+    write_clip()
+    summary = run("embed_text")
+    texts = {text for split, count in COUNTS.items() for number in range(count) for text in texts_of(number)}
+    model, passport = clip.load(Path("data/clip"))
+    embeddings = TextEmbeddings(Path("data/embeddings"))
+    assert embeddings.captions == sorted(texts)
+    longest = int(model.num_tokens(sorted(texts)).max())
+    context_tokens = min(12, -(-longest // 8) * 8)
+    assert embeddings.null_tokens.shape == (context_tokens, 16)
+    for caption in sorted(texts)[::5]:
+        tokens, pooled = model.encode_text(model.tokenise([caption]), "last", True)
+        row = embeddings.rows([caption])
+        assert torch.allclose(embeddings.tokens(row), tokens[:, :context_tokens], atol=3e-3)
+        assert torch.allclose(embeddings.pooled(row), pooled, atol=1e-3)
+    null, _ = model.encode_text(model.tokenise([""]), "last", True)
+    assert torch.allclose(embeddings.null_tokens, null[0, :context_tokens], atol=3e-3)
+    facts = embeddings.passport.facts
+    assert facts["encoder_sha256"] == embeddings.passport.inputs["clip"] == passport.content_sha256
+    assert (facts["context_tokens"], facts["context_width"], facts["num_truncated"]) == (context_tokens, 16, 0)
+    assert f"{len(texts)} captions" in summary
+
+
+def test_cut_captions_end_in_the_end_token_and_are_counted(here: Path):
+    write_clip()
+    change("embed_text", context_tokens=4)
+    run("embed_text")
+    metrics = json.loads(Path("data/embeddings_results/metrics.json").read_text())
+    assert metrics["num_truncated"] == metrics["num_captions"] > 0 and metrics["context_tokens"] == 4
+    model, _ = clip.load(Path("data/clip"))
+    caption = texts_of(0)[0]
+    ids = model.tokenise([caption])
+    ids[0, 3], ids[0, 4:] = ids.max(), 0
+    embeddings = TextEmbeddings(Path("data/embeddings"))
+    expected = model.token_embeddings(ids, "last", True)[:, :4]
+    assert torch.allclose(embeddings.tokens(embeddings.rows([caption])), expected, atol=3e-3)
+
+
+def test_embed_text_refuses_what_the_encoder_has_not(here: Path):
+    write_clip()
+    change("embed_text", context_tokens=77)
+    with pytest.raises(ConfigError, match="context_tokens: 77; expected at most 12"):
+        run("embed_text")
+    with pytest.raises(IntegrityError, match=r"kind 'clip'.*expected kind 'autoencoder'"):
+        Path("data/clip").rename("data/autoencoder")
+        run("encode_latents")
+
+
+def test_latents_are_the_posteriors_of_the_images(here: Path):
+    model = write_autoencoder()
+    run("encode_latents")
+    sha256 = artifact.sha256_file("data/autoencoder/model.safetensors")
+    for split in ("train", "val"):
+        cache = Cache(Path("data/latents") / split, LATENTS)
+        assert len(cache) == COUNTS[split]
+        artifact.check_input(cache.directory, cache.passport, "autoencoder", sha256)
+        with pytest.raises(IntegrityError, match=f"autoencoder {sha256}; expected autoencoder another"):
+            artifact.check_input(cache.directory, cache.passport, "autoencoder", "another")
+        rows = np.arange(COUNTS[split])[::-1].copy()
+        pixels = torch.from_numpy(np.stack([picture(number) for number in rows])).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            posterior = model.encode(to_signal(pixels))
+        assert torch.allclose(cache.gather("mean", rows).float(), posterior.mean, rtol=2e-3, atol=1e-4)
+        assert torch.allclose(cache.gather("log_variance", rows).float(), posterior.log_variance, rtol=2e-3, atol=1e-4)
+    facts = cache.passport.facts
+    assert (facts["factor"], facts["image_size_px"], facts["autoencoder_sha256"]) == (4, 16, sha256)
+    train = Cache(Path("data/latents/train"), LATENTS)
+    z = LatentScale.from_facts(facts["latent_scale"]).normalise(train.gather("mean", np.arange(10)).float())
+    variance = train.gather("log_variance", np.arange(10)).float().exp()
+    within = (variance / torch.tensor(facts["latent_scale"]["std"])[:, None, None].square()).mean((0, 2, 3))
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(2), atol=1e-3)
+    assert torch.allclose(z.var((0, 2, 3), correction=0) + within, torch.ones(2), atol=1e-3)
+
+
+def test_validation_latents_unlike_those_of_training_are_refused(here: Path):
+    write_autoencoder()
+    change("encode_latents", statistics_tolerance=1e-6)
+    with pytest.raises(IntegrityError, match=r"images/val: scaled latents have channel 0 mean .*within 1e-06"):
+        run("encode_latents")
+    assert not Path("data/latents").exists()
+
+
+def test_outputs_do_not_depend_on_the_number_of_processes(here: Path):
+    write_autoencoder()
+    write_clip()
+    folders = ("data/embeddings", "data/embeddings_results", "data/latents", "data/latents_results")
+    run("embed_text")
+    run("encode_latents")
+    one = [contents(folder) for folder in folders]
+    run_on_two("embed_text", "encode_latents")
+    assert [contents(folder) for folder in folders] == one
+    assert len(one[0]) > 5 and len(one[2]) > 8
+
+
+def test_two_processes_train_to_the_losses_of_one(here: Path):
+    change("train_clip", training={**TRAINING, "num_steps": 5, "log_every_steps": 1})
+    run("train_clip")
+    one = read_table(Path("data/clip_results/curves.csv"))
+    run_on_two("train_clip")
+    two = read_table(Path("data/clip_results/curves.csv"))
+    assert len(one["loss"]) == 5 and one["loss"][0][1] != one["loss"][4][1]
+    assert np.allclose(one["loss"], two["loss"], rtol=0, atol=1e-5)
+    assert np.allclose(one["grad_norm"], two["grad_norm"], rtol=1e-3)

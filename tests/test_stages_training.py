@@ -1,0 +1,194 @@
+"""The two training stages on tiny data: what they write, that they resume, that they refuse, that processes agree."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from ruamel.yaml import YAML
+from torch import Tensor
+
+from ldm import artifact
+from ldm.autoencoder import Autoencoder
+from ldm.errors import ConfigError, Stopped
+from ldm.params.networks import AutoencoderParams, UNetParams
+from ldm.unet import UNet
+from tests.training_data import AUTOENCODER, UNET, write_all
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
+RESULTS = {
+    "train_autoencoder": {"curves.csv", "curves.png", "metrics.json", "reconstructions.png", "validation.csv"},
+    "train_unet": {"curves.csv", "curves.png", "metrics.json", "validation.csv", "z0_hat.png"},
+}
+OUT = {"train_autoencoder": "autoencoder", "train_unet": "unet"}
+
+
+def write_params(root: Path, **sections: Any) -> None:
+    given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
+    paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
+    paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
+    machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
+    content = {"paths": paths, "machine": machine, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
+    (root / "params.yaml").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    write_all(tmp_path / "data")
+    write_params(tmp_path)
+    return tmp_path
+
+
+def script(name: str) -> ModuleType:
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    AcceleratorState._reset_state(reset_partial_state=False)
+    GradientState._reset_state()
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def weights(root: Path, name: str) -> dict[str, Tensor]:
+    return artifact.read(root / "data" / OUT[name], OUT[name])[1]
+
+
+def files(root: Path, name: str) -> dict[str, bytes]:
+    folders = (root / "data" / OUT[name], root / "data" / f"{OUT[name]}_results")
+    return {path.name: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_train_autoencoder_writes_model_and_results(workspace: Path):
+    line = script("train_autoencoder").main()
+    passport, tensors = artifact.read(workspace / "data/autoencoder", "autoencoder")
+    network = Autoencoder(AutoencoderParams.model_validate(passport.config))
+    network.load_state_dict(tensors)
+    assert passport.facts == {"factor": 4, "latent_channels": 4}
+    assert passport.inputs.keys() == {"images_train", "images_val"}
+    results = workspace / "data/autoencoder_results"
+    assert {path.name for path in results.iterdir()} == RESULTS["train_autoencoder"]
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics.keys() == {"psnr_db", "ssim"} and f"{metrics['psnr_db']:.2f} dB" in line
+    assert (results / "curves.csv").read_text().startswith("step,loss,l1,mse,kl,gradient,log_variance,grad_norm,")
+    assert not list((workspace / "runs/train_autoencoder").iterdir()), "a finished run leaves nothing"
+
+
+def test_train_unet_writes_model_and_results(workspace: Path):
+    script("train_unet").main()
+    passport, tensors = artifact.read(workspace / "data/unet", "unet")
+    network = UNet(UNetParams.model_validate(passport.config["network"]))
+    network.load_state_dict(tensors)
+    assert passport.config["diffusion"]["prediction"] == "flow"
+    assert passport.facts["caption_dropout"] == 0.25 and passport.facts["context_tokens"] == 5
+    results = workspace / "data/unet_results"
+    assert {path.name for path in results.iterdir()} == RESULTS["train_unet"]
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert {"validation_loss", "validation_mse_bucket_2", "caption_dropout_observed"} <= metrics.keys()
+    assert not list((workspace / "runs/train_unet").iterdir())
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])
+def test_every_tensor_moves(workspace: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    module = script(name)
+    before: dict[str, Tensor] = {}
+    real: Callable[..., Any] = module.train
+
+    def spy(objective: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before.update({key: value.clone() for key, value in objective.state_dict().items()})
+        history = real(objective, *args, **kwargs)
+        after = objective.state_dict()
+        assert not [key for key in before if torch.equal(before[key], after[key])]
+        return history
+
+    monkeypatch.setattr(module, "train", spy)
+    module.main()
+    assert before
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])
+def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    script(name).main()
+    whole = files(workspace, name)
+    for step in (1, 4):
+        module = script(name)
+        real: Callable[..., Any] = module.train
+
+        def stopped(objective: Any, batches: Any, *args: Any, step: int = step, real: Any = real, **kwargs: Any) -> Any:
+            def batch_at_step(at: int, rows: slice) -> dict[str, Tensor]:
+                if at == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return batches(at, rows)
+
+            return real(objective, batch_at_step, *args, **kwargs)
+
+        monkeypatch.setattr(module, "train", stopped)
+        with pytest.raises(Stopped):
+            module.main()
+    assert len(list((workspace / "runs" / name).iterdir())) == 1
+    script(name).main()
+    again = files(workspace, name)
+    assert [file for file in whole if whole[file] != again[file]] == []
+    assert not list((workspace / "runs" / name).iterdir())
+
+
+def test_another_seed_gives_other_weights(workspace: Path):
+    script("train_unet").main()
+    first = weights(workspace, "train_unet")
+    write_params(workspace, train_unet=UNET | {"training": UNET["training"] | {"seed": 1}})
+    script("train_unet").main()
+    assert not equal(first, weights(workspace, "train_unet"))
+
+
+def test_training_goes_on_from_a_trained_unet(workspace: Path):
+    script("train_unet").main()
+    (workspace / "data/unet").rename(workspace / "models")
+    write_params(workspace, train_unet=UNET | {"init_from": "models"})
+    script("train_unet").main()
+    passport = artifact.read_passport(workspace / "data/unet", "unet")
+    assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", "unet").content_sha256
+
+
+def test_a_wrong_width_is_one_line(workspace: Path):
+    write_params(workspace, train_unet=UNET | {"network": UNET["network"] | {"context_width": 16}})
+    with pytest.raises(ConfigError, match="context_width: found 16; expected 8, as the embeddings have"):
+        script("train_unet").main()
+
+
+def test_a_direct_launch_with_two_processes_agrees_with_one(workspace: Path):
+    training = UNET["training"] | {"num_steps": 20, "log_every_steps": 1, "validate_every_steps": 10}
+    write_params(workspace, train_unet=UNET | {"training": training})
+    script("train_unet").main()
+    one = weights(workspace, "train_unet")
+    curves = (workspace / "data/unet_results/curves.csv").read_text().splitlines()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", port, str(ROOT / "stages/train_unet.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = weights(workspace, "train_unet")
+    again = (workspace / "data/unet_results/curves.csv").read_text().splitlines()
+    losses = [[float(line.split(",")[1]) for line in lines[1:]] for lines in (curves, again)]
+    assert len(losses[0]) == 20
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-4

@@ -1,0 +1,225 @@
+import math
+
+import diffusers
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ldm import attention
+from ldm.params.networks import AutoencoderParams, UNetParams
+from ldm.unet import UNet, sinusoids
+from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
+
+TINY = {
+    "latent_channels": 4,
+    "latent_size": 8,
+    "channels": [8, 16],
+    "num_res_blocks": 1,
+    "attention_levels": [False, True],
+    "num_transformer_layers": 1,
+    "head_width": 8,
+    "linear_projection": True,
+    "context_width": 16,
+    "norm_groups": 4,
+    "num_context_layers": 0,
+    "max_context_tokens": 10,
+    "position_embedding": False,
+    "gradient_checkpointing": False,
+}
+# Stable Diffusion 1's own config at a tenth of its width (8 heads at every level, 1x1 convolutions, 77 tokens);
+# Stable Diffusion 2's heads and projections, two layers deep, and a size that the levels do not divide; one level.
+TOPOLOGIES = [
+    (
+        {
+            "channels": [32, 64, 128, 128],
+            "num_res_blocks": 2,
+            "attention_levels": [True, True, True, False],
+            "head_width": [4, 8, 16, 16],
+            "linear_projection": False,
+            "context_width": 24,
+            "norm_groups": 32,
+        },
+        (2, 16, 16),
+        77,
+    ),
+    ({"channels": [8, 16, 24], "attention_levels": [True, False, True], "num_transformer_layers": 2}, (1, 10, 14), 5),
+    ({"channels": [16], "attention_levels": [True], "latent_channels": 3, "num_res_blocks": 3}, (3, 6, 4), 1),
+]
+
+
+def make(**changes) -> UNet:
+    torch.manual_seed(0)
+    return UNet(UNetParams.model_validate(TINY | changes))
+
+
+def theirs(params: UNetParams) -> diffusers.UNet2DConditionModel:
+    kinds = [("CrossAttn", "") if attends else ("", "") for attends in params.attention_levels]
+    return diffusers.UNet2DConditionModel(
+        in_channels=params.latent_channels,
+        out_channels=params.latent_channels,
+        block_out_channels=tuple(params.channels),
+        layers_per_block=params.num_res_blocks,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind, _ in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind, _ in reversed(kinds)),
+        transformer_layers_per_block=params.num_transformer_layers,
+        # Their name for the number of heads.
+        attention_head_dim=tuple(c // w for c, w in zip(params.channels, params.head_widths, strict=True)),
+        use_linear_projection=params.linear_projection,
+        cross_attention_dim=params.context_width,
+        norm_num_groups=params.norm_groups,
+    )
+
+
+def inputs(params: UNetParams, shape=(2, 8, 8), num_tokens: int = 6):
+    b, h, w = shape
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(b, params.latent_channels, h, w, generator=generator)
+    time = 1000 * torch.rand(b, generator=generator)
+    return z, time, torch.randn(b, num_tokens, params.context_width, generator=generator)
+
+
+def values_and_gradients(model, call, z, time, context):
+    z, context = z.clone().requires_grad_(), context.clone().requires_grad_()
+    out = call(z, time, context)
+    weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+    (out * weight).mean().backward()
+    return out.detach(), {"z": z.grad, "context": context.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa"])
+@pytest.mark.parametrize(("changes", "shape", "num_tokens"), TOPOLOGIES)
+def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape, num_tokens, backend):
+    attention.use(backend, torch.device("cpu"))
+    params = UNetParams.model_validate(TINY | {"latent_size": 16} | changes)
+    ours, reference = UNet(params), theirs(params)
+    randomise(reference)
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    data = inputs(params, shape, num_tokens)
+    found = values_and_gradients(ours, ours, *data)
+    expected = values_and_gradients(reference, lambda z, t, c: reference(z, t, c).sample, *data)
+    assert found[0].abs().max() > 0.1
+    assert_outputs_agree([found[0]], [expected[0]])
+    assert_gradients_agree(found[1], expected[1])
+
+
+def test_sinusoids_are_the_published_formula():
+    waves = sinusoids(torch.tensor([0.0, 500.25]), 6)
+    assert waves[0].tolist() == [1, 1, 1, 0, 0, 0]
+    angles = [500.25 * 10000 ** (-i / 3) for i in range(3)]
+    expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+    assert waves[1].tolist() == pytest.approx(expected, abs=1e-4)
+    assert sinusoids(torch.tensor([3.0]), 5).shape == (1, 5)
+
+
+def test_the_untrained_network_predicts_zero_and_training_moves_every_parameter():
+    model = make(num_context_layers=1, position_embedding=True)
+    z, time, context = inputs(UNetParams.model_validate(TINY))
+    assert not model(z, time, context).any()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = (model(z, time, context) - z.flip(1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory():
+    plain, checkpointed = make(), make(gradient_checkpointing=True)
+    randomise(plain)
+    checkpointed.load_state_dict(plain.state_dict())
+    data = inputs(UNetParams.model_validate(TINY))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        plain(*data)
+        num_plain, _ = sum(kept), kept.clear()
+        checkpointed(*data)
+    assert sum(kept) < num_plain / 2
+    found = values_and_gradients(checkpointed, checkpointed, *data)
+    expected = values_and_gradients(plain, plain, *data)
+    assert_outputs_agree([found[0]], [expected[0]])
+    assert_gradients_agree(found[1], expected[1])
+
+
+def test_context_layers_start_as_the_identity_but_for_positions_and_then_look_both_ways():
+    encoder = make(num_context_layers=2).context_encoder
+    context = torch.randn(2, 6, 16)
+    torch.testing.assert_close(encoder(context), context + encoder.positions[:6])
+    randomise(encoder)
+    changed = context.clone()
+    changed[:, 3] += 1
+    moved = (encoder(changed) - encoder(context)).abs().sum((0, 2))
+    assert (moved > 0).all()
+    swapped = context[:, [1, 0, 2, 3, 4, 5]]
+    assert (encoder(swapped)[:, 2:] - encoder(context)[:, 2:]).abs().max() > 1e-3
+    with pytest.raises(AssertionError, match="11 tokens is longer than max_context_tokens 10"):
+        encoder(torch.zeros(1, 11, 16))
+
+
+def test_the_position_embedding_is_added_behind_the_first_convolution_and_fits_one_size():
+    with_positions, without = make(position_embedding=True), make()
+    randomise(without)
+    state = without.state_dict()
+    with_positions.load_state_dict(state | {"position_embedding": torch.zeros(1, 8, 8, 8)})
+    z, time, context = inputs(UNetParams.model_validate(TINY))
+    torch.testing.assert_close(with_positions(z, time, context), without(z, time, context))
+    constant = torch.randn(8)
+    with_positions.load_state_dict(state | {"position_embedding": constant[None, :, None, None].expand(1, 8, 8, 8)})
+    without.load_state_dict(state | {"conv_in.bias": state["conv_in.bias"] + constant})
+    torch.testing.assert_close(with_positions(z, time, context), without(z, time, context))
+    with pytest.raises(AssertionError, match="latent_size alone"):
+        with_positions(z[..., :4], time, context)
+
+
+def test_samples_do_not_touch_each_other():
+    model = make(num_context_layers=1, position_embedding=True)
+    randomise(model)
+    z, time, context = inputs(UNetParams.model_validate(TINY))
+    alone = model(z[:1], time[:1], context[:1])
+    torch.testing.assert_close(model(z, time, context)[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_autocast_and_bf16_weights_run_close_to_float32():
+    model = make(num_context_layers=1)
+    randomise(model)
+    z, time, context = inputs(UNetParams.model_validate(TINY))
+    expected = model(z, time, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = model(z, time, context)
+    whole = model.to(torch.bfloat16)(z.bfloat16(), time, context.bfloat16())
+    for out in (autocast, whole):
+        assert (out.float() - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": [8, 18]}, "channels 18 is not a multiple of norm_groups 4"),
+        ({"attention_levels": [True]}, "attention_levels has 1 entries, channels 2"),
+        ({"head_width": [8]}, "head_width has 1 entries, channels 2"),
+        ({"head_width": 3}, "channels 16 is not a multiple of head_width 3"),
+        ({"num_context_layers": 1, "context_width": 12}, "context_width 12 is not a multiple of head_width 8"),
+        ({"latent_size": 7}, "latent_size 7 is not a multiple of .* = 2"),
+    ],
+)
+def test_contradictory_sizes_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        UNetParams.model_validate(TINY | changes)
+
+
+def test_a_level_without_attention_needs_no_fitting_head_width_unless_it_is_the_last():
+    UNetParams.model_validate(TINY | {"channels": [12, 16]})
+    with pytest.raises(ValidationError, match="channels 12 is not a multiple of head_width 8"):
+        UNetParams.model_validate(TINY | {"channels": [16, 12], "attention_levels": [True, False]})
+
+
+def test_the_autoencoder_factor_counts_patch_and_levels():
+    fields = {"num_res_blocks": 1, "latent_channels": 4, "middle_attention": False, "norm_groups": 4}
+    params = AutoencoderParams.model_validate(fields | {"patch_px": 4, "channels": [8, 8, 8]})
+    assert params.factor == 16
+    with pytest.raises(ValidationError, match="channels 10 is not a multiple of norm_groups 4"):
+        AutoencoderParams.model_validate(fields | {"patch_px": 1, "channels": [10]})
