@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,7 @@ from ldm.diffusion import DenoisingObjective, add_noise, denoiser, training_time
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.networks import AutoencoderParams
 from ldm.params.train_unet import TrainUNetParams
-
-if TYPE_CHECKING:
-    from ldm.training import Accelerator
+from ldm.training import Accelerator
 
 Samples = npt.NDArray[np.int64]
 
@@ -195,7 +193,7 @@ class LatentBatches:
 class Validation:
     """Loss at fixed samples, captions, noise and times, divided over the processes."""
 
-    def __init__(self, pairs: Pairs, params: TrainUNetParams, accelerator: "Accelerator") -> None:
+    def __init__(self, pairs: Pairs, params: TrainUNetParams, accelerator: Accelerator) -> None:
         self._params, self._accelerator = params, accelerator
         num, seed = min(params.num_validation_samples, len(pairs)), params.training.seed
         samples = np.arange(num, dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from ldm import images, randomness
 from ldm.autoencoder import Autoencoder, ReconstructionObjective, to_image, to_signal
 from ldm.params.train_autoencoder import TrainAutoencoderParams
 from ldm.shards import Shards
-
-if TYPE_CHECKING:
-    from ldm.training import Accelerator
+from ldm.training import Accelerator
 
 _LEAST_MSE = 1e-3
 _WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
@@ -46,7 +43,7 @@ class ImageBatches:
 class Measurement:
     """Losses and reconstruction quality on a split, divided over the processes."""
 
-    def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: "Accelerator") -> None:
+    def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
         self._shards, self._params, self._accelerator = shards, params, accelerator
         self._num_rows = params.training.batch_size // params.training.num_accumulation_steps
 

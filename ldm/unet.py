@@ -18,7 +18,8 @@ from ldm.params.networks import UNetParams
 
 NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
-EMBEDDING_STD = 0.02
+EMBEDDING_STD = 0.5
+"""Learned positions start as large as what they are added to: much smaller, and training sees no order for long."""
 
 
 class UNet(nn.Module):

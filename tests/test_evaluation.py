@@ -16,24 +16,29 @@ from ldm.shards import write
 from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS, ROOT
 
 CPU = torch.device("cpu")
+CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)
 PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
 COUNTS = {"train": 12, "val": 8, "held_out": 4}
+
+
+def png(number: int, split: str) -> bytes:
+    return encode_png(shapes.render(shapes.scene_at(number, split, CORPUS_PARAMS), 64))
 
 
 class FakeSamples:
     """A set of samples in memory: the real images of its prompts."""
 
     def __init__(self, split: str, numbers: range, claims: bool) -> None:
-        pairs = [shapes.pair_at(i, split, ShapesParams.model_validate(CORPUS), 64) for i in numbers]
+        pairs = [shapes.pair_at(i, split, CORPUS_PARAMS, 64) for i in numbers]
         self.prompts = [Prompt(p.captions[0], p.claims[0] if claims else None, 0, split, p.key) for p in pairs]
-        self._pngs = [encode_png(pair.image) for pair in pairs]
+        self.pngs = [png(i, split) for i in numbers]
         self.guidance_scale = 1.0
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def png(self, i: int) -> bytes:
-        return self._pngs[i]
+        return self.pngs[i]
 
 
 def sampled(claims: bool = True, seen_split: str = "val") -> dict[str, FakeSamples]:
@@ -52,8 +57,8 @@ def params(**changes) -> EvaluateParams:
 def real(tmp_path_factory) -> evaluation.RealImages:
     folder = tmp_path_factory.mktemp("images")
     for split, count in COUNTS.items():
-        pairs = [shapes.pair_at(i, split, ShapesParams.model_validate(CORPUS), 64) for i in range(count)]
-        write(folder / split, [(pair.key, {"png": encode_png(pair.image)}) for pair in pairs], 5)
+        keys = [shapes.pair_at(i, split, CORPUS_PARAMS, 64).key for i in range(count)]
+        write(folder / split, [(key, {"png": png(i, split)}) for i, key in enumerate(keys)], 5)
     return evaluation.RealImages(folder, SPLITS)
 
 
@@ -156,7 +161,7 @@ def test_a_corpus_without_claims_leaves_every_check_unstated(real, instruments):
 
 def test_the_picture_shows_every_sample_beside_its_real_image(real):
     samples = sampled()
-    samples["seen"]._pngs = [encode_png(np.full((64, 64, 3), 50 + i, np.uint8)) for i in range(5)]
+    samples["seen"].pngs = [encode_png(np.full((64, 64, 3), 50 + i, np.uint8)) for i in range(5)]
     picture = np.asarray(evaluation.beside_real(samples, real, 2))
     first = decode_png(real.png("val", samples["seen"].prompts[0].key))
     assert (picture[4 : 4 + 128, 4 : 4 + 128] == 50).all()

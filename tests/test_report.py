@@ -1,0 +1,151 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from ldm import config, metrics, report
+from ldm.evaluation import CHECKS
+from ldm.params.evaluate import EvaluateParams
+from ldm.samples import Prompt
+from tests.trained_data import CHANGES, ROOT
+
+PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml").model_copy(update=CHANGES["evaluate"])
+SPACE = metrics.FeatureSpace("clip", "f" * 64, 4, lambda image: image.float())
+SUBJECTS = ("held_out", "seen", "real_held_out", "real_seen", "decoded_held_out", "decoded_seen")
+COUNT = 12
+
+
+def prompts(claims: bool = True) -> list[Prompt]:
+    """Odd ones tell of two objects."""
+    return [Prompt(str(i), {"count": 1 + i % 2} if claims else None, i, "val", str(i)) for i in range(COUNT)]
+
+
+def codes(num_right: int, stated: bool = True) -> torch.Tensor:
+    """Every attribute right in the first images; places are stated nowhere, relations for two objects only."""
+    checks = (torch.arange(COUNT) < num_right).to(torch.int8)[:, None].repeat(1, len(CHECKS))
+    checks[:, CHECKS.index("place")] = -1
+    checks[::2, CHECKS.index("relation")] = -1
+    return checks if stated else torch.full_like(checks, -1)
+
+
+def features(seed: int, count: int = COUNT) -> torch.Tensor:
+    return normalize(torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+RIGHT = {"held_out": 6, "seen": 9, "real_held_out": 12, "real_seen": 11, "decoded_held_out": 8, "decoded_seen": 10}
+
+
+def measured(claims: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+    found = {
+        name: {
+            "features": features(seed),
+            "clip_image": features(seed),
+            "clip_text": features(100),
+            "checks": codes(RIGHT[name], claims),
+            "shuffled_checks": codes(1, claims),
+        }
+        for seed, name in enumerate(SUBJECTS)
+    }
+    found["sweep_1"] = found["held_out"] | {"features": features(50)}
+    found["sweep_4"] = found["seen"]
+    found["reference"] = {"features": features(60, 30)}
+    return found
+
+
+class FakeSamples(SimpleNamespace):
+    """Prompts without images."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def made(claims: bool = True, **changes) -> report.Report:
+    scales = {"held_out": 3.0, "seen": 3.0, "sweep_1": 1.0, "sweep_4": 4.0}
+    samples = {name: FakeSamples(prompts=prompts(claims), guidance_scale=scale) for name, scale in scales.items()}
+    return report.make(samples, measured(claims) | changes, SPACE, PARAMS)
+
+
+def test_accuracies_are_shares_of_what_is_stated():
+    numbers = made().metrics
+    assert numbers["scene_accuracy_held_out"] == 6 / 12 and numbers["scene_accuracy_seen"] == 9 / 12
+    assert numbers["colour_accuracy_seen"] == 9 / 12
+    assert numbers["relation_accuracy_seen"] == pytest.approx(4 / 6, abs=1e-5)  # images 1, 3, 5, 7 of 1, 3, ..., 11
+    assert numbers["relation_accuracy"] == pytest.approx((3 + 4) / 12, abs=1e-5)
+    assert not any(name.startswith("place") for name in numbers)
+    assert numbers["scene_accuracy_held_out_1_objects"] == 3 / 6
+    wilson = metrics.share([True] * 6 + [False] * 6)
+    assert numbers["scene_accuracy_held_out_low"] == pytest.approx(wilson.low, abs=1e-5)
+    assert numbers["scene_accuracy_held_out_high"] == pytest.approx(wilson.high, abs=1e-5)
+
+
+def test_the_oracle_is_scored_on_real_shuffled_and_reconstructed_images():
+    numbers = made().metrics
+    assert numbers["oracle_real"] == pytest.approx(23 / 24, abs=1e-5)
+    assert numbers["oracle_shuffled"] == pytest.approx(2 / 24, abs=1e-5)
+    assert numbers["oracle_reconstructed"] == 18 / 24
+
+
+def test_distances_name_their_space_and_stand_beside_their_floor():
+    numbers, tensors = made().metrics, measured()
+    reference = tensors["reference"]["features"]
+    for name in ("held_out", "seen"):
+        for subject, key in ((name, f"frechet_clip_{name}"), (f"real_{name}", f"frechet_clip_{name}_floor")):
+            expected = metrics.frechet_distance(tensors[subject]["features"], reference)
+            assert numbers[key] == pytest.approx(expected, rel=1e-5)
+    pooled = [torch.cat([tensors[f"{p}_{n}"]["features"] for n in ("held_out", "seen")]) for p in ("decoded", "real")]
+    assert numbers["frechet_clip_reconstructed"] == pytest.approx(metrics.frechet_distance(*pooled), rel=1e-5)
+    assert numbers["clip_extractor_sha256"] == "f" * 64
+    assert (numbers["num_samples_seen"], numbers["num_reference_images"]) == (12, 30)
+    assert not any("fid" in name.lower().split("_") for name in numbers)
+
+
+def test_clip_scores_stand_beside_those_of_shuffled_captions():
+    numbers, tensors = made().metrics, measured()
+    matched, margin = metrics.clip_score(tensors["seen"]["clip_image"], tensors["seen"]["clip_text"])
+    assert numbers["clip_score_seen"] == pytest.approx(matched.value, abs=1e-5)
+    assert numbers["clip_score_margin_seen_low"] == pytest.approx(margin.low, abs=1e-5)
+
+
+def test_numbers_are_flat_and_hold_no_time():
+    numbers = made().metrics
+    assert all(isinstance(value, float | int | str) for value in numbers.values())
+    assert not any(word in name for name in numbers for word in ("second", "time", "device", "speed"))
+
+
+def test_the_sweep_has_a_row_per_scale_with_the_columns_of_its_plot():
+    sweep = made().sweep
+    assert [row["guidance_scale"] for row in sweep] == [1, 4]
+    assert [row["scene_accuracy"] for row in sweep] == [0.5, 0.75]
+    expected = metrics.frechet_distance(measured()["sweep_1"]["features"], measured()["reference"]["features"])
+    assert sweep[0]["frechet"] == pytest.approx(expected, rel=1e-5)
+    assert list(sweep[0]) == ["guidance_scale", "scene_accuracy", "relation_accuracy", "frechet", "clip_score_margin"]
+
+
+def test_every_accuracy_has_its_interval_in_the_table_of_accuracies():
+    header, *rows = made().accuracy_rows()
+    assert header == ["images", "attribute", "num_objects", "accuracy", "low", "high", "num_images"]
+    wilson = metrics.share([True] * 5 + [False])
+    expected = ["decoded_seen", "relation", "2", f"{5 / 6:.4f}", f"{wilson.low:.4f}", f"{wilson.high:.4f}", "6"]
+    assert expected in rows
+    assert {row[0] for row in rows} == set(SUBJECTS)
+
+
+def test_without_claims_retrieval_takes_the_place_of_accuracy():
+    found = made(claims=False)
+    assert not any("accuracy" in name or "oracle" in name for name in found.metrics)
+    queries = measured()["seen"]["clip_image"]
+    gallery = torch.cat([queries[:3], features(7, 5), -queries[3:5], queries[:1]])  # three of five are at their places
+    found = made(claims=False, gallery={"clip_image": gallery[[0, 1, 2, 8, 9, 3, 4, 5]]})
+    assert found.metrics["retrieval_accuracy"] == 3 / 5
+    assert (found.metrics["num_retrieval_prompts"], found.metrics["num_retrieval_images"]) == (5, 8)
+
+
+def test_the_markdown_table_quotes_the_numbers():
+    text = report.table(made(), "clip")
+    lines = text.splitlines()
+    assert lines[0] == "| | held out | seen | real images |"
+    assert lines[2].startswith("| whole scene | 50.0 % (25.4 to 74.6) | 75.0 % (")
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "oracle_real 0.9583" in text and "30 training images" in text
+    assert "whole scene" not in report.table(made(claims=False), "clip")

@@ -1,0 +1,187 @@
+"""The stages sample and evaluate on a tiny corpus of shapes, with untrained networks and with perfect images."""
+
+import csv
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import artifact, config, samples
+from ldm.errors import ConfigError, IntegrityError
+from ldm.images import to_tensor
+from ldm.params.sample import SampleParams
+from ldm.shards import Shards, write
+from tests import trained_data
+from tests.trained_data import change, run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trained_data.make(folder)
+        run("sample")
+        run("evaluate")
+    return folder
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of the folder, to be changed; big inputs are links."""
+    (tmp_path / "data").mkdir()
+    for path in (trained / "data").iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    (tmp_path / "params.yaml").write_bytes((trained / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def one_of_two(rank: int, port: int, names: list[str]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    for name in names:
+        run(name)
+    torch.distributed.destroy_process_group()
+
+
+def run_on_two(*names: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(one_of_two, (port, list(names)), nprocs=2, start_method="fork")
+
+
+def test_two_processes_write_the_bytes_of_one(here, trained):
+    (here / "data/samples").unlink()
+    (here / "data/evaluation").unlink()
+    run_on_two("sample", "evaluate")
+    for name in ("samples", "evaluation"):
+        found, expected = contents(here / "data" / name), contents(trained / "data" / name)
+        assert found.keys() == expected.keys()
+        assert [key for key in found if found[key] != expected[key]] == []
+
+
+def test_sample_writes_sets_grid_and_passport(trained):
+    folder = trained / "data/samples"
+    passport, found = samples.read(folder)
+    assert {name: len(part) for name, part in found.items()} == {"held_out": 6, "seen": 8, "sweep_1": 4, "sweep_2.5": 4}
+    assert (folder / "grid.png").is_file()
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*found, "grid.png", "passport.json"])
+    for name in ("unet", "autoencoder", "embeddings"):
+        there = artifact.read_passport(trained / "data" / name, name).content_sha256
+        assert passport.inputs[name] == there
+    assert passport.inputs["captions_val"] == Shards(trained / "data/captions/val").sha256
+    claims = [prompt.claim for prompt in found["seen"].prompts]
+    assert all(claim is not None and claim["count"] in (1, 2) for claim in claims)
+
+
+def test_the_sweep_at_the_chosen_scale_gives_other_images_than_at_another(trained):
+    _, found = samples.read(trained / "data/samples")
+    pictures = [to_tensor([found[name].png(i) for i in range(4)]) for name in ("sweep_1", "sweep_2.5")]
+    assert not torch.equal(*pictures)
+
+
+def test_shard_size_changes_neither_images_nor_prompts(here, trained):
+    (here / "data/samples").unlink()
+    change(here, "sample", num_samples_per_shard=5, batch_size=5)
+    run("sample")
+    sizes = [samples.read(root / "data/samples")[1]["seen"] for root in (here, trained)]
+    assert sizes[0].prompts == sizes[1].prompts
+    pictures = [to_tensor([part.png(i) for i in range(8)]).int() for part in sizes]
+    assert int((pictures[0] - pictures[1]).abs().max()) <= 1
+
+
+def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):
+    params = config.Document(here / "params.yaml").data
+    for name in ("autoencoder", "latents", "unet", "samples"):
+        (here / "data" / name).unlink()
+    trained_data.write_networks(here / "data", 0.0, params["train_unet"]["diffusion"])
+    with pytest.raises(ConfigError, match="guidance_scale: 4, and data/unet was trained with caption_dropout 0"):
+        run("sample")
+    assert not (here / "data/samples").exists()
+    change(here, "sample", guidance_scale=1, sweep={"guidance_scales": [], "num_prompts": 4})
+    assert "8 seen" in run("sample")
+
+
+def test_latents_of_another_autoencoder_are_refused(here, trained):
+    (here / "data/latents").unlink()
+    (here / "data/latents/train").mkdir(parents=True)
+    passport = json.loads((trained / "data/latents/train/passport.json").read_text())
+    artifact.write_json(here / "data/latents/train/passport.json", passport | {"content_sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match=r"made with latents_train [0-9a-f]+; expected latents_train 0000"):
+        run("sample")
+
+
+def test_evaluate_writes_what_dvc_and_people_read(trained):
+    folder = trained / "data/evaluation"
+    names = ["accuracies.csv", "beside_real.png", "guidance_sweep.csv", "guidance_sweep.png", "metrics.json", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    numbers = json.loads((folder / "metrics.json").read_text())
+    wanted = ("scene_accuracy_held_out", "scene_accuracy_seen", "relation_accuracy", "oracle_reconstructed")
+    assert all(0 <= numbers[name] <= 1 for name in wanted)
+    assert (numbers["oracle_real"], numbers["oracle_shuffled"]) == (1, 0)
+    assert (numbers["num_samples_held_out"], numbers["num_samples_seen"], numbers["num_reference_images"]) == (6, 8, 20)
+    assert numbers["clip_extractor_sha256"] == artifact.read_passport(trained / "data/clip", "clip").content_sha256
+    with (folder / "guidance_sweep.csv").open() as file:
+        assert [row["guidance_scale"] for row in csv.DictReader(file)] == ["1", "2.5"]
+    assert "| whole scene |" in (folder / "table.md").read_text()
+
+
+def replace_samples_by_real_images(here: Path) -> None:
+    """What a perfect model would have drawn."""
+    params = config.read(SampleParams, "sample", here / "params.yaml")
+    captions = {split: Shards(here / "data/captions" / split) for split in samples.SPLITS}
+    images = {split: Shards(here / "data/images" / split) for split in samples.SPLITS}
+    sets = samples.choose(captions, params)
+    passport, _ = samples.read(here / "data/samples")
+    (here / "data/samples").unlink()
+    for part, rows in samples.units(sets, 100):
+        prompts = part.prompts[rows.start : rows.stop]
+        pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in prompts]
+        samples.write_unit(here / "data/samples", part, rows, to_tensor(pngs))
+    samples.merge(here / "data/samples", sets, params, passport.inputs)
+
+
+def test_perfect_images_score_one_and_lie_at_the_floor(here):
+    replace_samples_by_real_images(here)
+    (here / "data/evaluation").unlink()
+    run("evaluate")
+    numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
+    for name in ("held_out", "seen"):
+        assert numbers[f"scene_accuracy_{name}"] == 1
+        assert numbers[f"frechet_clip_{name}"] == numbers[f"frechet_clip_{name}_floor"]
+        assert numbers[f"kid_clip_{name}"] == numbers[f"kid_clip_{name}_floor"]
+        assert numbers[f"clip_score_margin_{name}"] == numbers[f"clip_score_margin_real_{name}"]
+    assert numbers["relation_accuracy"] == 1
+
+
+def test_a_corpus_without_claims_is_searched_instead(here):
+    (here / "data/captions").unlink()
+    for split in samples.SPLITS:
+        old = Shards(here / "data/images" / split)
+        texts = [json.dumps({"captions": [f"thing {key}"], "claims": [None]}).encode() for key in old.keys]
+        told = [(key, {"json": text}) for key, text in zip(old.keys, texts, strict=True)]
+        write(here / "data/captions" / split, told, 10)
+    replace_samples_by_real_images(here)
+    (here / "data/evaluation").unlink()
+    assert "retrieval_accuracy 1.0" in run("evaluate")
+    numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
+    assert not any("scene" in name or "oracle" in name for name in numbers)
+    assert (numbers["num_retrieval_prompts"], numbers["num_retrieval_images"]) == (5, 12)
+
+
+def test_round_trips_by_another_autoencoder_are_refused(here, trained):
+    (here / "data/autoencoder").unlink()
+    passport, tensors = artifact.read(trained / "data/autoencoder", "autoencoder")
+    changed = {name: tensor + 1 for name, tensor in tensors.items()}
+    artifact.write(here / "data/autoencoder", "autoencoder", passport.config, changed, {}, {})
+    with pytest.raises(IntegrityError, match="made with autoencoder"):
+        run("evaluate")
