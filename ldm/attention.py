@@ -2,12 +2,14 @@
 
 import logging
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.errors import MachineError
 
@@ -92,6 +94,12 @@ def attend(
 ) -> Float[Tensor, "b k n d"]:
     """softmax(q k^T / sqrt(d)) v by the backend that `use` resolved; before any call of `use`, by PyTorch's kernels."""
     return _active(q, k, v)
+
+
+def kernels_of_others() -> AbstractContextManager[None]:
+    """For networks of other packages, which call PyTorch's attention themselves: while entered, that call is written
+    out where `attend` trains with math, for the same reason."""
+    return sdpa_kernel(SDPBackend.MATH) if _active in (math, math_or_sdpa) else nullcontext()
 
 
 def _refusal(name: str, device: torch.device) -> str | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ldm import randomness
+from ldm import attention, randomness
 from ldm.clip import Clip
 from ldm.errors import ConfigError
 
@@ -38,8 +38,9 @@ class ContrastiveObjective(nn.Module):
         model = self.clip.model
         with torch.no_grad():
             model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
-        images = model.encode_image(self.clip.preprocess(batch["image"])).float()
-        texts = model.encode_text(batch["ids"]).float()
+        with attention.kernels_of_others():
+            images = model.encode_image(self.clip.preprocess(batch["image"])).float()
+            texts = model.encode_text(batch["ids"]).float()
         with torch.autocast(images.device.type, enabled=False):
             scale = model.logit_scale.float().exp()
             loss = _clip_loss()(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
