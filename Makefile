@@ -22,9 +22,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictures and times
 	@mkdir -p runs && rm -f $(TIMES)
 	LDM_TIMES=$(TIMES) $(BIN)/dvc repro
-	@echo && $(BIN)/dvc metrics show
-	@echo && echo "seconds per stage (of those that ran):" && cat $(TIMES) 2>/dev/null || echo "  none ran: all results were up to date"
-	@echo && $(BIN)/python docs/gallery.py --where
+	@echo && $(BIN)/python docs/gallery.py --show
+	@echo && echo "Seconds per stage that ran:" && cat $(TIMES) 2>/dev/null || echo "none: all results were up to date"
 
 gallery: $(INSTALLED) ## bring pictures and numbers of the last run into README.md and docs/
 	$(BIN)/python docs/gallery.py

@@ -103,7 +103,10 @@ def inception_space(weights: Path, device: torch.device) -> FeatureSpace:
 
 
 class _AsTheyAre(nn.Module):
-    """Stands where torchmetrics expects a feature extractor, for features that are there already."""
+    """Stands where torchmetrics expects a feature extractor, for features that are there already.
+
+    The metrics around it must not synchronise: one process has the features of all, and the others wait elsewhere.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -119,7 +122,8 @@ def frechet_distance(a: Float[Tensor, "m f"], b: Float[Tensor, "n f"]) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     assert min(len(a), len(b)) > 1, f"covariances of {len(a)} and {len(b)} samples"
-    distance = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1])).set_dtype(torch.float64)
+    distance = FrechetInceptionDistance(feature=_AsTheyAre(a.shape[1]), sync_on_compute=False)
+    distance = distance.set_dtype(torch.float64)
     distance.update(a.double().cpu(), real=True)
     distance.update(b.double().cpu(), real=False)
     return float(distance.compute())
@@ -137,8 +141,9 @@ def kernel_distance(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
         torch.manual_seed(randomness.key(seed, "kernel distance"))
-        distance = KernelInceptionDistance(feature=_AsTheyAre(a.shape[1]), subsets=num_subsets, subset_size=size)
-        distance = distance.set_dtype(torch.float64)
+        distance = KernelInceptionDistance(
+            feature=_AsTheyAre(a.shape[1]), subsets=num_subsets, subset_size=size, sync_on_compute=False
+        ).set_dtype(torch.float64)
         distance.update(a.double().cpu(), real=True)
         distance.update(b.double().cpu(), real=False)
         centre, spread = distance.compute()

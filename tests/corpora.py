@@ -1,6 +1,6 @@
 """Values that the tests of several corpora share."""
 
-from ldm.params.prepare import CleaningParams
+from ldm.params.prepare import CleaningParams, ShapesParams
 
 CLEANING = CleaningParams(
     min_side_px=8,
@@ -12,3 +12,17 @@ CLEANING = CleaningParams(
     resampling="area",
     max_caption_characters=200,
 )
+
+
+def shapes_params(num_train: int, num_val: int, num_held_out: int) -> ShapesParams:
+    """The default corpus in another size, with one caption per image."""
+    return ShapesParams(
+        kind="shapes",
+        num_train=num_train,
+        num_val=num_val,
+        num_held_out=num_held_out,
+        object_count_weights=[0.35, 0.65],
+        relation_caption_fraction=0.6,
+        num_captions_per_image=1,
+        seed=0,
+    )

@@ -166,4 +166,3 @@ def test_the_picture_shows_every_sample_beside_its_real_image(real):
     first = decode_png(real.png("val", samples["seen"].prompts[0].key))
     assert (picture[4 : 4 + 128, 4 : 4 + 128] == 50).all()
     assert (picture[4 : 4 + 128, 136 : 136 + 128] == first.repeat(2, 0).repeat(2, 1)).all()
-

@@ -44,7 +44,7 @@ class Repository:
         environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
         program = str(binaries / command[0]) if (binaries / command[0]).is_file() else command[0]
         both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=600, **both)
+        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=1800, **both)
         assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}"
         return done.stdout
 

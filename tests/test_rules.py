@@ -23,7 +23,7 @@ DOORS = {
     "xformers": ("ldm/attention.py",),
     "open_clip": ("ldm/clip/",),
     "PIL": ("ldm/images.py", "ldm/corpora/"),
-    "accelerate": ("ldm/training.py", "ldm/stage.py"),
+    "accelerate": ("ldm/training.py", "ldm/stage.py", "stages/"),
     "ruamel": ("ldm/config.py",),
     "safetensors": ("ldm/artifact.py", "ldm/cache.py", "ldm/state.py"),
     "webdataset": ("ldm/shards.py", "ldm/corpora/webdataset.py"),
@@ -45,10 +45,11 @@ def tree(path: Path) -> ast.Module:
 
 def imports(path: Path, runtime_only: bool = False) -> Iterator[str]:
     """Dotted names that a file imports, anywhere in it."""
-    typing_only = [n for n in ast.walk(tree(path)) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    skipped = {id(inner) for node in typing_only for inner in ast.walk(node)} if runtime_only else set()
-    for node in ast.walk(tree(path)):
-        if id(node) in skipped:
+    nodes = list(ast.walk(tree(path)))
+    typing_only = [n for n in nodes if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    skipped = {inner for node in typing_only for inner in ast.walk(node)} if runtime_only else set()
+    for node in nodes:
+        if node in skipped:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

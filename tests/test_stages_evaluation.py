@@ -122,7 +122,14 @@ def test_latents_of_another_autoencoder_are_refused(here, trained):
 
 def test_evaluate_writes_what_dvc_and_people_read(trained):
     folder = trained / "data/evaluation"
-    names = ["accuracies.csv", "beside_real.png", "guidance_sweep.csv", "guidance_sweep.png", "metrics.json", "table.md"]
+    names = [
+        "accuracies.csv",
+        "beside_real.png",
+        "guidance_sweep.csv",
+        "guidance_sweep.png",
+        "metrics.json",
+        "table.md",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == names
     numbers = json.loads((folder / "metrics.json").read_text())
     wanted = ("scene_accuracy_held_out", "scene_accuracy_seen", "relation_accuracy", "oracle_reconstructed")

@@ -184,7 +184,7 @@ def test_a_direct_launch_with_two_processes_agrees_with_one(workspace: Path):
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", port, str(ROOT / "stages/train_unet.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     two = weights(workspace, "train_unet")
     again = (workspace / "data/unet_results/curves.csv").read_text().splitlines()

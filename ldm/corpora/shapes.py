@@ -246,7 +246,7 @@ def caption(rng: random.Random, scene: Scene, relation_fraction: float) -> Capti
     """One caption; scenes of several objects are told by relation in `relation_fraction` of cases, else by place."""
     by_relation = len(scene.objects) > 1 and rng.random() < relation_fraction
     text, claim = (_by_relation if by_relation else _by_place)(rng, scene)
-    opening = rng.choice(("", "", "there is ")) if text.startswith("a") and text[1] in " n" else ""
+    opening = rng.choice(("", "there is ")) if by_relation else ""
     claim["count"] = len(scene.objects)
     if rng.random() < 0.5:
         text += rng.choice((" on a {} background", " on {}")).format(scene.background)
