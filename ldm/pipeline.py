@@ -34,7 +34,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def load_autoencoder(directory: Path, device: torch.device) -> tuple[Autoencoder, artifact.Passport]:
     """The trained autoencoder, frozen. IntegrityError: missing, corrupt or of another kind."""
     passport, tensors = artifact.read(directory, "autoencoder")
-    network = Autoencoder(AutoencoderParams.model_validate(passport.config["network"]))
+    network = Autoencoder(AutoencoderParams.model_validate(passport.config))
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False).to(device), passport
 

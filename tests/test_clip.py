@@ -18,7 +18,7 @@ CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 def params(causal=True, num_merges=300, context_length=16, layers=2, image_size_px=16):
     vision = {"image_size_px": image_size_px, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8}
     text = {"width": 32, "heads": 2, "layers": layers, "context_length": context_length}
-    text |= {"num_merges": num_merges, "causal": causal}
+    text |= {"num_merges": num_merges, "embedding_std": 0.02, "causal": causal}
     return ClipParams.model_validate({"embed_dim": 8, "vision": vision, "text": text})
 
 
@@ -36,6 +36,16 @@ def built(seed=0, **changes):
 def images(count, height=16, width=16):
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_tokens_and_positions_start_with_the_spread_that_is_asked_for(causal):
+    asked = params(causal=causal)
+    asked = asked.model_copy(update={"text": asked.text.model_copy(update={"embedding_std": 0.3})})
+    model = clip.build(asked, 0).model
+    text = model.text if hasattr(model, "text") else model
+    assert float(text.token_embedding.weight.std()) == pytest.approx(0.3, rel=0.05)
+    assert float(text.positional_embedding.std()) == pytest.approx(0.15, rel=0.1)
 
 
 def test_full_vocabulary_is_that_of_clip():

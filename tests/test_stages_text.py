@@ -55,7 +55,15 @@ TRAINING = {
 CLIP = {
     "embed_dim": 8,
     "vision": {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8},
-    "text": {"width": 16, "heads": 2, "layers": 2, "context_length": 12, "num_merges": 500, "causal": False},
+    "text": {
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "context_length": 12,
+        "num_merges": 500,
+        "embedding_std": 0.02,
+        "causal": False,
+    },
 }
 PARAMS: dict[str, Any] = {
     "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False},

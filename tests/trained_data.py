@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[1]
 CLIP = {
     "embed_dim": 8,
     "vision": {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8},
-    "text": {"width": 16, "heads": 2, "layers": 1, "context_length": 40, "num_merges": 200, "causal": False},
+    "text": {
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+        "context_length": 40,
+        "num_merges": 200,
+        "embedding_std": 0.02,
+        "causal": False,
+    },
 }
 AUTOENCODER = {
     "patch_px": 8,
@@ -114,8 +122,7 @@ def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]
     autoencoder, unet = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)), UNet(UNetParams(**UNET))
     for parameter in unet.parameters():  # the last layers of a fresh network are zero, which would hide the prompt
         torch.nn.init.normal_(parameter, std=0.3)
-    settings = {"network": AUTOENCODER}
-    decoder = artifact.write(data / "autoencoder", "autoencoder", settings, autoencoder.state_dict(), {}, {})
+    decoder = artifact.write(data / "autoencoder", "autoencoder", AUTOENCODER, autoencoder.state_dict(), {}, {})
     writer = CacheWriter(data / "latents" / "train", LATENTS)
     writer.write_shard(0, {"mean": torch.zeros(1, 4, 8, 8)})
     scale = {"latent_scale": {"mean": [0.1, 0.0, 0.0, 0.0], "std": [1.0, 2.0, 1.0, 1.0]}}

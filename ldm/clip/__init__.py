@@ -168,6 +168,9 @@ def build(params: ClipParams, seed: int) -> Clip:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(seed, "clip weights"))
         model = _model(cfg)
+        text = model.text if hasattr(model, "text") else model
+        nn.init.normal_(text.token_embedding.weight, std=params.text.embedding_std)
+        nn.init.normal_(text.positional_embedding, std=params.text.embedding_std / 2)
     preprocess = Preprocess(
         params.vision.image_size_px, tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD), "bicubic", "shortest"
     )

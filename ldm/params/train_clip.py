@@ -47,6 +47,10 @@ class TextParams(Section):
     num_merges: int | None = Field(ge=0, le=48894)
     """Byte-pair merges kept from open_clip's vocabulary, most frequent first (vocabulary = 514 + merges); null = all of
     them (49,408 tokens)."""
+    embedding_std: float = Field(gt=0, le=1)
+    """Spread of the token embeddings at the start, and twice that of the positions; open_clip's own is 0.02. A short
+    training hardly moves words that it has no use for, "above" and "below" among them: they stay as far apart in the
+    states that the UNet reads as they start."""
     causal: bool
     """Whether a token sees only the tokens before it, as in CLIP; false = every token sees the whole caption, but no
     padding."""
