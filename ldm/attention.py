@@ -96,7 +96,7 @@ def attend(
     return _active(q, k, v)
 
 
-def kernels_of_others() -> AbstractContextManager[None]:
+def kernels_of_others() -> AbstractContextManager[object]:
     """For networks of other packages, which call PyTorch's attention themselves: while entered, that call is written
     out where `attend` trains with math, for the same reason."""
     return sdpa_kernel(SDPBackend.MATH) if _active in (math, math_or_sdpa) else nullcontext()

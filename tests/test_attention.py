@@ -106,3 +106,11 @@ def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
     for tensors in (short, [tensor.detach() for tensor in short], [tensor.float() for tensor in short], long):
         attention.math_or_sdpa(*tensors)
     assert calls == ["math", "sdpa", "sdpa", "sdpa"]
+
+
+@pytest.mark.parametrize(("backend", "written_out"), [("math", True), ("auto", True), ("sdpa", False)])
+def test_networks_of_other_packages_write_attention_out_where_ours_do(backend, written_out):
+    attention.use(backend, CPU)
+    with attention.kernels_of_others():
+        assert torch.backends.cuda.flash_sdp_enabled() is not written_out
+    assert torch.backends.cuda.flash_sdp_enabled()

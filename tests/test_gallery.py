@@ -1,0 +1,33 @@
+"""The README's pictures and numbers come from files that the stages wrote, and replace the former ones."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.import_closure import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+import gallery  # noqa: E402
+
+
+def test_a_block_is_replaced_and_the_rest_stays() -> None:
+    readme = "top\n<!-- gallery -->\nold\n<!-- /gallery -->\nbottom\n"
+    once = gallery.rewritten(readme, "new\n")
+    assert once == "top\n<!-- gallery -->\nnew\n<!-- /gallery -->\nbottom\n"
+    assert gallery.rewritten(once, "new\n") == once
+    with pytest.raises(AssertionError, match="markers"):
+        gallery.rewritten("no markers", "new\n")
+
+
+def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps({"psnr_db": 28.126, "ssim": 0.9514}))
+    (tmp_path / "table.md").write_text("| a |\n")
+    numbers = gallery.numbers({"autoencoder_results": tmp_path, "evaluation": tmp_path})
+    assert numbers == "| a |\n\nAutoencoder: 28.13 dB, SSIM 0.951\n"
+
+
+def test_the_readme_has_the_markers() -> None:
+    assert "new" in gallery.rewritten((ROOT / "README.md").read_text(encoding="utf-8"), "new")
