@@ -1,1 +1,1 @@
-"""Latent-diffusion text-to-image pipeline; nothing is imported here, so that a stage depends only on the modules it names."""
+"""Text to image by latent diffusion; nothing is imported here, so that a stage depends only on what it names."""

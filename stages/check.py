@@ -1,4 +1,4 @@
-"""Stage `check`: the whole params file is validated before any work, so that a mistake in the last section costs a second."""
+"""Stage `check`: the whole params file is validated first, so that a mistake in the last section costs a second."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,8 @@ from ldm import check, stage
 
 def main() -> str:
     params = check.params_file()
-    return f"check: params.yaml is complete and consistent ({params.prepare.corpus.kind}, {params.prepare.image_size_px} px)"
+    corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
+    return f"check: params.yaml is complete and consistent ({corpus})"
 
 
 if __name__ == "__main__":
