@@ -8,7 +8,7 @@ shape by overlap with each outline, size by extent, place by centroid.
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, permutations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -114,7 +114,7 @@ def _coverage(
 def _read_region(
     pixels: Float[np.ndarray, "h w 3"], region: Bool[np.ndarray, "h w"], background: Float[np.ndarray, "3"], count: int
 ) -> Reading:
-    core = ndimage.binary_erosion(region)
+    core: Bool[np.ndarray, "h w"] = np.asarray(ndimage.binary_erosion(region))
     rgb = np.median(pixels[core if core.sum() >= 6 else region], axis=0)
     coverages = _coverage(pixels, ndimage.binary_dilation(region, iterations=2), background, rgb)
     rows, columns = np.nonzero(coverages[-1] > 0.5)
@@ -138,7 +138,7 @@ def read(image: UInt8[np.ndarray, "h w 3"]) -> SceneReading:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(border, axis=0)
     differs = np.linalg.norm(pixels - background, axis=2) > _MIN_CONTRAST
-    labels, num_regions = ndimage.label(differs, structure=np.ones((3, 3)))
+    labels, num_regions = cast("tuple[np.ndarray, int]", ndimage.label(differs, structure=np.ones((3, 3))))
     regions = [labels == i for i in range(1, num_regions + 1)]
     regions = [r for r in regions if r.mean() >= _MIN_AREA]
     readings = [_read_region(pixels, region, background, len(regions)) for region in regions]
