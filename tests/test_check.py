@@ -58,8 +58,8 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "pixels per latent",
         ),
         (
-            {"train_autoencoder.network.latent_channels": 8},
-            "train_unet.network.latent_channels: found 4; expected 8 as in train_autoencoder.network",
+            {"train_autoencoder.network.latent_channels": 4},
+            "train_unet.network.latent_channels: found 8; expected 4 as in train_autoencoder.network",
         ),
         (
             {"train_clip.network.text.width": 64},

@@ -138,7 +138,10 @@ def test_ddim_agrees_with_diffusers(noise):
 def test_ancestral_ddim_agrees_with_diffusers(noise):
     from diffusers import DDIMScheduler
 
-    schedule, fresh = Schedule("scaled_linear"), torch.randn_like(noise)
+    schedule, fresh = (
+        Schedule("scaled_linear"),
+        torch.randn(noise.shape, dtype=noise.dtype, generator=torch.Generator().manual_seed(2)),
+    )
     scheduler = DDIMScheduler(**COMMON, clip_sample=False, timestep_spacing="trailing")
     expected, times = diffusers_sample(scheduler, schedule, noise, eta=0.6, variance_noise=fresh)
     found = sampling.ddim(mixture_denoiser(schedule), schedule, noise, times, lambda _: fresh, 0.6)

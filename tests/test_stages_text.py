@@ -61,7 +61,7 @@ CLIP = {
         "layers": 2,
         "context_length": 12,
         "num_merges": 500,
-        "embedding_std": 0.02,
+        "embedding_std": 0.3,
         "causal": False,
     },
 }
