@@ -42,7 +42,7 @@ def pictures(part: samples.PromptSet, rows: range) -> torch.Tensor:
 def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
     sets = samples.choose(captions(tmp_path, train=5, val=20, held_out=8), params())
     assert [part.name for part in sets] == ["held_out", "seen", "sweep_1", "sweep_2.5"]
-    assert [part.guidance_scale for part in sets] == [4, 4, 1, 2.5]
+    assert [part.guidance_scale for part in sets] == [PARAMS.guidance_scale, PARAMS.guidance_scale, 1, 2.5]
     assert [len(part.prompts) for part in sets] == [6, 8, 4, 4]
     held_out, seen, sweep, again = (part.prompts for part in sets)
     assert sweep == again
