@@ -104,7 +104,7 @@ def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):
     for name in ("autoencoder", "latents", "unet", "samples"):
         (here / "data" / name).unlink()
     trained_data.write_networks(here / "data", 0.0, params["train_unet"]["diffusion"])
-    with pytest.raises(ConfigError, match="guidance_scale: [0-9.]+, and data/unet was trained with caption_dropout 0"):
+    with pytest.raises(ConfigError, match=r"guidance_scale: [0-9.]+, and data/unet was trained with caption_dropout 0"):
         run("sample")
     assert not (here / "data/samples").exists()
     change(here, "sample", guidance_scale=1, sweep={"guidance_scales": [], "num_prompts": 4})
