@@ -47,6 +47,24 @@ def measure(shards: Iterable[Mapping[str, Tensor]]) -> Statistics:
     return Statistics(mean, (total_square / count - mean.square()).sqrt())
 
 
+def metrics(scale: Statistics, scaled: Statistics) -> dict[str, float | dict[str, float]]:
+    """The scale and what it makes of other latents as nested scalars, the only values that DVC tabulates.
+
+    `worst_mean` and `worst_std` are the largest distances of scaled latents from mean 0 and deviation 1.
+    """
+    columns = {
+        "mean": scale.mean,
+        "std": scale.std,
+        "val_scaled_mean": scaled.mean,
+        "val_scaled_std": scaled.std,
+    }
+    channels = {
+        f"channel_{i}": {name: float(values[i]) for name, values in columns.items()} for i in range(len(scale.mean))
+    }
+    worst = {"worst_mean": float(scaled.mean.abs().max()), "worst_std": float((scaled.std - 1).abs().max())}
+    return worst | channels
+
+
 def check_scaled(scaled: Statistics, tolerance: float, where: str) -> None:
     """IntegrityError unless every channel of scaled latents has mean 0 and standard deviation 1 within `tolerance`."""
     wrong = [

@@ -89,8 +89,7 @@ def main() -> str:
             for split in SPLITS:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}
                 writers[split].finish(shards[split].num_shards, params.model_dump(), inputs, facts)
-            metrics = {"train": scale.to_facts(), "val_scaled": scaled.to_facts()}
-            artifact.write_json(results / "metrics.json", metrics)
+            artifact.write_json(results / "metrics.json", latents.metrics(scale, scaled))
             summary = ", ".join(f"{len(shards[split])} {split}" for split in SPLITS)
     return f"encode_latents: {summary} latents -> {paths.latents}"
 

@@ -39,13 +39,13 @@ def images(count, height=16, width=16):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_tokens_and_positions_start_with_the_spread_that_is_asked_for(causal):
+def test_tokens_start_with_the_spread_that_is_asked_for_and_positions_small(causal):
     asked = params(causal=causal)
     asked = asked.model_copy(update={"text": asked.text.model_copy(update={"embedding_std": 0.3})})
     model = clip.build(asked, 0).model
     text = model.text if hasattr(model, "text") else model
     assert float(text.token_embedding.weight.std()) == pytest.approx(0.3, rel=0.05)
-    assert float(text.positional_embedding.std()) == pytest.approx(0.15, rel=0.1)
+    assert 0.005 < float(text.positional_embedding.std()) < 0.03
 
 
 def test_full_vocabulary_is_that_of_clip():

@@ -34,7 +34,7 @@ def test_every_split_is_on_its_side_of_the_held_out_compositions(split: shapes.S
 def test_both_kinds_of_composition_are_held_out_and_relations_have_no_second_name() -> None:
     red_circle = shapes.Object("red", "circle", "small", 0.5, 0.25, 0.12, (215, 35, 35))
     for colour, shape in shapes.HELD_OUT_PAIRS:
-        alone = shapes.Object(colour, shape, "large", 0.5, 0.5, 0.19, shapes.COLOURS[colour])
+        alone = shapes.Object(colour, shape, "large", 0.5, 0.5, shapes.RADII["large"], shapes.COLOURS[colour])
         assert shapes.is_held_out(shapes.Scene((alone,), "centre", "white", (245, 245, 245)))
     for first, axis, second in shapes.HELD_OUT_TRIPLES:
         pair = tuple(shapes.Object("cyan", s, "small", 0.5, 0.5, 0.12, (0, 0, 0)) for s in (first, second))

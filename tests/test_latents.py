@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldm.errors import IntegrityError
-from ldm.latents import Statistics, check_scaled, measure
+from ldm.latents import Statistics, check_scaled, measure, metrics
 
 
 def shards_of(mean, log_variance, size=3):
@@ -43,6 +43,15 @@ def test_scaled_statistics():
     assert scaled.mean.tolist() == [0.25, 0.5]
     assert scaled.std.tolist() == [0.5, 1.0]
     assert scale.relative_to(scale).to_facts() == {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
+
+
+def test_metrics_are_nested_scalars():
+    scale = Statistics(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 1.0]))
+    scaled = Statistics(torch.tensor([-0.25, 0.125]), torch.tensor([1.0, 0.5]))
+    found = metrics(scale, scaled)
+    assert (found["worst_mean"], found["worst_std"]) == (0.25, 0.5)
+    assert found["channel_0"] == {"mean": 2.0, "std": 4.0, "val_scaled_mean": -0.25, "val_scaled_std": 1.0}
+    assert found["channel_1"] == {"mean": 0.0, "std": 1.0, "val_scaled_mean": 0.125, "val_scaled_std": 0.5}
 
 
 @pytest.mark.parametrize(

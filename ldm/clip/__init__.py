@@ -170,7 +170,6 @@ def build(params: ClipParams, seed: int) -> Clip:
         model = _model(cfg)
         text = model.text if hasattr(model, "text") else model
         nn.init.normal_(text.token_embedding.weight, std=params.text.embedding_std)
-        nn.init.normal_(text.positional_embedding, std=params.text.embedding_std / 2)
     preprocess = Preprocess(
         params.vision.image_size_px, tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD), "bicubic", "shortest"
     )

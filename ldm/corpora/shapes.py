@@ -35,7 +35,7 @@ COLOURS: dict[str, Rgb] = {
 }
 BACKGROUNDS: dict[str, Rgb] = {"white": (245, 245, 245), "grey": (122, 122, 122), "black": (15, 15, 15)}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
-RADII = {"small": 0.12, "large": 0.19}
+RADII = {"small": 0.13, "large": 0.2}
 """Half the extent of an object as a fraction of the image side."""
 ANCHORS = {"centre": (0.5, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "left": (0.25, 0.5), "right": (0.75, 0.5)}
 """Where an object of a named place stands, as (x, y) fractions of the image side."""
@@ -43,7 +43,7 @@ AXES = {"vertical": ("top", "bottom"), "horizontal": ("left", "right")}
 RELATIONS = {"above": "vertical", "below": "vertical", "left of": "horizontal", "right of": "horizontal"}
 _FORWARD = {"vertical": "above", "horizontal": "left of"}
 _BACKWARD = {"vertical": "below", "horizontal": "right of"}
-_JITTER = 0.03
+_JITTER = 0.02
 _SUPERSAMPLING = 4
 
 _WORDS = {
@@ -126,7 +126,7 @@ def _centres(rng: random.Random, arrangement: str, count: int) -> list[tuple[flo
         x, y = ANCHORS[arrangement]
         return [(x + rng.uniform(-_JITTER, _JITTER), y + rng.uniform(-_JITTER, _JITTER))]
     along = [(i + 0.5) / count for i in range(count)]
-    centres = [(a + rng.uniform(-_JITTER, _JITTER) * 2 / count, 0.5 + rng.uniform(-0.1, 0.1)) for a in along]
+    centres = [(a + rng.uniform(-_JITTER, _JITTER) * 2 / count, 0.5 + rng.uniform(-_JITTER, _JITTER)) for a in along]
     return centres if arrangement == "horizontal" else [(across, a) for a, across in centres]
 
 
@@ -175,7 +175,7 @@ def outline(shape: str, radius: float) -> list[tuple[float, float]]:
             angles = [2 * math.pi * i / 48 for i in range(48)]
             return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
         case "square":
-            side = 0.88 * radius
+            side = 0.9 * radius
             return [(-side, -side), (side, -side), (side, side), (-side, side)]
         case "triangle":
             return [(0.0, -radius), (radius, 0.85 * radius), (-radius, 0.85 * radius)]

@@ -47,10 +47,10 @@ class TextParams(Section):
     num_merges: int | None = Field(ge=0, le=48894)
     """Byte-pair merges kept from open_clip's vocabulary, most frequent first (vocabulary = 514 + merges); null = all of
     them (49,408 tokens)."""
-    embedding_std: float = Field(gt=0, le=1)
-    """Spread of the token embeddings at the start, and twice that of the positions; open_clip's own is 0.02. A short
-    training hardly moves words that it has no use for, "above" and "below" among them: they stay as far apart in the
-    states that the UNet reads as they start."""
+    embedding_std: float = Field(gt=0, le=10)
+    """Spread of the token embeddings at the start; open_clip's own is 0.02. A short training hardly moves words that it
+    has no use for, "above" and "below" among them: they stay as far apart in the states that the UNet reads as they
+    start. A large value also keeps a token's state its own: layers and positions, which start small, add little."""
     causal: bool
     """Whether a token sees only the tokens before it, as in CLIP; false = every token sees the whole caption, but no
     padding."""
@@ -76,7 +76,7 @@ class TrainClipParams(Section):
 
     pretrained: str | None = Field(min_length=1)
     """null = train `network` on the corpus; else an open_clip tag (`laion2b_s34b_b79k`), a checkpoint file
-    (`data/source/clip.safetensors`), a folder with `open_clip_config.json`, or a folder that an earlier run of this
+    (`data/models/clip.safetensors`), a folder with `open_clip_config.json`, or a folder that an earlier run of this
     stage wrote. A path holds a `/`, a tag does not."""
     architecture: str | None = Field(min_length=1)
     """open_clip's name of the architecture (`ViT-L-14`) for a tag or a checkpoint file; null for a folder, which says
