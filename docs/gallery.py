@@ -10,14 +10,19 @@ sys.path.insert(0, str(ROOT))
 
 from ldm import config  # noqa: E402
 from ldm.params.paths import PathsParams  # noqa: E402
+from ldm.params.prepare import PrepareParams  # noqa: E402
 
 PICTURES = {
-    "samples/grid.png": "Samples: two rows for prompts of compositions seen in training, two for others",
-    "evaluation/beside_real.png": "Samples, each beside the real image of its prompt",
-    "autoencoder_results/reconstructions.png": "Images beside their reconstructions",
-    "evaluation/guidance_sweep.png": "Guidance sweep on validation prompts",
-    "unet_results/curves.png": "Training of the UNet",
+    "shapes": {
+        "samples/grid.png": "Samples: two rows for prompts of compositions seen in training, two for others",
+        "evaluation/beside_real.png": "Samples, each beside the real image of its prompt",
+        "autoencoder_results/reconstructions.png": "Images beside their reconstructions",
+        "evaluation/guidance_sweep.png": "Guidance sweep on validation prompts",
+        "unet_results/curves.png": "Training of the UNet",
+    },
+    "openmoji": {"evaluation/beside_real.png": "Samples, each beside the drawing of its name (OpenMoji, CC BY-SA 4.0)"},
 }
+"""By corpus, each of which has a block of the README."""
 
 
 def numbers(folders: dict[str, Path]) -> str:
@@ -27,19 +32,21 @@ def numbers(folders: dict[str, Path]) -> str:
     return f"{table}\n\nAutoencoder: {autoencoder['psnr_db']:.2f} dB, SSIM {autoencoder['ssim']:.3f}\n"
 
 
-def rewritten(readme: str, block: str) -> str:
-    """The README with another block between its gallery markers."""
-    before, opening, rest = readme.partition("<!-- gallery -->\n")
-    _, closing, after = rest.partition("<!-- /gallery -->")
-    assert opening and closing, "README.md lost its gallery markers"
+def rewritten(readme: str, kind: str, block: str) -> str:
+    """The README with another block between the gallery markers of a corpus."""
+    before, opening, rest = readme.partition(f"<!-- gallery {kind} -->\n")
+    _, closing, after = rest.partition(f"<!-- /gallery {kind} -->")
+    assert opening and closing, f"README.md has no gallery markers for the corpus {kind}"
     return f"{before}{opening}{block}{closing}{after}"
 
 
 def main() -> None:
-    """Print, or copy the pictures and rewrite the README."""
+    """Print, or copy the pictures and rewrite the corpus's block of the README."""
     paths = config.read(PathsParams, "paths", ROOT / "params.yaml").model_dump()
+    kind = config.read(PrepareParams, "prepare", ROOT / "params.yaml").corpus.kind
     folders = {name: ROOT / path for name, path in paths.items()}
-    found = {folders[name.split("/")[0]] / name.split("/")[1]: words for name, words in PICTURES.items()}
+    pictures = PICTURES.get(kind, PICTURES["shapes"])
+    found = {folders[name.split("/")[0]] / name.split("/")[1]: words for name, words in pictures.items()}
     if "--show" in sys.argv[1:]:
         places = "\n".join(f"{words}: {path.relative_to(ROOT)}" for path, words in found.items())
         print(f"{numbers(folders)}\n{places}\n\nAll numbers: dvc metrics show; curves: dvc plots show")
@@ -47,11 +54,11 @@ def main() -> None:
     (ROOT / "docs/images").mkdir(exist_ok=True)
     blocks = [numbers(folders)]
     for path, words in found.items():
-        picture = Path("docs/images", f"{path.parent.name}_{path.name}")
+        picture = Path("docs/images", f"{kind}_{path.parent.name}_{path.name}")
         shutil.copyfile(path, ROOT / picture)
         blocks.append(f"{words}:\n\n![{words}]({picture.as_posix()})\n")
     readme = ROOT / "README.md"
-    readme.write_text(rewritten(readme.read_text(encoding="utf-8"), "\n".join(blocks)), encoding="utf-8")
+    readme.write_text(rewritten(readme.read_text(encoding="utf-8"), kind, "\n".join(blocks)), encoding="utf-8")
 
 
 if __name__ == "__main__":

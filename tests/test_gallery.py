@@ -14,12 +14,13 @@ import gallery
 
 
 def test_a_block_is_replaced_and_the_rest_stays() -> None:
-    readme = "top\n<!-- gallery -->\nold\n<!-- /gallery -->\nbottom\n"
-    once = gallery.rewritten(readme, "new\n")
-    assert once == "top\n<!-- gallery -->\nnew\n<!-- /gallery -->\nbottom\n"
-    assert gallery.rewritten(once, "new\n") == once
+    other = "<!-- gallery b -->\nkept\n<!-- /gallery b -->\n"
+    readme = f"top\n<!-- gallery a -->\nold\n<!-- /gallery a -->\n{other}bottom\n"
+    once = gallery.rewritten(readme, "a", "new\n")
+    assert once == f"top\n<!-- gallery a -->\nnew\n<!-- /gallery a -->\n{other}bottom\n"
+    assert gallery.rewritten(once, "a", "new\n") == once
     with pytest.raises(AssertionError, match="markers"):
-        gallery.rewritten("no markers", "new\n")
+        gallery.rewritten(readme, "c", "new\n")
 
 
 def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
@@ -30,4 +31,6 @@ def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_the_readme_has_the_markers() -> None:
-    assert "new" in gallery.rewritten((ROOT / "README.md").read_text(encoding="utf-8"), "new")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in gallery.PICTURES:
+        assert "new" in gallery.rewritten(readme, kind, "new")
