@@ -37,7 +37,7 @@ class Repository:
 
     def commit(self) -> None:
         self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", "state")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command printed; unless it must succeed, what it complained of as well."""
