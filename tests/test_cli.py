@@ -74,10 +74,10 @@ def test_debugging_keeps_the_traceback(tmp_path, monkeypatch):
 def test_check_validates_the_file_that_is_named(tmp_path, capsys):
     assert cli.main(["check", str(ROOT / "params.yaml")]) == 0
     assert "shapes, 64 px" in capsys.readouterr().out
-    wrong = (ROOT / "params.yaml").read_text().replace("num_steps: 16", "num_step: 16")
+    wrong = (ROOT / "params.yaml").read_text().replace("num_grid_rows:", "num_grid_row:")
     (tmp_path / "mine.yaml").write_text(wrong)
     assert cli.main(["check", str(tmp_path / "mine.yaml")]) == 2
-    assert "sample.num_step: unknown key" in capsys.readouterr().err
+    assert "sample.num_grid_row: unknown key" in capsys.readouterr().err
 
 
 def test_help_and_check_load_no_torch():
