@@ -169,7 +169,7 @@ def run_on_two(*names: str) -> None:
 
 
 def test_train_clip_writes_a_model_that_learned(here: Path):
-    change("train_clip", training={**TRAINING, "num_steps": 150, "validate_every_steps": 150})
+    change("train_clip", training={**TRAINING, "num_steps": 400, "validate_every_steps": 400})
     summary = run("train_clip")
     metrics = json.loads(Path("data/clip_results/metrics.json").read_text())
     assert set(metrics) == {
