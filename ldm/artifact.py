@@ -5,8 +5,10 @@ A reader hashes what it reads and compares what the passport says, and refuses w
 in it.
 """
 
+import errno
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
@@ -63,8 +65,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names."""
-    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names. OSError: the disk refused."""
+    try:
+        save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:

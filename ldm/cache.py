@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm import artifact
 from ldm.errors import IntegrityError, NumericsError
+from ldm.state import Run
 
 EMBEDDINGS = "embeddings"
 LATENTS = "latents"
@@ -126,6 +127,32 @@ class Cache:
         return out
 
 
+class KeptRows:
+    """Rows that a run has kept, by caption: those of this run, and of former ones with the same encoder and
+    settings."""
+
+    def __init__(self, run: Run) -> None:
+        self._units: dict[str, dict[str, Tensor]] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        for key in run.kept_keys():
+            if (unit := run.kept(key)) is not None:
+                self._units[key] = unit.tensors
+                self._places |= {caption: (key, row) for row, caption in enumerate(unit.values["captions"])}
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self._places
+
+    def gather(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """One row per caption of every tensor."""
+        places = [self._places[caption] for caption in captions]
+        names = next(iter(self._units.values())).keys()
+        return {name: torch.stack([self._units[key][name][row] for key, row in places]) for name in names}
+
+    def keys_of(self, captions: Sequence[str]) -> set[str]:
+        """Keys of the units that hold them."""
+        return {self._places[caption][0] for caption in captions}
+
+
 class TextEmbeddings:
     """The captions of a corpus as `embed_text` stored them, and the null embedding, which stands for "no caption"."""
 
@@ -140,6 +167,9 @@ class TextEmbeddings:
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self._rows
 
     @property
     def captions(self) -> list[str]:

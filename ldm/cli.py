@@ -1,4 +1,4 @@
-"""The command `ldm`: images from the trained artefacts, and the check of a params file."""
+"""The command `ldm`: images from the trained artefacts and their replay, checks of a params file and of results."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.config import PARAMS
-from ldm.errors import UserError
+from ldm.errors import ConfigError, IntegrityError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, metavar="S", help="seed of the noise")
     generate.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     generate.set_defaults(command=_generate)
+    about = "Make the image of a PNG once more from what the PNG says, and compare every pixel."
+    replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about)
+    replay.add_argument("image", type=Path, metavar="PNG", help="written by `ldm generate` or stage `sample`")
+    replay.add_argument("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted")
+    replay.add_argument("--device", choices=("cpu", "cuda"), help="default: the kind of device that made it")
+    replay.set_defaults(command=_replay)
     about = "Validate a params file, section by section and as a whole."
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
@@ -59,9 +65,31 @@ def _generate(options: argparse.Namespace) -> None:
     prompts = [prompt for prompt in options.prompts for _ in range(options.num_images)]
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
-    pictures = pipeline.Pipeline.load(device=options.device)(prompts, **settings)
-    for path, prompt in zip(pipeline.save(pictures, options.output), prompts, strict=True):
+    paths = pipeline.Pipeline.load(device=options.device).write(prompts, options.output, **settings)
+    for path, prompt in zip(paths, prompts, strict=True):
         print(f"{path}  {prompt}")
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from ldm import pipeline
+    from ldm.images import to_tensor
+    from ldm.provenance import Origin
+
+    if not options.image.is_file():
+        raise ConfigError(str(options.image), "no such file", "a PNG", "name one that `ldm generate` wrote")
+    png = options.image.read_bytes()
+    origin = Origin.read(png, str(options.image))
+    device = options.device or origin.device
+    again = pipeline.Pipeline.load(device=device).replay(origin)
+    if options.output is not None:
+        options.output.write_bytes(origin.png(again.permute(1, 2, 0).contiguous().numpy()))
+    difference = (to_tensor([png])[0].int() - again.int()).abs()
+    if difference.any():
+        count, most = int((difference > 0).sum()), int(difference.max())
+        found = f"{count} of {difference.numel()} values differ, by {most} at most"
+        fix = "bits hold on one kind of device only: replay it where it was made, or see what changed the PNG"
+        raise IntegrityError(str(options.image), found, f"equal pixels ({origin.device} then, {device} now)", fix)
+    print(f"{options.image}: equal in all {difference.numel()} values ({origin.prompt})")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ class Pairs:
             raise IntegrityError(str(latents.directory), f"{len(latents)} latents", expected, "run `dvc repro`")
         self.embeddings, self.scale = embeddings, scale
         self._latents = latents
-        self._texts = captions.texts
+        self._texts, self.keys = captions.texts, captions.keys
         self._rows = [embeddings.rows(texts) for texts in captions.texts]
 
     def __len__(self) -> int:
@@ -164,11 +164,11 @@ class LatentBatches:
         self._noise_shape = (2, params.training.batch_size, *pairs.latent_shape)
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
-        training, count = self._params.training, len(self._pairs)
-        positions = step * training.batch_size + np.arange(training.batch_size, dtype=np.int64)[rows]
-        samples = randomness.order(positions, count, training.seed)
+        training = self._params.training
+        positions = self._positions(step)[rows]
+        samples = randomness.order(positions, len(self._pairs), training.seed)
         both = torch.randn(self._noise_shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
-        context = self._pairs.context(samples, training.seed, positions // count)
+        context = self._pairs.context(samples, training.seed, positions // len(self._pairs))
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         context[dropped] = self._pairs.embeddings.null_tokens
         return {
@@ -178,6 +178,15 @@ class LatentBatches:
             "context": context,
             "dropped": dropped,
         }
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of the samples of a step's global batch."""
+        samples = randomness.order(self._positions(step), len(self._pairs), self._params.training.seed)
+        return [self._pairs.keys[sample] for sample in samples.tolist()]
+
+    def _positions(self, step: int) -> Samples:
+        size = self._params.training.batch_size
+        return step * size + np.arange(size, dtype=np.int64)
 
     def _times(self, step: int) -> Float[Tensor, " b"]:
         u = self._uniform("time", step)

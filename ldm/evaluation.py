@@ -53,6 +53,11 @@ class RealImages:
         self._splits = {split: Shards(directory / split) for split in splits}
         self._numbers = {split: {key: i for i, key in enumerate(s.keys)} for split, s in self._splits.items()}
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Hash of the index of every split."""
+        return {f"images_{split}": shards.sha256 for split, shards in self._splits.items()}
+
     def keys(self, split: str) -> list[str]:
         """Keys of a split in their order."""
         return self._splits[split].keys

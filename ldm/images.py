@@ -2,12 +2,13 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +26,25 @@ def decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         return np.asarray(image)
 
 
-def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """A PNG without metadata: the same pixels give the same bytes under one version of Pillow."""
+def encode_png(image: UInt8[np.ndarray, "h w 3"], texts: Mapping[str, str] | None = None) -> bytes:
+    """A PNG whose only metadata are `texts` (key -> text): equal arguments give equal bytes under one Pillow."""
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, f"{image.dtype} {image.shape}"
+    chunks = PngInfo()
+    for name, text in (texts or {}).items():
+        chunks.add_itxt(name, text)
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
+    Image.fromarray(image).save(stream, "PNG", pnginfo=chunks)
     return stream.getvalue()
+
+
+def read_text(data: bytes, key: str) -> str | None:
+    """A text that `encode_png` wrote under a key, or None if these bytes are no PNG or have no such text."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            text = image.info.get(key)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return str(text) if text is not None else None
 
 
 def to_tensor(pngs: Sequence[bytes]) -> 'UInt8[Tensor, "b 3 h w"]':

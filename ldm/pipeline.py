@@ -1,12 +1,13 @@
 """Text in, images out: the trained artefacts, checked against each other and composed.
 
-from ldm.pipeline import Pipeline, save
-images = Pipeline.load()(["a red circle above a blue square"], guidance_scale=4, seed=0)
-save(images, Path("out"))
+from ldm.pipeline import Pipeline
+pipeline = Pipeline.load()
+images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
+paths = pipeline.write(["a red circle above a blue square"], Path("out"), guidance_scale=4, seed=0)
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,16 +17,17 @@ from jaxtyping import Float, UInt8
 from pydantic import ValidationError
 from torch import Tensor
 
-from ldm import artifact, attention, clip, config, images, sampling
+from ldm import artifact, attention, clip, config, sampling
 from ldm.autoencoder import Autoencoder, LatentScale, to_image
 from ldm.cache import LATENTS, TextEmbeddings
 from ldm.diffusion import Denoiser, Prediction, Schedule, denoiser
-from ldm.errors import ConfigError, MachineError
+from ldm.errors import ConfigError, IntegrityError, MachineError
 from ldm.params.machine import MachineParams
 from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.params.paths import PathsParams
 from ldm.params.sample import SampleParams
 from ldm.params.train_unet import DiffusionParams
+from ldm.provenance import Origin
 from ldm.unet import UNet
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -88,6 +90,10 @@ class Generator:
         trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
         return {"unet": self.passport.content_sha256, **trained_on}
 
+    def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], params: SampleParams) -> list[Origin]:
+        """What the images of a batch will have been made from."""
+        return Origin.of_batch(prompts, prompt_numbers, params.model_dump(mode="json"), self.inputs, self.device)
+
     def check_latents(self, latents: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""
         found = artifact.read_passport(latents / "train", LATENTS)
@@ -138,6 +144,7 @@ class Pipeline:
     """A generator with the text encoder it was trained with; settings that a call does not name are `params`."""
 
     generator: Generator
+    embeddings: TextEmbeddings
     text_encoder: clip.Clip
     layer: clip.Layer
     norm: bool
@@ -168,6 +175,7 @@ class Pipeline:
         facts = embeddings.passport.facts
         return cls(
             generator=Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where),
+            embeddings=embeddings,
             text_encoder=encoder.to(where),
             layer=facts["layer"],
             norm=facts["norm"],
@@ -177,14 +185,19 @@ class Pipeline:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """Token states of prompts as `embed_text` stores them; a prompt that is too long is cut, with a warning."""
+        """Token states of prompts as `embed_text` stores them, and those it has stored where it has; a prompt that is
+        too long is cut, with a warning."""
         for prompt, count in zip(prompts, self.text_encoder.num_tokens(prompts).tolist(), strict=True):
             if count > self.context_tokens:
                 found = f"{count} tokens are cut to the {self.context_tokens} of training"
                 warnings.warn(f"{found}: {prompt!r}", stacklevel=2)
         ids = self.text_encoder.tokenise(prompts, self.context_tokens).to(self.generator.device)
         states, _ = self.text_encoder.encode_text(ids, self.layer, self.norm)
-        return states[:, : self.context_tokens].half().float()
+        encoded = states[:, : self.context_tokens].half().float()
+        for i, prompt in enumerate(prompts):
+            if prompt in self.embeddings:
+                encoded[i] = self.embeddings.tokens(self.embeddings.rows([prompt]))[0]
+        return encoded
 
     def __call__(self, prompts: str | Sequence[str], **settings: Any) -> UInt8[Tensor, "b 3 h w"]:
         """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
@@ -194,10 +207,48 @@ class Pipeline:
         them is unknown or out of range.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return torch.cat([pictures for pictures, _ in self._batches(texts, self._with(settings))])
+
+    def write(self, prompts: str | Sequence[str], directory: Path, **settings: Any) -> list[Path]:
+        """The images of a call with these arguments as 0000.png, 0001.png, ... in a folder, which is made if it is not
+        there; each PNG carries what it was made from. ConfigError: as of a call, or the folder is a file."""
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = self._with(settings)
-        starts = range(0, len(texts), params.batch_size)
-        batches = [range(start, min(start + params.batch_size, len(texts))) for start in starts]
-        return torch.cat([self.generator(self.embed([texts[i] for i in batch]), batch, params) for batch in batches])
+        directory.mkdir(parents=True, exist_ok=True)
+        paths: list[Path] = []
+        for pictures, origins in self._batches(texts, params):
+            for picture, origin in zip(pictures.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
+                paths.append(directory / f"{len(paths):04d}.png")
+                paths[-1].write_bytes(origin.png(picture))
+        return paths
+
+    def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
+        """The image of this origin once more: equal to the bit on the same kind of device, with `origin.num_threads`
+        threads, which are set here.
+
+        An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
+        place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
+        """
+        for name, sha256 in self.generator.inputs.items():
+            if origin.models.get(name) != sha256:
+                fix = "check out the commit that made it, and `dvc checkout`"
+                raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
+        torch.set_num_threads(origin.num_threads)
+        context = self.embed([origin.prompt] * origin.batch_size)
+        numbers = [origin.prompt_number] * origin.batch_size
+        return self.generator(context, numbers, self._with(origin.settings))[origin.position]
+
+    @torch.no_grad()
+    def _batches(
+        self, texts: Sequence[str], params: SampleParams
+    ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], list[Origin]]]:
+        for start in range(0, len(texts), params.batch_size):
+            batch = texts[start : start + params.batch_size]
+            numbers = range(start, start + len(batch))
+            origins = self.generator.origins(batch, numbers, params)
+            yield self.generator(self.embed(batch), numbers, params), origins
 
     def _with(self, settings: dict[str, Any]) -> SampleParams:
         try:
@@ -205,15 +256,3 @@ class Pipeline:
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
             raise ConfigError.many([f"{line} (found {settings})" for line in lines]) from None
-
-
-def save(pictures: UInt8[Tensor, "b 3 h w"], directory: Path) -> list[Path]:
-    """Write images as 0000.png, 0001.png, ... into a folder, which is made if it is not there. ConfigError: it is a
-    file."""
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{i:04d}.png" for i in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        path.write_bytes(images.encode_png(picture.permute(1, 2, 0).contiguous().numpy()))
-    return paths

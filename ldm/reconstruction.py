@@ -34,10 +34,17 @@ class ImageBatches:
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
         seed, size = self._params.seed, self._params.batch_size
-        positions = step * size + np.arange(size, dtype=np.int64)[rows]
-        samples: list[int] = randomness.order(positions, len(self._shards), seed).tolist()
         noise = torch.randn(size, *self._noise_shape, generator=randomness.generator(seed, "posterior", step))
-        return {"image": load_images(self._shards, samples), "noise": noise[rows]}
+        return {"image": load_images(self._shards, self._samples(step)[rows]), "noise": noise[rows]}
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of the samples of a step's global batch."""
+        return [self._shards.keys[sample] for sample in self._samples(step)]
+
+    def _samples(self, step: int) -> list[int]:
+        size = self._params.batch_size
+        positions = step * size + np.arange(size, dtype=np.int64)
+        return randomness.order(positions, len(self._shards), self._params.seed).tolist()
 
 
 class Measurement:

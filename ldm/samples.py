@@ -5,9 +5,8 @@ A folder of samples holds one split of shards per set of prompts (parts png, and
 """
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,18 @@ from torch import Tensor
 from ldm import artifact, images, randomness, shards
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.sample import SampleParams
+from ldm.provenance import Origin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Pictures = tuple[UInt8[Tensor, "b 3 h w"], Sequence[Origin]]
+"""Images, and what each was made from."""
 
 KIND = "samples"
 HELD_OUT, SEEN = "held_out", "seen"
 SPLITS = ("train", "val", "held_out")
 _SWEEP = "sweep"
-_PARTS = ".parts"
 _FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
 
 
@@ -51,6 +53,24 @@ class PromptSet:
     name: str
     guidance_scale: float
     prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """At most so many prompts of one set as fit a shard."""
+
+    part: PromptSet
+    rows: range
+
+    @property
+    def key(self) -> str:
+        """Its name among the units of a run."""
+        return f"{self.part.name}-{self.rows.start:08d}"
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Its prompts."""
+        return self.part.prompts[self.rows.start : self.rows.stop]
 
 
 def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[PromptSet]:
@@ -88,35 +108,30 @@ def _take(captions: Mapping[str, shards.Shards], split: str, count: int, taken: 
     return prompts
 
 
-def units(sets: Sequence[PromptSet], size: int) -> list[tuple[PromptSet, range]]:
+def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
     """The work in pieces of at most `size` prompts of one set."""
     return [
-        (part, range(start, min(start + size, len(part.prompts))))
+        Unit(part, range(start, min(start + size, len(part.prompts))))
         for part in sets
         for start in range(0, len(part.prompts), size)
     ]
 
 
-def write_unit(folder: Path, part: PromptSet, rows: range, pictures: UInt8[Tensor, "b 3 h w"]) -> None:
-    """Keep the images of one unit until `merge`; any process may write any unit."""
-    arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-    encoded = [
-        (f"{prompt.prompt_number:08d}", {"png": images.encode_png(array), "json": _json(prompt)})
-        for prompt, array in zip(part.prompts[rows.start : rows.stop], arrays, strict=True)
-    ]
-    shards.write(folder / _PARTS / part.name / f"{rows.start:08d}", encoded, len(rows))
-
-
-def merge(folder: Path, sets: Sequence[PromptSet], params: SampleParams, inputs: Mapping[str, str]) -> None:
-    """Turn the units into shards and write the passport; one process, after all units are there."""
+def write(
+    folder: Path,
+    sets: Sequence[PromptSet],
+    pictures_of: Callable[[Unit], Pictures],
+    params: SampleParams,
+    inputs: Mapping[str, str],
+) -> None:
+    """Write the images of all units as shards, each PNG with its origin, and the passport; one process."""
     facts: dict[str, Any] = {}
     for part in sets:
-        directories = sorted((folder / _PARTS / part.name).iterdir())
-        shards.write(folder / part.name, _samples(directories), params.num_samples_per_shard)
-        written = shards.Shards(folder / part.name)
-        assert len(written) == len(part.prompts), f"{part.name}: {len(written)} images of {len(part.prompts)} prompts"
-        facts[part.name] = {"sha256": written.sha256, "guidance_scale": part.guidance_scale}
-    shutil.rmtree(folder / _PARTS)
+        work = units([part], params.num_samples_per_shard)
+        samples = (sample for unit in work for sample in _samples(unit, *pictures_of(unit)))
+        shards.write(folder / part.name, samples, params.num_samples_per_shard)
+        sha256 = shards.Shards(folder / part.name).sha256
+        facts[part.name] = {"sha256": sha256, "guidance_scale": part.guidance_scale}
     sha256 = artifact.sha256_json({name: fact["sha256"] for name, fact in facts.items()})
     artifact.write_passport(folder, KIND, params.model_dump(mode="json"), inputs, {"sets": facts}, sha256)
 
@@ -160,10 +175,12 @@ def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
     return passport, {name: Samples(folder / name, **facts[name]) for name in names}
 
 
-def _samples(directories: Iterable[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for directory in directories:
-        unit = shards.Shards(directory, verify=False)
-        yield from ((key, unit[i]) for i, key in enumerate(unit.keys))
+def _samples(
+    unit: Unit, pictures: UInt8[Tensor, "b 3 h w"], origins: Sequence[Origin]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+    for prompt, origin, array in zip(unit.prompts, origins, arrays, strict=True):
+        yield f"{prompt.prompt_number:08d}", {"png": origin.png(array), "json": _json(prompt)}
 
 
 def _json(prompt: Prompt) -> bytes:

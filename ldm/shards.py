@@ -23,6 +23,8 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """What a key may be: it becomes a file name in a tar, and webdataset cuts names at the first dot."""
 _PART = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")
 _BLOCK = 512
+_LEAST_SHARE = 10
+"""One over the share of a full shard that may stand alone."""
 _HEADER = re.compile(rb"(?=([A-Za-z0-9_-]+\.[a-z0-9.]+)\0).{124}([0-7]{11}).{21}0.{100}ustar\0", re.DOTALL)
 """Name, size, type "plain file" and magic of a ustar header."""
 _FIX = "run `dvc checkout` or `dvc pull` to get a good copy, or `dvc repro` to write it anew"
@@ -54,20 +56,30 @@ class Writer:
         self._parts: tuple[str, ...] | None = None
         self._shards: list[_Shard] = []
         self._open: ExitStack | None = None
+        self._group: str | None = None
+        self._num_in_shard = 0
         self.num_samples = 0
         directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, key: str, parts: Mapping[str, bytes]) -> None:
-        """Append a sample. All samples of a split have the same part names."""
+    def write(self, key: str, parts: Mapping[str, bytes], group: str = "") -> None:
+        """Append a sample. All samples of a split have the same part names.
+
+        A shard ends when it is full, and with its group (say, a tar of the user's) once it is a tenth full: what is
+        added to a corpus as another group leaves the shards of the others as they were.
+        """
         assert KEY_PATTERN.fullmatch(key), f"not a key: {key!r}"
         assert all(_PART.fullmatch(part) and len(part) <= 18 for part in parts), f"{key}: not parts: {list(parts)}"
         names = tuple(sorted(parts))
         self._parts = self._parts or names
         assert names == self._parts, f"{key}: parts {names} in a split of {self._parts}"
-        if self.num_samples % self._num_samples_per_shard == 0:
+        is_full = self._num_in_shard == self._num_samples_per_shard
+        ends_with_group = group != self._group and _LEAST_SHARE * self._num_in_shard >= self._num_samples_per_shard
+        if self._open is None or is_full or ends_with_group:
             self._close_shard()
             self._open_shard()
+        self._group = group
         self._tar.write({"__key__": key, **parts})
+        self._num_in_shard += 1
         self.num_samples += 1
 
     def __enter__(self) -> Self:
@@ -97,7 +109,7 @@ class Writer:
             return
         self._open.close()
         self._open = None
-        count = self.num_samples - len(self._shards) * self._num_samples_per_shard
+        count, self._num_in_shard = self._num_in_shard, 0
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = self._path.stat().st_size
@@ -132,6 +144,7 @@ class Shards:
             table = self._read_shard(directory / shard.name, shard, verify)
             tables.append(table)
             starts.append(starts[-1] + len(table))
+        self.shard_sha256 = [shard.sha256 for shard in index.shards]
         self._paths = [str(directory / shard.name) for shard in index.shards]
         self._starts = np.array(starts)
         self._table = np.concatenate(tables) if tables else np.empty((0, 0, 2), np.int64)

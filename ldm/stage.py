@@ -1,5 +1,6 @@
 """What every stage needs around its work: an honest exit, processes and threads, an output that appears as a whole."""
 
+import errno
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from ldm.params.machine import MachineParams
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -70,7 +72,7 @@ def output(path: Path, accelerator: "Accelerator | None" = None) -> Generator[Pa
     """A new folder that every process may write into and that becomes `path` when the block ends without an error.
 
     The former content of `path` stays until then, and stays for good if the block fails. Nothing is written in place,
-    since an output may be a link into DVC's cache.
+    since an output may be a link into DVC's cache. MachineError: the disk is full or broken.
     """
     is_main = accelerator is None or accelerator.is_main_process
     building, old = (path.with_name(f".{path.name}.{state}") for state in ("building", "old"))
@@ -80,9 +82,13 @@ def output(path: Path, accelerator: "Accelerator | None" = None) -> Generator[Pa
     _wait(accelerator)
     try:
         yield building
-    except BaseException:
+    except BaseException as error:
         if is_main:
             _remove(building)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            found = f"{error}; {shutil.disk_usage(path.parent).free} bytes are free"
+            fix = "free space or mend the disk and run again; what was there before is unharmed"
+            raise MachineError(str(path), found, "a disk that takes the output", fix) from error
         raise
     _wait(accelerator)
     if is_main:

@@ -12,23 +12,28 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from select import POLLIN, poll
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
 import torch
 from pydantic import BaseModel
-from safetensors import SafetensorError
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm import artifact
-from ldm.errors import IntegrityError, MachineError, NumericsError
+from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
 
 _TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
 _LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"}
@@ -69,7 +74,8 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 class Run:
     """One run directory: `open` it, `load` the newest good state, `commit` new ones, `remove` it in the end.
 
-    Only the main process opens, commits and removes; every process may load.
+    Work in units that need no order is kept unit by unit instead: `keep` and `kept`.
+    Only the main process opens, commits, retains and removes; every process may load, and keep units of its own.
     """
 
     def __init__(self, root: Path, stage: str, fingerprint: Mapping[str, Any]) -> None:
@@ -93,6 +99,17 @@ class Run:
             self._report_changes()
         artifact.write_json(self.directory / "fingerprint.json", self.fingerprint)
 
+    @contextmanager
+    def opened(self, accelerator: "Accelerator") -> Generator[None]:
+        """Open on the main process while all processes work in it; closed at the end."""
+        if accelerator.is_main_process:
+            self.open()
+        accelerator.wait_for_everyone()
+        try:
+            yield
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Let go of the run directory."""
         if self._lock is not None:
@@ -109,9 +126,12 @@ class Run:
         """The newest state that verifies, or None. One that does not is reported and passed over."""
         for directory in sorted(self.directory.glob("step-*"), reverse=True):
             try:
-                return _read(directory)
+                state = _read(directory)
             except IntegrityError as error:
                 print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
+            else:
+                # Copies, since mapped tensors would change with their file, and a training updates them in place.
+                return State(state.step, {name: t.clone() for name, t in state.tensors.items()}, state.values)
         return None
 
     def commit(self, state: State, num_kept: int) -> None:
@@ -123,8 +143,47 @@ class Run:
             NumericsError: a tensor is not finite. MachineError: it cannot be written (with needed and free bytes).
         """
         assert self._lock is not None, "a run commits only while it is open"
-        _refuse_nonfinite(state, self.directory)
-        name = f"step-{state.step:09d}"
+        self._publish(f"step-{state.step:09d}", state)
+        for old in sorted(self.directory.glob("step-*"))[:-num_kept]:
+            shutil.rmtree(old)
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+        """Keep one finished unit of work, durably, under a key that says all that it was computed from within this run.
+
+        Raises as `commit` does.
+        """
+        self._publish(f"unit-{key}", State(0, dict(tensors), dict(values or {})))
+
+    def kept(self, key: str) -> State | None:
+        """A unit if it was kept and verifies, its tensors mapped into memory, else None; a bad one is reported."""
+        directory = self.directory / f"unit-{key}"
+        if not directory.exists():
+            return None
+        try:
+            return _read(directory)
+        except IntegrityError as error:
+            print(f"{error}\nit is computed again", file=sys.stderr, flush=True)
+            return None
+
+    def kept_keys(self) -> list[str]:
+        """Keys of all units, sorted."""
+        return sorted(path.name.removeprefix("unit-") for path in self.directory.glob("unit-*"))
+
+    def retain(self, keys: Collection[str]) -> None:
+        """Drop every unit but these, and the directories of the stage's former runs: what remains is what made the
+        newest result, and serves the next one."""
+        assert self._lock is not None, "a run drops units only while it is open"
+        for key in set(self.kept_keys()) - set(keys):
+            shutil.rmtree(self.directory / f"unit-{key}")
+        for other in self.directory.parent.iterdir():
+            if other != self.directory and other.is_dir():
+                with suppress(MachineError):
+                    os.close(_take(other / "lock"))
+                    shutil.rmtree(other)
+
+    def _publish(self, name: str, state: State) -> None:
+        """Write a state beside its place, force it to the disk, give it its name, and read it back."""
+        _refuse_nonfinite(state, self.directory, name)
         building, final = self.directory / f".{name}.building", self.directory / name
         try:
             _write(building, state)
@@ -132,12 +191,10 @@ class Run:
                 shutil.rmtree(final)
             building.rename(final)
             _sync(self.directory)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
             raise self._unwritable(state, error) from error
         _check(final)
-        for old in sorted(self.directory.glob("step-*"))[:-num_kept]:
-            shutil.rmtree(old)
 
     def _unwritable(self, state: State, error: Exception) -> MachineError:
         needed = sum(tensor.nbytes for tensor in state.tensors.values())
@@ -179,11 +236,11 @@ def _take(path: Path) -> int:
     return file
 
 
-def _refuse_nonfinite(state: State, directory: Path) -> None:
-    for name, tensor in state.tensors.items():
+def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
+    for tensor_name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             fix = "lower the learning rate or max_grad_norm, or set precision: fp32; the last good state is kept"
-            raise NumericsError(str(directory), f"{name} is not finite at step {state.step}", "finite numbers", fix)
+            raise NumericsError(str(directory), f"{tensor_name} is not finite in {name}", "finite numbers", fix)
 
 
 def _write(directory: Path, state: State) -> None:
@@ -212,7 +269,7 @@ def _sync(path: Path) -> None:
 def _check(directory: Path) -> None:
     """IntegrityError unless the files of a state have the hashes that its manifest says."""
     path = directory / _MANIFEST
-    fix = "nothing: an older state is used"
+    fix = "nothing: it is passed over"
     try:
         manifest: dict[str, str] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -226,9 +283,7 @@ def _check(directory: Path) -> None:
 def _read(directory: Path) -> State:
     _check(directory)
     values: dict[str, Any] = json.loads((directory / _VALUES).read_bytes())
-    # Copies, since tensors mapped from a file would change with it, and what is read here is updated in place.
-    tensors = {name: tensor.clone() for name, tensor in artifact.open_tensors(directory / _TENSORS).items()}
-    return State(values.pop("step"), tensors, values)
+    return State(values.pop("step"), artifact.open_tensors(directory / _TENSORS), values)
 
 
 class StopRequest:
@@ -271,6 +326,20 @@ class StopRequest:
                 self._done.set()
         for file in watched:
             os.close(file)
+
+
+def units(work: Sequence[T], name: str, unit: str, accelerator: "Accelerator") -> Iterator[T]:
+    """This process's share of independent units of work, under a progress bar.
+
+    Stopped: the process was asked to stop; the unit at hand was finished first.
+    """
+    mine: Iterable[T] = work[accelerator.process_index :: accelerator.num_processes]
+    with StopRequest() as stop:
+        for item in tqdm(mine, name, unit=unit, disable=not accelerator.is_main_process):
+            yield item
+            if stop.reason is not None:
+                fix = "run it again: what is done is kept"
+                raise Stopped(name, stop.reason, f"{len(work)} units of work", fix)
 
 
 def _watched_ancestors() -> dict[int, str]:

@@ -7,8 +7,9 @@ its tensors and one integer. Nothing waits for the device between two rows of th
 import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,28 +17,33 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ldm import plots
+from ldm import artifact, plots
 from ldm.errors import MachineError, NumericsError, Stopped
 from ldm.params.training import TrainingParams
 from ldm.state import Run, State, StopRequest
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
+KeysAtStep = Callable[[int], list[str]]
 Validate = Callable[[nn.Module], dict[str, float]]
 Picture = Callable[[nn.Module, Path], None]
 Row = dict[str, float]
 
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
+_NUM_SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True)
 class History:
-    """What was logged: one row per `log_every_steps` updates (means over them), and one per validation."""
+    """What was logged: one row per `log_every_steps` updates (means over them), one per validation, and for every
+    update that was skipped its step and the keys of its samples."""
 
     training: list[Row]
     validation: list[Row]
+    skipped: list[dict[str, Any]]
 
     def write(self, directory: Path) -> None:
-        """Write `curves.csv`, `validation.csv` and, drawn from them, `curves.png`."""
+        """Write `curves.csv`, `validation.csv`, `skipped_updates.json` and, drawn from the tables, `curves.png`."""
+        artifact.write_json(directory / "skipped_updates.json", self.skipped)
         plots.draw_curves(self.write_tables(directory), directory / "curves.png")
 
     def write_tables(self, directory: Path) -> dict[str, Path]:
@@ -72,12 +78,17 @@ class _Loop:
     """The state of one training and what is done to it. `step` counts the updates done."""
 
     def __init__(
-        self, objective: nn.Module, batch_at_step: BatchAtStep, params: TrainingParams, accelerator: Accelerator
+        self,
+        objective: nn.Module,
+        batch_at_step: BatchAtStep,
+        keys_at_step: KeysAtStep,
+        params: TrainingParams,
+        accelerator: Accelerator,
     ) -> None:
         asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
         given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
         assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
-        self.objective, self.batch_at_step = objective, batch_at_step
+        self.objective, self.batch_at_step, self.keys_at_step = objective, batch_at_step, keys_at_step
         self.params, self.accelerator = params, accelerator
         self.num_rows = _rows_per_pass(params, accelerator)
         self.model: nn.Module = accelerator.prepare_model(objective.train())
@@ -86,9 +97,11 @@ class _Loop:
         self.optimizer = _make_optimizer(list(self.weights.values()), params)
         # Updates with a non-finite loss or gradient: in all, in a row now, most in a row, and the last one's step.
         self.bad = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
+        # Which updates of the current row of the curve were bad.
+        self.is_bad = torch.zeros(params.log_every_steps, dtype=torch.bool, device=accelerator.device)
         self.sums: dict[str, Tensor] = {}
         self.step = 0
-        self.history = History([], [])
+        self.history = History([], [], [])
 
     def update(self) -> None:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
@@ -129,6 +142,7 @@ class _Loop:
         in_row = torch.where(is_good, 0, in_row + 1)
         last = torch.where(is_good, last, self.step)
         self.bad = torch.stack([in_all + ~is_good, in_row, torch.maximum(most, in_row), last])
+        self.is_bad[(self.step - 1) % len(self.is_bad)] = ~is_good
         for name, value in {**scalars, "num_good": torch.ones_like(scalars["loss"])}.items():
             self.sums[name] = self.sums.get(name, 0) + torch.where(is_good, value, 0)
 
@@ -155,12 +169,24 @@ class _Loop:
         row: Row = {"step": self.step, **dict(zip(names, values, strict=True)), "learning_rate": learning_rate}
         self.history.training.append({**row, "num_skipped": in_all})
         self.sums = {}
+        self._log_skipped()
         if most >= self.params.max_nonfinite_steps:
             found = f"{most} updates in a row up to step {last} had a non-finite loss or gradient"
             expected = f"fewer than max_nonfinite_steps {self.params.max_nonfinite_steps}"
             fix = "lower learning_rate or max_grad_norm, or set precision: fp32; the last good state is kept"
             raise NumericsError("training", found, expected, fix)
         return row
+
+    def _log_skipped(self) -> None:
+        size = len(self.is_bad)
+        first = (self.step - 1) // size * size
+        for offset in torch.nonzero(self.is_bad).flatten().tolist():
+            keys = self.keys_at_step(first + offset)
+            self.history.skipped.append({"step": first + offset + 1, "keys": keys})
+            more = f" and {len(keys) - _NUM_SHOWN_KEYS} more" if len(keys) > _NUM_SHOWN_KEYS else ""
+            told = f"step {first + offset + 1}: loss or gradient not finite, update skipped; samples"
+            self.accelerator.print(f"{told} {', '.join(keys[:_NUM_SHOWN_KEYS])}{more}", flush=True)
+        self.is_bad.zero_()
 
     @contextmanager
     def averaged(self) -> Generator[None]:
@@ -185,7 +211,8 @@ class _Loop:
         for name, weight in self.weights.items():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[weight].items()}
         tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": self.bad}
-        values = {"training": self.history.training, "validation": self.history.validation}
+        tensors["is_bad"] = self.is_bad
+        values = asdict(self.history)
         return State(self.step, tensors, {**values, "sums": list(self.sums), "machine": self._machine()})
 
     def restore(self, state: State) -> None:
@@ -201,7 +228,8 @@ class _Loop:
         device = self.accelerator.device
         self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}
         self.bad = state.tensors["bad"].to(device)
-        self.history = History(state.values["training"], state.values["validation"])
+        self.is_bad = state.tensors["is_bad"].to(device)
+        self.history = History(**{name: state.values[name] for name in ("training", "validation", "skipped")})
         self.step = state.step
         if state.values["machine"] != self._machine():
             saved = f"saved with {state.values['machine']}, going on with {self._machine()}"
@@ -236,6 +264,7 @@ def _make_optimizer(weights: list[nn.Parameter], params: TrainingParams) -> _Ada
 def train(
     objective: nn.Module,
     batch_at_step: BatchAtStep,
+    keys_at_step: KeysAtStep,
     params: TrainingParams,
     accelerator: Accelerator,
     run: Run,
@@ -248,6 +277,7 @@ def train(
 
     objective: maps a batch to scalars, "loss" among them, each a mean over the rows it was given.
     batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function.
+    keys_at_step: step -> keys of the samples of that batch, to be named when its update is skipped.
     validate: called on every process with the averaged weights in the objective; its numbers become a row.
     picture: called on the main process with the averaged weights and a path to write a PNG to.
 
@@ -259,7 +289,7 @@ def train(
         NumericsError: too many updates in a row were not finite. MachineError: the directory is in use, cannot be
             written, or the global batch cannot be divided over the processes.
     """
-    loop = _Loop(objective, batch_at_step, params, accelerator)
+    loop = _Loop(objective, batch_at_step, keys_at_step, params, accelerator)
     with ExitStack() as on_error:
         on_error.callback(run.close)
         if accelerator.is_main_process:

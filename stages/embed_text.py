@@ -1,21 +1,25 @@
 """Stage `embed_text`: token states and pooled features of every caption of the corpus, once each, and of no caption."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ldm import artifact, clip, config, stage
-from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter
+from ldm import artifact, clip, config, stage, state
+from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter, KeptRows
 from ldm.captions import Captions
 from ldm.errors import ConfigError
 from ldm.params.embed_text import EmbedTextParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SPLITS = ("train", "val", "held_out")
 
@@ -41,11 +45,41 @@ def encode(
     """`tokens` [b, n, d] and `pooled` [b, f] in float16."""
     tokens, pooled = list[Tensor](), list[Tensor]()
     for start in range(0, len(captions), params.batch_size):
-        ids = model.tokenise(captions[start : start + params.batch_size], context_tokens).to(device)
-        states, features = model.encode_text(ids, params.layer, params.norm)
-        tokens.append(states[:, :context_tokens].half().cpu())
-        pooled.append(features.half().cpu())
+        part = captions[start : start + params.batch_size]
+        # Batches of one size, so that the bits of a caption do not depend on how many others are new with it.
+        full = [*part, *[""] * (params.batch_size - len(part))]
+        states, features = model.encode_text(model.tokenise(full, context_tokens).to(device), params.layer, params.norm)
+        tokens.append(states[: len(part), :context_tokens].half().cpu())
+        pooled.append(features[: len(part)].half().cpu())
     return {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled)}
+
+
+def write_shards(
+    writer: CacheWriter,
+    captions: list[str],
+    encode_part: Callable[[list[str]], dict[str, Tensor]],
+    num_per_shard: int,
+    accelerator: "Accelerator",
+    run: state.Run,
+) -> int:
+    """This process's share of the shards, of captions that `run` has kept or that are encoded now; returns how many
+    shards there are."""
+    kept = KeptRows(run)
+    new = [caption for caption in captions if caption not in kept]
+    accelerator.wait_for_everyone()
+    for start in state.units(range(0, len(new), num_per_shard), "embed_text", "shard", accelerator):
+        part = new[start : start + num_per_shard]
+        run.keep(artifact.sha256_json(part), encode_part(part), {"captions": part})
+    accelerator.wait_for_everyone()
+    kept = KeptRows(run)
+    starts = range(0, len(captions), num_per_shard)
+    for number in stage.share_of(len(starts), accelerator):
+        start = starts[number]
+        writer.write_shard(number, kept.gather(captions[start : start + num_per_shard]))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.retain(kept.keys_of(captions))
+    return len(starts)
 
 
 def main() -> str:
@@ -59,24 +93,21 @@ def main() -> str:
     num_tokens = model.num_tokens(captions)
     context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
     num_truncated = int((num_tokens > context_tokens).sum())
-    num_shards = -(-len(captions) // params.num_captions_per_shard)
+    made_by = state.fingerprint(params, {"clip": encoder.content_sha256, "context_tokens": str(context_tokens)})
+    run = state.Run(Path(paths.runs), "embed_text", made_by)
+
+    def encode_part(part: list[str]) -> dict[str, Tensor]:
+        return encode(model, part, params, context_tokens, accelerator.device)
+
     with (
+        run.opened(accelerator),
         stage.output(Path(paths.embeddings), accelerator) as folder,
         stage.output(Path(paths.embeddings_results), accelerator) as results,
     ):
         writer = CacheWriter(folder, EMBEDDINGS)
-        for number in tqdm(
-            stage.share_of(num_shards, accelerator), "embed_text", disable=not accelerator.is_main_process
-        ):
-            start = number * params.num_captions_per_shard
-            part = captions[start : start + params.num_captions_per_shard]
-            writer.write_shard(number, encode(model, part, params, context_tokens, accelerator.device))
-        accelerator.wait_for_everyone()
+        num_shards = write_shards(writer, captions, encode_part, params.num_captions_per_shard, accelerator, run)
         if accelerator.is_main_process:
-            null = {
-                name: tensor[0]
-                for name, tensor in encode(model, [""], params, context_tokens, accelerator.device).items()
-            }
+            null = {name: tensor[0] for name, tensor in encode_part([""]).items()}
             artifact.write_tensors(folder / NULL, null)
             artifact.write_json(folder / CAPTIONS, captions)
             facts = {

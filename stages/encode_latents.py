@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ldm import artifact, config, images, latents, stage
+from ldm import artifact, config, images, latents, stage, state
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -50,12 +49,18 @@ def write_shards(
     shards: Shards,
     params: EncodeLatentsParams,
     accelerator: "Accelerator",
+    run: state.Run,
 ) -> None:
-    """This process's share of a split: one shard of latents per shard of images."""
-    mine = stage.share_of(shards.num_shards, accelerator)
-    for number in tqdm(mine, f"encode_latents {shards.directory.name}", disable=not accelerator.is_main_process):
+    """This process's share of a split: one shard of latents per shard of images, unless `run` has kept it."""
+    name = f"encode_latents {shards.directory.name}"
+    for number in state.units(range(shards.num_shards), name, "shard", accelerator):
+        key = shards.shard_sha256[number]
+        if (kept := run.kept(key)) is not None:
+            writer.write_shard(number, kept.tensors)
+            continue
         tensors = encode(autoencoder, shards, shards.shard_samples(number), params, accelerator.device)
         writer.write_shard(number, tensors)
+        run.keep(key, tensors)
     accelerator.wait_for_everyone()
 
 
@@ -68,14 +73,17 @@ def main() -> str:
     autoencoder.load_state_dict(tensors)
     autoencoder = autoencoder.eval().to(accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
+    made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256})
+    run = state.Run(Path(paths.runs), "encode_latents", made_by)
     summary = ""
     with (
+        run.opened(accelerator),
         stage.output(Path(paths.latents), accelerator) as folder,
         stage.output(Path(paths.latents_results), accelerator) as results,
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
-            write_shards(writers[split], autoencoder, shards[split], params, accelerator)
+            write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
             scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])
@@ -90,6 +98,7 @@ def main() -> str:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}
                 writers[split].finish(shards[split].num_shards, params.model_dump(), inputs, facts)
             artifact.write_json(results / "metrics.json", latents.metrics(scale, scaled))
+            run.retain([key for split in SPLITS for key in shards[split].shard_sha256])
             summary = ", ".join(f"{len(shards[split])} {split}" for split in SPLITS)
     return f"encode_latents: {summary} latents -> {paths.latents}"
 

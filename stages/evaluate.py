@@ -60,6 +60,20 @@ def main() -> str:
             result = report.make(sampled, evaluation.read_units(parts, subjects), space, params)
             shutil.rmtree(parts)
             write(folder, result, space.name)
+            inputs = {
+                "samples": passport.content_sha256,
+                "autoencoder": of_autoencoder.content_sha256,
+                "clip": of_clip.content_sha256,
+                **real.sha256,
+            }
+            artifact.write_passport(
+                folder,
+                "evaluation",
+                params.model_dump(mode="json"),
+                inputs,
+                {"feature_space": space.name},
+                artifact.sha256_file(folder / "metrics.json"),
+            )
             evaluation.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
             summary = ", ".join(f"{key} {result.metrics[key]}" for key in report.SUMMARY if key in result.metrics)
     return f"evaluate: {summary} -> {paths.evaluation}"

@@ -1,33 +1,51 @@
 """Stage `sample`: images of held-out and seen prompts, and of validation prompts at several guidance scales."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 import torch
-from tqdm import tqdm
 
-from ldm import config, samples, stage
+from ldm import config, samples, stage, state
 from ldm.cache import TextEmbeddings
+from ldm.errors import IntegrityError
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
 from ldm.params.sample import SampleParams
 from ldm.pipeline import Generator
+from ldm.provenance import Origin
 from ldm.shards import Shards
 
 
 def pictures_of(
-    generator: Generator, embeddings: TextEmbeddings, part: samples.PromptSet, rows: range, params: SampleParams
-) -> torch.Tensor:
-    """uint8 images [b, 3, h, w] of some prompts of a set, at most `batch_size` at a time."""
-    params = params.model_copy(update={"guidance_scale": part.guidance_scale})
-    batches: list[torch.Tensor] = []
-    for start in range(rows.start, rows.stop, params.batch_size):
-        prompts = part.prompts[start : min(start + params.batch_size, rows.stop)]
-        context = embeddings.tokens(embeddings.rows([prompt.prompt for prompt in prompts]))
-        batches.append(generator(context, [prompt.prompt_number for prompt in prompts], params))
-    return torch.cat(batches)
+    generator: Generator, embeddings: TextEmbeddings, unit: samples.Unit, params: SampleParams
+) -> samples.Pictures:
+    """Images of a unit, computed at most `batch_size` at a time."""
+    params = params.model_copy(update={"guidance_scale": unit.part.guidance_scale})
+    batches, origins = list[torch.Tensor](), list[Origin]()
+    for start in range(0, len(unit.prompts), params.batch_size):
+        batch = unit.prompts[start : start + params.batch_size]
+        prompts, numbers = [prompt.prompt for prompt in batch], [prompt.prompt_number for prompt in batch]
+        origins += generator.origins(prompts, numbers, params)
+        batches.append(generator(embeddings.tokens(embeddings.rows(prompts)), numbers, params))
+    return torch.cat(batches), origins
+
+
+def kept_pictures(run: state.Run, unit: samples.Unit) -> samples.Pictures | None:
+    """Images of a unit that the run has kept."""
+    kept = run.kept(unit.key)
+    return None if kept is None else (kept.tensors["images"], [Origin(**origin) for origin in kept.values["origins"]])
+
+
+def read_pictures(run: state.Run, unit: samples.Unit) -> samples.Pictures:
+    """The same. IntegrityError: it does not verify."""
+    pictures = kept_pictures(run, unit)
+    if pictures is None:
+        where, fix = f"{run.directory}: {unit.key}", "run it again: only what is missing is computed"
+        raise IntegrityError(where, "gone or damaged since it was written", "images of a unit", fix)
+    return pictures
 
 
 def main() -> str:
@@ -40,17 +58,20 @@ def main() -> str:
     captions = {split: Shards(Path(paths.captions) / split) for split in samples.SPLITS}
     sets = samples.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
-    units = samples.units(sets, params.num_samples_per_shard)
-    with stage.output(Path(paths.samples), accelerator) as folder:
-        mine = stage.share_of(len(units), accelerator)
-        for number in tqdm(mine, "sample", unit="shard", disable=not accelerator.is_main_process):
-            part, rows = units[number]
-            samples.write_unit(folder, part, rows, pictures_of(generator, embeddings, part, rows, params))
+    inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
+    run = state.Run(Path(paths.runs), "sample", state.fingerprint(params, inputs))
+    with run.opened(accelerator):
+        work = samples.units(sets, params.num_samples_per_shard)
+        for unit in state.units(work, "sample", "shard", accelerator):
+            if kept_pictures(run, unit) is None:
+                pictures, origins = pictures_of(generator, embeddings, unit, params)
+                run.keep(unit.key, {"images": pictures}, {"origins": [origin.model_dump() for origin in origins]})
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()}
-            samples.merge(folder, sets, params, inputs | generator.inputs)
-            samples.grid(folder, params).save(folder / "grid.png")
+        with stage.output(Path(paths.samples), accelerator) as folder:
+            if accelerator.is_main_process:
+                samples.write(folder, sets, partial(read_pictures, run), params, inputs)
+                samples.grid(folder, params).save(folder / "grid.png")
+        run.remove()
     counts = ", ".join(f"{len(part.prompts)} {part.name}" for part in sets)
     return f"sample: {counts} -> {paths.samples}"
 

@@ -36,6 +36,7 @@ def main() -> str:
     history = train(
         objective,
         batches,
+        batches.keys,
         params.training,
         accelerator,
         run,

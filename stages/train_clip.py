@@ -86,17 +86,25 @@ def train_new(
     training = params.training
     model = clip.build(params.network, training.seed).to(accelerator.device)
 
+    def pairs_at(step: int) -> tuple[list[int], list[str]]:
+        size, seed = training.batch_size, training.seed
+        samples, texts = contrastive.pairs_at_step(step, pairs.captions.texts, size, seed, params.twins_together)
+        return samples.tolist(), texts
+
     def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
-        samples, texts = contrastive.pairs_at_step(
-            step, pairs.captions.texts, training.batch_size, training.seed, params.twins_together
-        )
-        return pairs.batch(model, samples[rows].tolist(), texts[rows])
+        samples, texts = pairs_at(step)
+        return pairs.batch(model, samples[rows], texts[rows])
+
+    def keys_at_step(step: int) -> list[str]:
+        return [pairs.captions.keys[sample] for sample in pairs_at(step)[0]]
 
     def validate(_: nn.Module) -> dict[str, float]:
         return measure(model, val, params, accelerator.device)
 
     objective = contrastive.ContrastiveObjective(model)
-    history = train(objective, batch_at_step, training, accelerator, run, validate=validate, name="train_clip")
+    history = train(
+        objective, batch_at_step, keys_at_step, training, accelerator, run, validate=validate, name="train_clip"
+    )
     return model, history
 
 

@@ -36,9 +36,11 @@ def main() -> str:
     validation = denoising.Validation(inputs.val, params, accelerator)
     pictures = denoising.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
     run = state.Run(Path(paths.runs), "train_unet", state.fingerprint(params, sha256))
+    batches = denoising.LatentBatches(inputs.train, params)
     history = train(
         objective,
-        denoising.LatentBatches(inputs.train, params),
+        batches,
+        batches.keys,
         params.training,
         accelerator,
         run,

@@ -3,16 +3,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from ldm import cli, pipeline
+from ldm import cli, pipeline, samples
 from ldm.errors import IntegrityError
-from ldm.images import decode_png
+from ldm.images import decode_png, encode_png
+from ldm.provenance import Origin
+from tests import trained_data
 from tests.trained_data import ROOT
 
 
 class FakePipeline:
-    """Stands in for the trained artefacts: grey images, and a memory of what it was asked."""
+    """Stands in for the trained artefacts: a memory of what it was asked."""
 
     asked: list[tuple[list[str], dict]] = []
 
@@ -20,9 +21,9 @@ class FakePipeline:
     def load(cls, device=None):
         return cls()
 
-    def __call__(self, prompts, **settings):
+    def write(self, prompts, directory, **settings):
         self.asked.append((prompts, settings))
-        return torch.full((len(prompts), 3, 4, 4), 7, dtype=torch.uint8)
+        return [directory / f"{i}.png" for i in range(len(prompts))]
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def test_generate_writes_one_png_per_prompt_and_says_which(asked, tmp_path, caps
     assert cli.main(arguments) == 0
     assert asked == [(["a cat", "a cat", "a dog", "a dog"], {"seed": 5})]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[1] for line in lines] == ["a cat", "a cat", "a dog", "a dog"]
-    assert all((decode_png(Path(line.split("  ")[0]).read_bytes()) == 7).all() for line in lines)
+    prompts = ["a cat", "a cat", "a dog", "a dog"]
+    assert lines == [f"{tmp_path / 'out' / f'{i}.png'}  {prompt}" for i, prompt in enumerate(prompts)]
 
 
 def test_generate_passes_on_what_it_is_told_only(asked, tmp_path):
@@ -92,3 +93,36 @@ except SystemExit:
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained_data.make(tmp_path)
+    trained_data.run("sample")
+    trained_data.change(tmp_path, "sample", batch_size=3)
+    prompts = ["a small red circle at the top", "no caption of the corpus", "a star", "a blue cross"]
+    assert cli.main(["generate", *prompts, "--output", "out", "--seed", "4", "--guidance-scale", "2"]) == 0
+    unit = samples.read(tmp_path / "data/samples")[1]["seen"]
+    for i in range(len(unit)):
+        (tmp_path / "out" / f"sample-{i}.png").write_bytes(unit.png(i))
+    paths = sorted(Path("out").iterdir())
+    assert len(paths) == 12
+    for path in paths:
+        assert cli.main(["replay", str(path), "--output", "again.png"]) == 0, capsys.readouterr().err
+        assert Path("again.png").read_bytes() == path.read_bytes()
+    origin = Origin.read(paths[0].read_bytes(), "here")
+    changed = decode_png(paths[0].read_bytes()).copy()
+    changed[3, 4] ^= 5
+    paths[0].write_bytes(origin.png(changed))
+    paths[1].write_bytes(encode_png(changed))
+    other = origin.model_copy(update={"models": origin.models | {"unet": "0" * 64}})
+    paths[2].write_bytes(other.png(changed))
+    capsys.readouterr()
+    for path, message in [
+        (paths[0], "3 of 12288 values differ, by 5 at most"),
+        (paths[1], "no PNG that says"),
+        (paths[2], f"an image of unet {'0' * 64}"),
+    ]:
+        assert cli.main(["replay", str(path)]) == 4
+        assert message in capsys.readouterr().err
+    assert cli.main(["replay", "nowhere.png"]) == 2

@@ -15,6 +15,7 @@ from ldm.diffusion import z0_from_prediction
 from ldm.errors import ConfigError, IntegrityError, MachineError
 from ldm.images import decode_png
 from ldm.params.sample import SampleParams
+from ldm.provenance import Origin
 from tests import trained_data
 
 
@@ -142,13 +143,22 @@ def test_a_missing_gpu_is_a_clear_error(root):
         pipeline.Pipeline.load(root, "cuda")
 
 
-def test_save_writes_lossless_pngs(tmp_path):
-    pictures = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    paths = pipeline.save(pictures, tmp_path / "new" / "out")
-    assert [path.name for path in paths] == ["0000.png", "0001.png"]
-    assert np.array_equal(decode_png(paths[1].read_bytes()), pictures[1].permute(1, 2, 0).numpy())
+def test_write_writes_the_images_of_a_call_as_pngs(loaded, tmp_path):
+    prompts, settings = ["a red star", "a blue cross", "a green square"], {"seed": 5, "batch_size": 2}
+    paths = loaded.write(prompts, tmp_path / "new" / "out", **settings)
+    assert [path.name for path in paths] == ["0000.png", "0001.png", "0002.png"]
+    for path, picture in zip(paths, loaded(prompts, **settings), strict=True):
+        assert np.array_equal(decode_png(path.read_bytes()), picture.permute(1, 2, 0).numpy())
+    origins = [Origin.read(path.read_bytes(), str(path)) for path in paths]
+    assert [origin.prompt for origin in origins] == prompts
+    assert [(origin.prompt_number, origin.batch_size, origin.position) for origin in origins] == [
+        (0, 2, 0),
+        (1, 2, 1),
+        (2, 1, 0),
+    ]
+    assert {origin.settings["seed"] for origin in origins} == {5}
     with pytest.raises(ConfigError, match="a file"):
-        pipeline.save(pictures, paths[0])
+        loaded.write(prompts, paths[0])
 
 
 def test_defaults_are_those_of_the_params_file(loaded, root):

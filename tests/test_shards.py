@@ -43,6 +43,27 @@ def test_samples_come_back_in_order_with_every_byte(split):
             read[i]
 
 
+def test_what_is_added_as_another_group_leaves_other_shards_alone(tmp_path):
+    def written(name, groups):
+        with shards.Writer(tmp_path / name, 10) as writer:
+            for group, samples in groups.items():
+                for key, parts in samples:
+                    writer.write(key, parts, group)
+        return shards.Shards(tmp_path / name)
+
+    first, second, third = SAMPLES[:13], SAMPLES[13:22], SAMPLES[22:]
+    alone, grown = written("alone", {"a": first, "c": third}), written("grown", {"a": first, "b": second, "c": third})
+    assert [len(alone.shard_samples(i)) for i in range(alone.num_shards)] == [10, 3, 3]
+    assert set(alone.shard_sha256) < set(grown.shard_sha256) and grown.num_shards == 4
+    tiny = written("tiny", {str(i): [sample] for i, sample in enumerate(SAMPLES)})
+    assert [len(tiny.shard_samples(i)) for i in range(tiny.num_shards)] == [1] * 25
+    with shards.Writer(tmp_path / "large", 100) as writer:
+        for i, (key, parts) in enumerate(SAMPLES):
+            writer.write(key, parts, str(i))
+    large = shards.Shards(tmp_path / "large")
+    assert [len(large.shard_samples(i)) for i in range(large.num_shards)] == [10, 10, 5]
+
+
 def test_an_independent_reader_agrees(split):
     dataset = webdataset.WebDataset([str(p) for p in sorted(split.glob("*.tar"))], shardshuffle=False)
     assert [(s["__key__"], {"json": s["json"], "png": s["png"]}) for s in dataset] == SAMPLES

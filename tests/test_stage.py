@@ -1,5 +1,6 @@
 """Exit codes, outputs that appear whole or not at all, threads, and what a launcher may not decide."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -92,6 +93,16 @@ def test_a_failed_output_leaves_what_was_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert (path / "whole").is_file()
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_are_free(tmp_path: Path) -> None:
+    with stage.output(tmp_path / "out") as folder:
+        (folder / "whole").write_text("")
+    with pytest.raises(MachineError, match=r"No space left.*; \d+ bytes are free"), stage.output(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), stage.output(tmp_path / "out"):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "whole"]
 
 
 def test_leftovers_of_a_killed_stage_are_cleared(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ldm import artifact, config, samples
 from ldm.errors import ConfigError, IntegrityError
 from ldm.images import to_tensor
 from ldm.params.sample import SampleParams
+from ldm.provenance import Origin
 from ldm.shards import Shards, write
 from tests import trained_data
 from tests.trained_data import change, run
@@ -128,6 +129,7 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
         "guidance_sweep.csv",
         "guidance_sweep.png",
         "metrics.json",
+        "passport.json",
         "table.md",
     ]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -140,6 +142,10 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
     with (folder / "guidance_sweep.csv").open() as file:
         assert [row["guidance_scale"] for row in csv.DictReader(file)] == ["1", "2.5"]
     assert "| whole scene |" in (folder / "table.md").read_text()
+    passport = artifact.read_passport(folder, "evaluation")
+    assert passport.content_sha256 == artifact.sha256_file(folder / "metrics.json")
+    assert passport.inputs["samples"] == samples.read(trained / "data/samples")[0].content_sha256
+    assert passport.inputs["images_val"] == Shards(trained / "data/images/val").sha256
 
 
 def replace_samples_by_real_images(here: Path) -> None:
@@ -150,11 +156,13 @@ def replace_samples_by_real_images(here: Path) -> None:
     sets = samples.choose(captions, params)
     passport, _ = samples.read(here / "data/samples")
     (here / "data/samples").unlink()
-    for part, rows in samples.units(sets, 100):
-        prompts = part.prompts[rows.start : rows.stop]
-        pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in prompts]
-        samples.write_unit(here / "data/samples", part, rows, to_tensor(pngs))
-    samples.merge(here / "data/samples", sets, params, passport.inputs)
+
+    def pictures(unit: samples.Unit) -> samples.Pictures:
+        pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in unit.prompts]
+        texts, numbers = [p.prompt for p in unit.prompts], [p.prompt_number for p in unit.prompts]
+        return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {}, torch.device("cpu"))
+
+    samples.write(here / "data/samples", sets, pictures, params, passport.inputs)
 
 
 def test_perfect_images_score_one_and_lie_at_the_floor(here):

@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +20,15 @@ from ruamel.yaml import YAML
 from ldm import artifact, clip, images, shards
 from ldm.autoencoder import Autoencoder, LatentScale, to_signal
 from ldm.cache import LATENTS, Cache, TextEmbeddings
-from ldm.errors import ConfigError, IntegrityError
+from ldm.errors import ConfigError, IntegrityError, Stopped
 from ldm.params.networks import AutoencoderParams
 from ldm.params.train_clip import ClipParams
 from ldm.plots import read_table
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 10, "val": 6, "held_out": 0}
+NUM_ENCODED = 12
+"""The first shard of val equals that of train, so it is encoded once."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}
 AUTOENCODER = {
     "patch_px": 2,
@@ -298,9 +303,112 @@ def test_outputs_do_not_depend_on_the_number_of_processes(here: Path):
     run("embed_text")
     run("encode_latents")
     one = [contents(folder) for folder in folders]
+    shutil.rmtree("runs")
     run_on_two("embed_text", "encode_latents")
     assert [contents(folder) for folder in folders] == one
     assert len(one[0]) > 5 and len(one[2]) > 8
+
+
+def counted(module: ModuleType, stop_after: int | None = None) -> list[int]:
+    """Sizes of the pieces that a stage encodes from now on; it is asked to stop at one of them."""
+    sizes: list[int] = []
+    real: Callable[..., Any] = module.encode
+
+    def encode(*arguments: Any) -> Any:
+        done = real(*arguments)
+        sizes.append(len(next(iter(done.values()))))
+        if len(sizes) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    module.encode = encode
+    return sizes
+
+
+@pytest.mark.parametrize(("name", "out"), [("encode_latents", "data/latents"), ("embed_text", "data/embeddings")])
+def test_a_stopped_precompute_goes_on_with_what_is_missing(here: Path, name: str, out: str):
+    write_autoencoder()
+    write_clip()
+    run(name)
+    whole = contents(out)
+    shutil.rmtree("runs")
+    shutil.rmtree(out)
+    stopped, again = script(name), script(name)
+    first = counted(stopped, stop_after=2)
+    with pytest.raises(Stopped) as caught:
+        stopped.main()
+    assert caught.value.exit_code == 75 and len(first) == 2 and not Path(out).exists()
+    second = counted(again)
+    again.main()
+    assert contents(out) == whole
+    fresh = script(name)
+    third = counted(fresh)
+    fresh.main()
+    assert contents(out) == whole
+    # The null embedding is one row, and is not kept.
+    assert third == ([1] if name == "embed_text" else [])
+    total = {"encode_latents": NUM_ENCODED, "embed_text": len(all_captions())}[name]
+    assert sum(first) + sum(second) - len(third) == total
+
+
+def all_captions() -> list[str]:
+    return sorted({text for split, count in COUNTS.items() for number in range(count) for text in texts_of(number)})
+
+
+def test_a_damaged_unit_is_computed_again(here: Path, capfd: pytest.CaptureFixture[str]):
+    write_autoencoder()
+    run("encode_latents")
+    whole = contents("data/latents")
+    unit = sorted(Path("runs").rglob("tensors.safetensors"))[1]
+    data = bytearray(unit.read_bytes())
+    data[-5] ^= 1
+    unit.write_bytes(data)
+    again = script("encode_latents")
+    sizes = counted(again)
+    again.main()
+    assert len(sizes) == 1 and contents("data/latents") == whole
+    assert "it is computed again" in capfd.readouterr().err
+
+
+def test_an_added_shard_is_encoded_alone_to_the_bytes_of_a_fresh_run(here: Path):
+    write_autoencoder()
+    write_clip()
+    for name in ("encode_latents", "embed_text"):
+        run(name)
+    number = COUNTS["train"]
+    with shards.Writer(Path("more/images"), 4) as pictures, shards.Writer(Path("more/captions"), 4) as texts:
+        for i in range(number + 3):
+            group = "new" if i >= number else "old"
+            told = texts_of(i) if i < number else [f"a new thing {i}", "black left of red"]
+            pictures.write(f"{i:03d}", {"png": images.encode_png(picture(i))}, group)
+            texts.write(f"{i:03d}", {"json": json.dumps({"captions": told, "claims": [None, None]}).encode()}, group)
+    old = shards.Shards(Path("data/images/train")).shard_sha256
+    for kind in ("images", "captions"):
+        shutil.rmtree(Path("data") / kind / "train")
+        Path("more", kind).rename(Path("data") / kind / "train")
+    assert shards.Shards(Path("data/images/train")).shard_sha256[: len(old)] == old
+    sizes: dict[str, list[int]] = {}
+    for name in ("encode_latents", "embed_text"):
+        module = script(name)
+        sizes[name] = counted(module)
+        module.main()
+    assert sizes == {"encode_latents": [3], "embed_text": [4, 1]}
+    incremental = contents("data/latents") | contents("data/embeddings")
+    shutil.rmtree("runs")
+    for name in ("encode_latents", "embed_text"):
+        run(name)
+    assert contents("data/latents") | contents("data/embeddings") == incremental
+
+
+def test_units_of_another_encoder_are_neither_used_nor_left(here: Path):
+    write_autoencoder()
+    run("encode_latents")
+    write_autoencoder(scale=1.1)
+    module = script("encode_latents")
+    sizes = counted(module)
+    module.main()
+    assert sum(sizes) == NUM_ENCODED
+    assert len(list(Path("runs/encode_latents").iterdir())) == 1
 
 
 def test_two_processes_train_to_the_losses_of_one(here: Path):

@@ -28,8 +28,15 @@ from tests.training_data import AUTOENCODER, UNET, write_all
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
 RESULTS = {
-    "train_autoencoder": {"curves.csv", "curves.png", "metrics.json", "reconstructions.png", "validation.csv"},
-    "train_unet": {"curves.csv", "curves.png", "metrics.json", "validation.csv", "z0_hat.png"},
+    "train_autoencoder": {
+        "curves.csv",
+        "curves.png",
+        "metrics.json",
+        "skipped_updates.json",
+        "reconstructions.png",
+        "validation.csv",
+    },
+    "train_unet": {"curves.csv", "curves.png", "metrics.json", "skipped_updates.json", "validation.csv", "z0_hat.png"},
 }
 OUT = {"train_autoencoder": "autoencoder", "train_unet": "unet"}
 

@@ -131,7 +131,7 @@ def test_a_nonfinite_state_is_never_committed(tmp_path: Path):
     run = opened(tmp_path)
     run.commit(at(1), num_kept=1)
     bad = State(2, {"w": torch.tensor([1.0, float("nan")])}, {})
-    with pytest.raises(NumericsError, match="w is not finite at step 2"):
+    with pytest.raises(NumericsError, match="w is not finite in step-000000002"):
         run.commit(bad, num_kept=1)
     assert same(run.load(), at(1))
 

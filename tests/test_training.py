@@ -185,8 +185,19 @@ def test_a_nonfinite_loss_is_never_applied(tmp_path: Path):
         if value.requires_grad:
             assert torch.equal(value, saved[f"weights.{name}"]), name
     assert history.training[-1]["num_skipped"] == 1
+    assert history.skipped == [{"step": 20, "keys": Batches(params()).keys(19)}]
     assert math.isfinite(history.training[-1]["loss"])
     assert not equal(expected.state_dict(), toy.state_dict())
+
+
+def test_samples_of_skipped_updates_are_named_also_after_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bad = {4: 0, 6: 2, 13: 1}
+    _, whole = run_toy(tmp_path / "whole", params(), batches=Batches(params(), bad=bad))
+    assert [(row["step"], row["keys"][0]) for row in whole.skipped] == [(s + 1, f"sample-{s}-0") for s in bad]
+    assert "step 7: loss or gradient not finite, update skipped; samples sample-6-0, sample" in capsys.readouterr().out
+    with pytest.raises(Stopped):
+        run_toy(tmp_path / "stopped", params(), batches=Batches(params(), bad=bad), kill_at=6)
+    assert run_toy(tmp_path / "stopped", params(), batches=Batches(params(), bad=bad))[1] == whole
 
 
 def test_too_many_nonfinite_updates_in_a_row_end_the_run(tmp_path: Path):

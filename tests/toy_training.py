@@ -86,6 +86,9 @@ class Batches:
             factor[self.bad[step]] = torch.inf
         return {"x": x[rows], "y": x[rows, :, 1:-1, 1:-1].cumsum(-1), "factor": factor[rows]}
 
+    def keys(self, step: int) -> list[str]:
+        return [f"sample-{step}-{row}" for row in range(self.params.batch_size)]
+
 
 def accelerator(chosen: TrainingParams) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=False)
@@ -111,7 +114,9 @@ def run_toy(
 
     run = Run(root, "toy", chosen.model_dump(mode="json"))
     try:
-        history = train(toy, batch_at_step, chosen, accelerator(chosen), run, validate=validate, name="toy")
+        history = train(
+            toy, batch_at_step, Batches(chosen).keys, chosen, accelerator(chosen), run, validate=validate, name="toy"
+        )
     finally:
         run.close()
     return toy, history

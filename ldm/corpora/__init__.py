@@ -42,6 +42,8 @@ class Pair:
     split: Split
     source: dict[str, Any]
     """Origin, as JSON: corpus, file, licence, attribution."""
+    group: str = ""
+    """Samples of different groups share a shard only if it would else be nearly empty."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def _pair(root: Path, name: str, params: FolderParams, size_px: int) -> Pair | R
         scene=None,
         split=split_of(key, params.val_fraction, params.seed),
         source=_source(name),
+        group=name.partition(os.sep)[0] if os.sep in name else "",
     )
 
 

@@ -113,7 +113,7 @@ def prepare(
                 seen.add(item.key)
                 report.splits[item.split].add(item.captions)
                 for writer, parts in zip(writers[item.split], (item.image_parts, item.caption_parts), strict=True):
-                    writer.write(item.key, parts)
+                    writer.write(item.key, parts, item.group)
                 continue
             rejection = item if isinstance(item, Rejection) else item.as_duplicate()
             report.reject(rejection)
@@ -123,6 +123,15 @@ def prepare(
     (results / "report.json").write_text(json.dumps(_printable(report), indent=1) + "\n", encoding="utf-8")
     _draw_examples(image_shards / "train", caption_shards / "train", results / "examples.png", params.num_examples)
     return report
+
+
+def write_passport(directory: Path, kind: str, params: PrepareParams) -> None:
+    """Say what the shards in a folder are and what they were made from: the params, and no input that is tracked."""
+    from ldm import artifact  # loads torch, which a corpus that is refused can do without
+
+    splits = {split: Shards(directory / split, verify=False).sha256 for split in SPLITS}
+    facts = {"splits": splits}
+    artifact.write_passport(directory, kind, params.model_dump(mode="json"), {}, facts, artifact.sha256_json(splits))
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
@@ -149,6 +158,7 @@ class _Sample:
     split: Split
     captions: list[str]
     source: dict[str, Any]
+    group: str
     image_parts: dict[str, bytes]
     caption_parts: dict[str, bytes]
 
@@ -170,6 +180,7 @@ def _make(item: Pair | Rejection, size_px: int) -> _Sample | Rejection:
         split=item.split,
         captions=item.captions,
         source=item.source,
+        group=item.group,
         image_parts={"json": _json({"scene": item.scene, "source": item.source}), "png": images.encode_png(image)},
         caption_parts={"json": _json({"captions": item.captions, "claims": item.claims})},
     )

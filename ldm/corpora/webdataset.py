@@ -115,6 +115,7 @@ def _pair(tar: Path, name: str, stem: str, parts: Parts, params: WebdatasetParam
         scene=None,
         split=split_of(key, params.val_fraction, params.seed),
         source=source | url,
+        group=name,
     )
 
 
