@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
+    about = (
+        "Read every byte that the current commit's results hold, in the workspace and in DVC's cache, and follow the \
+passports from data to metrics; or every byte in a remote."
+    )
+    verify = commands.add_parser("verify", help="is every byte what the commit says?", description=about)
+    verify.add_argument("--remote", nargs="?", const="", metavar="NAME", help="in a DVC remote (the default one)")
+    verify.set_defaults(command=_verify)
     return parser
 
 
@@ -98,6 +105,17 @@ def _check(options: argparse.Namespace) -> None:
     params = check.params_file(options.path)
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from ldm import verify
+
+    report = verify.local() if options.remote is None else verify.remote(options.remote or None)
+    for note in report.notes:
+        print(note)
+    if report.problems:
+        raise IntegrityError.many(report.problems)
+    print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as the commit says")
 
 
 if __name__ == "__main__":

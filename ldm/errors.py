@@ -12,12 +12,6 @@ class UserError(Exception):
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         super().__init__(f"{where}: {found}; expected {expected}\nfix: {fix}")
 
-
-class ConfigError(UserError):
-    """A value, key or combination of values in a params file that cannot be run."""
-
-    exit_code: ClassVar[int] = 2
-
     @classmethod
     def many(cls, lines: Sequence[str]) -> Self:
         """An error that carries several findings, one line each."""
@@ -25,6 +19,12 @@ class ConfigError(UserError):
         error = cls.__new__(cls)
         Exception.__init__(error, "\n".join(lines))
         return error
+
+
+class ConfigError(UserError):
+    """A value, key or combination of values in a params file that cannot be run."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class RejectedError(UserError):

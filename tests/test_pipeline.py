@@ -1,102 +1,12 @@
 """The whole pipeline by DVC, on a recipe of seconds: what it makes, and what a change reruns."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from io import StringIO
-from pathlib import Path
-from typing import Any
 
-import pytest
 from ruamel.yaml import YAML
 
 from tests.import_closure import ROOT
-
-TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
-
-
-class Repository:
-    """A copy of this repository, committed, with params of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
-            if (ROOT / name).is_file() and name != "dvc.lock":
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, root / name)
-        shutil.copy2(ROOT / "recipes/tiny.yaml", root / "params.yaml")
-        self.run("git", "init", "--quiet", "--initial-branch", "main")
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@example.org")
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
-
-    def run(self, *command: str, check: bool = True) -> str:
-        """What a command printed; unless it must succeed, what it complained of as well."""
-        binaries = Path(sys.executable).parent
-        environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
-        program = str(binaries / command[0]) if (binaries / command[0]).is_file() else command[0]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=1800, **pipes)
-        assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout if check else done.stdout + done.stderr
-
-    def repro(self, *arguments: str) -> set[str]:
-        """Names of the stages that `dvc repro` ran (or, with --dry, would run as far as it can know)."""
-        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments)))
-
-    @contextmanager
-    def changed(self, name: str, edit: Callable[[str], str]) -> Iterator[None]:
-        """One edit of a file, taken back at the end."""
-        path = self.root / name
-        before = path.read_text()
-        assert edit(before) != before
-        path.write_text(edit(before))
-        try:
-            yield
-        finally:
-            path.write_text(before)
-
-
-def setting(**values: Any) -> Callable[[str], str]:
-    """An edit of params.yaml: values by key, with __ between the parts; every key must exist."""
-
-    def edit(text: str) -> str:
-        yaml, written = YAML(), StringIO()
-        params = yaml.load(text)
-        for key, value in values.items():
-            *sections, last = key.split("__")
-            section = params
-            for name in sections:
-                section = section[name]
-            assert last in section, key
-            section[last] = value
-        yaml.dump(params, written)
-        return written.getvalue()
-
-    return edit
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The pipeline after one `dvc repro` of everything."""
-    repository = Repository(tmp_path_factory.mktemp("repository"))
-    params = repository.root / "params.yaml"
-    short = {f"{name}__training__num_steps": 6 for name in TRAININGS}
-    short |= {f"{name}__training__num_warmup_steps": 2 for name in TRAININGS}
-    params.write_text(setting(**short)(params.read_text()))
-    repository.commit()
-    stages = re.findall(r"^  (\w+):\n    desc", (ROOT / "dvc.yaml").read_text(), flags=re.MULTILINE)
-    assert repository.repro() == set(stages)
-    return repository
+from tests.repository import Repository, setting
 
 
 def test_a_second_run_runs_nothing_and_git_sees_the_lock_only(repository: Repository) -> None:

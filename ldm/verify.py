@@ -1,0 +1,201 @@
+"""Is every byte of the results what the commit says: in the workspace, in DVC's cache, in a remote?
+
+DVC hashes a file when it adds it and trusts its cache by file mode from then on; a remote it trusts by name. Here every
+byte is read again.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm import config, lineage
+from ldm.errors import ConfigError
+from ldm.params.paths import PathsParams
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Object:
+    """One file that the commit's outs hold: its MD5 and its place in the workspace."""
+
+    md5: str
+    path: Path
+    stage: str
+    """What makes it anew."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Number of bytes and objects read, findings of what is wrong, and notes of what is only left over."""
+
+    num_objects: int
+    num_bytes: int
+    problems: list[str]
+    notes: list[str]
+
+
+def local(root: Path = Path()) -> Report:
+    """Hash everything that the outs of the current commit hold, in the workspace and in the cache, then follow the
+    passports. ConfigError: `root` is no DVC repository, or nothing was run in it."""
+    repo = _open(root)
+    stores = _Stores(repo)
+    problems: list[str] = []
+    objects = _objects(repo, stores, stores.cache, problems)
+    num_bytes = 0
+    for item in tqdm(objects, "verify", unit="file", disable=None):
+        found = {"the workspace": _md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
+        num_bytes += item.path.stat().st_size if item.path.is_file() else 0
+        if any(md5 != item.md5 for md5 in found.values()):
+            problems += _describe(item, found, stores)
+    problems += _unrecorded(repo, root, objects)
+    problems += [str(error) for error in lineage.check(root, config.read(PathsParams, "paths", root / config.PARAMS))]
+    return Report(len(objects), num_bytes, problems, [])
+
+
+def remote(name: str | None = None, root: Path = Path()) -> Report:
+    """Hash everything that the outs of the current commit should have in a remote, and list what no commit uses.
+
+    ConfigError: there is no such remote.
+    """
+    repo = _open(root)
+    stores = _Stores(repo)
+    store = stores.remote(name)
+    problems: list[str] = []
+    objects = _objects(repo, stores, store, problems)
+    num_bytes = 0
+    for item in tqdm({item.md5: item for item in objects}.values(), "verify --remote", unit="file", disable=None):
+        found = stores.md5(store, item.md5)
+        if found != item.md5:
+            problems += _describe(item, {f"remote {store.path}": found}, stores)
+        else:
+            num_bytes += int(store.fs.size(store.oid_to_path(item.md5)))
+    return Report(len(objects), num_bytes, problems, _leftovers(repo, store))
+
+
+def _open(root: Path) -> Any:
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(str(root))
+    except NotDvcRepoError:
+        raise ConfigError(str(root.resolve()), "no DVC repository", "one", "run it in the repository") from None
+    if not any(out.hash_info for out in repo.index.outs):
+        raise ConfigError("dvc.lock", "records no results", "the results of `dvc repro`", "run `dvc repro`")
+    return repo
+
+
+class _Stores:
+    """Where objects lie by hash: the cache, and remotes by name."""
+
+    def __init__(self, repo: Any) -> None:
+        self._repo = repo
+        self.cache: Any = repo.cache.local
+        self.names: list[str] = sorted(repo.config["remote"])
+        self.memory = Path(repo.site_cache_dir) / "index"
+        """Where DVC remembers what it pushed; it does not push that again, even if it is gone."""
+
+    def remote(self, name: str | None) -> Any:
+        name = name or self._repo.config["core"].get("remote")
+        if name not in self.names:
+            found = f"no remote {name!r}" if name else "no default remote"
+            raise ConfigError("DVC", found, f"one of {self.names}", "name one, or `dvc remote add -d NAME URL`")
+        return self._repo.cloud.get_remote_odb(name)
+
+    def md5(self, store: Any, oid: str) -> str | None:
+        """MD5 of what a store holds under a hash, or None."""
+        path = store.oid_to_path(oid)
+        digest = hashlib.md5(usedforsecurity=False)
+        try:
+            with store.fs.open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest() + (".dir" if oid.endswith(".dir") else "")
+
+    def holders(self, oid: str) -> list[str]:
+        """Names of the remotes that hold a good copy."""
+        return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
+
+
+def _objects(repo: Any, stores: _Stores, store: Any, problems: list[str]) -> list[Object]:
+    """All files of the commit's outs. The listing of a folder is an object too: if `store` has no good one, that is a
+    problem, and the folder is read by another copy, if there is one."""
+    objects: list[Object] = []
+    for out in repo.index.outs:
+        if not out.use_cache or not out.hash_info:
+            continue
+        md5, path, stage = str(out.hash_info.value), Path(out.fs_path), str(out.stage.addressing)
+        if not md5.endswith(".dir"):
+            objects.append(Object(md5, path, stage))
+            continue
+        found = stores.md5(store, md5)
+        good = [other for other in (store, stores.cache) if stores.md5(other, md5) == md5]
+        if found != md5:
+            problems += _describe(Object(md5, path, stage), {f"the listing in {store.path}": found}, stores)
+        if good:
+            listing = json.loads(good[0].fs.cat_file(good[0].oid_to_path(md5)))
+            objects += [Object(entry["md5"], path / entry["relpath"], stage) for entry in listing]
+    return objects
+
+
+def _describe(item: Object, found: dict[str, str | None], stores: _Stores) -> list[str]:
+    """One line for each bad copy, with both hashes, and one that says where a good one is."""
+    bad = [
+        f"{item.path}: {where} has {f'MD5 {md5}' if md5 else 'no file'}; expected MD5 {item.md5}"
+        for where, md5 in found.items()
+        if md5 != item.md5
+    ]
+    cached = stores.cache.oid_to_path(item.md5)
+    if found.get("the cache") == item.md5:
+        return [*bad, f"fix: the cache has a good copy: dvc checkout --force {item.path}"]
+    if found.get("the workspace") == item.md5:
+        return [*bad, f"fix: the workspace has a good copy: rm -f {cached}; dvc commit --force {item.stage}"]
+    if "the cache" not in found and stores.md5(stores.cache, item.md5) == item.md5:
+        again = f"delete the remote's object, if there is one; rm -rf {stores.memory}; dvc push"
+        return [*bad, f"fix: the cache has a good copy: {again}"]
+    if holders := stores.holders(item.md5):
+        again = f"rm -f {cached}; dvc fetch --remote {holders[0]} {item.stage}; dvc checkout --force {item.path}"
+        return [*bad, f"fix: remote {', '.join(holders)} has a good copy: {again}"]
+    nobody = f"no good copy here or in remotes {stores.names}"
+    return [*bad, f"fix: {nobody}: ask whoever has one, or dvc repro --force {item.stage}"]
+
+
+def _unrecorded(repo: Any, root: Path, objects: list[Object]) -> Iterator[str]:
+    """Files in the folders of outs that the commit does not hold."""
+    known = {item.path for item in objects}
+    for out in repo.index.outs:
+        folder = Path(out.fs_path)
+        if out.hash_info and str(out.hash_info.value).endswith(".dir") and folder.is_dir():
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and path not in known:
+                    yield f"{path}: a file that dvc.lock does not record; expected none\nfix: move it elsewhere"
+
+
+def _leftovers(repo: Any, store: Any) -> list[str]:
+    """Files of a remote that no commit, branch or experiment uses: results given up, or what a cut push left."""
+    used = {store.oid_to_path(oid) for oid in _used(repo)}
+    there = sorted(str(path) for path in store.fs.find(store.path))
+    return [f"{path}: no commit uses it" for path in there if path not in used]
+
+
+def _used(repo: Any) -> set[str]:
+    # A commit without dvc.lock uses nothing, which DVC would warn of for each of its outs.
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    groups = repo.used_objs(all_commits=True, all_experiments=True)
+    return {str(info.value) for infos in groups.values() for info in infos}
+
+
+def _md5_of_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,99 @@
+"""A copy of this repository with params of its own: what users do with git, DVC and accelerate, done for real."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any, Self
+
+from ruamel.yaml import YAML
+
+from tests.import_closure import ROOT
+
+TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
+
+
+class Repository:
+    """A git repository with this code, and what a user types in it."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Self:
+        """One that is there already, such as a clone."""
+        repository = cls.__new__(cls)
+        repository.root = root
+        return repository
+
+    def __init__(self, root: Path) -> None:
+        """A new one: a copy of this repository with the params of recipes/tiny.yaml."""
+        self.root = root
+        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        shutil.copy2(ROOT / "recipes/tiny.yaml", root / "params.yaml")
+        self.run("git", "init", "--quiet", "--initial-branch", "main")
+        self.run("git", "config", "user.name", "test")
+        self.run("git", "config", "user.email", "test@example.org")
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """What a command printed; unless it must succeed, what it complained of as well."""
+        binaries = Path(sys.executable).parent
+        environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
+        program = str(binaries / command[0]) if (binaries / command[0]).is_file() else command[0]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=1800, **pipes)
+        assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout if check else done.stdout + done.stderr
+
+    def repro(self, *arguments: str) -> set[str]:
+        """Names of the stages that `dvc repro` ran (or, with --dry, would run as far as it can know)."""
+        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments)))
+
+    @contextmanager
+    def changed(self, name: str, edit: Callable[[str], str]) -> Iterator[None]:
+        """One edit of a file, taken back at the end."""
+        path = self.root / name
+        before = path.read_text()
+        assert edit(before) != before
+        path.write_text(edit(before))
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+
+def setting(**values: Any) -> Callable[[str], str]:
+    """An edit of params.yaml: values by key, with __ between the parts; every key must exist."""
+
+    def edit(text: str) -> str:
+        yaml, written = YAML(), StringIO()
+        params = yaml.load(text)
+        for key, value in values.items():
+            *sections, last = key.split("__")
+            section = params
+            for name in sections:
+                section = section[name]
+            assert last in section, key
+            section[last] = value
+        yaml.dump(params, written)
+        return written.getvalue()
+
+    return edit
+
+
+def short_recipe(num_steps: int = 6) -> Callable[[str], str]:
+    """An edit of recipes/tiny.yaml: trainings of a few steps."""
+    values = {f"{name}__training__num_steps": num_steps for name in TRAININGS}
+    return setting(**values, **{f"{name}__training__num_warmup_steps": 2 for name in TRAININGS})
