@@ -29,6 +29,8 @@ class Object:
     path: Path
     stage: str
     """What makes it anew."""
+    listing: str | None = None
+    """Hash of the listing that it stands in, for a file of a folder."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def local(root: Path = Path()) -> Report:
         found = {"the workspace": _md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
         num_bytes += item.path.stat().st_size if item.path.is_file() else 0
         if any(md5 != item.md5 for md5 in found.values()):
-            problems += _describe(item, found, stores)
+            problems += _describe(item, found, stores, stores.cache)
     problems += _unrecorded(repo, root, objects)
     problems += [str(error) for error in lineage.check(root, config.read(PathsParams, "paths", root / config.PARAMS))]
     return Report(len(objects), num_bytes, problems, [])
@@ -73,7 +75,7 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
     for item in tqdm({item.md5: item for item in objects}.values(), "verify --remote", unit="file", disable=None):
         found = stores.md5(store, item.md5)
         if found != item.md5:
-            problems += _describe(item, {f"remote {store.path}": found}, stores)
+            problems += _describe(item, {f"remote {store.path}": found}, stores, store)
         else:
             num_bytes += int(store.fs.size(store.oid_to_path(item.md5)))
     return Report(len(objects), num_bytes, problems, _leftovers(repo, store))
@@ -100,7 +102,7 @@ class _Stores:
         self.cache: Any = repo.cache.local
         self.names: list[str] = sorted(repo.config["remote"])
         self.memory = Path(repo.site_cache_dir) / "index"
-        """Where DVC remembers what it pushed; it does not push that again, even if it is gone."""
+        """Where DVC remembers what it pushed."""
 
     def remote(self, name: str | None) -> Any:
         name = name or self._repo.config["core"].get("remote")
@@ -140,14 +142,15 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[str]) -> lis
         found = stores.md5(store, md5)
         good = [other for other in (store, stores.cache) if stores.md5(other, md5) == md5]
         if found != md5:
-            problems += _describe(Object(md5, path, stage), {f"the listing in {store.path}": found}, stores)
+            bad = Object(md5, path, stage)
+            problems += _describe(bad, {f"the listing in {store.path}": found}, stores, store)
         if good:
             listing = json.loads(good[0].fs.cat_file(good[0].oid_to_path(md5)))
-            objects += [Object(entry["md5"], path / entry["relpath"], stage) for entry in listing]
+            objects += [Object(entry["md5"], path / entry["relpath"], stage, md5) for entry in listing]
     return objects
 
 
-def _describe(item: Object, found: dict[str, str | None], stores: _Stores) -> list[str]:
+def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[str]:
     """One line for each bad copy, with both hashes, and one that says where a good one is."""
     bad = [
         f"{item.path}: {where} has {f'MD5 {md5}' if md5 else 'no file'}; expected MD5 {item.md5}"
@@ -159,8 +162,10 @@ def _describe(item: Object, found: dict[str, str | None], stores: _Stores) -> li
         return [*bad, f"fix: the cache has a good copy: dvc checkout --force {item.path}"]
     if found.get("the workspace") == item.md5:
         return [*bad, f"fix: the workspace has a good copy: rm -f {cached}; dvc commit --force {item.stage}"]
-    if "the cache" not in found and stores.md5(stores.cache, item.md5) == item.md5:
-        again = f"delete the remote's object, if there is one; rm -rf {stores.memory}; dvc push"
+    if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
+        # DVC takes a folder for pushed if its listing is there, and remembers that.
+        paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
+        again = f"delete {paths} from the remote; rm -rf {stores.memory}; dvc push"
         return [*bad, f"fix: the cache has a good copy: {again}"]
     if holders := stores.holders(item.md5):
         again = f"rm -f {cached}; dvc fetch --remote {holders[0]} {item.stage}; dvc checkout --force {item.path}"
