@@ -34,6 +34,9 @@ test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/pyright
 	$(BIN)/pytest
 
+reliability: $(INSTALLED) ## every promise tried in full, about an hour; counts go to docs/reliability.md
+	$(BIN)/python -m tests.reliability
+
 deps: $(INSTALLED) ## write each stage's code deps and params sections into dvc.yaml
 	$(BIN)/python -m tests.import_closure
 

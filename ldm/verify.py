@@ -52,7 +52,7 @@ def local(root: Path = Path()) -> Report:
     objects = _objects(repo, stores, stores.cache, problems)
     num_bytes = 0
     for item in tqdm(objects, "verify", unit="file", disable=None):
-        found = {"the workspace": _md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
+        found = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
         num_bytes += item.path.stat().st_size if item.path.is_file() else 0
         if any(md5 != item.md5 for md5 in found.values()):
             problems += _describe(item, found, stores, stores.cache)
@@ -199,7 +199,8 @@ def _used(repo: Any) -> set[str]:
     return {str(info.value) for infos in groups.values() for info in infos}
 
 
-def _md5_of_file(path: Path) -> str | None:
+def md5_of_file(path: Path) -> str | None:
+    """MD5 of a file's bytes, in hex, or None if there is no file."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

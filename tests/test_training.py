@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -216,12 +217,12 @@ def test_the_decision_is_the_same_after_a_resume(tmp_path: Path):
         run_toy(tmp_path, params(), batches=batches)
 
 
-def launch(out: Path, scenarios: dict[str, dict[str, Any]]) -> None:
-    """Run the toy's scenarios in two real processes."""
+def launch(out: Path, scenarios: dict[str, dict[str, Any]], started: Path | None = None) -> None:
+    """Run the toy's scenarios in two real processes; they go on from what was `started` in another folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out.mkdir()
+    shutil.copytree(started, out) if started else out.mkdir()
     (out / "scenarios.json").write_text(json.dumps(scenarios))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", str(port), str(SCRIPT), str(out)]

@@ -1,0 +1,73 @@
+"""All checks by name."""
+
+from tests.reliability import commits, flips, kills, numbers, safeguards, sharing
+from tests.reliability.report import Check
+
+CHECKS = {
+    "killed_unet": Check(
+        "UNet training, SIGKILL at a random moment: weights, averages, optimizer, cursor and history end in the bits "
+        "of a run that was not killed",
+        kills.killed_unet,
+        12,
+        1000,
+    ),
+    "killed_autoencoder": Check("the same for the autoencoder", kills.killed_autoencoder, 6, 200),
+    "cut_commits": Check(
+        "kill, EIO or ENOSPC at each of the points of a commit, in each stage that commits: the same command ends in "
+        "the same bytes, nothing done by hand",
+        commits.cut_commits,
+        9,
+        len(commits.CASES),
+    ),
+    "full_disks": Check(
+        "a file system of a given size fills up: the last good state loads, needed and free bytes are told, and freed "
+        "space is used",
+        commits.full_disks,
+        8,
+        64,
+    ),
+    "stopped": Check(
+        "SIGTERM to the group or the launcher, SIGKILL to the launcher: every step is done exactly once, never two "
+        "trainers at once",
+        kills.stopped,
+        5,
+        200,
+    ),
+    "orders": Check(
+        "stopped and continued with other world sizes and accumulations: the same samples in the same order, once per "
+        "epoch",
+        numbers.orders,
+        100,
+        1200,
+    ),
+    "world_changes": Check(
+        "one process continued by two: losses within 1e-5 in float32, 2e-3 in bf16", numbers.world_changes, 1, 12
+    ),
+    "flipped_shard": Check("one bit of a shard: refused, file and both hashes named", flips.shards, 60, 1000),
+    "flipped_latents": Check("of the latent cache", flips.latents, 60, 1000),
+    "flipped_embeddings": Check("of the text cache", flips.embeddings, 60, 1000),
+    "flipped_state": Check("of a resumable state: the one before it is used", flips.states, 60, 1000),
+    "flipped_model": Check("of trained weights", flips.models, 60, 1000),
+    "flipped_cache_object": Check("of DVC's cache: `ldm verify` names it", flips.cache_objects, 40, 1000),
+    "flipped_remote_object": Check("of a DVC remote: `ldm verify --remote` names it", flips.remote_objects, 40, 1000),
+    "poisoned": Check(
+        "NaN, infinity or a spike in a random row of a batch: the update leaves every weight alone, and decisions are "
+        "the same after a stop",
+        numbers.poisoned,
+        30,
+        300,
+    ),
+    "cut_pushes": Check(
+        "`dvc push` killed on the way while a clone pulls (remote with `verify: true`): the clone takes nothing "
+        "corrupt; what `ldm verify --remote` says and the same push complete it",
+        sharing.cut_pushes,
+        1,
+        50,
+    ),
+    "twin_clones": Check(
+        "two clean clones run the tiny recipe, one killed five times: the same dvc.lock", sharing.twin_clones, 0, 1
+    ),
+    "safeguards": Check(
+        "each safeguard removed in turn: a test fails", safeguards.removed, 2, len(safeguards.SAFEGUARDS)
+    ),
+}

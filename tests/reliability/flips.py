@@ -1,0 +1,145 @@
+"""One flipped bit anywhere: refused before use, with the file and both hashes named."""
+
+import contextlib
+import io
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm import artifact, verify
+from ldm.cache import LATENTS, Cache, TextEmbeddings
+from ldm.errors import IntegrityError
+from ldm.shards import Shards
+from ldm.state import Run, State
+from tests import training_data
+from tests.reliability import workspace
+from tests.reliability.report import Result
+
+_NUM_FILES_AT_ONCE = 40
+
+
+def shards(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of a webdataset shard."""
+    training_data.write_images(folder)
+    return _one_by_one(sorted((folder / "train").glob("*.tar")), lambda: Shards(folder / "train"), trials, seed)
+
+
+def latents(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of the latent cache or its index."""
+    training_data.write_latents(folder, "0" * 64)
+    paths = [folder / "train" / name for name in ("00000.safetensors", "index.json")]
+    return _one_by_one(paths, lambda: Cache(folder / "train", LATENTS), trials, seed)
+
+
+def embeddings(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of the text cache: rows, captions, null embedding or index."""
+    training_data.write_embeddings(folder)
+    paths = [folder / name for name in ("00000.safetensors", "captions.json", "null.safetensors", "index.json")]
+    return _one_by_one(paths, lambda: TextEmbeddings(folder), trials, seed)
+
+
+def models(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of trained weights."""
+    training_data.write_autoencoder(folder)
+    return _one_by_one([folder / artifact.WEIGHTS], lambda: artifact.read(folder, "autoencoder"), trials, seed)
+
+
+def states(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of the newest resumable state: the one before it is used."""
+    import torch
+
+    run = Run(folder, "train", {})
+    run.open()
+    for step in (1, 2):
+        run.commit(State(step, {"w": torch.full((40,), float(step))}, {"rows": [step, 0.25]}), num_kept=2)
+    newest = run.directory / "step-000000002"
+
+    def load() -> None:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            loaded = run.load()
+        assert loaded is not None
+        if loaded.step == 1:
+            raise IntegrityError(said.getvalue(), "", "", "")
+
+    return _one_by_one([newest / name for name in ("tensors.safetensors", "values.json")], load, trials, seed)
+
+
+def _one_by_one(paths: Sequence[Path], read: Callable[[], Any], trials: int, seed: int) -> Result:
+    draw, failures = random.Random(seed), list[str]()
+    read()
+    for _ in range(trials):
+        path = draw.choices(paths, weights=[path.stat().st_size for path in paths])[0]
+        with _flipped(path, draw) as (before, after, place):
+            try:
+                read()
+                failures.append(f"{path} {place}: not noticed")
+            except IntegrityError as error:
+                if not (path.name in str(error) and before in str(error) and after in str(error)):
+                    failures.append(f"{path} {place}: {error}")
+    read()
+    return Result(trials, trials - len(failures), {}, tuple(failures))
+
+
+@contextlib.contextmanager
+def _flipped(path: Path, draw: random.Random, hash_file: Callable[[Path], str] = artifact.sha256_file) -> Iterator[Any]:
+    """Hash before, hash after, and place, while one bit is flipped; the file's mode stays, which is what DVC trusts."""
+    data, mode = path.read_bytes(), path.stat().st_mode
+    bit = draw.randrange(8 * len(data))
+    before, changed = hash_file(path), bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    _write(path, changed, mode)
+    yield before, hash_file(path), f"bit {bit}"
+    _write(path, data, mode)
+
+
+def _write(path: Path, data: bytes | bytearray, mode: int) -> None:
+    # DVC's cache may hold hard links: a new file leaves others alone.
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(data)
+    new.chmod(mode)
+    new.replace(path)
+
+
+def cache_objects(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of an object in DVC's cache, which DVC itself does not read again."""
+    repository = workspace.tracked(folder)
+    return _at_once(repository.root / ".dvc/cache/files/md5", lambda: verify.local(repository.root), trials, seed)
+
+
+def remote_objects(folder: Path, trials: int, seed: int) -> Result:
+    """A bit of an object in a DVC remote."""
+    repository = workspace.tracked(folder)
+    repository.run("dvc", "remote", "add", "--default", "team", str(folder / "remote"))
+    repository.run("dvc", "push")
+    # Without a good copy elsewhere nothing but the hash of the content can tell.
+    return _at_once(folder / "remote/files/md5", lambda: verify.remote("team", repository.root), trials, seed)
+
+
+def _at_once(store: Path, check: Callable[[], verify.Report], trials: int, seed: int) -> Result:
+    """Many objects at a time have a bit flipped; each must be named. Between, a good tree raises no alarm.
+
+    Listings of folders have their own turns: without a good one nobody knows what the folder should hold.
+    """
+    draw, failures, counts = random.Random(seed), list[str](), Counter[str]()
+    good = check().problems
+    files = sorted(path for path in store.rglob("*") if path.is_file() and path.stat().st_size)
+    turns = [[p for p in files if p.suffix != ".dir"]] * 4 + [[p for p in files if p.suffix == ".dir"]]
+    done = 0
+    while done < trials:
+        paths = turns[counts["checks of the good tree"] % len(turns)]
+        number = min(_NUM_FILES_AT_ONCE, len(paths) // 2, trials - done)
+        with contextlib.ExitStack() as stack:
+            chosen = draw.sample(paths, number)
+            flips = [(path, *stack.enter_context(_flipped(path, draw, verify.md5_of_file))) for path in chosen]
+            said = "\n".join(check().problems)
+            for path, before, after, place in flips:
+                name = path.parent.name + path.name
+                if not (name.removesuffix(".dir") == before and after in said and before in said):
+                    failures.append(f"{path} {place}: not named")
+        done += number
+        counts["checks of the good tree"] += 1
+        if check().problems != good:
+            failures.append("a false alarm")
+    return Result(done, done - len(failures), dict(counts), tuple(failures))

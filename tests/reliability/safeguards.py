@@ -1,0 +1,177 @@
+"""Take each safeguard away: at least one test must fail, or it guards nothing that we would notice."""
+
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.import_closure import ROOT
+from tests.reliability.report import Result
+
+
+@dataclass(frozen=True)
+class Safeguard:
+    """A line of code, what stands there without it, and the tests that must fail then."""
+
+    name: str
+    file: str
+    line: str
+    without: str
+    tests: str
+
+
+SAFEGUARDS = (
+    Safeguard(
+        "files reach the disk before their manifest",
+        "ldm/state.py",
+        "    for name in names:\n        _sync(directory / name)\n",
+        "",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "the manifest reaches the disk before the name",
+        "ldm/state.py",
+        "    _sync(directory / _MANIFEST)\n    _sync(directory)\n",
+        "",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "the name reaches the disk",
+        "ldm/state.py",
+        "            building.rename(final)\n            _sync(self.directory)\n",
+        "            building.rename(final)\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "a state is hashed when it is read",
+        "ldm/state.py",
+        "def _read(directory: Path) -> State:\n    _check(directory)\n",
+        "def _read(directory: Path) -> State:\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "old states go after the new one verifies",
+        "ldm/state.py",
+        "            raise self._unwritable(state, error) from error\n        _check(final)\n",
+        "            raise self._unwritable(state, error) from error\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "one trainer in a run directory",
+        "ldm/state.py",
+        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "no state with a number that is not finite",
+        "ldm/state.py",
+        "        _refuse_nonfinite(state, self.directory, name)\n",
+        "",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "a fingerprint holds the params",
+        "ldm/state.py",
+        '        **dict(_flatten("params", section.model_dump(mode="json"))),\n',
+        "",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "a fingerprint holds the code",
+        "ldm/state.py",
+        '        **{f"code.{name}": artifact.sha256_file(path) for name, path in sorted(code.items()) if path},\n',
+        "",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "the death of an ancestor stops a trainer",
+        "ldm/state.py",
+        '                self.reason = f"{watched[file]} died"\n',
+        "                pass\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "the samples of a shard are counted",
+        "ldm/shards.py",
+        "        if len(samples) != shard.num_samples:\n",
+        "        if False:\n",
+        "tests/test_shards.py",
+    ),
+    Safeguard(
+        "a shard is hashed when it is read",
+        "ldm/shards.py",
+        "            if verify and (digest := hashlib.sha256(data).hexdigest()) != shard.sha256:\n",
+        '            if (digest := "") is None:\n',
+        "tests/test_shards.py",
+    ),
+    Safeguard(
+        "weights and caches are hashed when they are read",
+        "ldm/artifact.py",
+        "    if found != sha256:\n        raise IntegrityError(str(path), f",
+        "    if False:\n        raise IntegrityError(str(path), f",
+        "tests/test_artifact.py tests/test_cache.py",
+    ),
+    Safeguard(
+        "an update that is not finite is not applied",
+        "ldm/training.py",
+        "        is_good = torch.isfinite(norm)\n",
+        "        is_good = torch.isfinite(norm) | True\n",
+        "tests/test_training.py",
+    ),
+    Safeguard(
+        "a loss that is not finite poisons every gradient",
+        "ldm/training.py",
+        "loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()",
+        "loss",
+        "tests/test_training.py",
+    ),
+    Safeguard(
+        "the skipped updates in a row survive a stop",
+        "ldm/training.py",
+        '        self.bad = state.tensors["bad"].to(device)\n',
+        "",
+        "tests/test_training.py",
+    ),
+    Safeguard(
+        "an input is compared with the passport",
+        "ldm/artifact.py",
+        "    found = passport.inputs.get(name)\n    if found != sha256:\n",
+        "    found = passport.inputs.get(name)\n    if False:\n",
+        "tests/test_artifact.py tests/test_pipeline_api.py",
+    ),
+    Safeguard(
+        "a kept unit is hashed when it is used",
+        "ldm/state.py",
+        "        for name, sha256 in manifest.items():\n",
+        "        for name, sha256 in {}.items():\n",
+        "tests/test_state.py",
+    ),
+)
+
+
+def removed(folder: Path, trials: int, seed: int) -> Result:
+    """Each of `trials` safeguards is removed from a copy of the repository, whose tests then run."""
+    chosen = random.Random(seed).sample(SAFEGUARDS, trials) if trials < len(SAFEGUARDS) else SAFEGUARDS
+    failures = [problem for safeguard in chosen if (problem := _without(folder, safeguard))]
+    return Result(len(chosen), len(chosen) - len(failures), {}, tuple(failures))
+
+
+def _without(folder: Path, safeguard: Safeguard) -> str:
+    """What is wrong, or nothing."""
+    root = folder / "copy"
+    shutil.rmtree(root, ignore_errors=True)
+    for name in ("ldm", "stages", "tests", "recipes", "pyproject.toml", "params.yaml", "dvc.yaml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        root.mkdir(exist_ok=True)
+        copy(ROOT / name, root / name)
+    text = (root / safeguard.file).read_text()
+    if text.count(safeguard.line) != 1:
+        return f"{safeguard.name}: its line stands {text.count(safeguard.line)} times in {safeguard.file}"
+    (root / safeguard.file).write_text(text.replace(safeguard.line, safeguard.without))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *safeguard.tests.split()]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    # 1: tests ran and some failed. Another code would be a broken copy, which proves nothing.
+    return "" if done.returncode == 1 else f"{safeguard.name}: pytest ends with {done.returncode}: {done.stdout[-500:]}"
