@@ -94,6 +94,8 @@ def setting(**values: Any) -> Callable[[str], str]:
 
 
 def short_recipe(num_steps: int = 6) -> Callable[[str], str]:
-    """An edit of recipes/tiny.yaml: trainings of a few steps."""
+    """An edit of recipes/tiny.yaml: trainings of a few steps on one thread."""
     values = {f"{name}__training__num_steps": num_steps for name in TRAININGS}
-    return setting(**values, **{f"{name}__training__num_warmup_steps": 2 for name in TRAININGS})
+    warmup = {f"{name}__training__num_warmup_steps": 2 for name in TRAININGS}
+    # More threads gain nothing here, and lose a lot beside other processes.
+    return setting(machine__threads=1, **values, **warmup)

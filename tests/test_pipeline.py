@@ -34,7 +34,7 @@ def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None
 
 
 def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:
-    with repository.changed("params.yaml", setting(machine__threads=1, machine__num_workers=1)):
+    with repository.changed("params.yaml", setting(machine__threads=2, machine__num_workers=1)):
         assert repository.repro("--dry") == set()
 
 

@@ -99,8 +99,12 @@ def fork(root: Path, name: str, before: Callable[[], None] = lambda: None) -> in
         with open("said.txt", "ab", buffering=0) as said:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+        # Whatever stands there belongs to the parent, such as what pytest captures with.
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         code = _run(name, before)
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -1,0 +1,58 @@
+"""What each stage imports and opens while it runs, beside what dvc.yaml says."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.import_closure import ROOT
+from tests.repository import Repository
+
+TRACED = """
+import json, os, runpy, sys
+opened = set()
+def hook(event, arguments):
+    if event == "open" and isinstance(arguments[0], str | bytes):
+        path = os.path.abspath(os.fsdecode(arguments[0]))
+        # A name below a folder's descriptor, as rmtree uses them, is no path from here.
+        if os.path.isabs(os.fsdecode(arguments[0])) or os.path.lexists(path):
+            opened.add(path)
+sys.addaudithook(hook)
+sys.argv = [sys.argv[1]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+modules = [m.__file__ for name, m in sys.modules.items() if name.split(".")[0] == "ldm" and m.__file__]
+root = os.getcwd() + "/"
+inside = [sorted({p.removeprefix(root) for p in paths if p.startswith(root)}) for paths in (opened, modules)]
+print("TRACE", json.dumps(inside))
+"""
+STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def copy(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    root = tmp_path_factory.mktemp("traced") / "copy"
+    shutil.copytree(repository.root, root, symlinks=True)
+    return Repository.at(root)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_uses_nothing_that_is_not_declared(copy: Repository, name: str) -> None:
+    script = f"stages/{name}.py"
+    assert STAGES[name]["cmd"].endswith(script)
+    said = copy.run(Path(sys.executable).name, "-c", TRACED, script)
+    opened, modules = json.loads(next(line for line in said.splitlines() if line.startswith("TRACE"))[6:])
+    paths: dict[str, str] = YAML(typ="safe").load((copy.root / "params.yaml").read_text())["paths"]
+    folders = {f"${{paths.{key}}}": value for key, value in paths.items()}
+    deps = [folders.get(dep, dep) for dep in STAGES[name]["deps"]]
+    outs = [folders[out if isinstance(out, str) else next(iter(out))] for out in STAGES[name].get("outs", [])]
+    assert modules and set(modules) <= set(deps)
+    building = [str(Path(out).with_name(f".{Path(out).name}.{state}")) for out in outs for state in ("building", "old")]
+    allowed = [*deps, *outs, *building, "params.yaml", f"{paths['runs']}/{name}"]
+    files = [path for path in opened if "__pycache__" not in path and (copy.root / path).suffix != ".pyc"]
+    undeclared = [path for path in files if not any(path == a or path.startswith(f"{a}/") for a in allowed)]
+    assert undeclared == []
+    assert "params.yaml" in files
