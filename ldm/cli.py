@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about)
     replay.add_argument("image", type=Path, metavar="PNG", help="written by `ldm generate` or stage `sample`")
     replay.add_argument("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted")
-    replay.add_argument("--device", choices=("cpu", "cuda"), help="default: the kind of device that made it")
+    replay.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    replay.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of the process that made it")
     replay.set_defaults(command=_replay)
     about = "Validate a params file, section by section and as a whole."
     check = commands.add_parser("check", help="validate a params file", description=about)
@@ -86,16 +87,21 @@ def _replay(options: argparse.Namespace) -> None:
         raise ConfigError(str(options.image), "no such file", "a PNG", "name one that `ldm generate` wrote")
     png = options.image.read_bytes()
     origin = Origin.read(png, str(options.image))
-    device = options.device or origin.device
-    again = pipeline.Pipeline.load(device=device).replay(origin)
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    again = pipeline.Pipeline.load(device=options.device).replay(origin)
     if options.output is not None:
         options.output.write_bytes(origin.png(again.permute(1, 2, 0).contiguous().numpy()))
     difference = (to_tensor([png])[0].int() - again.int()).abs()
     if difference.any():
         count, most = int((difference > 0).sum()), int(difference.max())
         found = f"{count} of {difference.numel()} values differ, by {most} at most"
-        fix = "bits hold on one kind of device only: replay it where it was made, or see what changed the PNG"
-        raise IntegrityError(str(options.image), found, f"equal pixels ({origin.device} then, {device} now)", fix)
+        fix = (
+            "bits hold for one kind of device and number of threads: name them (--device, --threads) if others made it"
+        )
+        raise IntegrityError(str(options.image), found, "equal pixels", fix)
     print(f"{options.image}: equal in all {difference.numel()} values ({origin.prompt})")
 
 

@@ -92,7 +92,7 @@ class Generator:
 
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], params: SampleParams) -> list[Origin]:
         """What the images of a batch will have been made from."""
-        return Origin.of_batch(prompts, prompt_numbers, params.model_dump(mode="json"), self.inputs, self.device)
+        return Origin.of_batch(prompts, prompt_numbers, params.model_dump(mode="json"), self.inputs)
 
     def check_latents(self, latents: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""
@@ -225,8 +225,7 @@ class Pipeline:
         return paths
 
     def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
-        """The image of this origin once more: equal to the bit on the same kind of device, with `origin.num_threads`
-        threads, which are set here.
+        """The image of this origin once more, equal to the bit on the same kind of device with as many threads.
 
         An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
         place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
@@ -235,7 +234,6 @@ class Pipeline:
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
-        torch.set_num_threads(origin.num_threads)
         context = self.embed([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
         return self.generator(context, numbers, self._with(origin.settings))[origin.position]

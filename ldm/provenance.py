@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldm import images
@@ -25,9 +24,7 @@ class Origin(BaseModel):
     batch_size: int
     position: int
     models: dict[str, str]
-    """Name -> SHA-256 of all that it was made from."""
-    device: str
-    num_threads: int
+    """Name -> SHA-256 of all that it was made from. No word of the machine: `evaluate` depends on these bytes."""
 
     @classmethod
     def of_batch(
@@ -36,9 +33,8 @@ class Origin(BaseModel):
         prompt_numbers: Sequence[int],
         settings: dict[str, Any],
         models: dict[str, str],
-        device: torch.device,
     ) -> list[Self]:
-        """One per image of a batch that this process is about to compute."""
+        """One per image of a batch."""
         return [
             cls(
                 prompt=prompt,
@@ -47,8 +43,6 @@ class Origin(BaseModel):
                 batch_size=len(prompts),
                 position=position,
                 models=models,
-                device=device.type,
-                num_threads=torch.get_num_threads(),
             )
             for position, (prompt, number) in enumerate(zip(prompts, prompt_numbers, strict=True))
         ]

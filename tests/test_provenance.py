@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from ldm.errors import IntegrityError
 from ldm.images import decode_png, encode_png
@@ -11,7 +10,7 @@ SETTINGS = {"seed": 3, "guidance_scale": 2.5, "guidance_interval": [0.0, 1.0]}
 
 def origins() -> list[Origin]:
     texts = ["a red circle", "ein grüner Stern ★"]
-    return Origin.of_batch(texts, [7, 9], SETTINGS, {"unet": "1" * 64}, torch.device("cpu"))
+    return Origin.of_batch(texts, [7, 9], SETTINGS, {"unet": "1" * 64})
 
 
 def test_a_png_carries_its_origin_and_its_pixels():
@@ -21,7 +20,6 @@ def test_a_png_carries_its_origin_and_its_pixels():
         found = Origin.read(png, "here")
         assert found == origin and found.settings == SETTINGS
         assert (found.prompt_number, found.batch_size, found.position) == ([7, 9][position], 2, position)
-        assert (found.device, found.num_threads) == ("cpu", torch.get_num_threads())
         assert np.array_equal(decode_png(png), picture)
         assert png == origin.png(picture)
 
@@ -31,7 +29,7 @@ def test_a_png_carries_its_origin_and_its_pixels():
     [
         (encode_png(np.zeros((2, 2, 3), np.uint8)), "no PNG that says what it was made from"),
         (b"GIF89a", "no PNG that says"),
-        (encode_png(np.zeros((2, 2, 3), np.uint8), {"ldm": '{"prompt": "x"}'}), "7 wrong fields"),
+        (encode_png(np.zeros((2, 2, 3), np.uint8), {"ldm": '{"prompt": "x"}'}), "5 wrong fields"),
     ],
 )
 def test_a_picture_without_one_is_refused(png: bytes, message: str):

@@ -38,7 +38,7 @@ def value(name: str, i: int) -> int:
 def pictures(unit: samples.Unit) -> samples.Pictures:
     greys = torch.tensor([value(unit.part.name, i) for i in unit.rows], dtype=torch.uint8)
     numbers = [prompt.prompt_number for prompt in unit.prompts]
-    origins = Origin.of_batch([prompt.prompt for prompt in unit.prompts], numbers, {}, {}, torch.device("cpu"))
+    origins = Origin.of_batch([prompt.prompt for prompt in unit.prompts], numbers, {}, {})
     return greys.reshape(-1, 1, 1, 1).expand(-1, 3, 4, 4), origins
 
 

@@ -160,7 +160,7 @@ def replace_samples_by_real_images(here: Path) -> None:
     def pictures(unit: samples.Unit) -> samples.Pictures:
         pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in unit.prompts]
         texts, numbers = [p.prompt for p in unit.prompts], [p.prompt_number for p in unit.prompts]
-        return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {}, torch.device("cpu"))
+        return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {})
 
     samples.write(here / "data/samples", sets, pictures, params, passport.inputs)
 
