@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help demo gallery test deps lock reliability clean
+.PHONY: help setup demo gallery test deps lock reliability clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -18,6 +18,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(INSTALLED)
+
+setup: $(INSTALLED) ## .venv with the locked versions, and no more
 
 demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictures and times
 	@mkdir -p runs && rm -f $(TIMES)

@@ -73,9 +73,21 @@ def _generate(options: argparse.Namespace) -> None:
     prompts = [prompt for prompt in options.prompts for _ in range(options.num_images)]
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
+    _set_threads(None)
     paths = pipeline.Pipeline.load(device=options.device).write(prompts, options.output, **settings)
     for path, prompt in zip(paths, prompts, strict=True):
         print(f"{path}  {prompt}")
+
+
+def _set_threads(num_threads: int | None) -> None:
+    """As the stages do, unless a number is given: the last bits of an image depend on it."""
+    import torch
+
+    from ldm import config, stage
+    from ldm.params.machine import MachineParams
+
+    machine = config.read(MachineParams, "machine")
+    torch.set_num_threads(num_threads or machine.threads or stage.default_threads())
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -87,10 +99,7 @@ def _replay(options: argparse.Namespace) -> None:
         raise ConfigError(str(options.image), "no such file", "a PNG", "name one that `ldm generate` wrote")
     png = options.image.read_bytes()
     origin = Origin.read(png, str(options.image))
-    if options.threads is not None:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    _set_threads(options.threads)
     again = pipeline.Pipeline.load(device=options.device).replay(origin)
     if options.output is not None:
         options.output.write_bytes(origin.png(again.permute(1, 2, 0).contiguous().numpy()))
@@ -98,9 +107,7 @@ def _replay(options: argparse.Namespace) -> None:
     if difference.any():
         count, most = int((difference > 0).sum()), int(difference.max())
         found = f"{count} of {difference.numel()} values differ, by {most} at most"
-        fix = (
-            "bits hold for one kind of device and number of threads: name them (--device, --threads) if others made it"
-        )
+        fix = "name the kind of device and the number of threads that made it, if they were others (--device, --threads)"
         raise IntegrityError(str(options.image), found, "equal pixels", fix)
     print(f"{options.image}: equal in all {difference.numel()} values ({origin.prompt})")
 

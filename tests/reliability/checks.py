@@ -57,6 +57,9 @@ CHECKS = {
         30,
         300,
     ),
+    "poisoned_ranks": Check(
+        "the same on two real processes: both skip the same updates", numbers.poisoned_ranks, 0, 100
+    ),
     "cut_pushes": Check(
         "`dvc push` killed on the way while a clone pulls (remote with `verify: true`): the clone takes nothing "
         "corrupt; what `ldm verify --remote` says and the same push complete it",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm import randomness
@@ -127,9 +128,29 @@ def poisoned(folder: Path, trials: int, seed: int) -> Result:
     return Result(done, done - len(failures), dict(counts), tuple(failures))
 
 
+def poisoned_ranks(folder: Path, trials: int, seed: int) -> Result:
+    """Infinity in random rows on two real processes, one of which is asked to stop on the way: both skip those updates
+    and no others, and end with the weights of one process."""
+    draw, failures, done = random.Random(seed), list[str](), 0
+    while done < trials:
+        steps = sorted(draw.sample(range(1, 60), min(20, trials - done)))
+        bad = {step: draw.randrange(8) for step in steps}
+        changes: dict[str, Any] = {"num_steps": 60, "log_every_steps": 1, "max_nonfinite_steps": 60}
+        two = folder / f"two-{done}"
+        test_training.launch(two, {"run": changes | {"bad": bad, "kill_at": draw.randrange(1, 58)}})
+        training, _ = json.loads((two / "run.json").read_text())
+        counts = [0, *(row["num_skipped"] for row in training)]
+        skipped = [step for step in range(60) if counts[step + 1] > counts[step]]
+        chosen = params(**changes)
+        toy, _ = run_toy(folder / f"one-{done}", chosen, batches=Batches(chosen, bad))
+        difference = test_training.largest_difference(toy.state_dict(), load_file(two / "run.safetensors"))
+        if skipped != steps or difference > 1e-4:
+            failures.append(f"{bad}: skipped {skipped}, weights differ by {difference}")
+        done += len(bad)
+    return Result(done, done - len(failures), {}, tuple(failures))
+
+
 def _last_weights(folder: Path, toy: Toy) -> list[Tensor]:
     """The weights of the last state, in the order of the parameters; frozen ones are not saved."""
-    from safetensors.torch import load_file
-
     saved = load_file(max(folder.rglob("step-*")) / "tensors.safetensors")
     return [saved.get(f"weights.{name}", weight) for name, weight in toy.named_parameters()]
