@@ -5,7 +5,6 @@ A reader hashes what it reads and compares what the passport says, and refuses w
 in it.
 """
 
-import errno
 import hashlib
 import json
 import re
@@ -26,13 +25,14 @@ from ldm.errors import IntegrityError
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 PASSPORT = "passport.json"
-_PACKAGES = ("numpy", "open_clip_torch", "safetensors", "torch")
+PACKAGES = ("numpy", "open_clip_torch", "safetensors", "torch")
+"""Whose versions results may depend on."""
 _REMAKE = "run `dvc repro`, or `dvc checkout` to bring back what dvc.lock records"
 
 
 class Passport(BaseModel):
-    """What an artefact is: its kind, config, inputs (name -> SHA-256), content hash, facts that readers compare, and
-    package versions."""
+    """What an artefact is: its kind, config, inputs (name -> SHA-256), content hash, facts that readers compare,
+    package versions, and a hash of all these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +43,7 @@ class Passport(BaseModel):
     content_sha256: str
     facts: dict[str, Any]
     packages: dict[str, str]
+    passport_sha256: str
 
 
 def sha256_file(path: str | Path) -> str:
@@ -70,7 +71,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from error
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
@@ -106,12 +109,18 @@ def write_passport(
         "inputs": dict(inputs),
         "content_sha256": content_sha256,
         "facts": dict(facts),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
     }
     # Through JSON, so that the writer holds what a reader will: a tuple is a list there.
-    passport = Passport.model_validate_json(json.dumps(values))
+    passport = Passport.model_validate_json(json.dumps(sealed(values)))
     write_json(directory / PASSPORT, passport.model_dump())
     return passport
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a passport with the hash of all the others."""
+    rest = {name: value for name, value in values.items() if name != "passport_sha256"}
+    return {**rest, "passport_sha256": sha256_json(rest)}
 
 
 def write(
@@ -133,7 +142,7 @@ def write(
 
 
 def read_passport(directory: Path, kind: str) -> Passport:
-    """The passport of an artefact of this kind. IntegrityError: it is missing, unreadable, of another kind or format.
+    """The passport of an artefact of this kind. IntegrityError: it is missing, corrupt, of another kind or format.
 
     Other package versions than the writer's are a warning.
     """
@@ -146,6 +155,9 @@ def read_passport(directory: Path, kind: str) -> Passport:
         raise IntegrityError(
             str(path), f"no passport ({error.error_count()} wrong fields)", f"a passport of kind {kind!r}", _REMAKE
         ) from error
+    seal = sealed(passport.model_dump())["passport_sha256"]
+    if passport.passport_sha256 != seal:
+        raise IntegrityError(str(path), f"fields with SHA-256 {seal}", passport.passport_sha256, _REMAKE)
     found, expected = (passport.kind, passport.format_version), (kind, FORMAT_VERSION)
     if found != expected:
         raise IntegrityError(
@@ -181,7 +193,7 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _warn_of_other_packages(path: Path, passport: Passport) -> None:
-    here = {name: metadata.version(name) for name in passport.packages if name in _PACKAGES}
+    here = {name: metadata.version(name) for name in passport.packages if name in PACKAGES}
     other = [
         f"{name} {version} (here {here.get(name)})"
         for name, version in passport.packages.items()

@@ -103,11 +103,17 @@ def _replay(options: argparse.Namespace) -> None:
     again = pipeline.Pipeline.load(device=options.device).replay(origin)
     if options.output is not None:
         options.output.write_bytes(origin.png(again.permute(1, 2, 0).contiguous().numpy()))
-    difference = (to_tensor([png])[0].int() - again.int()).abs()
+    found = to_tensor([png])[0].int()
+    if found.shape != again.shape:
+        sizes = [" x ".join(map(str, picture.shape[1:])) for picture in (found, again)]
+        raise IntegrityError(str(options.image), f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
+    difference = (found - again.int()).abs()
     if difference.any():
         count, most = int((difference > 0).sum()), int(difference.max())
         found = f"{count} of {difference.numel()} values differ, by {most} at most"
-        fix = "name the kind of device and the number of threads that made it, if they were others (--device, --threads)"
+        fix = (
+            "name the kind of device and the number of threads that made it, if they were others (--device, --threads)"
+        )
         raise IntegrityError(str(options.image), found, "equal pixels", fix)
     print(f"{options.image}: equal in all {difference.numel()} values ({origin.prompt})")
 

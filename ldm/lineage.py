@@ -1,6 +1,7 @@
 """The chain from data to metrics: every artefact read anew, and its passport compared with what is really there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 from ldm import artifact, clip, samples
@@ -15,34 +16,37 @@ Contents = dict[str, str]
 """Name -> SHA-256 of every artefact that is there, as passports name their inputs."""
 
 
-def check(root: Path, paths: PathsParams) -> list[IntegrityError]:
-    """What is wrong with the artefacts of a repository: each is hashed, and was made from those that are there."""
+def check(root: Path, paths: PathsParams, frozen: Collection[str] = ()) -> list[IntegrityError]:
+    """What is wrong with the artefacts of a repository: each is hashed, and was made from those that are there.
+
+    frozen: names of the stages that keep their results whatever their inputs are (`frozen: true` in dvc.yaml).
+    """
     found = Contents()
     problems: list[IntegrityError] = []
-    for step in _steps(root, paths):
+    for stage, step in _steps(root, paths):
         try:
-            found |= step(found)
+            found |= step(Contents() if stage in frozen else found)
         except IntegrityError as error:
             problems.append(error)
     return problems
 
 
-def _steps(root: Path, paths: PathsParams) -> Iterator[Callable[[Contents], Contents]]:
-    """In the order of the pipeline: reads one artefact, compares its inputs, returns its own hashes."""
-    yield lambda _: _shards(root / paths.images, "images")
-    yield lambda _: _shards(root / paths.captions, "captions")
-    yield lambda found: _linked(found, root / paths.autoencoder, "autoencoder", _weights("autoencoder"))
-    for split in ("train", "val"):
-        yield lambda found, split=split: _linked(
-            found, root / paths.latents / split, f"latents_{split}", lambda folder: Cache(folder, LATENTS).passport
-        )
-    yield lambda found: _linked(found, root / paths.clip, "clip", lambda folder: clip.load(folder)[1])
-    yield lambda found: _linked(
-        found, root / paths.embeddings, EMBEDDINGS, lambda folder: TextEmbeddings(folder).passport
-    )
-    yield lambda found: _linked(found, root / paths.unet, "unet", _weights("unet"))
-    yield lambda found: _linked(found, root / paths.samples, samples.KIND, lambda folder: samples.read(folder)[0])
-    yield lambda found: _linked(found, root / paths.evaluation, "evaluation", _evaluation)
+def _steps(root: Path, paths: PathsParams) -> Iterator[tuple[str, Callable[[Contents], Contents]]]:
+    """In the order of the pipeline: a stage, and what reads its artefact, compares inputs and returns its hashes."""
+    readers: list[tuple[str, str, str, Callable[[Path], Passport]]] = [
+        ("train_autoencoder", paths.autoencoder, "autoencoder", _weights("autoencoder")),
+        ("encode_latents", f"{paths.latents}/train", "latents_train", lambda folder: Cache(folder, LATENTS).passport),
+        ("encode_latents", f"{paths.latents}/val", "latents_val", lambda folder: Cache(folder, LATENTS).passport),
+        ("train_clip", paths.clip, "clip", lambda folder: clip.load(folder)[1]),
+        ("embed_text", paths.embeddings, EMBEDDINGS, lambda folder: TextEmbeddings(folder).passport),
+        ("train_unet", paths.unet, "unet", _weights("unet")),
+        ("sample", paths.samples, samples.KIND, lambda folder: samples.read(folder)[0]),
+        ("evaluate", paths.evaluation, "evaluation", _evaluation),
+    ]
+    yield "prepare", lambda _: _shards(root / paths.images, "images")
+    yield "prepare", lambda _: _shards(root / paths.captions, "captions")
+    for stage, path, name, read in readers:
+        yield stage, partial(_linked, folder=root / path, name=name, read=read)
 
 
 def _weights(kind: str) -> Callable[[Path], Passport]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ldm import images
 from ldm.errors import IntegrityError
@@ -21,8 +21,8 @@ class Origin(BaseModel):
     """Its noise is that of (settings["seed"], prompt_number)."""
     settings: dict[str, Any]
     """The section `sample` that it was made with."""
-    batch_size: int
-    position: int
+    batch_size: int = Field(ge=1, le=100_000)
+    position: int = Field(ge=0, lt=100_000)
     models: dict[str, str]
     """Name -> SHA-256 of all that it was made from. No word of the machine: `evaluate` depends on these bytes."""
 

@@ -64,8 +64,9 @@ class Writer:
     def write(self, key: str, parts: Mapping[str, bytes], group: str = "") -> None:
         """Append a sample. All samples of a split have the same part names.
 
-        A shard ends when it is full, and with its group (say, a tar of the user's) once it is a tenth full: what is
-        added to a corpus as another group leaves the shards of the others as they were.
+        A shard ends when it is full, and with its group (say, a user's tar) once it is a tenth full: a group that
+        is added to a corpus leaves the shards of the others as they were, unless it, or the rest of the group before
+        it, is smaller than that and shares a shard with its neighbour.
         """
         assert KEY_PATTERN.fullmatch(key), f"not a key: {key!r}"
         assert all(_PART.fullmatch(part) and len(part) <= 18 for part in parts), f"{key}: not parts: {list(parts)}"

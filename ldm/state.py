@@ -16,6 +16,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from select import POLLIN, poll
 from types import FrameType
@@ -50,7 +51,8 @@ class State:
 
 
 def fingerprint(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What a result depends on, as dotted keys: the resolved section, the hashes of the inputs, the hashes of the code.
+    """What a result depends on, as dotted keys: the resolved section, the hashes of the inputs and of the code, and the
+    versions of packages.
 
     Code is every loaded module of `ldm` and the stage's script. Threads and number of processes are no part of it: they
     change the last bits of a result, not what is computed.
@@ -60,6 +62,7 @@ def fingerprint(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]
         **dict(_flatten("params", section.model_dump(mode="json"))),
         **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
         **{f"code.{name}": artifact.sha256_file(path) for name, path in sorted(code.items()) if path},
+        **{f"packages.{name}": metadata.version(name) for name in artifact.PACKAGES},
     }
 
 
@@ -178,13 +181,15 @@ class Run:
         for other in self.directory.parent.iterdir():
             if other != self.directory and other.is_dir():
                 with suppress(MachineError):
-                    os.close(_take(other / "lock"))
+                    lock = _take(other / "lock")
                     shutil.rmtree(other)
+                    os.close(lock)
 
     def _publish(self, name: str, state: State) -> None:
         """Write a state beside its place, force it to the disk, give it its name, and read it back."""
         _refuse_nonfinite(state, self.directory, name)
-        building, final = self.directory / f".{name}.building", self.directory / name
+        # Named by process: an orphan of a killed launch may still be at the same unit.
+        building, final = self.directory / f".{name}.{os.getpid()}.building", self.directory / name
         try:
             _write(building, state)
             if final.exists():  # only a state that did not verify is ever made again
@@ -239,7 +244,7 @@ def _take(path: Path) -> int:
 def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
     for tensor_name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            fix = "lower the learning rate or max_grad_norm, or set precision: fp32; the last good state is kept"
+            fix = "lower the learning rate of the training it comes from; what was saved before is kept"
             raise NumericsError(str(directory), f"{tensor_name} is not finite in {name}", "finite numbers", fix)
 
 

@@ -124,8 +124,8 @@ class _Loop:
         """Gradients of the mean loss over the global batch; returns this process's means of the scalars."""
         num_passes, sums = self.params.num_accumulation_steps, dict[str, Tensor]()
         for i in range(num_passes):
-            first = (i * self.accelerator.num_processes + self.accelerator.process_index) * self.num_rows
-            batch = self.batch_at_step(self.step, slice(first, first + self.num_rows))
+            rows = rows_of_pass(i, self.accelerator.process_index, self.accelerator.num_processes, self.num_rows)
+            batch = self.batch_at_step(self.step, rows)
             batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
             with self.accelerator.accumulate(self.model):
                 scalars: dict[str, Tensor] = self.model(batch)
@@ -242,6 +242,12 @@ class _Loop:
     def _machine(self) -> dict[str, str | int]:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
         return {"device": device, "processes": world, "threads": torch.get_num_threads()}
+
+
+def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
+    """Rows of the global batch that a process takes in one of its accumulation passes, each of `num_rows`."""
+    first = (number * num_processes + rank) * num_rows
+    return slice(first, first + num_rows)
 
 
 def _rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:

@@ -56,8 +56,10 @@ def local(root: Path = Path()) -> Report:
         num_bytes += item.path.stat().st_size if item.path.is_file() else 0
         if any(md5 != item.md5 for md5 in found.values()):
             problems += _describe(item, found, stores, stores.cache)
-    problems += _unrecorded(repo, root, objects)
-    problems += [str(error) for error in lineage.check(root, config.read(PathsParams, "paths", root / config.PARAMS))]
+    problems += _unrecorded(repo, objects)
+    paths = config.read(PathsParams, "paths", root / config.PARAMS)
+    frozen = {stage.addressing for stage in repo.index.stages if stage.frozen}
+    problems += [str(error) for error in lineage.check(root, paths, frozen)]
     return Report(len(objects), num_bytes, problems, [])
 
 
@@ -121,10 +123,12 @@ class _Stores:
                     digest.update(block)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            return f"unreadable: {error}"
         return digest.hexdigest() + (".dir" if oid.endswith(".dir") else "")
 
     def holders(self, oid: str) -> list[str]:
-        """Names of the remotes that hold a good copy."""
+        """Names of the remotes that hold a good copy; one that does not answer holds none."""
         return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
 
 
@@ -153,55 +157,65 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[str]) -> lis
 def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[str]:
     """One line for each bad copy, with both hashes, and one that says where a good one is."""
     bad = [
-        f"{item.path}: {where} has {f'MD5 {md5}' if md5 else 'no file'}; expected MD5 {item.md5}"
+        f"{item.path}: {where} has {_told(md5)}; expected MD5 {item.md5}"
         for where, md5 in found.items()
         if md5 != item.md5
     ]
     cached = stores.cache.oid_to_path(item.md5)
     if found.get("the cache") == item.md5:
-        return [*bad, f"fix: the cache has a good copy: dvc checkout --force {item.path}"]
+        return [*bad, f"fix: the cache has a good copy: rm -f {item.path}; dvc checkout {item.path}"]
     if found.get("the workspace") == item.md5:
-        return [*bad, f"fix: the workspace has a good copy: rm -f {cached}; dvc commit --force {item.stage}"]
+        again = f"mkdir -p {Path(cached).parent}; rm -f {cached}; cp {item.path} {cached}; chmod 444 {cached}"
+        return [*bad, f"fix: the workspace has a good copy: {again}"]
     if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
         # DVC takes a folder for pushed if its listing is there, and remembers that.
         paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
         again = f"delete {paths} from the remote; rm -rf {stores.memory}; dvc push"
         return [*bad, f"fix: the cache has a good copy: {again}"]
     if holders := stores.holders(item.md5):
-        again = f"rm -f {cached}; dvc fetch --remote {holders[0]} {item.stage}; dvc checkout --force {item.path}"
+        again = f"rm -f {cached} {item.path}; dvc fetch --remote {holders[0]} {item.stage}; dvc checkout {item.path}"
         return [*bad, f"fix: remote {', '.join(holders)} has a good copy: {again}"]
-    nobody = f"no good copy here or in remotes {stores.names}"
+    nobody = f"no good copy in the cache or in remotes {stores.names}"
     return [*bad, f"fix: {nobody}: ask whoever has one, or dvc repro --force {item.stage}"]
 
 
-def _unrecorded(repo: Any, root: Path, objects: list[Object]) -> Iterator[str]:
-    """Files in the folders of outs that the commit does not hold."""
-    known = {item.path for item in objects}
+def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[str]:
+    """Files in the folders of outs that the commit does not hold; nobody knows of a folder whose listing is lost."""
+    known, listings = {item.path for item in objects}, {item.listing for item in objects}
     for out in repo.index.outs:
         folder = Path(out.fs_path)
-        if out.hash_info and str(out.hash_info.value).endswith(".dir") and folder.is_dir():
+        if out.hash_info and str(out.hash_info.value) in listings and folder.is_dir():
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path not in known:
                     yield f"{path}: a file that dvc.lock does not record; expected none\nfix: move it elsewhere"
 
 
 def _leftovers(repo: Any, store: Any) -> list[str]:
-    """Files of a remote that no commit, branch or experiment uses: results given up, or what a cut push left."""
-    used = {store.oid_to_path(oid) for oid in _used(repo)}
+    """Files of a remote that no commit known here uses: results given up, or what a cut push left."""
+    from dvc.exceptions import DvcException
+
+    # DVC would warn of every commit without dvc.lock, and of listings that were never pushed.
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    try:
+        # force: a listing that is nowhere is passed over, where DVC would ask.
+        groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
+    except DvcException as error:
+        return [f"leftovers are not known: {error}"]
+    used = {store.oid_to_path(str(info.value)) for infos in groups.values() for info in infos}
     there = sorted(str(path) for path in store.fs.find(store.path))
-    return [f"{path}: no commit uses it" for path in there if path not in used]
+    return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in used]
 
 
-def _used(repo: Any) -> set[str]:
-    # A commit without dvc.lock uses nothing, which DVC would warn of for each of its outs.
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    groups = repo.used_objs(all_commits=True, all_experiments=True)
-    return {str(info.value) for infos in groups.values() for info in infos}
+def _told(md5: str | None) -> str:
+    return "no file" if md5 is None else md5 if md5.startswith("unreadable") else f"MD5 {md5}"
 
 
 def md5_of_file(path: Path) -> str | None:
     """MD5 of a file's bytes, in hex, or None if there is no file."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error}"

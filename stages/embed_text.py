@@ -93,7 +93,8 @@ def main() -> str:
     num_tokens = model.num_tokens(captions)
     context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
     num_truncated = int((num_tokens > context_tokens).sum())
-    made_by = state.fingerprint(params, {"clip": encoder.content_sha256, "context_tokens": str(context_tokens)})
+    inputs = {"clip": encoder.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
+    made_by = state.fingerprint(params, inputs)
     run = state.Run(Path(paths.runs), "embed_text", made_by)
 
     def encode_part(part: list[str]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def main() -> str:
     autoencoder.load_state_dict(tensors)
     autoencoder = autoencoder.eval().to(accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
-    made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256})
+    made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
     run = state.Run(Path(paths.runs), "encode_latents", made_by)
     summary = ""
     with (

@@ -72,7 +72,7 @@ def test_other_kind_and_format_are_refused(tmp_path):
     with pytest.raises(IntegrityError, match=r"kind 'net'.*expected kind 'other'"):
         artifact.read_passport(tmp_path, "other")
     passport = json.loads((tmp_path / artifact.PASSPORT).read_text())
-    artifact.write_json(tmp_path / artifact.PASSPORT, {**passport, "format_version": 99})
+    artifact.write_json(tmp_path / artifact.PASSPORT, artifact.sealed({**passport, "format_version": 99}))
     with pytest.raises(IntegrityError, match="format 99"):
         artifact.read_passport(tmp_path, "net")
     (tmp_path / artifact.PASSPORT).write_text("{}")
@@ -80,9 +80,20 @@ def test_other_kind_and_format_are_refused(tmp_path):
         artifact.read_passport(tmp_path, "net")
 
 
+@pytest.mark.parametrize("field", ["config", "inputs", "facts", "packages"])
+def test_a_passport_that_was_changed_is_refused_with_both_hashes(tmp_path, field):
+    passport = write(tmp_path).model_dump()
+    changed = passport | {field: passport[field] | {"x": "changed"}}
+    artifact.write_json(tmp_path / artifact.PASSPORT, changed)
+    with pytest.raises(IntegrityError) as error:
+        artifact.read_passport(tmp_path, "net")
+    assert passport["passport_sha256"] in str(error.value)
+    assert artifact.sealed(changed)["passport_sha256"] in str(error.value)
+
+
 def test_other_packages_are_a_warning(tmp_path):
     passport = write(tmp_path).model_dump()
-    artifact.write_json(tmp_path / artifact.PASSPORT, {**passport, "packages": {"torch": "0.1"}})
+    artifact.write_json(tmp_path / artifact.PASSPORT, artifact.sealed({**passport, "packages": {"torch": "0.1"}}))
     with pytest.warns(UserWarning, match=r"torch 0\.1 \(here"):
         artifact.read_passport(tmp_path, "net")
 

@@ -41,7 +41,7 @@ def rewrite(folder: Path, change: dict[str, Any]) -> None:
     for key, values in change.items():
         passport[key] |= values
     path.chmod(0o644)
-    artifact.write_json(path, passport)
+    artifact.write_json(path, artifact.sealed(passport))
 
 
 def test_a_run_is_one_chain(root: Path) -> None:

@@ -112,7 +112,7 @@ def rewrite(folder: Path, change) -> None:
     """Change a passport in place."""
     passport = json.loads((folder / "passport.json").read_text())
     change(passport)
-    artifact.write_json(folder / "passport.json", passport)
+    artifact.write_json(folder / "passport.json", artifact.sealed(passport))
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "embeddings"])

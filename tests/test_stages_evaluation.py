@@ -116,7 +116,8 @@ def test_latents_of_another_autoencoder_are_refused(here, trained):
     (here / "data/latents").unlink()
     (here / "data/latents/train").mkdir(parents=True)
     passport = json.loads((trained / "data/latents/train/passport.json").read_text())
-    artifact.write_json(here / "data/latents/train/passport.json", passport | {"content_sha256": "0" * 64})
+    changed = artifact.sealed(passport | {"content_sha256": "0" * 64})
+    artifact.write_json(here / "data/latents/train/passport.json", changed)
     with pytest.raises(IntegrityError, match=r"made with latents_train [0-9a-f]+; expected latents_train 0000"):
         run("sample")
 

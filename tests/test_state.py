@@ -185,6 +185,39 @@ def test_a_fresh_run_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
+def test_units_are_kept_until_they_are_not_needed(tmp_path: Path):
+    first = opened(tmp_path, seed=0)
+    first.keep("old", {"w": torch.ones(2)})
+    first.close()
+    run = opened(tmp_path, seed=1)
+    assert run.kept("a") is None and run.kept_keys() == []
+    for key in ("b", "a"):
+        run.keep(key, {"w": torch.full((2,), ord(key))}, {"key": key})
+    run.keep("b", {"w": torch.zeros(2)}, {"key": "b again"})
+    kept = run.kept("b")
+    assert kept is not None and kept.values == {"key": "b again"} and kept.tensors["w"].tolist() == [0, 0]
+    assert run.kept_keys() == ["a", "b"]
+    held = Run(tmp_path, "train", {"seed": 2})
+    held.open()
+    run.retain(["b"])
+    assert run.kept_keys() == ["b"]
+    assert not first.directory.exists() and held.directory.exists(), "a run that goes on is left alone"
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "values.json", "manifest.json"])
+def test_a_damaged_unit_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str):
+    run = opened(tmp_path)
+    run.keep("a", {"w": torch.ones(2)})
+    path = run.directory / "unit-a" / name
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    assert run.kept("a") is None
+    assert "unit-a" in capfd.readouterr().err
+    run.keep("a", {"w": torch.ones(2)})
+    assert run.kept("a") is not None
+
+
 class Inner(BaseModel):
     rate: float
 
@@ -200,6 +233,7 @@ def test_fingerprint_holds_values_inputs_and_code():
     assert found["params.widths"] == [1, 2]
     assert found["inputs.images"] == "ab"
     assert found["code.ldm.state"] == artifact.sha256_file(ROOT / "ldm/state.py")
+    assert torch.__version__.startswith(found["packages.torch"])
     json.dumps(found)
 
 

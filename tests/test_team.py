@@ -59,7 +59,7 @@ def clone_of(origin: Path, path: Path) -> Repository:
     return repository
 
 
-def value_of(repository: Repository, name: str, *revision: str) -> object:
+def value_of(repository: Repository, name: str) -> object:
     (shown,) = json.loads(repository.run("dvc", "metrics", "show", "--json")).values()
     return next(file["data"][name] for file in shown["data"].values() if name in file["data"])
 

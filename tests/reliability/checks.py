@@ -34,8 +34,8 @@ CHECKS = {
         200,
     ),
     "orders": Check(
-        "stopped and continued with other world sizes and accumulations: the same samples in the same order, once per "
-        "epoch",
+        "who takes which sample, when a run goes on with another world size and accumulation (the pure functions): the "
+        "same order, each sample once per epoch",
         numbers.orders,
         100,
         1200,

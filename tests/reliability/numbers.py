@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm import randomness
 from ldm.errors import Stopped
+from ldm.training import rows_of_pass
 from tests import test_training
 from tests.reliability.report import Result
 from tests.toy_training import Batches, Toy, params, run_toy
@@ -27,7 +28,8 @@ _BAD_FACTORS = (float("nan"), float("inf"), float("-inf"), 1e30)
 
 
 def orders(folder: Path, trials: int, seed: int) -> Result:
-    """World sizes x accumulations x points at which a run is stopped and goes on with another number of processes."""
+    """World sizes x accumulations x points at which a run is stopped and goes on with another number of processes: the
+    pure functions that say who takes which sample."""
     draw, failures, done = random.Random(seed), list[str](), 0
     num_steps = -(-_NUM_EPOCHS * _COUNT // _BATCH_SIZE)
     whole = randomness.order(np.arange(num_steps * _BATCH_SIZE), _COUNT, seed)
@@ -51,8 +53,8 @@ def _drawn(steps: range, world: int, passes: int, seed: int) -> list[int]:
     for step in steps:
         for i in range(passes):
             for rank in range(world):
-                first = (i * world + rank) * size
-                positions = step * _BATCH_SIZE + np.arange(first, first + size)
+                rows = rows_of_pass(i, rank, world, size)
+                positions = (step * _BATCH_SIZE + np.arange(_BATCH_SIZE))[rows]
                 seen += randomness.order(positions, _COUNT, seed).tolist()
     return seen
 

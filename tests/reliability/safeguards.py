@@ -143,11 +143,11 @@ SAFEGUARDS = (
         "tests/test_artifact.py tests/test_pipeline_api.py",
     ),
     Safeguard(
-        "a kept unit is hashed when it is used",
+        "a unit of the same key but another run is not used",
         "ldm/state.py",
-        "        for name, sha256 in manifest.items():\n",
-        "        for name, sha256 in {}.items():\n",
-        "tests/test_state.py",
+        "        self.directory = root / stage / artifact.sha256_json(self.fingerprint)[:16]\n",
+        '        self.directory = root / stage / "0"\n',
+        "tests/test_stages_text.py",
     ),
 )
 
@@ -155,23 +155,37 @@ SAFEGUARDS = (
 def removed(folder: Path, trials: int, seed: int) -> Result:
     """Each of `trials` safeguards is removed from a copy of the repository, whose tests then run."""
     chosen = random.Random(seed).sample(SAFEGUARDS, trials) if trials < len(SAFEGUARDS) else SAFEGUARDS
+    root = _copy(folder)
+    for tests in sorted({safeguard.tests for safeguard in chosen}):
+        done = _pytest(root, tests)
+        assert done.returncode == 0, f"{tests} fail with every safeguard in place: {done.stdout[-2000:]}"
     failures = [problem for safeguard in chosen if (problem := _without(folder, safeguard))]
     return Result(len(chosen), len(chosen) - len(failures), {}, tuple(failures))
 
 
 def _without(folder: Path, safeguard: Safeguard) -> str:
     """What is wrong, or nothing."""
-    root = folder / "copy"
-    shutil.rmtree(root, ignore_errors=True)
-    for name in ("ldm", "stages", "tests", "recipes", "pyproject.toml", "params.yaml", "dvc.yaml"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        root.mkdir(exist_ok=True)
-        copy(ROOT / name, root / name)
+    root = _copy(folder)
     text = (root / safeguard.file).read_text()
     if text.count(safeguard.line) != 1:
         return f"{safeguard.name}: its line stands {text.count(safeguard.line)} times in {safeguard.file}"
     (root / safeguard.file).write_text(text.replace(safeguard.line, safeguard.without))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *safeguard.tests.split()]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = _pytest(root, safeguard.tests)
     # 1: tests ran and some failed. Another code would be a broken copy, which proves nothing.
     return "" if done.returncode == 1 else f"{safeguard.name}: pytest ends with {done.returncode}: {done.stdout[-500:]}"
+
+
+def _copy(folder: Path) -> Path:
+    """What the tests need of this repository."""
+    root = folder / "copy"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for name in ("ldm", "stages", "tests", "recipes", "pyproject.toml", "params.yaml", "dvc.yaml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, root / name)
+    return root
+
+
+def _pytest(root: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -94,7 +94,8 @@ def twin_clones(folder: Path, trials: int, seed: int) -> Result:
             (folder / f"{name}-{trial}").mkdir()
             repository = Repository(folder / f"{name}-{trial}")
             repository.commit()
-            repro_with_kills(repository, num_kills, random.Random(seed + trial))
+            killed = repro_with_kills(repository, num_kills, random.Random(seed + trial))
+            assert killed == num_kills, f"killed {killed} times only"
             locks.append((repository.root / "dvc.lock").read_bytes())
         if locks[0] != locks[1]:
             failures.append(f"pair {trial}: other locks")
