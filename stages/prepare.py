@@ -23,8 +23,7 @@ def main() -> str:
             pairs = corpora.pairs(params, Path(paths.source))
             report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)
         report.check(params.max_reject_fraction, results / "rejected.jsonl")
-        preparation.write_passport(image_shards, "images", params)
-        preparation.write_passport(caption_shards, "captions", params)
+        preparation.write_passports(image_shards, caption_shards, params)
     counts = ", ".join(f"{split.num_samples} {name}" for name, split in report.splits.items())
     return f"prepare: {counts}, {report.num_rejected.total()} rejected -> {images}, {captions}"
 

@@ -125,13 +125,18 @@ def prepare(
     return report
 
 
-def write_passport(directory: Path, kind: str, params: PrepareParams) -> None:
-    """Say what the shards in a folder are and what they were made from: the params, and no input that is tracked."""
+def write_passports(images: Path, captions: Path, params: PrepareParams) -> None:
+    """Say what the shards in both folders are. That of the images tells nothing of captions: a changed caption must
+    leave every byte beside the images alone, or the autoencoder would be trained again."""
     from ldm import artifact  # loads torch, which a corpus that is refused can do without
 
-    splits = {split: Shards(directory / split, verify=False).sha256 for split in SPLITS}
-    facts = {"splits": splits}
-    artifact.write_passport(directory, kind, params.model_dump(mode="json"), {}, facts, artifact.sha256_json(splits))
+    of_images = {"corpus": params.corpus.kind, "image_size_px": params.image_size_px}
+    for kind, directory, settings in (
+        ("images", images, of_images),
+        ("captions", captions, params.model_dump(mode="json")),
+    ):
+        splits = {split: Shards(directory / split, verify=False).sha256 for split in SPLITS}
+        artifact.write_passport(directory, kind, settings, {}, {"splits": splits}, artifact.sha256_json(splits))
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
