@@ -1,11 +1,12 @@
 """The checks of `make reliability`, each tried a few times."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from tests.reliability import sharing
+from tests.reliability import report, sharing
 from tests.reliability.checks import CHECKS
 from tests.repository import Repository
 
@@ -16,6 +17,12 @@ def test_check(tmp_path: Path, name: str) -> None:
     result = check.run(tmp_path, check.short, 1)
     assert result.failures == ()
     assert result.passed == result.trials >= check.short
+
+
+def test_the_page_shows_the_counts() -> None:
+    assert report.PAGE.read_text() == report.draw(CHECKS)
+    for name, found in json.loads(report.COUNTS.read_text()).items():
+        assert found["passed"] == found["trials"] >= CHECKS[name].full, name
 
 
 def test_a_clone_that_is_killed_on_the_way_has_the_same_lock(repository: Repository, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def main(names: list[str]) -> int:
         for failure in result.failures[:5]:
             print(f"  {failure}", flush=True)
         report.record(name, result)
-        report.draw(CHECKS)
+        report.PAGE.write_text(report.draw(CHECKS))
         num_failed += result.passed != result.trials
     return num_failed
 

@@ -50,8 +50,8 @@ def record(name: str, result: Result) -> None:
     COUNTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
-def draw(checks: Mapping[str, Check]) -> None:
-    """Draw docs/reliability.md from docs/reliability.json."""
+def draw(checks: Mapping[str, Check]) -> str:
+    """The page docs/reliability.md, from docs/reliability.json."""
     known = json.loads(COUNTS.read_text())
     lines = [
         "# What was tried, how often, and what held",
@@ -70,4 +70,4 @@ def draw(checks: Mapping[str, Check]) -> None:
         lines.append(
             f"| `{name}` | {check.promise}{more} | {found['trials']:,} | {found['passed']:,} | {found['commit']} |"
         )
-    PAGE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
