@@ -36,7 +36,7 @@ test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/pyright
 	$(BIN)/pytest
 
-reliability: $(INSTALLED) ## every promise tried in full, about 40 minutes; counts go to docs/reliability.md
+reliability: $(INSTALLED) ## every promise tried in full, more than an hour; counts go to docs/reliability.md
 	$(BIN)/python -m tests.reliability
 
 deps: $(INSTALLED) ## write each stage's code deps and params sections into dvc.yaml

@@ -1,7 +1,6 @@
 """Tiny folders in which the real stage scripts run, each in a forked process that may be killed."""
 
 import errno
-import importlib.util
 import json
 import os
 import shutil
@@ -83,7 +82,7 @@ def warm() -> None:
     import open_clip  # noqa: F401
 
     for path in sorted((ROOT / "stages").glob("*.py")):
-        script(path.stem)
+        trained_data.script(path.stem)
     torch.set_num_threads(1)
 
 
@@ -116,7 +115,7 @@ def _run(name: str, before: Callable[[], None]) -> int:
         cls._reset_state()
     try:
         before()
-        stage.run(script(name).main)
+        stage.run(trained_data.script(name).main)
     except SystemExit as error:
         return int(error.code or 0)
     except BaseException:
@@ -125,15 +124,6 @@ def _run(name: str, before: Callable[[], None]) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def script(name: str) -> Any:
-    """A stage's script as a module."""
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def wait(child: int) -> int:
