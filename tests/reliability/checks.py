@@ -70,6 +70,13 @@ CHECKS = {
     "twin_clones": Check(
         "two clean clones run the tiny recipe, one killed five times: the same dvc.lock", sharing.twin_clones, 0, 1
     ),
+    "default_clone": Check(
+        "a clean clone of the commit, killed five times on its way: the dvc.lock of the commit, which a run that was "
+        "not killed wrote on the same kind of machine",
+        sharing.default_clone,
+        0,
+        1,
+    ),
     "safeguards": Check(
         "each safeguard removed in turn: a test fails", safeguards.removed, 2, len(safeguards.SAFEGUARDS)
     ),

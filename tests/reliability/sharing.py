@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ldm import verify
+from tests.import_closure import ROOT
 from tests.reliability import workspace
 from tests.reliability.report import Result
 from tests.repository import Repository, short_recipe
@@ -102,6 +103,21 @@ def twin_clones(folder: Path, trials: int, seed: int) -> Result:
     return Result(trials, trials - len(failures), {}, tuple(failures))
 
 
+def default_clone(folder: Path, trials: int, seed: int) -> Result:
+    """A clean clone of this commit is killed five times on its way: the dvc.lock that a run of the commit left here."""
+    failures: list[str] = []
+    for trial in range(trials):
+        root = folder / f"clone-{trial}"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
+        clone = Repository.at(root)
+        committed = (root / "dvc.lock").read_bytes()
+        killed = repro_with_kills(clone, 5, random.Random(seed + trial), seconds=(60, 300))
+        assert killed == 5, f"killed {killed} times only"
+        if (root / "dvc.lock").read_bytes() != committed:
+            failures.append(f"clone {trial}: {clone.run('git', 'diff', '--unified=0', 'dvc.lock')}")
+    return Result(trials, trials - len(failures), {}, tuple(failures))
+
+
 def short_clone(root: Path) -> Repository:
     """A new clone with the recipe of the tests."""
     repository = Repository(root)
@@ -111,8 +127,11 @@ def short_clone(root: Path) -> Repository:
     return repository
 
 
-def repro_with_kills(repository: Repository, num_kills: int, draw: random.Random) -> int:
-    """`dvc repro` until it is done, killed at random moments: all of it, or `dvc` alone. Returns how often."""
+def repro_with_kills(
+    repository: Repository, num_kills: int, draw: random.Random, seconds: tuple[float, float] = (4, 16)
+) -> int:
+    """`dvc repro` until it is done, killed at random moments (so many seconds after its start): all of it, or `dvc`
+    alone. Returns how often."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"ACCELERATE_USE_CPU": "true"}
     killed = 0
@@ -122,7 +141,7 @@ def repro_with_kills(repository: Repository, num_kills: int, draw: random.Random
             pipes = {"stdout": said, "stderr": said}
             repro = subprocess.Popen(command, cwd=repository.root, env=environment, start_new_session=True, **pipes)
         with suppress(subprocess.TimeoutExpired):
-            repro.wait(draw.uniform(4, 16) if killed < num_kills else None)
+            repro.wait(draw.uniform(*seconds) if killed < num_kills else None)
         if repro.returncode == 0:
             break
         if repro.returncode is None:
