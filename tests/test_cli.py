@@ -8,8 +8,8 @@ from ldm import cli, pipeline, samples
 from ldm.errors import IntegrityError
 from ldm.images import decode_png, encode_png
 from ldm.provenance import Origin
-from tests import trained_data
-from tests.trained_data import ROOT
+from tests import stage_scripts, trained_data
+from tests.import_closure import ROOT
 
 
 class FakePipeline:
@@ -98,7 +98,7 @@ sys.exit("torch" in sys.modules)
 def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     trained_data.make(tmp_path)
-    trained_data.run("sample")
+    stage_scripts.run("sample")
     trained_data.change(tmp_path, "sample", batch_size=3)
     prompts = ["a small red circle at the top", "no caption of the corpus", "a star", "a blue cross"]
     assert cli.main(["generate", *prompts, "--output", "out", "--seed", "4", "--guidance-scale", "2"]) == 0

@@ -13,7 +13,8 @@ from ldm.params.prepare import ShapesParams
 from ldm.params.train_clip import ClipParams
 from ldm.samples import SPLITS, Prompt
 from ldm.shards import write
-from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS, ROOT
+from tests.import_closure import ROOT
+from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
 
 CPU = torch.device("cpu")
 CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)

@@ -8,7 +8,8 @@ from ldm import config, metrics, report
 from ldm.evaluation import CHECKS
 from ldm.params.evaluate import EvaluateParams
 from ldm.samples import Prompt
-from tests.trained_data import CHANGES, ROOT
+from tests.import_closure import ROOT
+from tests.trained_data import CHANGES
 
 PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml").model_copy(update=CHANGES["evaluate"])
 SPACE = metrics.FeatureSpace("clip", "f" * 64, 4, lambda image: image.float())

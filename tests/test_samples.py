@@ -11,7 +11,8 @@ from ldm.images import decode_png
 from ldm.params.sample import SampleParams
 from ldm.provenance import Origin
 from ldm.shards import Shards, write
-from tests.trained_data import CHANGES, ROOT
+from tests.import_closure import ROOT
+from tests.trained_data import CHANGES
 
 PARAMS = config.read(SampleParams, "sample", ROOT / "params.yaml").model_copy(update={"seed": 3})
 

@@ -16,7 +16,8 @@ from ldm.params.sample import SampleParams
 from ldm.provenance import Origin
 from ldm.shards import Shards, write
 from tests import trained_data
-from tests.trained_data import change, run
+from tests.stage_scripts import run
+from tests.trained_data import change
 
 
 @pytest.fixture(scope="module")

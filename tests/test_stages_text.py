@@ -1,6 +1,5 @@
 """The stages train_clip, embed_text and encode_latents on a corpus of a few flat-coloured squares."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from ruamel.yaml import YAML
 
 from ldm import artifact, clip, images, shards
@@ -24,8 +22,9 @@ from ldm.errors import ConfigError, IntegrityError, Stopped
 from ldm.params.networks import AutoencoderParams
 from ldm.params.train_clip import ClipParams
 from ldm.plots import read_table
+from tests.import_closure import ROOT
+from tests.stage_scripts import run, script
 
-ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 10, "val": 6, "held_out": 0}
 NUM_ENCODED = 12
 """The first shard of val equals that of train, so it is encoded once."""
@@ -125,20 +124,6 @@ def texts_of(number: int) -> list[str]:
 def picture(number: int) -> np.ndarray:
     left, right = (np.array(COLOURS[name], dtype=np.uint8) for name in colours_of(number))
     return np.concatenate([np.broadcast_to(colour, (16, 8, 3)) for colour in (left, right)], axis=1)
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(name: str) -> str:
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    return script(name).main()
 
 
 def contents(folder: str) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """The two training stages on tiny data: what they write, that they resume, that they refuse, that processes agree."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,12 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from ruamel.yaml import YAML
 from torch import Tensor
 
@@ -23,9 +20,10 @@ from ldm.autoencoder import Autoencoder
 from ldm.errors import ConfigError, Stopped
 from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.unet import UNet
+from tests.import_closure import ROOT
+from tests.stage_scripts import script
 from tests.training_data import AUTOENCODER, UNET, write_all
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
 RESULTS = {
     "train_autoencoder": {
@@ -58,17 +56,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_all(tmp_path / "data")
     write_params(tmp_path)
     return tmp_path
-
-
-def script(name: str) -> ModuleType:
-    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
-    AcceleratorState._reset_state(reset_partial_state=False)
-    GradientState._reset_state()
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def weights(root: Path, name: str) -> dict[str, Tensor]:

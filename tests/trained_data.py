@@ -1,12 +1,9 @@
 """A folder like a repository after training: a corpus of shapes and tiny untrained artefacts that fit each other."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from ruamel.yaml import YAML
 
 from ldm import artifact, clip, corpora
@@ -17,8 +14,8 @@ from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.params.prepare import PrepareParams
 from ldm.params.train_clip import ClipParams
 from ldm.unet import UNet
+from tests.import_closure import ROOT
 
-ROOT = Path(__file__).parents[1]
 CLIP = {
     "embed_dim": 8,
     "vision": {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8},
@@ -147,19 +144,3 @@ def change(root: Path, section: str, **values: Any) -> None:
     params = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
     params[section] |= values
     write_params(root, params)
-
-
-def script(name: str) -> ModuleType:
-    """A stage's script as a module."""
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(name: str) -> str:
-    """A stage in this process, in the current folder."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    return script(name).main()

@@ -13,11 +13,10 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from ruamel.yaml import YAML
 
 from ldm import artifact, plots, stage, state
-from tests import trained_data, training_data
+from tests import stage_scripts, trained_data, training_data
 from tests.import_closure import ROOT
 from tests.repository import Repository
 
@@ -82,7 +81,7 @@ def warm() -> None:
     import open_clip  # noqa: F401
 
     for path in sorted((ROOT / "stages").glob("*.py")):
-        trained_data.script(path.stem)
+        stage_scripts.script(path.stem)
     torch.set_num_threads(1)
 
 
@@ -109,13 +108,10 @@ def fork(root: Path, name: str, before: Callable[[], None] = lambda: None) -> in
 
 def _run(name: str, before: Callable[[], None]) -> int:
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     torch.set_num_threads(1)
-    for cls in (AcceleratorState, PartialState, GradientState):
-        cls._reset_state()
     try:
         before()
-        stage.run(trained_data.script(name).main)
+        stage.run(stage_scripts.script(name).main)
     except SystemExit as error:
         return int(error.code or 0)
     except BaseException:
