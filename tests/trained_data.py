@@ -15,6 +15,7 @@ from ldm.params.prepare import PrepareParams
 from ldm.params.train_clip import ClipParams
 from ldm.unet import UNet
 from tests.import_closure import ROOT
+from tests.stage_scripts import run
 
 CLIP = {
     "embed_dim": 8,
