@@ -250,9 +250,10 @@ def test_a_signal_is_noted_and_handlers_come_back(number: signal.Signals):
 CHILD = """
 import sys, time
 from ldm.state import StopRequest
+end = time.monotonic() + 20
 with StopRequest() as stop:
     print("ready", flush=True)
-    while stop.reason is None:
+    while stop.reason is None and time.monotonic() < end:
         time.sleep(0.02)
 print(stop.reason, flush=True)
 """
