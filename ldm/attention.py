@@ -89,6 +89,11 @@ def use(backend: Backend, device: torch.device) -> str:
     return name
 
 
+def active() -> str:
+    """Name of the backend in use, as `use` returned it."""
+    return next(name for name, function in _BACKENDS.items() if function is _active)
+
+
 def attend(
     q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
 ) -> Float[Tensor, "b k n d"]:

@@ -53,6 +53,8 @@ class Params:
 
 Finding = tuple[str, str]  # dotted key, what is wrong with its value
 
+_MIN_IMAGE_SIZE_PX = 11
+
 
 def params_file(path: Path = config.PARAMS) -> Params:
     """Every section of a params file, validated alone and together.
@@ -73,6 +75,18 @@ def _sizes(params: Params) -> Iterator[Finding]:
     autoencoder, unet = params.train_autoencoder.network, params.train_unet.network
     image_size_px = params.prepare.image_size_px
     factor = autoencoder.factor
+    if image_size_px < _MIN_IMAGE_SIZE_PX:
+        yield (
+            "prepare.image_size_px",
+            f"found {image_size_px}; expected at least {_MIN_IMAGE_SIZE_PX}, the window of structural similarity",
+        )
+    scales = params.train_autoencoder.reconstruction.num_gradient_scales
+    if image_size_px >> (scales - 1) < 2:
+        yield (
+            "train_autoencoder.reconstruction.num_gradient_scales",
+            f"found {scales}; expected at most {image_size_px.bit_length() - 1}: every scale halves "
+            f"prepare.image_size_px {image_size_px}, and two pixels make a gradient",
+        )
     if image_size_px % factor:
         yield (
             "prepare.image_size_px",
@@ -155,13 +169,14 @@ def _pretrained(params: Params) -> Iterator[Finding]:
 
 def _weights(params: Params) -> Iterator[Finding]:
     """Weights that users bring must lie where DVC looks for changes."""
-    clip, folder = params.train_clip, params.paths.models
+    clip = params.train_clip
     places = {
-        "train_clip.pretrained": clip.pretrained if clip.pretrained_is_path else None,
-        "train_unet.init_from": params.train_unet.init_from,
-        "evaluate.inception_weights": params.evaluate.inception_weights,
+        "train_clip.pretrained": (clip.pretrained if clip.pretrained_is_path else None, "clip"),
+        "train_unet.init_from": (params.train_unet.init_from, "unet"),
+        "evaluate.inception_weights": (params.evaluate.inception_weights, "inception"),
     }
-    for key, place in places.items():
+    for key, (place, name) in places.items():
+        folder = f"{params.paths.models}/{name}"
         if place is not None and not PurePosixPath(place).is_relative_to(folder):
             yield key, f"found {place}; expected a path in {folder}, the folder where DVC sees that weights changed"
 

@@ -20,7 +20,7 @@ from ldm.diffusion import DenoisingObjective, add_noise, denoiser, training_time
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.networks import AutoencoderParams
 from ldm.params.train_unet import TrainUNetParams
-from ldm.training import Accelerator
+from ldm.training import Accelerator, rows_per_pass
 
 Samples = npt.NDArray[np.int64]
 
@@ -225,7 +225,7 @@ class Validation:
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(2 + 2 * num_buckets, dtype=torch.float64)
-        num_rows = self._params.training.batch_size // self._params.training.num_accumulation_steps
+        num_rows = rows_per_pass(self._params.training, self._accelerator)
         starts = range(0, len(self._buckets), num_rows)
         for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
             rows = slice(start, start + num_rows)

@@ -142,13 +142,6 @@ def z0_from_prediction(
     return _column(of_z, z) * z + _column(of_prediction, z) * predicted
 
 
-def noise_from_z0(
-    schedule: Schedule, z: Float[Tensor, "b c h w"], z0_hat: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b c h w"]:
-    """The noise that z and a clean latent imply at time t > 0."""
-    return (z - _column(schedule.alpha(t), z) * z0_hat) / _column(schedule.sigma(t), z)
-
-
 def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Weight of the squared error of the prediction at time t.
 

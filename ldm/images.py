@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _MIN_CELL_PX = 128
 _CAPTION_PX = 13
 _NUM_CAPTION_LINES = 4
+_CUT = "..."
 _GAP_PX = 4
 
 
@@ -61,7 +62,7 @@ def grid(
     """One picture of all images in reading order, each above its caption; `.save(path)` writes it.
 
     Images below 128 px are magnified by a whole factor, without smoothing, so that captions fit and pixels stay
-    visible. A caption is wrapped to four lines and then cut. Tensors must lie on the CPU.
+    visible. A caption is wrapped to four lines; what is cut off shows as "...". Tensors must lie on the CPU.
     """
     cells = np.asarray(images).transpose(0, 2, 3, 1)
     assert captions is None or len(captions) == len(cells), "one caption per image"
@@ -82,8 +83,18 @@ def grid(
 def _write_caption(draw: ImageDraw.ImageDraw, caption: str, x: int, y: int, width: int) -> None:
     # Pillow's embedded font: the same picture on every machine.
     font = ImageFont.load_default(_CAPTION_PX)
-    for i, line in enumerate(_wrap(caption, font, width)[:_NUM_CAPTION_LINES]):
+    lines = _wrap(caption, font, width)
+    if len(lines) > _NUM_CAPTION_LINES:
+        lines[_NUM_CAPTION_LINES - 1] = _cut(lines[_NUM_CAPTION_LINES - 1], font, width) + _CUT
+    for i, line in enumerate(lines[:_NUM_CAPTION_LINES]):
         draw.text((x, y + 1 + i * (_CAPTION_PX + 2)), line, fill="black", font=font)
+
+
+def _cut(line: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
+    """As much of a line as leaves room for the mark of what is missing."""
+    while font.getlength(line + _CUT) > width:
+        line = line[:-1]
+    return line
 
 
 def _wrap(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> list[str]:

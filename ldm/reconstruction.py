@@ -13,7 +13,7 @@ from ldm import images, randomness
 from ldm.autoencoder import Autoencoder, ReconstructionObjective, to_image, to_signal
 from ldm.params.train_autoencoder import TrainAutoencoderParams
 from ldm.shards import Shards
-from ldm.training import Accelerator
+from ldm.training import Accelerator, rows_per_pass
 
 _LEAST_MSE = 1e-3
 _WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
@@ -52,7 +52,7 @@ class Measurement:
 
     def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
         self._shards, self._params, self._accelerator = shards, params, accelerator
-        self._num_rows = params.training.batch_size // params.training.num_accumulation_steps
+        self._num_rows = rows_per_pass(params.training, accelerator)
 
     def curves(self, objective: nn.Module) -> dict[str, float]:
         """`loss` (without posterior noise) and `psnr_db` over the first `num_validation_samples` images."""

@@ -1,7 +1,7 @@
 """From measurements of images to the numbers and tables that people read.
 
-Every accuracy stands beside what real images, shuffled captions and autoencoder round trips score, and every distance
-beside the same distance of the real images of the same prompts: a number without its scale says nothing.
+Every accuracy stands beside that of the real images of the same prompts and of their autoencoder round trips, and every
+distance beside the same distance of those real images: a number without its scale says nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -183,19 +183,21 @@ def table(report: Report, space: str) -> str:
     by_place = {(a.images, a.attribute, a.num_objects): a.estimate for a in report.accuracies}
     kinds = dict.fromkeys((a.attribute, a.num_objects) for a in report.accuracies)
     shown = [kind for kind in kinds if kind[1] == _ALL_COUNTS or kind[0] == "scene"]
-    lines = ["| | held out | seen | real images |", "|---|---|---|---|"]
+    columns = [(prefix, name) for name in SETS for prefix in ("", REAL, DECODED)]
+    header = [part for name in ("held out", "seen") for part in (name, "real images", "round trips")]
+    lines = [_row("", header), _row("---", ["---"] * len(header))]
     for attribute, group in sorted(shown, key=lambda kind: (kind[0] != "scene", kind[1] != _ALL_COUNTS)):
         label = "whole scene" if attribute == "scene" else attribute
         label += "" if group == _ALL_COUNTS else f", {group} object{'s' if group != '1' else ''}"
-        places = [(HELD_OUT, attribute, group), (SEEN, attribute, group), (REAL + SEEN, attribute, group)]
-        lines.append(_row(label, [_percent(by_place.get(place)) for place in places]))
+        estimates = [by_place.get((prefix + name, attribute, group)) for prefix, name in columns]
+        shown_as = zip(columns, estimates, strict=True)
+        lines.append(_row(label, [_percent(estimate, not prefix) for (prefix, _), estimate in shown_as]))
     numbers = report.metrics
     distances = {f"Frechet distance ({space})": f"frechet_{space}", f"kernel distance ({space})": f"kid_{space}"}
     for label, key in distances.items():
-        values = [f"{key}_{HELD_OUT}", f"{key}_{SEEN}", f"{key}_{SEEN}_floor"]
-        lines.append(_row(label, [f"{numbers[value]:.4g}" for value in values]))
-    margins = [f"clip_score_margin_{name}" for name in (HELD_OUT, SEEN, REAL + SEEN)]
-    lines.append(_row("CLIP score, own minus other caption", [f"{numbers[margin]:.4f}" for margin in margins]))
+        lines.append(_scores(label, [(f"{key}_{name}", f"{key}_{name}_floor") for name in SETS], numbers))
+    margins = [(f"clip_score_margin_{name}", f"clip_score_margin_{REAL}{name}") for name in SETS]
+    lines.append(_scores("CLIP score, own minus other caption", margins, numbers))
     scales = ("oracle_real", "oracle_shuffled", "oracle_reconstructed", "retrieval_accuracy")
     notes = [f"{key} {numbers[key]:.4f}" for key in scales if key in numbers]
     counts = f"{numbers[f'num_samples_{HELD_OUT}']} held-out and {numbers[f'num_samples_{SEEN}']} seen prompts"
@@ -207,10 +209,16 @@ def _row(label: str, cells: Sequence[str]) -> str:
     return f"| {' | '.join([label, *cells])} |"
 
 
-def _percent(estimate: Estimate | None) -> str:
+def _scores(label: str, keys: Iterable[tuple[str, str]], numbers: Mapping[str, Value]) -> str:
+    """A row of numbers that samples and real images have, and round trips have not."""
+    return _row(label, [cell for pair in keys for cell in (*(f"{numbers[key]:.4g}" for key in pair), "")])
+
+
+def _percent(estimate: Estimate | None, with_interval: bool) -> str:
     if estimate is None:
         return ""
-    return f"{100 * estimate.value:.1f} % ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+    interval = f" ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})" if with_interval else ""
+    return f"{100 * estimate.value:.1f} %{interval}"
 
 
 def _bounds(name: str, estimate: Estimate) -> dict[str, Value]:

@@ -78,33 +78,41 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
 
     captions: the splits train, val and held_out. A prompt is the first caption of a sample, samples are taken in an
     order scattered over their split, and none is taken twice. Without held-out samples `held_out` is drawn from val.
-    ConfigError: a split has not two samples left for a set, the least that can be compared.
+    Sets that ask more of a split than it has share it in proportion. ConfigError: a set would have less than two
+    prompts, the least that can be compared.
     """
-    taken = Counter[str]()
-    held_out_split = HELD_OUT if len(captions[HELD_OUT]) else "val"
-    held_out = _take(captions, held_out_split, params.num_prompts_held_out, taken, "num_prompts_held_out")
-    seen = _take(captions, params.seen_split, params.num_prompts_seen, taken, "num_prompts_seen")
-    sets = [PromptSet(HELD_OUT, params.guidance_scale, held_out), PromptSet(SEEN, params.guidance_scale, seen)]
-    if params.sweep.guidance_scales:
-        swept = _take(captions, "val", params.sweep.num_prompts, taken, "sweep.num_prompts")
-        sets += [PromptSet(f"{_SWEEP}_{scale:g}", scale, swept) for scale in params.sweep.guidance_scales]
-    return sets
+    wanted = [
+        (HELD_OUT, HELD_OUT if len(captions[HELD_OUT]) else "val", params.num_prompts_held_out),
+        (SEEN, params.seen_split, params.num_prompts_seen),
+        (_SWEEP, "val", params.sweep.num_prompts if params.sweep.guidance_scales else 0),
+    ]
+    asked, taken, prompts = Counter[str](), Counter[str](), dict[str, list[Prompt]]()
+    for _, split, count in wanted:
+        asked[split] += count
+    for name, split, count in wanted:
+        available = len(captions[split])
+        share = min(count, count * available // max(asked[split], 1))
+        if count and share < 2:
+            found = (
+                f"{asked[split]} prompts asked of the {available} samples of {split}, which leaves {share} for {name}"
+            )
+            fix = "change the numbers of prompts, or give the split more samples"
+            raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
+        prompts[name] = _take(captions[split], split, range(taken[split], taken[split] + share), taken.total())
+        taken[split] += share
+    scales = {HELD_OUT: params.guidance_scale, SEEN: params.guidance_scale}
+    sets = [PromptSet(name, scale, prompts[name]) for name, scale in scales.items()]
+    return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
 
 
-def _take(captions: Mapping[str, shards.Shards], split: str, count: int, taken: Counter[str], key: str) -> list[Prompt]:
-    available, first_number = len(captions[split]), taken.total()
-    positions = np.arange(taken[split], min(taken[split] + count, available), dtype=np.int64)
-    if len(positions) < 2:
-        found = f"{taken[split]} of the {available} samples of {split} have gone to other prompts"
-        fix = "lower the numbers of prompts, or give the split more samples"
-        raise ConfigError(f"params.yaml: sample.{key}", found, "at least two left", fix)
-    taken[split] += len(positions)
+def _take(captions: shards.Shards, split: str, places: range, first_number: int) -> list[Prompt]:
     # The choice does not depend on sample.seed: two seeds are compared on the same prompts.
-    chosen = randomness.order(positions, available, randomness.key(0, "prompts", split))
+    positions = np.array(places, dtype=np.int64)
+    chosen = randomness.order(positions, len(captions), randomness.key(0, "prompts", split))
     prompts: list[Prompt] = []
     for number, sample in enumerate(chosen.tolist(), first_number):
-        told = json.loads(captions[split][sample]["json"])
-        prompts.append(Prompt(told["captions"][0], told["claims"][0], number, split, captions[split].keys[sample]))
+        told = json.loads(captions[sample]["json"])
+        prompts.append(Prompt(told["captions"][0], told["claims"][0], number, split, captions.keys[sample]))
     return prompts
 
 

@@ -142,7 +142,7 @@ def guide(
     def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         z0_hat = conditional(z, t)
         inside = (t >= low) & (t <= high)
-        if not bool(inside.any()):
+        if (low, high) != (0, 1) and not bool(inside.any()):
             return z0_hat
         base = unconditional(z, t)
         return torch.where(inside.reshape(-1, 1, 1, 1), base + guidance_scale * (z0_hat - base), z0_hat)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+_LONGEST_WAIT = timedelta(hours=12)
+"""For the others, while one process alone hashes or writes a large output."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -44,12 +48,12 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     """Join the other processes of this launch, set threads and the attention backend, and say so in one line.
 
     Raises:
-        MachineError: the launcher's config asks for another precision or accumulation than the params,
-            or the attention backend cannot run here.
+        MachineError: the launcher's config asks for another precision or accumulation than the params or splits the
+            model, or the attention backend cannot run here.
     """
     _refuse_launcher_config(precision, num_accumulation_steps)
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ldm import attention
 
@@ -60,7 +64,9 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=num_accumulation_steps,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
+    torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in an order of the moment
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
@@ -125,6 +131,10 @@ def _cgroup_cores() -> int:
 
 def _refuse_launcher_config(precision: str, num_accumulation_steps: int) -> None:
     """Precision and accumulation change results, so the params rule; the launcher's own default is "no" and 1."""
+    if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _SHARDED):
+        expected = "whole models, data parallel: MULTI_GPU, or 'NO' for one process"
+        fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
+        raise MachineError("accelerate config", "a model that is split over processes", expected, fix)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
         fix = "set mixed_precision: 'no' in the accelerate config; the params file decides"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ldm import artifact, plots
+from ldm import artifact, attention, plots
 from ldm.errors import MachineError, NumericsError, Stopped
 from ldm.params.training import TrainingParams
 from ldm.state import Run, State, StopRequest
@@ -90,7 +90,7 @@ class _Loop:
         assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
         self.objective, self.batch_at_step, self.keys_at_step = objective, batch_at_step, keys_at_step
         self.params, self.accelerator = params, accelerator
-        self.num_rows = _rows_per_pass(params, accelerator)
+        self.num_rows = rows_per_pass(params, accelerator)
         self.model: nn.Module = accelerator.prepare_model(objective.train())
         self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
         self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -241,7 +241,8 @@ class _Loop:
 
     def _machine(self) -> dict[str, str | int]:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
-        return {"device": device, "processes": world, "threads": torch.get_num_threads()}
+        threads, backend = torch.get_num_threads(), attention.active()
+        return {"device": device, "processes": world, "threads": threads, "attention": backend}
 
 
 def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
@@ -250,7 +251,8 @@ def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> s
     return slice(first, first + num_rows)
 
 
-def _rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
+def rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
+    """Rows of a global batch that a process takes at once. MachineError: the processes cannot divide it."""
     num_parts = params.num_accumulation_steps * accelerator.num_processes
     if params.batch_size % num_parts:
         found = f"{accelerator.num_processes} processes with num_accumulation_steps {params.num_accumulation_steps}"
@@ -301,10 +303,10 @@ def train(
         if accelerator.is_main_process:
             run.open()
         accelerator.wait_for_everyone()
-        saved = run.load()
-        if saved is not None:
+        if (saved := run.load()) is not None:
             loop.restore(saved)
             accelerator.print(f"{name}: going on from step {saved.step} in {run.directory}", flush=True)
+        del saved  # as large as the model and its optimizer
         _run_steps(loop, run, validate, picture, name)
         on_error.pop_all()  # the run is the caller's until the result stands in its place
     loop.swap()

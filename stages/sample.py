@@ -59,7 +59,8 @@ def main() -> str:
     sets = samples.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
-    run = state.Run(Path(paths.runs), "sample", state.fingerprint(params, inputs))
+    made_by = state.fingerprint(params, {**inputs, "device": accelerator.device.type})
+    run = state.Run(Path(paths.runs), "sample", made_by)
     with run.opened(accelerator):
         work = samples.units(sets, params.num_samples_per_shard)
         for unit in state.units(work, "sample", "shard", accelerator):
@@ -72,8 +73,11 @@ def main() -> str:
                 samples.write(folder, sets, partial(read_pictures, run), params, inputs)
                 samples.grid(folder, params).save(folder / "grid.png")
         run.remove()
-    counts = ", ".join(f"{len(part.prompts)} {part.name}" for part in sets)
-    return f"sample: {counts} -> {paths.samples}"
+    asked = {samples.HELD_OUT: params.num_prompts_held_out, samples.SEEN: params.num_prompts_seen}
+    counts = ", ".join(
+        f"{part.name} {len(part.prompts)} of {asked.get(part.name, params.sweep.num_prompts)}" for part in sets
+    )
+    return f"sample: {counts} prompts -> {paths.samples}"
 
 
 if __name__ == "__main__":

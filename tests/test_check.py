@@ -80,8 +80,17 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
         ),
         (
             {"train_unet.init_from": "other/unet"},
-            "train_unet.init_from: found other/unet; expected a path in data/models, the folder where DVC sees that "
-            "weights changed",
+            "train_unet.init_from: found other/unet; expected a path in data/models/unet, the folder where DVC sees "
+            "that weights changed",
+        ),
+        (
+            {"train_autoencoder.reconstruction.num_gradient_scales": 6},
+            "train_autoencoder.reconstruction.num_gradient_scales: found 6; expected at most 5: every scale halves "
+            "prepare.image_size_px 32, and two pixels make a gradient",
+        ),
+        (
+            {"prepare.image_size_px": 8, "train_unet.network.latent_size": 2},
+            "prepare.image_size_px: found 8; expected at least 11, the window of structural similarity",
         ),
     ],
 )

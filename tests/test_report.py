@@ -145,8 +145,12 @@ def test_without_claims_retrieval_takes_the_place_of_accuracy():
 def test_the_markdown_table_quotes_the_numbers():
     text = report.table(made(), "clip")
     lines = text.splitlines()
-    assert lines[0] == "| | held out | seen | real images |"
-    assert lines[2].startswith("| whole scene | 50.0 % (25.4 to 74.6) | 75.0 % (")
+    assert lines[0] == "|  | held out | real images | round trips | seen | real images | round trips |"
+    cells = ["whole scene", "50.0 % (25.4 to 74.6)", "100.0 %", "66.7 %", "75.0 % (46.8 to 91.1)", "91.7 %", "83.3 %"]
+    assert lines[2] == f"| {' | '.join(cells)} |"
+    distance = next(line for line in lines if line.startswith("| Frechet distance (clip) | "))
+    numbers = [f"{made().metrics[f'frechet_clip_{key}']:.4g}" for key in ("held_out", "held_out_floor")]
+    assert distance.split(" | ")[1:4] == [*numbers, ""]
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert "oracle_real 0.9583" in text and "30 training images" in text
     assert "whole scene" not in report.table(made(claims=False), "clip")

@@ -90,7 +90,7 @@ def test_data_deps_and_outs_are_the_paths_that_the_script_uses(stage: str) -> No
     assert len(uses) == len(attributes) + len(inside), "pass single paths on, so that it shows which ones a stage uses"
     entries = [*DVC["stages"][stage]["deps"], *DVC["stages"][stage].get("outs", [])]
     listed = {match.group(1) for entry in entries if (match := re.match(r"\$\{paths\.(\w+)\}", entry))}
-    # `models` is where paths within a section must lie, so a script does not use it itself.
+    # Within `models` paths of a section must lie, so a script does not use it itself.
     assert {node.attr for node in attributes} - {"runs"} == listed - {"models"}
 
 

@@ -69,11 +69,14 @@ def test_without_held_out_samples_the_sets_share_validation(tmp_path):
     assert numbers[-1] > 25, "prompts stand for the whole split"
 
 
-def test_a_set_takes_what_is_left_and_two_at_least(tmp_path):
-    splits = captions(tmp_path, train=5, val=10, held_out=8)
-    assert [len(part.prompts) for part in samples.choose(splits, params())][-1] == 2
-    with pytest.raises(ConfigError, match=r"sample\.sweep\.num_prompts: 9 of the 10 samples of val"):
-        samples.choose(splits, params(num_prompts_seen=9))
+def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):
+    splits = captions(tmp_path, train=5, val=9, held_out=8)
+    sets = samples.choose(splits, params())
+    assert [len(part.prompts) for part in sets] == [6, 6, 3, 3]  # 8 + 4 are asked of the 9
+    assert len({prompt.key for part in sets[:3] for prompt in part.prompts}) == 15
+    found = "50 prompts asked of the 9 samples of val, which leaves 0 for sweep"
+    with pytest.raises(ConfigError, match=found):
+        samples.choose(splits, params(num_prompts_seen=46))
 
 
 def test_two_seeds_are_compared_on_the_same_prompts(tmp_path):

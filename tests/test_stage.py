@@ -151,6 +151,7 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_respect_a_quota(
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision: fp16; expected fp32"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision: bf16; expected fp32"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps: 4; expected 2"),
+        ("ACCELERATE_USE_FSDP", "true", "split over processes; expected whole models, data parallel"),
     ],
 )
 def test_a_launcher_config_may_not_change_the_result(

@@ -110,7 +110,7 @@ def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):
         run("sample")
     assert not (here / "data/samples").exists()
     change(here, "sample", guidance_scale=1, sweep={"guidance_scales": [], "num_prompts": 4})
-    assert "8 seen" in run("sample")
+    assert "seen 8 of 8" in run("sample")
 
 
 def test_latents_of_another_autoencoder_are_refused(here, trained):

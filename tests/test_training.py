@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,24 @@ def test_a_nonfinite_loss_is_never_applied(tmp_path: Path):
     assert history.skipped == [{"step": 20, "keys": Batches(params()).keys(19)}]
     assert math.isfinite(history.training[-1]["loss"])
     assert not equal(expected.state_dict(), toy.state_dict())
+
+
+@pytest.mark.parametrize("num_accumulation_steps", [1, 2])
+def test_a_nonfinite_loss_with_finite_gradients_is_never_applied(tmp_path: Path, num_accumulation_steps: int):
+    """An infinite part of the loss that no weight can change, in half of a batch."""
+    chosen = params(num_accumulation_steps=num_accumulation_steps)
+
+    def batches(step: int, rows: slice) -> dict[str, Tensor]:
+        batch = Batches(chosen)(step, rows)
+        return batch | {"offset": torch.full(batch["factor"].shape, torch.inf if step == 5 and not rows.start else 0.0)}
+
+    class Offset(Toy):
+        def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            scalars = super().forward(batch)
+            return scalars | {"loss": scalars["loss"] + batch.get("offset", torch.zeros(1)).mean()}
+
+    _, history = run_toy(tmp_path, chosen, toy=Offset(), batches=batches)
+    assert [row["step"] for row in history.skipped] == [6]
 
 
 def test_samples_of_skipped_updates_are_named_also_after_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -119,10 +119,6 @@ class Clip(nn.Module):
         out = self.model.forward_intermediates(text=ids, text_indices=-blocks, normalize_intermediates=norm)
         return out["text_intermediates"][blocks], out["text_features"]
 
-    def token_embeddings(self, ids: Int[Tensor, "b n"], layer: Layer, norm: bool) -> Float[Tensor, "b n d"]:
-        """The first of the two results of `encode_text`."""
-        return self.encode_text(ids, layer, norm)[0]
-
     def text_features(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b f"]:
         """Pooled features of captions, of length 1."""
         return self.model.encode_text(ids, normalize=True)

@@ -14,7 +14,8 @@ class EvaluateParams(Section):
     """Features for Frechet distance and kernel distance, part of every metric's name: the pipeline's own CLIP, or
     Inception v3."""
     inception_weights: str | None
-    """State dict of torchvision's Inception v3 as a safetensors file in `paths.models`; null with `clip`."""
+    """State dict of torchvision's Inception v3, a safetensors file in `inception` of `paths.models`; null with
+    `clip`."""
     num_reference_images: int = Field(ge=2, le=10**6)
     """Training images, none of which gave a prompt, that samples are compared with (fewer if there are fewer)."""
     num_kid_subsets: int = Field(ge=1, le=1000)

@@ -1,4 +1,5 @@
-"""Params section `machine`: settings of this machine. They do not change a result, so no stage depends on them."""
+"""Params section `machine`: settings of this machine. They change a result by rounding at most, so no stage depends on
+them."""
 
 from typing import Literal
 
@@ -13,8 +14,8 @@ class MachineParams(Section):
     threads: int | None = Field(ge=1)
     """CPU threads per process; null = physical cores / processes on this machine."""
     num_workers: NonNegativeInt
-    """Data-loading worker processes beside each process; 0 = none."""
+    """Processes beside the first one that draw and clean images in `prepare`; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]
     """Attention backend; auto = the fastest that runs here."""
     compile: bool
-    """Whether networks are compiled by torch.compile before training."""
+    """Whether torch.compile compiles autoencoder and UNet for their trainings."""

@@ -16,7 +16,7 @@ class PathsParams(Section):
     source: RelativePath
     """Corpora that users bring; no stage writes there."""
     models: RelativePath
-    """Weights that users bring; no stage writes there."""
+    """Weights that users bring, in folders `clip`, `unet` and `inception`; no stage writes there."""
     images: RelativePath
     """Image shards, one sub-folder per split."""
     captions: RelativePath
@@ -44,9 +44,9 @@ class PathsParams(Section):
     unet_results: RelativePath
     """Metrics, curves and pictures of the UNet."""
     samples: RelativePath
-    """Sampled images as shards."""
+    """Sampled images as shards, and the grid of them."""
     evaluation: RelativePath
-    """Metrics of the samples, grid and guidance sweep."""
+    """Metrics of the samples, samples beside real images, guidance sweep."""
     runs: RelativePath
     """Resumable state; not tracked, nothing downstream reads it."""
 

@@ -76,8 +76,8 @@ class TrainClipParams(Section):
 
     pretrained: str | None = Field(min_length=1)
     """null = train `network` on the corpus; else an open_clip tag (`laion2b_s34b_b79k`), a checkpoint file
-    (`data/models/clip.safetensors`), a folder with `open_clip_config.json`, or a folder that an earlier run of this
-    stage wrote. A path holds a `/`, a tag does not."""
+    in `clip` of `paths.models`, or there a folder with `open_clip_config.json` or one that an earlier run of this stage
+    wrote. A path holds a `/`, a tag does not."""
     architecture: str | None = Field(min_length=1)
     """open_clip's name of the architecture (`ViT-L-14`) for a tag or a checkpoint file; null for a folder, which says
     it itself."""
