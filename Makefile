@@ -46,5 +46,5 @@ lock: $(INSTALLED) ## pin what .venv holds now
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-clean: ## remove saved states of unfinished runs
+clean: ## remove runs/: saved states of unfinished runs, and encoded shards kept for the next time
 	rm -rf runs

@@ -58,16 +58,15 @@ def draw(checks: Mapping[str, Check]) -> str:
         "",
         "Written by `make reliability` from `docs/reliability.json`; `make test` tries each a few times.",
         "",
-        "| check | promise | trials | passed | commit |",
-        "| --- | --- | --- | --- | --- |",
+        "| check | promise | trials | passed | counted on the way | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, check in checks.items():
         if name not in known:
-            lines.append(f"| `{name}` | {check.promise} | not yet run in full | | |")
+            lines.append(f"| `{name}` | {check.promise} | not yet run in full | | | |")
             continue
         found = known[name]
-        more = "".join(f"; {count:,} {what}" for what, count in found.get("counts", {}).items())
-        lines.append(
-            f"| `{name}` | {check.promise}{more} | {found['trials']:,} | {found['passed']:,} | {found['commit']} |"
-        )
+        counts = ", ".join(f"{count:,} {what}" for what, count in found.get("counts", {}).items())
+        cells = [f"`{name}`", check.promise, f"{found['trials']:,}", f"{found['passed']:,}", counts, found["commit"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
