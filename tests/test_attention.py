@@ -84,6 +84,11 @@ def test_math_sdpa_and_auto_run_on_a_cpu_and_xformers_does_not():
     assert attention.use("auto", CPU) == "math+sdpa"
 
 
+@pytest.mark.parametrize("asked", ["math", "sdpa", "auto"])
+def test_the_backend_in_use_has_the_name_that_was_returned(asked):
+    assert attention.use(asked, torch.device("cpu")) == attention.active()
+
+
 def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
     attention.use("math", CPU)
     with pytest.raises(MachineError, match=r"machine\.attention: xformers cannot run on cpu .*\nfix: set it to auto"):

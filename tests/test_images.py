@@ -49,6 +49,14 @@ def test_grid_writes_each_caption_below_its_image_only():
     assert (picture[:132] == 255).all() and (picture[:, 136:] == 255).all(), "nothing over images or beside the cell"
 
 
+def test_a_caption_that_is_cut_says_so():
+    blank = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    four = "\n".join(["abcdefghijklmnop"] * 4)
+    fits, cut = (np.asarray(images.grid(blank, 1, [text])) for text in (four, f"{four} more"))
+    rows = np.flatnonzero((fits != cut).any(axis=(1, 2)))
+    assert len(rows) and rows.min() > 128 + 3 * 15, "the mark stands in the last line"
+
+
 def test_grid_wants_a_caption_for_every_image():
     with pytest.raises(AssertionError, match="one caption per image"):
         images.grid(np.zeros((2, 3, 8, 8), np.uint8), 2, ["only one"])
