@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int8, UInt8
+from jaxtyping import Bool, Int8, UInt8
 from torch import Tensor
 
 from ldm import artifact, images, metrics, randomness
@@ -19,7 +19,7 @@ from ldm.clip import Clip
 from ldm.corpora import oracle
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.evaluate import EvaluateParams
-from ldm.samples import HELD_OUT, SEEN, Prompt, Samples
+from ldm.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.shards import Shards
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ CHECKS = (*oracle.ATTRIBUTES, "scene")
 """Columns of `checks`."""
 NOT_STATED, WRONG, RIGHT = -1, 0, 1
 REAL, DECODED = "real_", "decoded_"
-REFERENCE, GALLERY = "reference", "gallery"
+REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
 _NUM_COLUMNS = 8
 """Of the picture of pairs: even, so that a pair stays together."""
+
+
+def features_in(space: str) -> str:
+    """Name of the tensor that holds the features of a space."""
+    return f"features_{space}"
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,22 @@ def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateP
     ConfigError: fewer than two training images have given no prompt.
     """
     found = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
-    for name in (HELD_OUT, SEEN):
+    for name in [name for name in SETS if name in samples]:
         prompts = samples[name].prompts
-        origins = [(prompt.split, prompt.key) for prompt in prompts]
-        found.append(_real(REAL + name, origins, real, prompts, decoded=False))
-        found.append(_real(DECODED + name, origins, real, prompts, decoded=True))
+        found.append(_real(REAL + name, _origins(prompts), real, prompts))
+        found.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
+    sweep = next((part.prompts for name, part in samples.items() if name not in SETS), None)
+    if sweep is not None:
+        found.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
     prompted = {(prompt.split, prompt.key) for part in samples.values() for prompt in part.prompts}
     found.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
     if not has_claims(samples):
         found.append(_real(GALLERY, _gallery(samples, real, params), real))
     return found
+
+
+def _origins(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+    return [(prompt.split, prompt.key) for prompt in prompts]
 
 
 def _real(
@@ -116,9 +127,23 @@ def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> 
 def _gallery(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[tuple[str, str]]:
     """(split, key) of the images to search among: those of the searched prompts, in their order, then others of
     training and validation."""
-    own = [(prompt.split, prompt.key) for prompt in samples[SEEN].prompts[: params.num_retrieval_prompts]]
+    own = _origins(samples[SEEN].prompts[: params.num_retrieval_prompts])
     others = [*_scattered(real, "train"), *_scattered(real, "val")]
     return list(dict.fromkeys([*own, *others]))[: max(params.num_retrieval_images, len(own))]
+
+
+def matching(
+    samples: Mapping[str, Samples],
+    real: RealImages,
+    captions: Mapping[str, Sequence[Sequence[str]]],
+    params: EvaluateParams,
+) -> Bool[Tensor, "prompts gallery"]:
+    """Whether an image of the gallery has a searched prompt among its captions; `captions` are those of train and val,
+    in the order of their images."""
+    texts = {split: dict(zip(real.keys(split), told, strict=True)) for split, told in captions.items()}
+    gallery = [set(texts[split][key]) for split, key in _gallery(samples, real, params)]
+    prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_retrieval_prompts]]
+    return torch.tensor([[prompt in told for told in gallery] for prompt in prompts])
 
 
 def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
@@ -132,14 +157,15 @@ def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
 class Instruments:
     """What images are measured with."""
 
-    space: metrics.FeatureSpace
+    spaces: Sequence[metrics.FeatureSpace]
+    """Where images are compared, the CLIP's own space among them."""
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
-        """Per image: `features` [n, f] and CLIP's `clip_image` [n, e]; with prompts also `clip_text` [n, e] and the
+        """Per image: `features_SPACE` [n, f] of every space; with prompts also CLIP's `clip_text` [n, e] and the
         oracle's `checks` and `shuffled_checks` [n, len(CHECKS)], the latter with the claim of another prompt."""
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
@@ -151,9 +177,7 @@ class Instruments:
         pixels = images.to_tensor([subject.png(i) for i in rows]).to(self.device)
         if subject.decoded:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
-        of_clip = self.clip.image_features(pixels).float().cpu()
-        features = of_clip if self.space.name == "clip" else self.space.extract(pixels).float().cpu()
-        found = {"features": features, "clip_image": of_clip}
+        found = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
         if subject.prompts is None:
             return found
         ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
@@ -195,16 +219,16 @@ def read_units(folder: Path, found: Sequence[Subject]) -> dict[str, dict[str, Te
     for subject in found:
         parts = [artifact.open_tensors(path) for path in sorted((folder / subject.name).iterdir())]
         measured[subject.name] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        assert len(measured[subject.name]["features"]) == subject.count, f"{subject.name}: a unit is missing"
+        assert len(next(iter(measured[subject.name].values()))) == subject.count, f"{subject.name}: a unit is missing"
     return measured
 
 
 def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":
-    """Samples of seen and then of held-out prompts, at most `count` of each, every one beside the real image of its
-    prompt."""
+    """Samples of seen and then of held-out (or else unseen) prompts, at most `count` of each, every one beside the real
+    image of its prompt."""
     cells: list[bytes] = []
     captions: list[str] = []
-    for name, title in ((SEEN, "seen"), (HELD_OUT, "held out")):
+    for name, title in shown(samples).items():
         part = samples[name]
         for i, prompt in enumerate(part.prompts[:count]):
             cells += [part.png(i), real.png(prompt.split, prompt.key)]

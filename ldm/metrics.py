@@ -23,6 +23,8 @@ _Z_95 = 1.959963984540054
 _INCEPTION_SIZE_PX = 299
 _INCEPTION_FEATURES = 2048
 _NOT_FEATURES = ("fc.", "AuxLogits.")
+OWN_CLIP = "own_clip"
+"""Name of the space of the run's own CLIP: its distances cannot be compared between runs."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class FeatureSpace:
 
 
 def clip_space(clip: Clip, sha256: str) -> FeatureSpace:
-    """Image features of a CLIP, of length 1; distances are at most about 2."""
-    return FeatureSpace("clip", sha256, clip.feature_width, clip.image_features)
+    """Image features of the CLIP of this run, of length 1; distances are at most about 2. The CLIP of another run has
+    another space."""
+    return FeatureSpace(OWN_CLIP, sha256, clip.feature_width, clip.image_features)
 
 
 def inception_space(weights: Path, device: torch.device) -> FeatureSpace:
@@ -166,9 +169,10 @@ def shuffle_distance(count: int) -> int:
 
 
 def found_by_image(
-    queries: Float[Tensor, "b f"], gallery: Float[Tensor, "n f"], own: Sequence[int], k: int
+    queries: Float[Tensor, "b f"], gallery: Float[Tensor, "n f"], matching: Bool[Tensor, "b n"], k: int
 ) -> Bool[Tensor, "b"]:
-    """Whether gallery image `own[i]` is among the k that are nearest to query i by cosine (features of length 1)."""
+    """Whether one of the gallery images that match query i is among the k nearest to it by cosine (features of length
+    1)."""
     similarity = queries.double() @ gallery.double().T
-    of_own = similarity[torch.arange(len(queries)), torch.tensor(own)]
-    return (similarity > of_own[:, None]).sum(1) < k
+    nearest_match = similarity.masked_fill(~matching, -torch.inf).amax(1)
+    return (similarity > nearest_match[:, None]).sum(1) < k

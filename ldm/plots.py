@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Table = dict[str, list[tuple[float, float]]]
 
@@ -30,19 +31,10 @@ def read_table(path: Path, x: str = "step") -> Table:
 
 def draw_curves(tables: Mapping[str, Path], path: Path, x: str = "step") -> None:
     """Draw CSV tables (label -> file) over column `x` as one PNG, a panel per column; equal in, equal bytes out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     read = {label: read_table(file, x) for label, file in tables.items()}
     names = list(dict.fromkeys(name for table in read.values() for name in table))
-    num_columns = min(3, max(1, len(names)))
-    num_rows = max(1, math.ceil(len(names) / num_columns))
-    figure = Figure(figsize=(4 * num_columns, 3 * num_rows))
-    figure.subplots_adjust(left=0.2 / num_columns, right=1 - 0.1 / num_columns, wspace=0.3)
-    figure.subplots_adjust(bottom=0.2 / num_rows, top=1 - 0.1 / num_rows, hspace=0.5)
-    FigureCanvasAgg(figure)
-    for i, name in enumerate(names):
-        axes = figure.add_subplot(num_rows, num_columns, i + 1, title=name, xlabel=x)
+    figure, panels = _panels(names, x)
+    for name, axes in panels.items():
         for label, points in ((label, table[name]) for label, table in read.items() if name in table):
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
             if _spans_decades(value for _, value in points):
@@ -50,6 +42,40 @@ def draw_curves(tables: Mapping[str, Path], path: Path, x: str = "step") -> None
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def draw_intervals(table: Path, path: Path, x: str) -> None:
+    """Draw a CSV over column `x` as one PNG, a panel per column NAME: bars from NAME_low to NAME_high where there are
+    such columns, and NAME_floor as a dashed line; equal in, equal bytes out."""
+    read = read_table(table, x)
+    parts = ("_low", "_high", "_floor")
+    figure, panels = _panels([name for name in read if not name.endswith(parts)], x)
+    for name, axes in panels.items():
+        places, values = zip(*read[name], strict=True)
+        ends = [read[f"{name}_{side}"] for side in ("low", "high") if f"{name}_{side}" in read]
+        bars = [[abs(end - value) for (_, end), value in zip(side, values, strict=True)] for side in ends] or None
+        axes.errorbar(places, values, yerr=bars, marker=".", capsize=3, label="samples")
+        if f"{name}_floor" in read:
+            axes.plot(*zip(*read[f"{name}_floor"], strict=True), linestyle="--", label="real images")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _panels(names: Sequence[str], x: str) -> tuple[Any, dict[str, Any]]:
+    """A figure with one panel for each name, up to three in a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = min(3, max(1, len(names)))
+    num_rows = max(1, math.ceil(len(names) / num_columns))
+    figure = Figure(figsize=(4 * num_columns, 3 * num_rows))
+    figure.subplots_adjust(left=0.2 / num_columns, right=1 - 0.1 / num_columns, wspace=0.3)
+    figure.subplots_adjust(bottom=0.2 / num_rows, top=1 - 0.1 / num_rows, hspace=0.5)
+    FigureCanvasAgg(figure)
+    return figure, {
+        name: figure.add_subplot(num_rows, num_columns, i, title=name, xlabel=x) for i, name in enumerate(names, 1)
+    }
 
 
 def _text(value: float | None) -> str:

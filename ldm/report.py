@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int8
+from jaxtyping import Bool, Int8
 from torch import Tensor
 
 from ldm import metrics
-from ldm.evaluation import CHECKS, DECODED, GALLERY, NOT_STATED, REAL, REFERENCE, RIGHT
+from ldm.evaluation import CHECKS, DECODED, GALLERY, NOT_STATED, REAL, REAL_SWEEP, REFERENCE, RIGHT, features_in
 from ldm.metrics import Estimate
 from ldm.params.evaluate import EvaluateParams
-from ldm.samples import HELD_OUT, SEEN, Samples
+from ldm.samples import SEEN, SETS, Samples
 
-SETS = (HELD_OUT, SEEN)
-SUMMARY = (f"scene_accuracy_{HELD_OUT}", f"scene_accuracy_{SEEN}", "relation_accuracy", "retrieval_accuracy")
+SUMMARY = (*(f"scene_accuracy_{name}" for name in SETS), "relation_accuracy", "retrieval_accuracy")
 """What one line says of an evaluation."""
 Value = float | int | str
 _ALL_COUNTS = "all"
@@ -42,6 +41,10 @@ class Report:
     metrics: dict[str, Value]
     accuracies: list[Accuracy]
     sweep: list[dict[str, float]]
+    sets: list[str]
+    """Those of `SETS` that were sampled."""
+    spaces: list[str]
+    """Feature spaces of the distances."""
 
     def accuracy_rows(self) -> list[list[str]]:
         """`accuracies` as a table, header first."""
@@ -57,22 +60,29 @@ class Report:
 def make(
     samples: Mapping[str, Samples],
     measured: Mapping[str, Mapping[str, Tensor]],
-    space: metrics.FeatureSpace,
+    spaces: Sequence[metrics.FeatureSpace],
+    matching: Bool[Tensor, "prompts gallery"] | None,
     params: EvaluateParams,
 ) -> Report:
-    """All numbers of an evaluation from the tensors of `Instruments.measure` by subject."""
+    """All numbers of an evaluation from the tensors of `Instruments.measure` by subject.
+
+    matching: which images of the gallery have which searched prompt as a caption; None without a gallery.
+    """
+    sets = [name for name in SETS if name in samples]
     found: list[Accuracy] = []
     for prefix in ("", REAL, DECODED):
-        for name in SETS:
+        for name in sets:
             found += accuracies(prefix + name, samples[name], measured[prefix + name]["checks"])
-    numbers: dict[str, Value] = {**_headline(found, measured)}
-    numbers |= _distances(measured, space.name, params)
-    numbers |= _clip_scores(measured)
-    numbers |= _retrieval(measured, params)
-    numbers |= {f"num_samples_{name}": len(samples[name]) for name in SETS}
-    numbers["num_reference_images"] = len(measured[REFERENCE]["features"])
-    numbers[f"{space.name}_extractor_sha256"] = space.sha256
-    return Report(numbers, found, _sweep(samples, measured))
+    numbers: dict[str, Value] = {**_headline(found, measured, sets)}
+    for space in spaces:
+        numbers |= _distances(measured, space.name, sets, params)
+        numbers[f"{space.name}_extractor_sha256"] = space.sha256
+    numbers |= _clip_scores(measured, sets)
+    numbers |= _retrieval(measured, matching, params)
+    numbers |= {f"num_samples_{name}": len(samples[name]) for name in sets}
+    numbers["num_reference_images"] = len(measured[REFERENCE][features_in(spaces[0].name)])
+    names = [space.name for space in spaces]
+    return Report(numbers, found, _sweep(samples, measured, names), sets, names)
 
 
 def accuracies(images: str, samples: Samples, checks: Int8[Tensor, "n checks"]) -> list[Accuracy]:
@@ -100,18 +110,20 @@ def _pooled(
     return _estimate(torch.cat([measured[name][tensor] for name in names])[:, CHECKS.index(attribute)])
 
 
-def _headline(found: Sequence[Accuracy], measured: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Value]:
+def _headline(
+    found: Sequence[Accuracy], measured: Mapping[str, Mapping[str, Tensor]], sets: Sequence[str]
+) -> dict[str, Value]:
     numbers: dict[str, Value] = {}
     for a in found:
-        if a.images in SETS and a.num_objects == _ALL_COUNTS:
+        if a.images in sets and a.num_objects == _ALL_COUNTS:
             numbers[f"{a.attribute}_accuracy_{a.images}"] = _short(a.estimate.value)
             if a.attribute == "scene":
                 numbers |= _bounds(f"scene_accuracy_{a.images}", a.estimate)
-        elif a.images in SETS and a.attribute == "scene":
+        elif a.images in sets and a.attribute == "scene":
             numbers[f"scene_accuracy_{a.images}_{a.num_objects}_objects"] = _short(a.estimate.value)
-    real, decoded = ([prefix + name for name in SETS] for prefix in (REAL, DECODED))
+    real, decoded = ([prefix + name for name in sets] for prefix in (REAL, DECODED))
     pooled = {
-        "relation_accuracy": _pooled(measured, SETS, "checks", "relation"),
+        "relation_accuracy": _pooled(measured, sets, "checks", "relation"),
         "oracle_real": _pooled(measured, real, "checks", "scene"),
         "oracle_shuffled": _pooled(measured, real, "shuffled_checks", "scene"),
         "oracle_reconstructed": _pooled(measured, decoded, "checks", "scene"),
@@ -119,72 +131,95 @@ def _headline(found: Sequence[Accuracy], measured: Mapping[str, Mapping[str, Ten
     return numbers | {name: _short(estimate.value) for name, estimate in pooled.items() if estimate is not None}
 
 
-def _distances(measured: Mapping[str, Mapping[str, Tensor]], space: str, params: EvaluateParams) -> dict[str, Value]:
+def _distances(
+    measured: Mapping[str, Mapping[str, Tensor]], space: str, sets: Sequence[str], params: EvaluateParams
+) -> dict[str, Value]:
     """Frechet and kernel distance from the reference: of the samples, and (`_floor`) of the real images of the same
     prompts; and of round trips from the images they are of."""
-    reference = measured[REFERENCE]["features"]
+    tensor = features_in(space)
+    reference = measured[REFERENCE][tensor]
     numbers: dict[str, Value] = {}
-    for name in SETS:
+    for name in sets:
         for subject, suffix in ((name, ""), (REAL + name, "_floor")):
-            features = measured[subject]["features"]
+            features = measured[subject][tensor]
             kernel, spread = metrics.kernel_distance(
                 features, reference, params.num_kid_subsets, params.kid_subset_size, params.seed
             )
             numbers[f"frechet_{space}_{name}{suffix}"] = _short(metrics.frechet_distance(features, reference))
             numbers[f"kid_{space}_{name}{suffix}"] = _short(kernel)
             numbers[f"kid_{space}_{name}{suffix}_std"] = _short(spread)
-    original, decoded = (torch.cat([measured[p + name]["features"] for name in SETS]) for p in (REAL, DECODED))
+    original, decoded = (torch.cat([measured[p + name][tensor] for name in sets]) for p in (REAL, DECODED))
     numbers[f"frechet_{space}_reconstructed"] = _short(metrics.frechet_distance(decoded, original))
     return numbers
 
 
-def _clip_scores(measured: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Value]:
+def _clip_score(measured: Mapping[str, Tensor]) -> tuple[Estimate, Estimate]:
+    return metrics.clip_score(measured[features_in(metrics.OWN_CLIP)], measured["clip_text"])
+
+
+def _clip_scores(measured: Mapping[str, Mapping[str, Tensor]], sets: Sequence[str]) -> dict[str, Value]:
     numbers: dict[str, Value] = {}
-    for name in (*SETS, *(REAL + name for name in SETS)):
-        matched, margin = metrics.clip_score(measured[name]["clip_image"], measured[name]["clip_text"])
-        numbers[f"clip_score_{name}"] = _short(matched.value)
-        numbers[f"clip_score_margin_{name}"] = _short(margin.value)
-        numbers |= _bounds(f"clip_score_margin_{name}", margin)
+    for name in (*sets, *(REAL + name for name in sets)):
+        matched, margin = _clip_score(measured[name])
+        numbers[f"own_clip_score_{name}"] = _short(matched.value)
+        numbers[f"own_clip_score_margin_{name}"] = _short(margin.value)
+        numbers |= _bounds(f"own_clip_score_margin_{name}", margin)
     return numbers
 
 
-def _retrieval(measured: Mapping[str, Mapping[str, Tensor]], params: EvaluateParams) -> dict[str, Value]:
-    """How often a sample of a seen prompt finds that prompt's image, which has the prompt's place in the gallery."""
-    if GALLERY not in measured:
+def _retrieval(
+    measured: Mapping[str, Mapping[str, Tensor]],
+    matching: Bool[Tensor, "prompts gallery"] | None,
+    params: EvaluateParams,
+) -> dict[str, Value]:
+    """How often a sample of a seen prompt finds an image that has this prompt as a caption."""
+    if matching is None:
         return {}
-    gallery = measured[GALLERY]["clip_image"]
-    queries = measured[SEEN]["clip_image"][: params.num_retrieval_prompts]
-    hits = metrics.found_by_image(queries, gallery, range(len(queries)), params.retrieval_k)
+    tensor = features_in(metrics.OWN_CLIP)
+    gallery = measured[GALLERY][tensor]
+    queries = measured[SEEN][tensor][: len(matching)]
+    hits = metrics.found_by_image(queries, gallery, matching, params.retrieval_k)
     estimate = metrics.share(hits.tolist())
     numbers: dict[str, Value] = {"retrieval_accuracy": _short(estimate.value)}
     numbers |= _bounds("retrieval_accuracy", estimate)
     return numbers | {"num_retrieval_prompts": estimate.count, "num_retrieval_images": len(gallery)}
 
 
-def _sweep(samples: Mapping[str, Samples], measured: Mapping[str, Mapping[str, Tensor]]) -> list[dict[str, float]]:
-    """One row per guidance scale; an accuracy that no caption states is left out."""
+def _sweep(
+    samples: Mapping[str, Samples], measured: Mapping[str, Mapping[str, Tensor]], spaces: Sequence[str]
+) -> list[dict[str, float]]:
+    """One row per guidance scale, with the bounds of 95 % intervals (`_low`, `_high`) where there are some.
+
+    An accuracy that no caption states is left out. `frechet_SPACE_floor` is the distance of the real images of the same
+    prompts, as many and of the same scenes: only above it does a distance say something of the samples.
+    """
     rows: list[dict[str, float]] = []
     for name, part in samples.items():
         if name in SETS:
             continue
-        shares = {f"{a}_accuracy": _pooled(measured, [name], "checks", a) for a in ("scene", "relation")}
+        found = {f"{a}_accuracy": _pooled(measured, [name], "checks", a) for a in ("scene", "relation")}
+        found["own_clip_score_margin"] = _clip_score(measured[name])[1]
         row = {"guidance_scale": part.guidance_scale}
-        row |= {key: _short(estimate.value) for key, estimate in shares.items() if estimate is not None}
-        row["frechet"] = _short(metrics.frechet_distance(measured[name]["features"], measured[REFERENCE]["features"]))
-        row["clip_score_margin"] = _short(
-            metrics.clip_score(measured[name]["clip_image"], measured[name]["clip_text"])[1].value
-        )
+        for key, estimate in found.items():
+            if estimate is not None:
+                row |= {key: _short(estimate.value), f"{key}_low": _short(estimate.low)}
+                row[f"{key}_high"] = _short(estimate.high)
+        for space in spaces:
+            tensor = features_in(space)
+            for subject, suffix in ((name, ""), (REAL_SWEEP, "_floor")):
+                distance = metrics.frechet_distance(measured[subject][tensor], measured[REFERENCE][tensor])
+                row[f"frechet_{space}{suffix}"] = _short(distance)
         rows.append(row)
     return rows
 
 
-def table(report: Report, space: str) -> str:
+def table(report: Report) -> str:
     """The main numbers as Markdown."""
     by_place = {(a.images, a.attribute, a.num_objects): a.estimate for a in report.accuracies}
     kinds = dict.fromkeys((a.attribute, a.num_objects) for a in report.accuracies)
     shown = [kind for kind in kinds if kind[1] == _ALL_COUNTS or kind[0] == "scene"]
-    columns = [(prefix, name) for name in SETS for prefix in ("", REAL, DECODED)]
-    header = [part for name in ("held out", "seen") for part in (name, "real images", "round trips")]
+    columns = [(prefix, name) for name in report.sets for prefix in ("", REAL, DECODED)]
+    header = [part for name in report.sets for part in (name.replace("_", " "), "real images", "round trips")]
     lines = [_row("", header), _row("---", ["---"] * len(header))]
     for attribute, group in sorted(shown, key=lambda kind: (kind[0] != "scene", kind[1] != _ALL_COUNTS)):
         label = "whole scene" if attribute == "scene" else attribute
@@ -193,16 +228,32 @@ def table(report: Report, space: str) -> str:
         shown_as = zip(columns, estimates, strict=True)
         lines.append(_row(label, [_percent(estimate, not prefix) for (prefix, _), estimate in shown_as]))
     numbers = report.metrics
-    distances = {f"Frechet distance ({space})": f"frechet_{space}", f"kernel distance ({space})": f"kid_{space}"}
-    for label, key in distances.items():
-        lines.append(_scores(label, [(f"{key}_{name}", f"{key}_{name}_floor") for name in SETS], numbers))
-    margins = [(f"clip_score_margin_{name}", f"clip_score_margin_{REAL}{name}") for name in SETS]
-    lines.append(_scores("CLIP score, own minus other caption", margins, numbers))
+    for space in report.spaces:
+        for label, key in {"Frechet distance": f"frechet_{space}", "kernel distance": f"kid_{space}"}.items():
+            pairs = [(f"{key}_{name}", f"{key}_{name}_floor") for name in report.sets]
+            lines.append(_scores(f"{label} ({space.replace('_', ' ')})", pairs, numbers))
+    margins = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
+    lines.append(_scores("CLIP score (own clip), own minus other caption", margins, numbers))
     scales = ("oracle_real", "oracle_shuffled", "oracle_reconstructed", "retrieval_accuracy")
     notes = [f"{key} {numbers[key]:.4f}" for key in scales if key in numbers]
-    counts = f"{numbers[f'num_samples_{HELD_OUT}']} held-out and {numbers[f'num_samples_{SEEN}']} seen prompts"
-    notes.append(f"{counts}, {numbers['num_reference_images']} training images as reference")
-    return "\n".join([*lines, "", "; ".join(notes), ""])
+    counts = ", ".join(f"{numbers[f'num_samples_{name}']} {name.replace('_', '-')}" for name in report.sets)
+    notes.append(f"{counts} prompts, {numbers['num_reference_images']} training images as reference")
+    return "\n".join([*lines, "", "; ".join(notes), "", *_sweep_table(report)])
+
+
+def _sweep_table(report: Report) -> list[str]:
+    """The guidance sweep as Markdown: nothing without one."""
+    if not report.sweep:
+        return []
+    shown = {"whole scene": "scene_accuracy", "relation": "relation_accuracy"}
+    shown = {label: key for label, key in shown.items() if key in report.sweep[0]}
+    keys = [f"frechet_{space}{suffix}" for space in report.spaces for suffix in ("", "_floor")]
+    labels = [key.replace("frechet_", "Frechet distance, ").replace("_", " ") for key in keys]
+    lines = [_row("guidance scale", [*shown, *labels]), _row("---", ["---"] * (len(shown) + len(keys)))]
+    for row in report.sweep:
+        cells = [_percent(Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"], 0), True) for key in shown.values()]
+        lines.append(_row(f"{row['guidance_scale']:g}", [*cells, *(f"{row[key]:.4g}" for key in keys)]))
+    return [*lines, ""]
 
 
 def _row(label: str, cells: Sequence[str]) -> str:

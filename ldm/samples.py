@@ -6,7 +6,7 @@ A folder of samples holds one split of shards per set of prompts (parts png, and
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ Pictures = tuple[UInt8[Tensor, "b 3 h w"], Sequence[Origin]]
 """Images, and what each was made from."""
 
 KIND = "samples"
-HELD_OUT, SEEN = "held_out", "seen"
-SPLITS = ("train", "val", "held_out")
+HELD_OUT, UNSEEN, SEEN = "held_out", "unseen", "seen"
+SETS = (HELD_OUT, UNSEEN, SEEN)
+"""Sets that are sampled with the settings of the params; the others are the sweep's."""
 _SWEEP = "sweep"
 _FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
 
@@ -74,17 +75,20 @@ class Unit:
 
 
 def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[PromptSet]:
-    """The sets `held_out`, `seen` and one per scale of the sweep, whose prompts have the same numbers at every scale.
+    """The sets of `SETS` and one per scale of the sweep, whose prompts have the same numbers at every scale.
 
-    captions: the splits train, val and held_out. A prompt is the first caption of a sample, samples are taken in an
-    order scattered over their split, and none is taken twice. Without held-out samples `held_out` is drawn from val.
-    Sets that ask more of a split than it has share it in proportion. ConfigError: a set would have less than two
-    prompts, the least that can be compared.
+    captions: all splits. A prompt is the first caption of a sample, samples are taken in an order scattered over their
+    split, and none is taken twice. The sweep is drawn from the unseen compositions, or from val for a corpus that keeps
+    none back; `unseen` is then left out, and `held_out` drawn from val. A set of no prompts is left out too. Sets that
+    ask more of a split than it has share it in proportion. ConfigError: a set would have one prompt, too few to
+    compare.
     """
+    unseen = UNSEEN if len(captions[UNSEEN]) else "val"
     wanted = [
         (HELD_OUT, HELD_OUT if len(captions[HELD_OUT]) else "val", params.num_prompts_held_out),
+        (UNSEEN, UNSEEN, params.num_prompts_unseen if len(captions[UNSEEN]) else 0),
         (SEEN, params.seen_split, params.num_prompts_seen),
-        (_SWEEP, "val", params.sweep.num_prompts if params.sweep.guidance_scales else 0),
+        (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
     ]
     asked, taken, prompts = Counter[str](), Counter[str](), dict[str, list[Prompt]]()
     for _, split, count in wanted:
@@ -98,10 +102,10 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
             )
             fix = "change the numbers of prompts, or give the split more samples"
             raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
-        prompts[name] = _take(captions[split], split, range(taken[split], taken[split] + share), taken.total())
+        places = range(taken[split], taken[split] + share)
+        prompts[name] = _take(captions[split], split, places, taken.total()) if places else []
         taken[split] += share
-    scales = {HELD_OUT: params.guidance_scale, SEEN: params.guidance_scale}
-    sets = [PromptSet(name, scale, prompts[name]) for name, scale in scales.items()]
+    sets = [PromptSet(name, params.guidance_scale, prompts[name]) for name in SETS if prompts[name]]
     return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
 
 
@@ -145,16 +149,24 @@ def write(
 
 
 def grid(folder: Path, params: SampleParams) -> "Image":
-    """Rows of seen prompts, and below them rows of held-out ones, with the prompts as captions."""
+    """Rows of seen prompts, and below them rows of held-out ones (or of unseen ones), with the prompts as captions."""
     cells: list[bytes] = []
     captions: list[str] = []
-    for name, title in ((SEEN, "seen"), (HELD_OUT, "held out")):
+    for name, title in shown(path.name for path in folder.iterdir()).items():
         samples = shards.Shards(folder / name, verify=False)
         count = min(len(samples), params.num_grid_rows * params.num_grid_columns)
         whole_rows = count - count % params.num_grid_columns or count
         cells += [samples[i]["png"] for i in range(whole_rows)]
         captions += [f"{title}: {json.loads(samples[i]['json'])['prompt']}" for i in range(whole_rows)]
     return images.grid(images.to_tensor(cells), params.num_grid_columns, captions)
+
+
+def shown(names: Iterable[str]) -> dict[str, str]:
+    """The sets that pictures show, with their titles: seen prompts, then held-out ones, or unseen ones if there are no
+    held-out ones."""
+    known = set(names)
+    others = [name for name in (HELD_OUT, UNSEEN) if name in known][:1]
+    return {name: name.replace("_", " ") for name in (SEEN, *others)}
 
 
 class Samples:
@@ -176,10 +188,11 @@ class Samples:
 
 
 def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
-    """All sets by name, `held_out` and `seen` first. IntegrityError: missing, corrupt or of another kind."""
+    """All sets by name, those of `SETS` first. IntegrityError: missing, corrupt or of another kind."""
     passport = artifact.read_passport(folder, KIND)
     facts: dict[str, Any] = passport.facts["sets"]
-    names = sorted(facts, key=lambda name: (name not in (HELD_OUT, SEEN), facts[name]["guidance_scale"], name))
+    sweep = sorted(facts.keys() - set(SETS), key=lambda name: facts[name]["guidance_scale"])
+    names = [*(name for name in SETS if name in facts), *sweep]
     return passport, {name: Samples(folder / name, **facts[name]) for name in names}
 
 

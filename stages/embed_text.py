@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm import artifact, clip, config, stage, state
 from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter, KeptRows
 from ldm.captions import Captions
+from ldm.corpora import SPLITS
 from ldm.errors import ConfigError
 from ldm.params.embed_text import EmbedTextParams
 from ldm.params.machine import MachineParams
@@ -20,8 +21,6 @@ from ldm.params.paths import PathsParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-SPLITS = ("train", "val", "held_out")
 
 
 def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:

@@ -11,27 +11,32 @@ import torch
 from tqdm import tqdm
 
 from ldm import artifact, clip, config, evaluation, metrics, plots, report, samples, stage
+from ldm.captions import Captions
+from ldm.corpora import SPLITS
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
 from ldm.pipeline import load_autoencoder
 
 
-def feature_space(params: EvaluateParams, model: clip.Clip, sha256: str, device: torch.device) -> metrics.FeatureSpace:
-    """The space that the params name."""
+def feature_spaces(
+    params: EvaluateParams, model: clip.Clip, sha256: str, device: torch.device
+) -> list[metrics.FeatureSpace]:
+    """The run's own CLIP, and Inception if the params name its weights."""
+    own = [metrics.clip_space(model, sha256)]
     if params.inception_weights is None:
-        return metrics.clip_space(model, sha256)
-    return metrics.inception_space(Path(params.inception_weights), device)
+        return own
+    return [*own, metrics.inception_space(Path(params.inception_weights), device)]
 
 
-def write(folder: Path, result: report.Report, space: str) -> None:
+def write(folder: Path, result: report.Report) -> None:
     """Numbers as JSON for DVC, tables as CSV and Markdown, the sweep as a picture."""
     artifact.write_json(folder / "metrics.json", result.metrics)
-    (folder / "table.md").write_text(report.table(result, space), encoding="utf-8")
+    (folder / "table.md").write_text(report.table(result), encoding="utf-8")
     with (folder / "accuracies.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(result.accuracy_rows())
     plots.write_table(folder / "guidance_sweep.csv", result.sweep)
-    plots.draw_curves({"val": folder / "guidance_sweep.csv"}, folder / "guidance_sweep.png", "guidance_scale")
+    plots.draw_intervals(folder / "guidance_sweep.csv", folder / "guidance_sweep.png", "guidance_scale")
 
 
 def main() -> str:
@@ -43,9 +48,9 @@ def main() -> str:
     autoencoder, of_autoencoder = load_autoencoder(Path(paths.autoencoder), device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", of_autoencoder.content_sha256)
-    space = feature_space(params, model.to(device), of_clip.content_sha256, device)
-    instruments = evaluation.Instruments(space, model, autoencoder, device)
-    real = evaluation.RealImages(Path(paths.images), samples.SPLITS)
+    spaces = feature_spaces(params, model.to(device), of_clip.content_sha256, device)
+    instruments = evaluation.Instruments(spaces, model, autoencoder, device)
+    real = evaluation.RealImages(Path(paths.images), SPLITS)
     subjects = evaluation.subjects(sampled, real, params)
     units = evaluation.units(subjects, params.num_samples_per_unit)
     with stage.output(Path(paths.evaluation), accelerator) as folder:
@@ -57,9 +62,13 @@ def main() -> str:
         accelerator.wait_for_everyone()
         summary = ""
         if accelerator.is_main_process:
-            result = report.make(sampled, evaluation.read_units(parts, subjects), space, params)
+            matching = None
+            if not evaluation.has_claims(sampled):
+                texts = {split: Captions(Path(paths.captions) / split).texts for split in ("train", "val")}
+                matching = evaluation.matching(sampled, real, texts, params)
+            result = report.make(sampled, evaluation.read_units(parts, subjects), spaces, matching, params)
             shutil.rmtree(parts)
-            write(folder, result, space.name)
+            write(folder, result)
             inputs = {
                 "samples": passport.content_sha256,
                 "autoencoder": of_autoencoder.content_sha256,
@@ -71,7 +80,7 @@ def main() -> str:
                 "evaluation",
                 params.model_dump(mode="json"),
                 inputs,
-                {"feature_space": space.name},
+                {"feature_spaces": [space.name for space in spaces]},
                 artifact.sha256_file(folder / "metrics.json"),
             )
             evaluation.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")

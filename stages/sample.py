@@ -10,6 +10,7 @@ import torch
 
 from ldm import config, samples, stage, state
 from ldm.cache import TextEmbeddings
+from ldm.corpora import SPLITS
 from ldm.errors import IntegrityError
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -55,7 +56,7 @@ def main() -> str:
     embeddings = TextEmbeddings(Path(paths.embeddings))
     generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, accelerator.device)
     generator.check_latents(Path(paths.latents))
-    captions = {split: Shards(Path(paths.captions) / split) for split in samples.SPLITS}
+    captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = samples.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
@@ -73,7 +74,7 @@ def main() -> str:
                 samples.write(folder, sets, partial(read_pictures, run), params, inputs)
                 samples.grid(folder, params).save(folder / "grid.png")
         run.remove()
-    asked = {samples.HELD_OUT: params.num_prompts_held_out, samples.SEEN: params.num_prompts_seen}
+    asked = {name: getattr(params, f"num_prompts_{name}") for name in samples.SETS}
     counts = ", ".join(
         f"{part.name} {len(part.prompts)} of {asked.get(part.name, params.sweep.num_prompts)}" for part in sets
     )

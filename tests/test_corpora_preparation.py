@@ -101,7 +101,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes_or_the_time(tmp_path):
     time.sleep(1.1)  # a modification time in a tar counts whole seconds
     _prepare(tmp_path / "b", map(_item, range(400)), num_workers=2)
     one, two = _files(tmp_path / "a"), _files(tmp_path / "b")
-    assert one.keys() == two.keys() and len(one) == 3 + 2 * (3 + 5 + 2 + 2)
+    assert one.keys() == two.keys() and len(one) == 3 + 2 * (4 + 5 + 2 + 2)
     assert [name for name in one if one[name] != two[name]] == []
 
 
@@ -151,6 +151,7 @@ def test_no_accepted_sample_leaves_empty_splits_and_no_picture(tmp_path):
     assert {split: len(Shards(tmp_path / "images" / split)) for split in report.splits} == {
         "train": 0,
         "val": 0,
+        "unseen": 0,
         "held_out": 0,
     }
     assert not (tmp_path / "results" / "examples.png").exists()

@@ -7,11 +7,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ldm.corpora import Pair, shapes
+from ldm.corpora import SPLITS, Pair, Split, shapes
 from ldm.params.prepare import ShapesParams
 from tests.corpora import shapes_params
 
 PARAMS: ShapesParams = shapes_params(num_train=400, num_val=200, num_held_out=200)
+RESERVED: tuple[Split, ...] = ("unseen", "held_out")
 
 
 def _image(pair: Pair) -> np.ndarray:
@@ -21,25 +22,33 @@ def _image(pair: Pair) -> np.ndarray:
 def test_vocabulary_has_the_promised_breadth() -> None:
     assert len(shapes.COLOURS) >= 8 and len(shapes.SHAPES) >= 6 and len(shapes.RADII) >= 2
     assert len(shapes.RELATIONS) >= 4 and len(shapes.BACKGROUNDS) >= 3
-    assert len(shapes.HELD_OUT_PAIRS) == round(len(shapes.COLOURS) * len(shapes.SHAPES) / 10)
-    assert len(shapes.HELD_OUT_TRIPLES) == round(len(shapes.SHAPES) ** 2 * len(shapes.AXES) / 10)
+    for split in RESERVED:
+        assert len(shapes.RESERVED_PAIRS[split]) == round(len(shapes.COLOURS) * len(shapes.SHAPES) / 10)
+        assert len(shapes.RESERVED_TRIPLES[split]) == round(len(shapes.SHAPES) ** 2 * len(shapes.AXES) / 10)
 
 
-@pytest.mark.parametrize("split", ["train", "val", "held_out"])
-def test_every_split_is_on_its_side_of_the_held_out_compositions(split: shapes.Split) -> None:
+def test_settings_are_chosen_on_other_compositions_than_those_of_the_last_look() -> None:
+    for reserved in (shapes.RESERVED_PAIRS, shapes.RESERVED_TRIPLES):
+        assert not reserved["unseen"] & reserved["held_out"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_is_on_its_side_of_the_reserved_compositions(split: Split) -> None:
     scenes = [shapes.scene_at(number, split, PARAMS) for number in range(400)]
-    assert {shapes.is_held_out(scene) for scene in scenes} == {split == "held_out"}
+    wanted = {split} if split in RESERVED else set[Split]()
+    assert all(shapes.reserved_for(scene) == wanted for scene in scenes)
 
 
-def test_both_kinds_of_composition_are_held_out_and_relations_have_no_second_name() -> None:
+@pytest.mark.parametrize("split", RESERVED)
+def test_both_kinds_of_composition_are_reserved_and_relations_have_no_second_name(split: Split) -> None:
     red_circle = shapes.Object("red", "circle", "small", 0.5, 0.25, 0.12, (215, 35, 35))
-    for colour, shape in shapes.HELD_OUT_PAIRS:
+    for colour, shape in shapes.RESERVED_PAIRS[split]:
         alone = shapes.Object(colour, shape, "large", 0.5, 0.5, shapes.RADII["large"], shapes.COLOURS[colour])
-        assert shapes.is_held_out(shapes.Scene((alone,), "centre", "white", (245, 245, 245)))
-    for first, axis, second in shapes.HELD_OUT_TRIPLES:
+        assert split in shapes.reserved_for(shapes.Scene((alone,), "centre", "white", (245, 245, 245)))
+    for first, axis, second in shapes.RESERVED_TRIPLES[split]:
         pair = tuple(shapes.Object("cyan", s, "small", 0.5, 0.5, 0.12, (0, 0, 0)) for s in (first, second))
-        assert shapes.is_held_out(shapes.Scene(pair, axis, "white", (245, 245, 245)))
-    assert not shapes.is_held_out(shapes.Scene((red_circle,), "top", "white", (245, 245, 245)))
+        assert split in shapes.reserved_for(shapes.Scene(pair, axis, "white", (245, 245, 245)))
+    assert not shapes.reserved_for(shapes.Scene((red_circle,), "top", "white", (245, 245, 245)))
 
 
 def test_a_sample_depends_on_seed_split_and_number_alone() -> None:

@@ -1,17 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ldm import clip, config, evaluation, metrics
 from ldm.autoencoder import Autoencoder, to_image, to_signal
-from ldm.corpora import shapes
+from ldm.corpora import SPLITS, shapes
 from ldm.errors import ConfigError, IntegrityError
 from ldm.images import decode_png, encode_png
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.networks import AutoencoderParams
 from ldm.params.prepare import ShapesParams
 from ldm.params.train_clip import ClipParams
-from ldm.samples import SPLITS, Prompt
+from ldm.samples import Prompt
 from ldm.shards import write
 from tests.import_closure import ROOT
 from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
@@ -19,7 +21,7 @@ from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
 CPU = torch.device("cpu")
 CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)
 PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
-COUNTS = {"train": 12, "val": 8, "held_out": 4}
+COUNTS = {"train": 12, "val": 8, "unseen": 8, "held_out": 4}
 
 
 def png(number: int, split: str) -> bytes:
@@ -45,8 +47,9 @@ class FakeSamples:
 def sampled(claims: bool = True, seen_split: str = "val") -> dict[str, FakeSamples]:
     return {
         "held_out": FakeSamples("held_out", range(4), claims),
+        "unseen": FakeSamples("unseen", range(5), claims),
         "seen": FakeSamples(seen_split, range(5), claims),
-        "sweep_1": FakeSamples("val", range(5, 8), claims),
+        "sweep_1": FakeSamples("unseen", range(5, 8), claims),
     }
 
 
@@ -68,7 +71,7 @@ def instruments() -> evaluation.Instruments:
     torch.manual_seed(0)
     model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
     autoencoder = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
-    return evaluation.Instruments(metrics.clip_space(model, "0" * 64), model, autoencoder, CPU)
+    return evaluation.Instruments([metrics.clip_space(model, "0" * 64)], model, autoencoder, CPU)
 
 
 def by_name(found: list[evaluation.Subject]) -> dict[str, evaluation.Subject]:
@@ -77,11 +80,13 @@ def by_name(found: list[evaluation.Subject]) -> dict[str, evaluation.Subject]:
 
 def test_every_set_has_its_real_images_and_their_round_trips(real):
     found = by_name(evaluation.subjects(sampled(), real, params()))
-    expected = ["held_out", "seen", "sweep_1", "real_held_out", "decoded_held_out", "real_seen", "decoded_seen"]
-    assert list(found) == [*expected, "reference"]
-    assert [subject.name for subject in found.values() if subject.decoded] == ["decoded_held_out", "decoded_seen"]
-    for name in ("held_out", "seen"):
-        assert [found[f"real_{name}"].png(i) for i in range(4)] == [found[name].png(i) for i in range(4)]
+    sets = ("held_out", "unseen", "seen")
+    expected = [*sets, "sweep_1", *(prefix + name for name in sets for prefix in ("real_", "decoded_"))]
+    assert list(found) == [*expected, "real_sweep", "reference"]
+    assert [subject.name for subject in found.values() if subject.decoded] == [f"decoded_{name}" for name in sets]
+    for sampled_set, real_images in (*((name, f"real_{name}") for name in sets), ("sweep_1", "real_sweep")):
+        pngs = [[found[name].png(i) for i in range(3)] for name in (sampled_set, real_images)]
+        assert pngs[0] == pngs[1], sampled_set
 
 
 def test_the_reference_holds_no_image_of_a_prompt(real):
@@ -103,6 +108,21 @@ def test_without_claims_a_gallery_opens_with_the_images_of_the_prompts(real):
     gallery = [found["gallery"].png(i) for i in range(found["gallery"].count)]
     assert len(gallery) == len(set(gallery)) == 12
     assert gallery[:4] == [samples["seen"].png(i) for i in range(4)]
+
+
+def test_every_image_with_the_caption_of_a_prompt_matches_it(real):
+    samples = sampled(claims=False, seen_split="train")
+    told = {
+        split: [["thing"] if i % 2 else [f"{split} {i}"] for i in range(COUNTS[split])] for split in ("train", "val")
+    }
+    samples["seen"].prompts[1] = replace(samples["seen"].prompts[1], prompt="thing")
+    samples["seen"].prompts[0] = replace(samples["seen"].prompts[0], prompt="train 0")
+    found = evaluation.matching(samples, real, told, params(num_retrieval_prompts=2))
+    assert found.shape == (2, 12) and found[0].tolist() == [True] + [False] * 11
+    keys = [pair.key for pair in (shapes.pair_at(i, "train", CORPUS_PARAMS, 64) for i in range(12))]
+    subject = by_name(evaluation.subjects(samples, real, params(num_retrieval_prompts=2)))["gallery"]
+    odd = {real.png("train", key) for key in keys[1::2]} | {real.png("val", key) for key in real.keys("val")[1::2]}
+    assert found[1].tolist() == [subject.png(i) in odd for i in range(12)]
 
 
 def test_an_unknown_key_is_refused(real):
@@ -131,8 +151,8 @@ def test_round_trips_pass_through_the_autoencoder(real, instruments):
     with torch.no_grad():
         posterior = instruments.autoencoder.encode(to_signal(pixels))
         expected = instruments.clip.image_features(to_image(instruments.autoencoder.decode(posterior.mean)))
-    assert torch.allclose(found["features"], expected, atol=1e-6)
-    assert not torch.allclose(found["features"], instruments.clip.image_features(pixels), atol=1e-3)
+    assert torch.allclose(found["features_own_clip"], expected, atol=1e-6)
+    assert not torch.allclose(found["features_own_clip"], instruments.clip.image_features(pixels), atol=1e-3)
 
 
 def test_measurements_do_not_depend_on_units_and_come_back_in_order(real, instruments, tmp_path):

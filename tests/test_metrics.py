@@ -98,7 +98,10 @@ def test_shuffled_captions_are_a_derangement():
 def test_an_image_is_found_when_fewer_than_k_others_are_nearer():
     gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.3], [0, 1]]), dim=1)
     queries = gallery[:1].repeat(3, 1)
-    assert metrics.found_by_image(queries, gallery, [0, 1, 2], k=2).tolist() == [True, True, False]
+    assert metrics.found_by_image(queries, gallery, torch.eye(3, 4) > 0, k=2).tolist() == [True, True, False]
+    alike = torch.tensor([[False, False, True, True]])
+    assert metrics.found_by_image(queries[:1], gallery, alike, k=3).tolist() == [True]
+    assert metrics.found_by_image(queries[:1], gallery, alike, k=2).tolist() == [False]
 
 
 def test_inception_refuses_other_weights(tmp_path):

@@ -34,3 +34,18 @@ def test_no_rows_are_no_error(tmp_path: Path):
     plots.write_table(tmp_path / "t.csv", [])
     plots.draw_curves({"training": tmp_path / "t.csv"}, tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 0
+
+
+def test_intervals_and_floors_are_drawn_in_the_panel_of_their_column(tmp_path: Path):
+    row = {"scale": 1.0, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.7, "distance": 3.0}
+    other = row | {"scale": 2.0, "accuracy": 0.6}
+    sizes = []
+    for i, rows in enumerate(
+        [[row, other], [row, other | {"accuracy_high": 0.9}], [row | {"distance_floor": 1.0}, other]]
+    ):
+        plots.write_table(tmp_path / "t.csv", rows)
+        plots.draw_intervals(tmp_path / "t.csv", tmp_path / f"{i}.png", "scale")
+        with Image.open(tmp_path / f"{i}.png") as picture:
+            sizes.append(picture.size)
+    assert sizes == [(800, 300)] * 3, "a panel for accuracy and one for distance"
+    assert len({(tmp_path / f"{i}.png").read_bytes() for i in range(3)}) == 3, "a bound and a floor are seen"

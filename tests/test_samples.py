@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm import config, samples
+from ldm.corpora import SPLITS
 from ldm.errors import ConfigError, IntegrityError
 from ldm.images import decode_png
 from ldm.params.sample import SampleParams
@@ -22,13 +23,13 @@ def params(**changes) -> SampleParams:
 
 
 def captions(folder: Path, **counts: int) -> dict[str, Shards]:
-    for split in samples.SPLITS:
+    for split in SPLITS:
         told = [
             (f"{split}-{i}", json.dumps({"captions": [f"{split} {i}", "other"], "claims": [{"count": i}, None]}))
             for i in range(counts[split])
         ]
         write(folder / split, [(key, {"json": text.encode()}) for key, text in told], 100)
-    return {split: Shards(folder / split) for split in samples.SPLITS}
+    return {split: Shards(folder / split) for split in SPLITS}
 
 
 def value(name: str, i: int) -> int:
@@ -44,22 +45,30 @@ def pictures(unit: samples.Unit) -> samples.Pictures:
 
 
 def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
-    sets = samples.choose(captions(tmp_path, train=5, val=20, held_out=8), params())
-    assert [part.name for part in sets] == ["held_out", "seen", "sweep_1", "sweep_2.5"]
-    assert [part.guidance_scale for part in sets] == [PARAMS.guidance_scale, PARAMS.guidance_scale, 1, 2.5]
-    assert [len(part.prompts) for part in sets] == [6, 8, 4, 4]
-    held_out, seen, sweep, again = (part.prompts for part in sets)
+    sets = samples.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params())
+    assert [part.name for part in sets] == ["held_out", "unseen", "seen", "sweep_1", "sweep_2.5"]
+    assert [part.guidance_scale for part in sets] == [PARAMS.guidance_scale] * 3 + [1, 2.5]
+    assert [len(part.prompts) for part in sets] == [6, 5, 8, 4, 4]
+    held_out, unseen, seen, sweep, again = (part.prompts for part in sets)
     assert sweep == again
     assert {prompt.split for prompt in held_out} == {"held_out"} and {prompt.split for prompt in seen} == {"val"}
-    assert not {prompt.key for prompt in seen} & {prompt.key for prompt in sweep}
-    assert [prompt.prompt_number for prompt in [*held_out, *seen, *sweep]] == list(range(18))
-    for prompt in [*held_out, *seen, *sweep]:
+    assert {prompt.split for prompt in [*unseen, *sweep]} == {"unseen"}
+    assert not {prompt.key for prompt in unseen} & {prompt.key for prompt in sweep}
+    assert [prompt.prompt_number for prompt in [*held_out, *unseen, *seen, *sweep]] == list(range(23))
+    for prompt in [*held_out, *unseen, *seen, *sweep]:
         number = int(prompt.key.split("-")[1])
         assert prompt.prompt == f"{prompt.split} {number}" and prompt.claim == {"count": number}
 
 
+def test_settings_are_chosen_without_a_look_at_held_out_prompts(tmp_path):
+    sets = samples.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params(num_prompts_held_out=0))
+    assert [part.name for part in sets] == ["unseen", "seen", "sweep_1", "sweep_2.5"]
+    samples.write(tmp_path / "samples", sets, pictures, params(), {})
+    assert list(samples.shown(samples.read(tmp_path / "samples")[1])) == ["seen", "unseen"]
+
+
 def test_without_held_out_samples_the_sets_share_validation(tmp_path):
-    splits = captions(tmp_path, train=50, val=20, held_out=0)
+    splits = captions(tmp_path, train=50, val=20, unseen=0, held_out=0)
     sets = {part.name: part.prompts for part in samples.choose(splits, params())}
     keys = [prompt.key for name in ("held_out", "seen", "sweep_1") for prompt in sets[name]]
     assert len(set(keys)) == 18 and all(key.startswith("val-") for key in keys)
@@ -70,7 +79,7 @@ def test_without_held_out_samples_the_sets_share_validation(tmp_path):
 
 
 def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):
-    splits = captions(tmp_path, train=5, val=9, held_out=8)
+    splits = captions(tmp_path, train=5, val=9, unseen=0, held_out=8)
     sets = samples.choose(splits, params())
     assert [len(part.prompts) for part in sets] == [6, 6, 3, 3]  # 8 + 4 are asked of the 9
     assert len({prompt.key for part in sets[:3] for prompt in part.prompts}) == 15
@@ -80,13 +89,13 @@ def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):
 
 
 def test_two_seeds_are_compared_on_the_same_prompts(tmp_path):
-    splits = captions(tmp_path, train=5, val=20, held_out=8)
+    splits = captions(tmp_path, train=5, val=20, unseen=12, held_out=8)
     assert samples.choose(splits, params(seed=0)) == samples.choose(splits, params(seed=1))
 
 
 @pytest.fixture
 def written(tmp_path) -> tuple[Path, list[samples.PromptSet]]:
-    sets = samples.choose(captions(tmp_path / "captions", train=5, val=20, held_out=8), params())
+    sets = samples.choose(captions(tmp_path / "captions", train=5, val=20, unseen=12, held_out=8), params())
     samples.write(tmp_path / "samples", sets, pictures, params(), {"unet": "1" * 64})
     return tmp_path / "samples", sets
 
@@ -94,7 +103,7 @@ def written(tmp_path) -> tuple[Path, list[samples.PromptSet]]:
 def test_samples_remember_image_prompt_and_origin(written):
     folder, sets = written
     passport, found = samples.read(folder)
-    assert list(found) == ["held_out", "seen", "sweep_1", "sweep_2.5"]
+    assert list(found) == ["held_out", "unseen", "seen", "sweep_1", "sweep_2.5"]
     assert passport.inputs == {"unet": "1" * 64}
     for part in sets:
         assert found[part.name].prompts == part.prompts

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ldm import artifact, config, samples
+from ldm.corpora import SPLITS
 from ldm.errors import ConfigError, IntegrityError
 from ldm.images import to_tensor
 from ldm.params.sample import SampleParams
@@ -74,7 +75,13 @@ def test_two_processes_write_the_bytes_of_one(here, trained):
 def test_sample_writes_sets_grid_and_passport(trained):
     folder = trained / "data/samples"
     passport, found = samples.read(folder)
-    assert {name: len(part) for name, part in found.items()} == {"held_out": 6, "seen": 8, "sweep_1": 4, "sweep_2.5": 4}
+    assert {name: len(part) for name, part in found.items()} == {
+        "held_out": 6,
+        "unseen": 5,
+        "seen": 8,
+        "sweep_1": 4,
+        "sweep_2.5": 4,
+    }
     assert (folder / "grid.png").is_file()
     assert sorted(p.name for p in folder.iterdir()) == sorted([*found, "grid.png", "passport.json"])
     for name in ("unet", "autoencoder", "embeddings"):
@@ -140,7 +147,7 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
     assert all(0 <= numbers[name] <= 1 for name in wanted)
     assert (numbers["oracle_real"], numbers["oracle_shuffled"]) == (1, 0)
     assert (numbers["num_samples_held_out"], numbers["num_samples_seen"], numbers["num_reference_images"]) == (6, 8, 20)
-    assert numbers["clip_extractor_sha256"] == artifact.read_passport(trained / "data/clip", "clip").content_sha256
+    assert numbers["own_clip_extractor_sha256"] == artifact.read_passport(trained / "data/clip", "clip").content_sha256
     with (folder / "guidance_sweep.csv").open() as file:
         assert [row["guidance_scale"] for row in csv.DictReader(file)] == ["1", "2.5"]
     assert "| whole scene |" in (folder / "table.md").read_text()
@@ -153,8 +160,8 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
 def replace_samples_by_real_images(here: Path) -> None:
     """What a perfect model would have drawn."""
     params = config.read(SampleParams, "sample", here / "params.yaml")
-    captions = {split: Shards(here / "data/captions" / split) for split in samples.SPLITS}
-    images = {split: Shards(here / "data/images" / split) for split in samples.SPLITS}
+    captions = {split: Shards(here / "data/captions" / split) for split in SPLITS}
+    images = {split: Shards(here / "data/images" / split) for split in SPLITS}
     sets = samples.choose(captions, params)
     passport, _ = samples.read(here / "data/samples")
     (here / "data/samples").unlink()
@@ -172,17 +179,17 @@ def test_perfect_images_score_one_and_lie_at_the_floor(here):
     (here / "data/evaluation").unlink()
     run("evaluate")
     numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
-    for name in ("held_out", "seen"):
+    for name in ("held_out", "unseen", "seen"):
         assert numbers[f"scene_accuracy_{name}"] == 1
-        assert numbers[f"frechet_clip_{name}"] == numbers[f"frechet_clip_{name}_floor"]
-        assert numbers[f"kid_clip_{name}"] == numbers[f"kid_clip_{name}_floor"]
-        assert numbers[f"clip_score_margin_{name}"] == numbers[f"clip_score_margin_real_{name}"]
+        assert numbers[f"frechet_own_clip_{name}"] == numbers[f"frechet_own_clip_{name}_floor"]
+        assert numbers[f"kid_own_clip_{name}"] == numbers[f"kid_own_clip_{name}_floor"]
+        assert numbers[f"own_clip_score_margin_{name}"] == numbers[f"own_clip_score_margin_real_{name}"]
     assert numbers["relation_accuracy"] == 1
 
 
 def test_a_corpus_without_claims_is_searched_instead(here):
     (here / "data/captions").unlink()
-    for split in samples.SPLITS:
+    for split in SPLITS:
         old = Shards(here / "data/images" / split)
         texts = [json.dumps({"captions": [f"thing {key}"], "claims": [None]}).encode() for key in old.keys]
         told = [(key, {"json": text}) for key, text in zip(old.keys, texts, strict=True)]

@@ -21,6 +21,7 @@ SHAPES = {
     "kind": "shapes",
     "num_train": 40,
     "num_val": 12,
+    "num_unseen": 6,
     "num_held_out": 12,
     "object_count_weights": [0.3, 0.7],
     "relation_caption_fraction": 0.5,
@@ -65,7 +66,7 @@ def test_shapes_twice_with_and_without_workers_is_byte_identical(tmp_path, monke
         root.mkdir()
         _params(root, SHAPES, num_workers)
         monkeypatch.chdir(root)
-        assert _main() == "prepare: 40 train, 12 val, 12 held_out, 0 rejected -> data/images, data/captions"
+        assert _main() == "prepare: 40 train, 12 val, 6 unseen, 12 held_out, 0 rejected -> data/images, data/captions"
         outputs.append(_bytes(root))
     assert outputs[0] == outputs[1]
     assert len(Shards(root / "data/images/held_out")) == 12

@@ -25,7 +25,7 @@ from ldm.plots import read_table
 from tests.import_closure import ROOT
 from tests.stage_scripts import run, script
 
-COUNTS = {"train": 10, "val": 6, "held_out": 0}
+COUNTS = {"train": 10, "val": 6, "unseen": 0, "held_out": 0}
 NUM_ENCODED = 12
 """The first shard of val equals that of train, so it is encoded once."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}

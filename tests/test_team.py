@@ -95,7 +95,7 @@ def test_two_developers_share_results_and_experiments(
     first.run("git", "pull", "--quiet", "origin", "main")
     first.run("dvc", "pull")
     assert first.repro() == set()
-    name = "clip_score_margin_seen"
+    name = "own_clip_score_margin_seen"
     assert value_of(first, name) == value_of(second, name)
     assert verify.local(first.root).problems == []
     if "s3://" in (first.root / ".dvc/config").read_text():
@@ -103,7 +103,7 @@ def test_two_developers_share_results_and_experiments(
 
 
 def share_an_experiment(first: Repository, second: Repository) -> None:
-    name = "clip_score_margin_seen"
+    name = "own_clip_score_margin_seen"
     second.run("dvc", "exp", "run", "--set-param", "sample.guidance_scale=2.5", "--name", "stronger")
     there = value_of(second, name)
     second.run("dvc", "exp", "push", "origin", "stronger")

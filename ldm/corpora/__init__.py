@@ -12,8 +12,10 @@ from jaxtyping import UInt8
 
 from ldm.params.prepare import FolderParams, OpenMojiParams, PrepareParams, ShapesParams, WebdatasetParams
 
-Split = Literal["train", "val", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "val", "held_out")
+Split = Literal["train", "val", "unseen", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "val", "unseen", "held_out")
+"""`val` repeats what `train` shows in other combinations. `unseen` and `held_out` show what neither does, if the corpus
+keeps such compositions back: settings are chosen on `unseen`, `held_out` is looked at once they are chosen."""
 
 
 class Rejected(Exception):

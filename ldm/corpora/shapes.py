@@ -11,16 +11,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from ldm.corpora import Pair
+from ldm.corpora import Pair, Split
 from ldm.params.prepare import ShapesParams
 
-Split = Literal["train", "val", "held_out"]
 Rgb = tuple[int, int, int]
 
 COLOURS: dict[str, Rgb] = {
@@ -96,24 +95,29 @@ class Caption:
     claim: dict[str, object]
 
 
-def _tenth(name: str, items: list[tuple[str, ...]]) -> frozenset[tuple[str, ...]]:
-    """A fixed tenth of `items`, chosen by hash so that adding a shape moves as few choices as possible."""
+Composition = tuple[str, ...]
+"""A (colour, shape) pair, or a (first shape, axis, second shape) triple: "a above b" and "b below a" are one triple."""
+
+
+def _tenths(name: str, items: list[Composition]) -> dict[Split, frozenset[Composition]]:
+    """Two fixed tenths of `items`, chosen by hash so that adding a shape moves as few choices as possible."""
     ranked = sorted(items, key=lambda item: hashlib.sha256("/".join((name, *item)).encode()).digest())
-    return frozenset(ranked[: max(1, round(len(items) / 10))])
+    size = max(1, round(len(items) / 10))
+    return {"held_out": frozenset(ranked[:size]), "unseen": frozenset(ranked[size : 2 * size])}
 
 
-HELD_OUT_PAIRS = _tenth("pair", list(product(COLOURS, SHAPES)))
-"""(colour, shape) pairs no training split contains."""
-HELD_OUT_TRIPLES = _tenth("triple", list(product(SHAPES, AXES, SHAPES)))
-"""(first shape, axis, second shape) triples no training split contains; "a above b" and "b below a" are one triple."""
+RESERVED_PAIRS = _tenths("pair", list(product(COLOURS, SHAPES)))
+"""Split -> the pairs that it alone contains."""
+RESERVED_TRIPLES = _tenths("triple", list(product(SHAPES, AXES, SHAPES)))
+"""Split -> the triples that it alone contains."""
 
 
-def is_held_out(scene: Scene) -> bool:
-    """Whether the scene contains a held-out (colour, shape) pair or (shape, relation, shape) triple."""
+def reserved_for(scene: Scene) -> set[Split]:
+    """The splits that the scene's pairs and triples are reserved for; none for a scene to train on."""
     pairs = {(o.colour, o.shape) for o in scene.objects}
     neighbours = zip(scene.objects, scene.objects[1:], strict=False)
     triples = {(a.shape, scene.arrangement, b.shape) for a, b in neighbours}
-    return bool(pairs & HELD_OUT_PAIRS or triples & HELD_OUT_TRIPLES)
+    return {split for split in RESERVED_PAIRS if pairs & RESERVED_PAIRS[split] or triples & RESERVED_TRIPLES[split]}
 
 
 def _jitter_rgb(rng: random.Random, rgb: Rgb, width: int) -> Rgb:
@@ -157,14 +161,15 @@ def _twin(scene: Scene) -> Scene:
 def scene_at(number: int, split: Split, params: ShapesParams) -> Scene:
     """The scene of one sample: a pure function of (params.seed, split, number).
 
-    Odd numbers are the twin of the even number before them: the same objects with their places exchanged. A training
-    or validation scene contains nothing held out, a held-out scene something.
+    Odd numbers are the twin of the even number before them: the same objects with their places exchanged. A scene of
+    `unseen` or `held_out` contains something that is reserved for its split, and no scene what is reserved for another.
     """
+    wanted = {split} & RESERVED_PAIRS.keys()
     rng = random.Random(f"{params.seed}/{split}/{number // 2}")
     while True:
         scene = _draw_scene(rng, params.object_count_weights)
         both = (scene, _twin(scene))
-        if all(is_held_out(s) == (split == "held_out") for s in both):
+        if all(reserved_for(s) == wanted for s in both):
             return both[number % 2]
 
 
@@ -255,8 +260,13 @@ def caption(rng: random.Random, scene: Scene, relation_fraction: float) -> Capti
 
 
 def pairs(params: ShapesParams, size_px: int) -> Iterator[Pair]:
-    """Every sample of the three splits, in order; images as functions that render, scene graphs as JSON-ready dicts."""
-    counts: dict[Split, int] = {"train": params.num_train, "val": params.num_val, "held_out": params.num_held_out}
+    """Every sample of the four splits, in order; images as functions that render, scene graphs as JSON-ready dicts."""
+    counts: dict[Split, int] = {
+        "train": params.num_train,
+        "val": params.num_val,
+        "unseen": params.num_unseen,
+        "held_out": params.num_held_out,
+    }
     for split, count in counts.items():
         for number in range(count):
             yield pair_at(number, split, params, size_px)

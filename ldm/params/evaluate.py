@@ -1,8 +1,6 @@
 """Section `evaluate`: what samples are compared with, and in which space."""
 
-from typing import Literal, Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ldm.config import Section
 
@@ -10,12 +8,9 @@ from ldm.config import Section
 class EvaluateParams(Section):
     """Section `evaluate` of params.yaml."""
 
-    feature_space: Literal["clip", "inception"]
-    """Features for Frechet distance and kernel distance, part of every metric's name: the pipeline's own CLIP, or
-    Inception v3."""
     inception_weights: str | None
-    """State dict of torchvision's Inception v3, a safetensors file in `inception` of `paths.models`; null with
-    `clip`."""
+    """State dict of torchvision's Inception v3, a safetensors file in `inception` of `paths.models`: distances are
+    measured in its space too; null = only in those of the run's own CLIP and of the corpus, if it has one."""
     num_reference_images: int = Field(ge=2, le=10**6)
     """Training images, none of which gave a prompt, that samples are compared with (fewer if there are fewer)."""
     num_kid_subsets: int = Field(ge=1, le=1000)
@@ -23,8 +18,8 @@ class EvaluateParams(Section):
     kid_subset_size: int = Field(ge=2, le=10000)
     """Images in such a subset (fewer if there are fewer)."""
     num_retrieval_prompts: int = Field(ge=1, le=10**6)
-    """For a corpus whose captions cannot be checked: seen prompts whose drawing is searched by the sampled image (fewer
-    if there are fewer)."""
+    """For a corpus whose captions cannot be checked: seen prompts whose images are searched by the sampled image (fewer
+    if there are fewer); any image with that caption counts as found."""
     retrieval_k: int = Field(ge=1, le=1000)
     """How many of the nearest real images count as found."""
     num_retrieval_images: int = Field(ge=2, le=10**6)
@@ -37,12 +32,3 @@ class EvaluateParams(Section):
     """Images in a unit of work that processes share out."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the subsets of the kernel distance."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.feature_space == "inception") != (self.inception_weights is not None):
-            raise ValueError(
-                f"feature_space {self.feature_space} with inception_weights {self.inception_weights}: "
-                "expected a file exactly with inception"
-            )
-        return self

@@ -19,8 +19,10 @@ class ShapesParams(Section):
     """Images to train on."""
     num_val: PositiveInt
     """Images of known compositions, never trained on."""
+    num_unseen: PositiveInt
+    """Validation images of compositions that no other split contains: settings are chosen on them."""
     num_held_out: PositiveInt
-    """Images of compositions that no other split contains."""
+    """Images of yet other compositions that no other split contains: looked at once the settings are chosen."""
     object_count_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=3)]
     """Relative frequency of scenes of one, two (and three) objects; the length is the largest number of objects."""
     relation_caption_fraction: float = Field(ge=0.5, le=1)

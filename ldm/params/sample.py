@@ -11,12 +11,13 @@ Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class SweepParams(Section):
-    """Validation prompts sampled at several guidance scales, to choose one."""
+    """Prompts of unseen validation compositions (or of validation, for a corpus that keeps none back) sampled at
+    several guidance scales, to choose one."""
 
     guidance_scales: list[GuidanceScale] = Field(max_length=32)
     """The scales; an empty list = no sweep."""
     num_prompts: int = Field(ge=2, le=10**6)
-    """Prompts per scale, the same for every scale and other ones than those of the samples (fewer if validation has
+    """Prompts per scale, the same for every scale and other ones than those of the samples (fewer if the split has
     fewer)."""
 
     @model_validator(mode="after")
@@ -49,9 +50,11 @@ class SampleParams(Section):
     """Seed of the noise."""
     batch_size: int = Field(ge=1, le=2**16)
     """Images sampled at a time."""
-    num_prompts_held_out: int = Field(ge=2, le=10**6)
+    num_prompts_held_out: int = Field(ge=0, le=10**6)
     """Prompts from the held-out split, or from validation for a corpus that holds nothing out (fewer if the split has
-    fewer)."""
+    fewer); 0 = none, so that settings are chosen without a look at them."""
+    num_prompts_unseen: int = Field(ge=0, le=10**6)
+    """Prompts of unseen validation compositions (fewer if there are fewer; none for a corpus that keeps none back)."""
     num_prompts_seen: int = Field(ge=2, le=10**6)
     """Prompts from `seen_split` (fewer if it has fewer)."""
     seen_split: Literal["train", "val"]
