@@ -73,7 +73,11 @@ class Schedule:
 
     def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Factor of the signal at times t in [0, 1]."""
-        return 1 - t if self.name == "flow" else torch.cos(self._angle(t)).clamp(min=0).to(t.dtype)
+        if self.name == "flow":
+            return 1 - t
+        angle = self._angle(t)
+        # The cosine of the float nearest to pi / 2 is 6e-17; a schedule that ends without signal ends at 0.
+        return torch.where(angle < math.pi / 2, angle.cos(), 0.0).to(t.dtype)
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Factor of the noise at times t in [0, 1]."""

@@ -94,6 +94,14 @@ def test_terminal_signal(name: str, alpha: float):
     assert schedule.alpha(torch.ones(1, dtype=torch.float64)).item() == pytest.approx(alpha, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
+def test_a_schedule_without_terminal_signal_ends_at_exactly_none(name: str, dtype: torch.dtype):
+    schedule, end = diffusion.Schedule(name), torch.ones(1, dtype=dtype)
+    assert schedule.alpha(end).item() == 0 and schedule.sigma(end).item() == 1
+    assert schedule.log_snr(end).item() == -math.inf
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_predictions_are_inverted(name: str, prediction: str):
