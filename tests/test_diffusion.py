@@ -171,6 +171,29 @@ def test_logit_normal_times_have_the_right_quantiles():
     torch.testing.assert_close(t, expected.double(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"time_shift": 1.5},
+        {"time_shift": 100.0},
+        {"time_shift": 0.01},
+        {"time_sampling": "logit_normal"},
+        {"time_sampling": "logit_normal", "logit_normal_mean": 5.0, "logit_normal_std": 5.0},
+        {"time_sampling": "logit_normal", "logit_normal_mean": -5.0, "logit_normal_std": 5.0},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_lie_between_data_and_noise_whatever_is_rounded(changes: dict[str, object], dtype: torch.dtype):
+    # What torch.rand may give, its ends included, and what stratification makes of its largest number: 1.
+    u = torch.tensor([0.0, 2**-24, 2**-10, 0.5, 1 - 2**-10, 1 - 2**-24, (2047 + (1 - 2**-24)) / 2048, 1.0], dtype=dtype)
+    chosen = params(**changes)
+    t = diffusion.training_times(u, chosen)
+    assert (t > 0).all() and (t < 1).all() and (t.diff() >= 0).all()
+    for name in SCHEDULES:
+        assert torch.isfinite(diffusion.Schedule(name).log_snr(t)).all()
+
+
 def test_shift_keeps_the_snr_ratio_of_flow():
     """Esser et al. 2024: a shift by s divides alpha / sigma by s at every time."""
     u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
