@@ -22,6 +22,8 @@ ScheduleName = Literal["flow", "cosine", "linear", "scaled_linear", "zero_termin
 Prediction = Literal["eps", "v", "x0", "flow"]
 
 NUM_TABLE_STEPS = 1000
+TIME_MARGIN = 2**-24
+"""Training times stay this far from 0 and 1: the distance of 1 to the float32 below it."""
 
 
 def _betas(name: ScheduleName) -> Float[Tensor, " steps"]:
@@ -73,7 +75,11 @@ class Schedule:
 
     def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Factor of the signal at times t in [0, 1]."""
-        return 1 - t if self.name == "flow" else torch.cos(self._angle(t)).clamp(min=0).to(t.dtype)
+        if self.name == "flow":
+            return 1 - t
+        angle = self._angle(t)
+        # The cosine of the float nearest to pi / 2 is 6e-17; a schedule that ends without signal ends at 0.
+        return torch.where(angle < math.pi / 2, angle.cos(), 0.0).to(t.dtype)
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Factor of the noise at times t in [0, 1]."""
@@ -156,14 +162,18 @@ def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " 
 
 
 def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Tensor, " b"]:
-    """Training times from uniform numbers u in [0, 1), by the inverse of the distribution function (monotone in u).
+    """Training times from uniform numbers u in [0, 1], by the inverse of the distribution function (monotone in u).
+
+    They lie inside (0, 1), whatever rounding made of u or of the time: at 0 there is no noise, at 1 there may be no
+    signal, and either is infinitely far in log-SNR.
 
     logit_normal and the shift: Esser et al. 2024, equations 19 and 23.
     """
     t = u
     if params.time_sampling == "logit_normal":
         t = torch.sigmoid(params.logit_normal_mean + params.logit_normal_std * torch.special.ndtri(u))
-    return params.time_shift * t / (1 + (params.time_shift - 1) * t)
+    t = params.time_shift * t / (1 + (params.time_shift - 1) * t)
+    return t.clamp(TIME_MARGIN, 1 - TIME_MARGIN)
 
 
 def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, context: Float[Tensor, "b n d"]) -> Denoiser:

@@ -282,8 +282,9 @@ def sinusoids(time: Float[Tensor, "b"], num_waves: int) -> Float[Tensor, "b f"]:
     An odd `num_waves` ends in a zero.
     """
     half = num_waves // 2
-    exponents = torch.arange(half, device=time.device, dtype=torch.float32) / half
-    angles = time.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    # In diffusers' order: dividing first rounds exponents otherwise, which at t = 1000 moves the waves by 6e-5.
+    exponents = -math.log(10000) * torch.arange(half, device=time.device, dtype=torch.float32) / half
+    angles = time.float()[:, None] * torch.exp(exponents)
     return functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, num_waves % 2))
 
 

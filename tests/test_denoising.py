@@ -100,6 +100,16 @@ def test_stratified_times_have_one_in_each_slice(inputs: denoising.Inputs):
     assert (torch.bincount((t * 8).long(), minlength=8) > 60).all()
 
 
+def test_the_last_slice_of_stratified_times_does_not_reach_pure_noise(
+    inputs: denoising.Inputs, monkeypatch: pytest.MonkeyPatch
+):
+    """In float32 (2047 + u) / 2048 is 1 for u above 1 - 6e-5: once in 16,000 steps of such a batch."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))
+    for sampling in ("uniform", "logit_normal"):
+        params = unet_params(diffusion={"time_sampling": sampling}, training={"batch_size": 2048})
+        assert 0.99 < denoising.LatentBatches(inputs.train, params)(0, slice(2047, 2048))["t"].item() < 1
+
+
 class Blind(torch.nn.Module):
     """Predicts zero: the loss is then the mean square of the target."""
 

@@ -94,6 +94,14 @@ def test_terminal_signal(name: str, alpha: float):
     assert schedule.alpha(torch.ones(1, dtype=torch.float64)).item() == pytest.approx(alpha, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
+def test_a_schedule_without_terminal_signal_ends_at_exactly_none(name: str, dtype: torch.dtype):
+    schedule, end = diffusion.Schedule(name), torch.ones(1, dtype=dtype)
+    assert schedule.alpha(end).item() == 0 and schedule.sigma(end).item() == 1
+    assert schedule.log_snr(end).item() == -math.inf
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_predictions_are_inverted(name: str, prediction: str):
@@ -161,6 +169,29 @@ def test_logit_normal_times_have_the_right_quantiles():
     t = diffusion.training_times(u, params(time_sampling="logit_normal", logit_normal_mean=0.5, logit_normal_std=2.0))
     expected = torch.tensor([0.0, 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-2.5))])
     torch.testing.assert_close(t, expected.double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"time_shift": 1.5},
+        {"time_shift": 100.0},
+        {"time_shift": 0.01},
+        {"time_sampling": "logit_normal"},
+        {"time_sampling": "logit_normal", "logit_normal_mean": 5.0, "logit_normal_std": 5.0},
+        {"time_sampling": "logit_normal", "logit_normal_mean": -5.0, "logit_normal_std": 5.0},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_lie_between_data_and_noise_whatever_is_rounded(changes: dict[str, object], dtype: torch.dtype):
+    # What torch.rand may give, its ends included, and what stratification makes of its largest number: 1.
+    u = torch.tensor([0.0, 2**-24, 2**-10, 0.5, 1 - 2**-10, 1 - 2**-24, (2047 + (1 - 2**-24)) / 2048, 1.0], dtype=dtype)
+    chosen = params(**changes)
+    t = diffusion.training_times(u, chosen)
+    assert (t > 0).all() and (t < 1).all() and (t.diff() >= 0).all()
+    for name in SCHEDULES:
+        assert torch.isfinite(diffusion.Schedule(name).log_snr(t)).all()
 
 
 def test_shift_keeps_the_snr_ratio_of_flow():

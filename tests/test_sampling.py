@@ -74,6 +74,16 @@ def test_ancestral_sampling_of_gaussian_data_has_the_exact_mean_and_variance(eta
     assert abs(float(z.std()) - STD) < 0.015
 
 
+@pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
+def test_2m_takes_its_first_two_steps_from_pure_noise_without_extrapolation(name, noise):
+    schedule, answers = Schedule(name), iter([1.0, -2.0])
+    times = torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
+    found = sampling.dpm_solver_pp_2m(lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    answers = iter([1.0, -2.0])
+    expected = sampling.ddim(lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_one_step_is_the_denoised_start():
     noise = torch.randn(1, 1, 2, 2)
     times = sampling.time_grid(FLOW, 1, "log_snr", 1.0)

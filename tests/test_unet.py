@@ -3,6 +3,7 @@ import math
 import diffusers
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from pydantic import ValidationError
 
 from ldm import attention
@@ -27,7 +28,8 @@ TINY = {
     "gradient_checkpointing": False,
 }
 # Stable Diffusion 1's own config at a tenth of its width (8 heads at every level, 1x1 convolutions, 77 tokens);
-# Stable Diffusion 2's heads and projections, two layers deep, and a size that the levels do not divide; one level.
+# Stable Diffusion 2's heads and projections, two layers deep, a first width whose half is no power of two as SD's 320,
+# and a size that the levels do not divide; one level.
 TOPOLOGIES = [
     (
         {
@@ -42,7 +44,7 @@ TOPOLOGIES = [
         (2, 16, 16),
         77,
     ),
-    ({"channels": [8, 16, 24], "attention_levels": [True, False, True], "num_transformer_layers": 2}, (1, 10, 14), 5),
+    ({"channels": [48, 16, 24], "attention_levels": [True, False, True], "num_transformer_layers": 2}, (1, 10, 14), 5),
     ({"channels": [16], "attention_levels": [True], "latent_channels": 3, "num_res_blocks": 3}, (3, 6, 4), 1),
 ]
 
@@ -109,6 +111,13 @@ def test_sinusoids_are_the_published_formula():
     expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
     assert waves[1].tolist() == pytest.approx(expected, abs=1e-4)
     assert sinusoids(torch.tensor([3.0]), 5).shape == (1, 5)
+
+
+@pytest.mark.parametrize("num_waves", [320, 48, 24, 32, 7])
+def test_sinusoids_are_those_of_diffusers_in_every_bit(num_waves: int):
+    time = torch.cat([torch.arange(1000), 1000 * torch.rand(500, generator=torch.Generator().manual_seed(0))])
+    expected = get_timestep_embedding(time, num_waves, flip_sin_to_cos=True, downscale_freq_shift=0)
+    assert torch.equal(sinusoids(time, num_waves), expected)
 
 
 def test_the_untrained_network_predicts_zero_and_training_moves_every_parameter():
