@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help setup demo gallery test deps lock reliability clean
+.PHONY: help setup demo gallery seeds test deps lock reliability clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -29,6 +29,9 @@ demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictur
 
 gallery: $(INSTALLED) ## bring pictures and numbers of the last run into README.md and docs/
 	$(BIN)/python docs/gallery.py
+
+seeds: $(INSTALLED) ## the default once more with other training seeds, hours; scores go to docs/seeds.json and README.md
+	$(BIN)/python -m studies.seeds
 
 test: $(INSTALLED) ## everything that must hold before a commit
 	$(BIN)/ruff check .

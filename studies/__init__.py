@@ -1,0 +1,1 @@
+"""Measurements over several runs of the pipeline, which README.md quotes."""

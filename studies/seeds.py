@@ -1,0 +1,169 @@
+"""How much a result depends on the seeds of its trainings: `python -m studies.seeds` (or `make seeds`).
+
+Each run is a clone of the commit in `runs/studies/`, with other seeds in its params.yaml, `dvc repro`, and its metrics
+as a row of `docs/seeds.json`. Clones share this repository's DVC cache, so that a stage which the seeds leave alone is
+not computed again. A run that has a row, or was stopped, is not repeated: call it again and it goes on.
+
+Five runs change every seed at once: their mean and spread are the score of the default. Others change the seed of one
+stage only, beside the first run: their spreads say what a score varies with most.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import modify_yaml
+
+from ldm import artifact, config
+from ldm.params.paths import PathsParams
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs/seeds.json"
+CLONES = ROOT / "runs/studies"
+SEEDS = {
+    "autoencoder": "train_autoencoder.training.seed",
+    "clip": "train_clip.training.seed",
+    "unet": "train_unet.training.seed",
+    "sampling": "sample.seed",
+}
+"""What may vary: a name and the key of its seed in params.yaml."""
+NUM_RUNS, NUM_SINGLE = 5, 3
+"""Runs with every seed changed; values of a seed that is changed alone."""
+SCORES = {
+    "scene_accuracy_held_out": "held out",
+    "scene_strict_accuracy_held_out": "held out, strict",
+    "scene_accuracy_unseen": "unseen",
+    "scene_accuracy_seen": "seen",
+}
+"""Metrics of the table, in percent, with their headings."""
+_MARKS = ("<!-- seeds -->\n", "<!-- /seeds -->")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline: the seed of every part."""
+
+    seeds: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Its seeds in the order of `SEEDS`, such as 0-0-1-0."""
+        return "-".join(str(self.seeds[part]) for part in SEEDS)
+
+
+def plan() -> list[Run]:
+    """All runs, without repetition; the first has seed 0 everywhere."""
+    together = [Run(dict.fromkeys(SEEDS, seed)) for seed in range(NUM_RUNS)]
+    single = [Run({**dict.fromkeys(SEEDS, 0), part: seed}) for part in SEEDS for seed in range(1, NUM_SINGLE)]
+    return [*together, *single]
+
+
+def do(run: Run) -> dict[str, Any]:
+    """The row of a run: seeds, commit, processor and every metric of its evaluation."""
+    clone = CLONES / run.name
+    if not clone.exists():
+        _call(ROOT, "git", "clone", "--quiet", str(ROOT), str(clone))
+        _call(clone, "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
+    with modify_yaml(str(clone / config.PARAMS)) as params:
+        for part, key in SEEDS.items():
+            section, *inner, last = key.split(".")
+            owner: Any = params[section]
+            for name in inner:
+                owner = owner[name]
+            owner[last] = run.seeds[part]
+    _call(clone, "dvc", "repro")
+    paths = config.read(PathsParams, "paths", clone / config.PARAMS)
+    metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
+    commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
+    shutil.rmtree(clone)
+    return {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
+
+
+def processor() -> str:
+    """Model of this machine's CPU: results differ in their last bits between kinds of CPU."""
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return found.group(1) if found else "unknown"
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both tables as Markdown, from the rows that are there."""
+    runs = {run.name: run for run in plan() if run.name in rows}
+    together = [name for name, run in runs.items() if len(set(run.seeds.values())) == 1]
+    shown = {key: label for key, label in SCORES.items() if all(key in rows[name]["metrics"] for name in runs)}
+    lines = [_row("seeds", shown.values()), _row("---", ["---"] * len(shown))]
+    for name in together:
+        lines.append(_row(f"all {runs[name].seeds['unet']}", [f"{_percent(rows[name], key):.1f}" for key in shown]))
+    if len(together) > 1:
+        lines += _summary(rows, together, shown)
+    lines += ["", _row("seed changed alone", shown.values()), _row("---", ["---"] * len(shown))]
+    for part in SEEDS:
+        alone = [name for name, run in runs.items() if all(run.seeds[other] == 0 for other in SEEDS if other != part)]
+        if len(alone) > 1:
+            spreads = [statistics.stdev(_percent(rows[name], key) for name in alone) for key in shown]
+            lines.append(_row(f"{part} ({len(alone)} values)", [f"± {spread:.1f}" for spread in spreads]))
+    origins = sorted({f"{rows[name]['commit']} on {rows[name]['processor']}" for name in runs})
+    return "\n".join([*lines, "", f"Percent of whole scenes; commits {', '.join(origins)}; `make seeds`.", ""])
+
+
+def _summary(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], keys: Iterable[str]) -> list[str]:
+    values = [[_percent(rows[name], key) for name in names] for key in keys]
+    spreads = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" for v in values]
+    return [_row("mean ± standard deviation", spreads), _row("worst", [f"{min(v):.1f}" for v in values])]
+
+
+def _percent(row: Mapping[str, Any], key: str) -> float:
+    return 100 * float(row["metrics"][key])
+
+
+def _row(label: str, cells: Iterable[str]) -> str:
+    return f"| {' | '.join([label, *cells])} |"
+
+
+def _call(folder: Path, *command: str, capture: bool = False) -> str:
+    program = Path(sys.executable).parent / command[0]
+    found = [str(program if program.is_file() else command[0]), *command[1:]]
+    done = subprocess.run(found, cwd=folder, check=True, text=True, stdout=subprocess.PIPE if capture else None)
+    return done.stdout if capture else ""
+
+
+def read_rows(path: Path = RESULTS) -> dict[str, Any]:
+    """Rows of former calls by name of the run."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_readme(rows: Mapping[str, Mapping[str, Any]], readme: Path) -> None:
+    """Put the tables between their marks in the README."""
+    before, opening, rest = readme.read_text(encoding="utf-8").partition(_MARKS[0])
+    _, closing, after = rest.partition(_MARKS[1])
+    assert opening and closing, "README.md has no marks for the table of seeds"
+    readme.write_text(f"{before}{opening}{table(rows)}{closing}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Do the runs that have no row yet, in the order of the plan; after each, write rows and tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.seeds", description="Train the default with several seeds."
+    )
+    parser.add_argument("--num-runs", type=int, default=len(plan()), help="how many of the plan's first runs (all)")
+    parser.add_argument("--again", action="store_true", help="forget the rows of former calls")
+    options = parser.parse_args()
+    rows = {} if options.again else read_rows()
+    for run in plan()[: options.num_runs]:
+        if run.name not in rows:
+            print(f"run {run.name}: {run.seeds}", flush=True)
+            rows[run.name] = do(run)
+            artifact.write_json(RESULTS, rows)
+            write_readme(rows, ROOT / "README.md")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The study over training seeds: which runs it does, what it changes in each, and what its tables say."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from studies import seeds
+from tests.import_closure import ROOT
+
+
+def row(run: seeds.Run, score: float) -> dict[str, Any]:
+    metrics = {key: score for key in seeds.SCORES}
+    return {"seeds": run.seeds, "commit": "abc", "processor": "a CPU", "metrics": metrics}
+
+
+def test_five_runs_change_every_seed_and_others_one_seed_alone() -> None:
+    plan = seeds.plan()
+    together = [run for run in plan if len(set(run.seeds.values())) == 1]
+    assert len(together) >= 5 and plan[0].seeds == dict.fromkeys(seeds.SEEDS, 0)
+    assert len({run.name for run in plan}) == len(plan)
+    for run in plan[len(together) :]:
+        assert len([seed for seed in run.seeds.values() if seed]) == 1
+    changed = {part for run in plan[len(together) :] for part, seed in run.seeds.items() if seed}
+    assert changed == set(seeds.SEEDS)
+
+
+def test_the_tables_hold_mean_spread_and_worst_of_the_rows_that_are_there() -> None:
+    scores = {run.name: 0.9 + i / 100 for i, run in enumerate(seeds.plan())}
+    rows = {run.name: row(run, scores[run.name]) for run in seeds.plan()}
+    text = seeds.table(rows)
+    together = [100 * scores["-".join([str(i)] * len(seeds.SEEDS))] for i in range(seeds.NUM_RUNS)]
+    expected = f"{statistics.mean(together):.1f} ± {statistics.stdev(together):.1f}"
+    assert f"| mean ± standard deviation | {expected} |" in text
+    assert f"| worst | {min(together):.1f} |" in text
+    clip = [100 * scores[name] for name in ("0-0-0-0", "0-1-0-0", "0-2-0-0")]
+    assert f"| clip (3 values) | ± {statistics.stdev(clip):.1f} |" in text
+    assert "abc on a CPU" in text
+    partial = seeds.table({name: rows[name] for name in ("0-0-0-0", "1-1-1-1")})
+    assert "clip (" not in partial and "| all 1 |" in partial
+    assert "mean" not in seeds.table({"0-0-0-0": rows["0-0-0-0"]})
+
+
+def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeds, "CLONES", tmp_path)
+    changed: dict[str, Any] = {}
+
+    def call(folder: Path, *command: str, capture: bool = False) -> str:
+        if command[:2] == ("git", "clone"):
+            Path(command[-1]).mkdir()
+            (Path(command[-1]) / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+        elif command == ("dvc", "repro"):
+            text = (folder / "params.yaml").read_text()
+            pairs = zip((ROOT / "params.yaml").read_text().splitlines(), text.splitlines(), strict=True)
+            changed.update(YAML(typ="safe").load(text), num_lines=sum(a != b for a, b in pairs))
+            (folder / "data/evaluation").mkdir(parents=True)
+            (folder / "data/evaluation/metrics.json").write_text(json.dumps({"scene_accuracy_unseen": 0.5}))
+        return "abc\n" if capture else ""
+
+    monkeypatch.setattr(seeds, "_call", call)
+    run = seeds.Run({"autoencoder": 4, "clip": 3, "unet": 2, "sampling": 1})
+    found = seeds.do(run)
+    assert (found["commit"], found["metrics"]) == ("abc", {"scene_accuracy_unseen": 0.5})
+    assert [changed[f"train_{part}"]["training"]["seed"] for part in ("autoencoder", "clip", "unet")] == [4, 3, 2]
+    assert changed["sample"]["seed"] == 1 and changed["num_lines"] == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_has_the_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    rows = {run.name: row(run, 0.5) for run in seeds.plan()[:2]}
+    seeds.write_readme(rows, readme)
+    assert seeds.table(rows) in readme.read_text()
+    seeds.write_readme(rows, readme)
+    assert readme.read_text().count("| all 1 |") == 1
