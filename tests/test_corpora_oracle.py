@@ -1,18 +1,19 @@
 """The oracle: right on real renders, also degraded ones, wrong on shuffled captions, and fooled by nothing obvious."""
 
-import io
+import random
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
 
 from ldm.corpora import oracle, shapes
+from studies import outlines as study
 from tests.corpora import shapes_params
 
 NUM_SAMPLES = 400
+LENIENT = (*oracle.ATTRIBUTES, "scene")
 PARAMS = shapes_params(num_train=1, num_val=NUM_SAMPLES, num_held_out=NUM_SAMPLES)
 Picture = np.ndarray
 
@@ -23,33 +24,71 @@ def _samples() -> list[tuple[dict[str, Any], Picture]]:
     return [(cast("dict[str, Any]", p.claims[0]), np.asarray(cast("Callable[[], Picture]", p.image)())) for p in pairs]
 
 
-def _jpeg(image: Picture) -> Picture:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=75)
-    return np.asarray(Image.open(buffer))
+@lru_cache(maxsize=1)
+def _readings() -> list[oracle.SceneReading]:
+    return [oracle.read(image) for _, image in _samples()]
 
 
-def _blurred(image: Picture) -> Picture:
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.7)))
+def test_real_renders_honour_their_captions() -> None:
+    scores = [oracle.compare(claim, reading) for (claim, _), reading in zip(_samples(), _readings(), strict=True)]
+    assert np.mean([score["scene"] for score in scores]) >= 0.995
+    assert np.mean([score["scene_strict"] for score in scores if score["scene"]]) >= 0.999
+    assert not any(score["scene_strict"] and not score["scene"] for score in scores)
 
 
-@pytest.mark.parametrize("degrade", [np.asarray, _jpeg, _blurred])
-def test_real_renders_honour_their_captions(degrade: Callable[[Picture], Picture]) -> None:
-    scores = [oracle.score(claim, degrade(image))["scene"] for claim, image in _samples()]
-    assert np.mean(scores) >= 0.995
+@pytest.mark.parametrize("degrade", [study.jpeg, study.blurred])
+def test_light_damage_changes_little(degrade: Callable[[Picture], Picture]) -> None:
+    scores = [oracle.score(claim, degrade(image)) for claim, image in _samples()[::2]]
+    assert np.mean([score["scene"] for score in scores]) >= 0.995
+    assert np.mean([score["scene_strict"] for score in scores]) >= 0.98
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("size_px", [64, 128])
+def test_outlines_of_any_size_are_right(count: int, size_px: int) -> None:
+    assert study.passed("as it is", "small", 40, count=count, size_px=size_px)["outline"] == 1
+
+
+@pytest.mark.parametrize(
+    ("deformation", "most"),
+    [
+        ("corners rounded by 30 % of the radius", 0.1),
+        ("sides bent by +10 % of the radius", 0.3),
+        ("sides bent by -10 % of the radius", 0.3),
+        ("disc of 6 corners", 0.1),
+        ("wobble of 10 % of the radius", 0.05),
+        ("arms of a cross 1.3 times as wide", 0.1),
+        ("turned by 10 degrees", 0.0),
+    ],
+)
+def test_deformed_objects_that_overlap_enough_have_wrong_outlines(deformation: str, most: float) -> None:
+    shares = [study.passed(deformation, size, 40) for size in shapes.RADII]
+    assert max(share["outline"] for share in shares) <= most
+    assert max(share["shape"] for share in shares) >= 0.7
+
+
+def test_the_outline_must_be_that_of_the_shape_claimed() -> None:
+    score = oracle.score(CLAIM, _scene(shape="square"))
+    assert not score["outline"] and not score["scene_strict"]
+
+
+def test_deformed_scenes_are_drawn_like_others() -> None:
+    scene = shapes.scene_at(0, "val", PARAMS)
+    drawn = study.render(scene, 64, study.as_it_is, random.Random(0))
+    assert np.array_equal(drawn, shapes.render(scene, 64))
 
 
 def test_shuffled_captions_are_refused() -> None:
     samples = _samples()
     # An odd shift: neighbours are twins, which share all looks.
-    scores = [oracle.score(samples[(i + 7) % len(samples)][0], image)["scene"] for i, (_, image) in enumerate(samples)]
+    scores = [oracle.compare(samples[(i + 7) % len(samples)][0], r)["scene"] for i, r in enumerate(_readings())]
     assert np.mean(scores) <= 0.01
 
 
 def test_exchanged_places_fail_on_place_alone() -> None:
     samples = _samples()
-    for i, (_, image) in enumerate(samples):
-        score = oracle.score(samples[i ^ 1][0], image)
+    for i, reading in enumerate(_readings()):
+        score = oracle.compare(samples[i ^ 1][0], reading)
         looks = {name: value for name, value in score.items() if name in ("count", "colour", "shape", "size")}
         assert all(looks.values())
         if "relation" in score:
@@ -82,7 +121,7 @@ CLAIM: dict[str, Any] = {
 )
 def test_one_wrong_attribute_fails_that_attribute_alone(attribute: str, value: str) -> None:
     score = oracle.score(CLAIM, _scene(**{attribute: value}))
-    assert [name for name, honoured in score.items() if not honoured] == [attribute, "scene"]
+    assert [name for name in LENIENT if not score.get(name, True)] == [attribute, "scene"]
 
 
 def test_a_right_picture_passes_and_an_empty_one_fails_everything_but_the_background() -> None:
@@ -98,4 +137,7 @@ def test_noise_holds_no_scene() -> None:
 
 def test_only_what_is_claimed_is_scored() -> None:
     claim = {"count": 1, "objects": [{"colour": "red", "shape": "circle"}]}
-    assert set(oracle.score(claim, _scene(size="small"))) == {"count", "colour", "shape", "scene"}
+    stated = {"count", "colour", "shape", "scene"}
+    assert set(oracle.score(claim, _scene(size="small"))) == stated | set(oracle.STRICT)
+    unshaped = {"count": 1, "objects": [{"colour": "red"}]}
+    assert set(oracle.score(unshaped, _scene())) == {"count", "colour", "scene", "scene_strict"}

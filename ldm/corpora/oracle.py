@@ -2,7 +2,8 @@
 
 The reading uses the palette, the outlines and the sizes that `ldm.corpora.shapes` draws with, and nothing learned:
 background from the border, objects as connected regions that differ from it, colour by the nearest palette entry,
-shape by overlap with each outline, size by extent, place by centroid.
+shape by overlap with each outline, size by extent, place by centroid. The overlap forgives rounded corners and bent
+sides; whether an edge lies where its outline does is a question of its own (`ldm.corpora.outlines`).
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from ldm.corpora import outlines
 from ldm.corpora.shapes import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, RELATIONS, SHAPES, outline
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "place", "relation", "background")
+STRICT = ("outline", "scene_strict")
+"""What `score` says beyond the attributes and "scene": every edge where it should be, and that with the whole scene."""
 
 _COLOUR_NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -31,6 +35,10 @@ _MIN_AREA = 0.004
 """Smallest region read as an object, as a fraction of the image; the smallest drawn one covers 0.011."""
 _MAX_COLOUR_DISTANCE = 75.0
 _MIN_OVERLAP = 0.75
+_MAX_GAP = 0.04
+"""Radii by which an edge may miss its outline."""
+_MARGIN_PX = 4
+"""Pixels around an object that are compared with its outline."""
 _WINDOW = 1.2
 _WINDOW_SAMPLES = 32
 _BLURS = (0.03, 0.07, 0.12)
@@ -45,6 +53,8 @@ class Reading:
     size: str
     x: float
     y: float
+    is_outlined: bool
+    """Whether its edge lies where that of `shape` does, everywhere."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,14 @@ def _shape(coverages: list[Float[np.ndarray, "h w"]]) -> str | None:
     return best if overlap[best] >= _MIN_OVERLAP else None
 
 
+def _is_outlined(shape: str, coverages: list[Float[np.ndarray, "h w"]]) -> bool:
+    """Whether the edge in any of the coverage maps lies where the outline of `shape` does."""
+    rows, columns = np.nonzero(coverages[0] > 0)
+    top, left = max(rows.min() - _MARGIN_PX, 0), max(columns.min() - _MARGIN_PX, 0)
+    window = (slice(top, rows.max() + 1 + _MARGIN_PX), slice(left, columns.max() + 1 + _MARGIN_PX))
+    return any(outlines.gap(shape, coverage[window]) <= _MAX_GAP for coverage in coverages)
+
+
 def _coverage(
     pixels: Float[np.ndarray, "h w 3"], near: Bool[np.ndarray, "h w"], background: np.ndarray, rgb: np.ndarray
 ) -> list[Float[np.ndarray, "h w"]]:
@@ -119,16 +137,18 @@ def _read_region(
     coverages = _coverage(pixels, ndimage.binary_dilation(region, iterations=2), background, rgb)
     rows, columns = np.nonzero(coverages[-1] > 0.5)
     side = pixels.shape[0]
+    shape = _shape(coverages)
     if len(rows) == 0:
         rows, columns = np.nonzero(region)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     extent = max(bottom - top, right - left) / side / min(1.0, 2 / max(count, 1))
     return Reading(
         colour=_nearest(rgb, _PALETTE, _COLOUR_NAMES, _MAX_COLOUR_DISTANCE),
-        shape=_shape(coverages),
+        shape=shape,
         size="large" if extent > RADII["small"] + RADII["large"] else "small",
         x=float((left + right) / 2 / side),
         y=float((top + bottom) / 2 / side),
+        is_outlined=shape is not None and _is_outlined(shape, coverages),
     )
 
 
@@ -186,7 +206,7 @@ def _checks(claimed: list[dict[str, str]], objects: list[Reading], relation: str
     return checks
 
 
-def _num_matches(claimed: list[dict[str, str]], objects: tuple[Reading, ...]) -> int:
+def _num_matches(claimed: list[dict[str, str]], objects: list[Reading]) -> int:
     return sum(
         c[attribute] == getattr(o, attribute)
         for c, o in zip(claimed, objects, strict=True)
@@ -195,32 +215,49 @@ def _num_matches(claimed: list[dict[str, str]], objects: tuple[Reading, ...]) ->
     )
 
 
+def _outlined(claimed: list[dict[str, str]], objects: list[Reading]) -> bool:
+    stated = [(c["shape"], o) for c, o in zip(claimed, objects, strict=True) if "shape" in c]
+    return all(o.shape == shape and o.is_outlined for shape, o in stated)
+
+
 def score(claim: dict[str, Any], image: UInt8[np.ndarray, "h w 3"]) -> dict[str, bool]:
-    """Check a claim against an image.
+    """Check a claim against a square RGB image: `compare` of what is read from it."""
+    return compare(claim, read(image))
+
+
+def compare(claim: dict[str, Any], reading: SceneReading) -> dict[str, bool]:
+    """Check a claim against what was read from an image.
 
     Args:
         claim: {"count": int, "objects": [{"colour", "shape", "size"?, "place"?}, ...], "relation"?: one of
             `shapes.RELATIONS` (objects[0] relation objects[1] ...), "background"?: name}.
-        image: square RGB image.
+        reading: of any image, by `read`.
 
     Returns:
         One entry per attribute the claim states (see `ATTRIBUTES`), and "scene": all of them true. Claimed objects are
         matched to the regions read so that most looks agree, before place is compared: a picture with the right
         objects in exchanged places fails only on relation or place. A wrong count fails every attribute of objects.
+        Besides, "outline" if the claim states shapes: the shapes are right, and every edge lies within 4 % of the
+        object's radius of where it should be; and "scene_strict": scene and outline.
     """
-    reading = read(image)
     claimed: list[dict[str, str]] = claim["objects"]
     relation: str | None = claim.get("relation")
+    is_outlined = False
     result = {"count": len(reading.objects) == claim["count"]}
     if result["count"]:
-        orders = list(permutations(reading.objects))
+        orders = [list(order) for order in permutations(reading.objects)]
         most = max(_num_matches(claimed, order) for order in orders)
-        best = [_checks(claimed, list(o), relation) for o in orders if _num_matches(claimed, o) == most]
-        result |= max(best, key=lambda checks: sum(checks.values()))
+        best = [(_checks(claimed, o, relation), o) for o in orders if _num_matches(claimed, o) == most]
+        checks, objects = max(best, key=lambda pair: sum(pair[0].values()))
+        is_outlined = _outlined(claimed, objects)
+        result |= checks
     else:
         stated = {a for c in claimed for a in c} | ({"relation"} if relation is not None else set())
         result |= {attribute: False for attribute in sorted(stated)}
     if "background" in claim:
         result["background"] = reading.background == claim["background"]
     result["scene"] = all(result.values())
+    if "shape" in result:
+        result["outline"] = is_outlined
+    result["scene_strict"] = result["scene"] and result.get("outline", True)
     return result
