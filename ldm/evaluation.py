@@ -25,7 +25,7 @@ from ldm.shards import Shards
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHECKS = (*oracle.ATTRIBUTES, "scene")
+CHECKS = (*oracle.ATTRIBUTES, "scene", *oracle.STRICT)
 """Columns of `checks`."""
 NOT_STATED, WRONG, RIGHT = -1, 0, 1
 REAL, DECODED = "real_", "decoded_"

@@ -21,6 +21,8 @@ SUMMARY = (*(f"scene_accuracy_{name}" for name in SETS), "relation_accuracy", "r
 """What one line says of an evaluation."""
 Value = float | int | str
 _ALL_COUNTS = "all"
+_SCENES = ("scene", "scene_strict")
+_LABELS = {"scene": "whole scene", "scene_strict": "whole scene, strict outlines", "outline": "strict outlines"}
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _headline(
     for a in found:
         if a.images in sets and a.num_objects == _ALL_COUNTS:
             numbers[f"{a.attribute}_accuracy_{a.images}"] = _short(a.estimate.value)
-            if a.attribute == "scene":
-                numbers |= _bounds(f"scene_accuracy_{a.images}", a.estimate)
+            if a.attribute in _SCENES:
+                numbers |= _bounds(f"{a.attribute}_accuracy_{a.images}", a.estimate)
         elif a.images in sets and a.attribute == "scene":
             numbers[f"scene_accuracy_{a.images}_{a.num_objects}_objects"] = _short(a.estimate.value)
     real, decoded = ([prefix + name for name in sets] for prefix in (REAL, DECODED))
@@ -127,6 +129,8 @@ def _headline(
         "oracle_real": _pooled(measured, real, "checks", "scene"),
         "oracle_shuffled": _pooled(measured, real, "shuffled_checks", "scene"),
         "oracle_reconstructed": _pooled(measured, decoded, "checks", "scene"),
+        "oracle_real_strict": _pooled(measured, real, "checks", "scene_strict"),
+        "oracle_reconstructed_strict": _pooled(measured, decoded, "checks", "scene_strict"),
     }
     return numbers | {name: _short(estimate.value) for name, estimate in pooled.items() if estimate is not None}
 
@@ -197,7 +201,8 @@ def _sweep(
     for name, part in samples.items():
         if name in SETS:
             continue
-        found = {f"{a}_accuracy": _pooled(measured, [name], "checks", a) for a in ("scene", "relation")}
+        attributes = (*_SCENES, "relation")
+        found = {f"{a}_accuracy": _pooled(measured, [name], "checks", a) for a in attributes}
         found["own_clip_score_margin"] = _clip_score(measured[name])[1]
         row = {"guidance_scale": part.guidance_scale}
         for key, estimate in found.items():
@@ -221,8 +226,9 @@ def table(report: Report) -> str:
     columns = [(prefix, name) for name in report.sets for prefix in ("", REAL, DECODED)]
     header = [part for name in report.sets for part in (name.replace("_", " "), "real images", "round trips")]
     lines = [_row("", header), _row("---", ["---"] * len(header))]
-    for attribute, group in sorted(shown, key=lambda kind: (kind[0] != "scene", kind[1] != _ALL_COUNTS)):
-        label = "whole scene" if attribute == "scene" else attribute
+    first = [(attribute, group) for attribute, group in shown if attribute in _SCENES]
+    for attribute, group in [*first, *(kind for kind in shown if kind not in first)]:
+        label = _LABELS.get(attribute, attribute)
         label += "" if group == _ALL_COUNTS else f", {group} object{'s' if group != '1' else ''}"
         estimates = [by_place.get((prefix + name, attribute, group)) for prefix, name in columns]
         shown_as = zip(columns, estimates, strict=True)
@@ -234,7 +240,8 @@ def table(report: Report) -> str:
             lines.append(_scores(f"{label} ({space.replace('_', ' ')})", pairs, numbers))
     margins = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
     lines.append(_scores("CLIP score (own clip), own minus other caption", margins, numbers))
-    scales = ("oracle_real", "oracle_shuffled", "oracle_reconstructed", "retrieval_accuracy")
+    oracle = ("oracle_real", "oracle_real_strict", "oracle_shuffled")
+    scales = (*oracle, "oracle_reconstructed", "oracle_reconstructed_strict", "retrieval_accuracy")
     notes = [f"{key} {numbers[key]:.4f}" for key in scales if key in numbers]
     counts = ", ".join(f"{numbers[f'num_samples_{name}']} {name.replace('_', '-')}" for name in report.sets)
     notes.append(f"{counts} prompts, {numbers['num_reference_images']} training images as reference")
@@ -245,7 +252,7 @@ def _sweep_table(report: Report) -> list[str]:
     """The guidance sweep as Markdown: nothing without one."""
     if not report.sweep:
         return []
-    shown = {"whole scene": "scene_accuracy", "relation": "relation_accuracy"}
+    shown = {_LABELS.get(name, name): f"{name}_accuracy" for name in (*_SCENES, "relation")}
     shown = {label: key for label, key in shown.items() if key in report.sweep[0]}
     keys = [f"frechet_{space}{suffix}" for space in report.spaces for suffix in ("", "_floor")]
     labels = [key.replace("frechet_", "Frechet distance, ").replace("_", " ") for key in keys]

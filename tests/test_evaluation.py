@@ -6,7 +6,7 @@ import torch
 
 from ldm import clip, config, evaluation, metrics
 from ldm.autoencoder import Autoencoder, to_image, to_signal
-from ldm.corpora import SPLITS, shapes
+from ldm.corpora import SPLITS, oracle, shapes
 from ldm.errors import ConfigError, IntegrityError
 from ldm.images import decode_png, encode_png
 from ldm.params.evaluate import EvaluateParams
@@ -133,11 +133,12 @@ def test_an_unknown_key_is_refused(real):
 def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instruments):
     subject = by_name(evaluation.subjects(sampled(), real, params()))["real_seen"]
     found = instruments.measure(subject, range(5), batch_size=2)
-    scene = evaluation.CHECKS.index("scene")
-    assert found["checks"][:, scene].tolist() == [1] * 5
-    assert found["shuffled_checks"][:, scene].tolist() == [0] * 5
-    stated = [[name in stated_by(prompt.claim) for name in evaluation.CHECKS[:-1]] for prompt in subject.prompts]
-    assert (found["checks"][:, :-1] != evaluation.NOT_STATED).tolist() == stated
+    for name in ("scene", "scene_strict"):
+        scene = evaluation.CHECKS.index(name)
+        assert found["checks"][:, scene].tolist() == [1] * 5
+        assert found["shuffled_checks"][:, scene].tolist() == [0] * 5
+    stated = [[name in stated_by(prompt.claim) for name in oracle.ATTRIBUTES] for prompt in subject.prompts]
+    assert (found["checks"][:, : len(oracle.ATTRIBUTES)] != evaluation.NOT_STATED).tolist() == stated
 
 
 def stated_by(claim: dict) -> set[str]:

@@ -88,6 +88,7 @@ def test_the_oracle_is_scored_on_real_shuffled_and_reconstructed_images():
     assert numbers["oracle_real"] == pytest.approx(35 / 36, abs=1e-5)
     assert numbers["oracle_shuffled"] == pytest.approx(3 / 36, abs=1e-5)
     assert numbers["oracle_reconstructed"] == 27 / 36
+    assert {"oracle_real_strict", "oracle_reconstructed_strict", "scene_strict_accuracy_held_out_low"} <= numbers.keys()
 
 
 def test_distances_name_their_space_and_stand_beside_their_floor():
