@@ -12,7 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ldm.errors import MachineError, UserError
+from ldm import system
+from ldm.errors import MachineError
 from ldm.params.machine import MachineParams
 
 if TYPE_CHECKING:
@@ -28,20 +29,20 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 def run(main: Callable[[], str]) -> None:
     """Call `main` and print the summary line it returns, on the first process only.
 
-    A `UserError` ends the process with its exit code and its lines on stderr; `LDM_DEBUG=1` keeps the traceback.
+    What goes wrong outside our code ends the process with an exit code and a line on stderr, as `system.run` says.
     """
     rank = int(os.environ.get("RANK", "0"))
-    try:
+
+    def work() -> None:
         summary = main()
-    except UserError as error:
-        if os.environ.get("LDM_DEBUG") == "1":
-            raise
-        print(f"[process {rank}] {error}" if rank else error, file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from None
-    if rank == 0:
-        print(summary, flush=True)
-        _note_time()
-    _leave_process_group()
+        if rank == 0:
+            print(summary, flush=True)
+            _note_time()
+        _leave_process_group()
+
+    code = system.run(work, prefix=f"[process {rank}] " if rank else "")
+    if code:
+        raise SystemExit(code)
 
 
 def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumulation_steps: int = 1) -> "Accelerator":
