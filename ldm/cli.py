@@ -1,27 +1,23 @@
 """The command `ldm`: images from the trained artefacts and their replay, checks of a params file and of results."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm import system
 from ldm.config import PARAMS
-from ldm.errors import ConfigError, IntegrityError, UserError
+from ldm.errors import ConfigError, IntegrityError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. A user's mistake costs its lines on stderr, no traceback unless
-    LDM_DEBUG=1."""
-    options = _parser().parse_args(arguments)
-    try:
+    """Run one command; returns the exit code, as `system.run` says."""
+
+    def work() -> None:
+        options = _parser().parse_args(arguments)
         options.command(options)
-    except UserError as error:
-        if os.environ.get("LDM_DEBUG") == "1":
-            raise
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return system.run(work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
+from ldm import system
 from ldm.errors import ConfigError
 
 PARAMS = Path("params.yaml")
@@ -58,9 +59,9 @@ class Document:
 
     def __init__(self, path: Path = PARAMS) -> None:
         self.path = path
-        if not path.is_file():
-            raise ConfigError(str(path), "no such file", "a params file", "run from the repository root")
         try:
+            if not path.is_file():
+                raise ConfigError(str(path), "no such file", "a params file", "run from the repository root")
             text = path.read_text(encoding="utf-8")
             data = YAML(typ="safe", pure=True).load(text)
             self._node: Node | None = YAML().compose(text)  # pyright: ignore[reportUnknownMemberType]
@@ -71,6 +72,8 @@ class Document:
             raise ConfigError(f"{path}:{line}", problem, "YAML 1.2", "mend the line") from None
         except UnicodeDecodeError as error:
             raise ConfigError(str(path), f"byte {error.start} is no UTF-8", "a text", "save it as UTF-8") from None
+        except OSError as error:
+            raise system.explain(error, str(path), ConfigError) from None
         if not isinstance(data, dict):
             raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", "copy one of recipes/")
         self.data: dict[str, Any] = data

@@ -1,24 +1,23 @@
 """What every stage needs around its work: an honest exit, processes and threads, an output that appears as a whole."""
 
-import errno
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ldm.errors import MachineError, UserError
+from ldm import locks, system
+from ldm.errors import MachineError
 from ldm.params.machine import MachineParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 _LONGEST_WAIT = timedelta(hours=12)
 """For the others, while one process alone hashes or writes a large output."""
@@ -28,20 +27,20 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 def run(main: Callable[[], str]) -> None:
     """Call `main` and print the summary line it returns, on the first process only.
 
-    A `UserError` ends the process with its exit code and its lines on stderr; `LDM_DEBUG=1` keeps the traceback.
+    What goes wrong outside our code ends the process with an exit code and a line on stderr, as `system.run` says.
     """
     rank = int(os.environ.get("RANK", "0"))
-    try:
+
+    def work() -> None:
         summary = main()
-    except UserError as error:
-        if os.environ.get("LDM_DEBUG") == "1":
-            raise
-        print(f"[process {rank}] {error}" if rank else error, file=sys.stderr, flush=True)
-        raise SystemExit(error.exit_code) from None
-    if rank == 0:
-        print(summary, flush=True)
-        _note_time()
-    _leave_process_group()
+        if rank == 0:
+            print(summary, flush=True)
+            _note_time()
+        _leave_process_group()
+
+    code = system.run(work, prefix=f"[process {rank}] " if rank else "")
+    if code:
+        raise SystemExit(code)
 
 
 def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumulation_steps: int = 1) -> "Accelerator":
@@ -75,35 +74,104 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
 
 @contextmanager
 def output(path: Path, accelerator: "Accelerator | None" = None) -> Generator[Path]:
-    """A new folder that every process may write into and that becomes `path` when the block ends without an error.
+    """`outputs` with one folder."""
+    with outputs(accelerator, path) as (folder,):
+        yield folder
 
-    The former content of `path` stays until then, and stays for good if the block fails. Nothing is written in place,
-    since an output may be a link into DVC's cache. MachineError: the disk is full or broken.
+
+@contextmanager
+def outputs(accelerator: "Accelerator | None", *paths: Path) -> Generator[tuple[Path, ...]]:
+    """New folders that every process may write into and that become `paths`, all together, when the block ends without
+    an error.
+
+    The former content of `paths` stays until then, and stays for good if the block fails. Nothing is written in place,
+    since an output may be a link into DVC's cache. After a kill at any point all new folders are there, or all that
+    were there before come back when the next block of the same `paths` begins.
+
+    Raises:
+        MachineError: another process writes the same folder, or the disk is full or broken.
     """
     is_main = accelerator is None or accelerator.is_main_process
-    building, old = (path.with_name(f".{path.name}.{state}") for state in ("building", "old"))
-    if is_main:
-        _remove(building)
-        building.mkdir(parents=True)
-    _wait(accelerator)
+    places = [_Place(path) for path in paths] if is_main else []
+    with ExitStack() as locked:
+        for place in places:
+            locked.enter_context(place.held())
+        try:
+            _put_back(places)
+            for place in places:
+                _remove(place.building)
+                place.building.mkdir(parents=True)
+            _wait(accelerator)
+            yield tuple(_Place(path).building for path in paths)
+            _wait(accelerator)
+            _swap(places)
+        except BaseException as error:
+            for place in places:
+                _remove(place.building)
+            if isinstance(error, OSError) and error.errno in system.DISK_ERRORS:
+                raise system.explain(error, str(paths[0])) from error
+            raise
+        _wait(accelerator)
+
+
+class _Place:
+    """Where an output is, and beside it what is built, what it replaces meanwhile, and who is at work."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.building, self.old, self._lock = (path.with_name(f".{path.name}.{s}") for s in ("building", "old", "lock"))
+
+    @property
+    def is_there(self) -> bool:
+        """Also as a link that leads nowhere."""
+        return os.path.lexists(self.path)
+
+    @property
+    def is_aside(self) -> bool:
+        """Its former content waits for the new one."""
+        return os.path.lexists(self.old)
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """MachineError: another process holds it."""
+        lock = locks.take(self._lock)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # left over, it does no harm
+                self._lock.unlink()
+            locks.release(lock)
+
+
+def _swap(places: Sequence[_Place]) -> None:
+    """What was built takes the place of what was there."""
     try:
-        yield building
-    except BaseException as error:
-        if is_main:
-            _remove(building)
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            found = f"{error}; {shutil.disk_usage(path.parent).free} bytes are free"
-            fix = "free space or mend the disk and run again; what was there before is unharmed"
-            raise MachineError(str(path), found, "a disk that takes the output", fix) from error
-        raise
-    _wait(accelerator)
-    if is_main:
-        _remove(old)
-        if path.exists() or path.is_symlink():
-            path.rename(old)
-        building.rename(path)
-        _remove(old)
-    _wait(accelerator)
+        for place in places:
+            if place.is_there:
+                place.path.rename(place.old)
+        # Those that replace nothing last: until then a folder is missing, and what lies aside would come back.
+        for place in sorted(places, key=lambda place: not place.is_aside):
+            place.building.rename(place.path)
+    finally:
+        _put_back(places)
+
+
+def _put_back(places: Sequence[_Place]) -> None:
+    """End a swap that was cut: if a folder is missing, what lies aside comes back, else it is not needed any more."""
+    aside = [place for place in places if place.is_aside]
+    if not all(place.is_there for place in places):
+        # The missing ones last: until then a cut of this leads here once more.
+        for place in sorted(aside, key=lambda place: not place.is_there):
+            if place.is_there:
+                _remove(place.building)
+                place.path.rename(place.building)
+            place.old.rename(place.path)
+        return
+    for place in aside:
+        # Under another name first: what lies aside is whole, whatever cuts its removal.
+        _remove(place.building)
+        place.old.rename(place.building)
+        _remove(place.building)
 
 
 def share_of(count: int, accelerator: "Accelerator") -> range:

@@ -101,8 +101,7 @@ def main() -> str:
 
     with (
         run.opened(accelerator),
-        stage.output(Path(paths.embeddings), accelerator) as folder,
-        stage.output(Path(paths.embeddings_results), accelerator) as results,
+        stage.outputs(accelerator, Path(paths.embeddings), Path(paths.embeddings_results)) as (folder, results),
     ):
         writer = CacheWriter(folder, EMBEDDINGS)
         num_shards = write_shards(writer, captions, encode_part, params.num_captions_per_shard, accelerator, run)

@@ -78,8 +78,7 @@ def main() -> str:
     summary = ""
     with (
         run.opened(accelerator),
-        stage.output(Path(paths.latents), accelerator) as folder,
-        stage.output(Path(paths.latents_results), accelerator) as results,
+        stage.outputs(accelerator, Path(paths.latents), Path(paths.latents_results)) as (folder, results),
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:

@@ -17,7 +17,7 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
-    with stage.output(images) as image_shards, stage.output(captions) as caption_shards:
+    with stage.outputs(None, images, captions) as (image_shards, caption_shards):
         # The results stay when the corpus is refused: they say why.
         with stage.output(results) as folder:
             pairs = corpora.pairs(params, Path(paths.source))

@@ -46,10 +46,7 @@ def main() -> str:
     )
 
     metrics = measurement.metrics(autoencoder)
-    with (
-        stage.output(Path(paths.autoencoder), accelerator) as weights,
-        stage.output(Path(paths.autoencoder_results), accelerator) as results,
-    ):
+    with stage.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
         if accelerator.is_main_process:
             facts = {"factor": params.network.factor, "latent_channels": params.network.latent_channels}
             settings = params.network.model_dump(mode="json")

@@ -120,10 +120,7 @@ def main() -> str:
         model, history = train_new(params, pairs, val, accelerator, run)
     else:
         model, history, inputs = pretrained(params).to(accelerator.device), None, dict[str, str]()
-    with (
-        stage.output(Path(paths.clip), accelerator) as folder,
-        stage.output(Path(paths.clip_results), accelerator) as results,
-    ):
+    with stage.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:
             with torch.no_grad():

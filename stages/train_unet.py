@@ -50,10 +50,7 @@ def main() -> str:
     )
 
     metrics = denoising.summary(history.training, history.validation)
-    with (
-        stage.output(Path(paths.unet), accelerator) as weights,
-        stage.output(Path(paths.unet_results), accelerator) as results,
-    ):
+    with stage.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
         if accelerator.is_main_process:
             settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}
             facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout}

@@ -5,8 +5,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -99,6 +101,30 @@ def test_too_many_rejects_end_with_code_3_and_keep_only_the_reasons(folder):
     _params(folder, FOLDER, max_reject_fraction=0.1)
     assert "2 rejected" in _main()
     assert sum(len(Shards(folder / "data/images" / split)) for split in ("train", "val")) == 18
+
+
+def test_a_second_prepare_is_refused_until_the_first_is_killed_and_then_its_workers_are_gone(tmp_path):
+    _params(tmp_path, SHAPES | {"num_train": 1_000_000}, num_workers=2)
+    first = subprocess.Popen([sys.executable, SCRIPT], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        shards = tmp_path / "data/.images.building/train"
+        while not list(shards.glob("*")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(first.pid).children()
+        assert len(workers) == 2
+        second = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert second.returncode == 5 and len(second.stderr.splitlines()) == 2
+        assert second.stderr.startswith(f"data/.images.lock: a run is already going on here (pid {first.pid} on ")
+        assert list(shards.glob("*")), "the first one keeps what it builds"
+    finally:
+        first.kill()
+        first.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    _params(tmp_path, SHAPES)
+    third = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["captions", "images", "prepare_results"]
 
 
 def test_a_missing_folder_is_refused(folder):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -10,7 +11,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,13 +149,25 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int
         return
     iterator = iter(items)
     waiting: deque[Future[list[R]]] = deque()
-    with ProcessPoolExecutor(num_workers) as pool:
+    with ProcessPoolExecutor(num_workers, initializer=_end_with_parent) as pool:
         while chunk := list(islice(iterator, _CHUNK)):
             waiting.append(pool.submit(_map_chunk, function, chunk))
             if len(waiting) > 2 * num_workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would wait for work for ever, and hold the locks that it has by being forked."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)
