@@ -33,7 +33,7 @@ LONGEST_WRITTEN_OUT_TOKENS = 256
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = Shape(num_queries=8, num_keys=8, head_width=32)
-_LONGEST_REASON = 300
+_LONGEST_REASON = 400
 
 
 def math(

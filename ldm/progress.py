@@ -58,7 +58,7 @@ class Progress:
     def _pace(self, seconds: float) -> str:
         count = self._done - self._before
         is_fast = count >= seconds
-        pace = f"{count / seconds:.3g} {self._unit}s/s" if is_fast else f"{seconds / count:.3g} s per {self._unit}"
+        pace = f"{count / seconds:.1f} {self._unit}s/s" if is_fast else f"{seconds / count:.1f} s per {self._unit}"
         if self._total is None:
             return pace
         return f"{pace}, {_duration((self._total - self._done) * seconds / count)} left"

@@ -178,9 +178,8 @@ def _busy_cores(num_threads: int) -> str:
     num_busy = round(sum(load[core] for core in cores if core < len(load)) / 100)
     if not num_busy or len(cores) - num_busy >= wanted:
         return ""
-    verb = "core is" if num_busy == 1 else "cores are"
-    rest = f"{wanted} thread{'s' if wanted > 1 else ''} will run slower"
-    return f"{num_busy} of {len(cores)} {verb} busy with other work: {rest}"
+    verb, threads = "is" if num_busy == 1 else "are", "thread" if wanted == 1 else "threads"
+    return f"{num_busy} of {len(cores)} cores {verb} busy with other work: {wanted} {threads} will run slower"
 
 
 def _cgroup_cores() -> int:
