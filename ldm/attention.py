@@ -2,8 +2,9 @@
 
 import logging
 import warnings
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,11 +14,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.errors import MachineError
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Precision = Literal["fp32", "bf16"]
 Backend = Literal["auto", "xformers", "sdpa", "math"]
+
+
+class Shape(NamedTuple):
+    """One attention that a network computes: tokens that ask, tokens that they ask, and channels per head."""
+
+    num_queries: int
+    num_keys: int
+    head_width: int
+
 
 # In bf16, forward and backward: 5 times faster than the fused kernel at 64 tokens, 1.4 at 256, 0.6 at 1024.
 # In fp32 it is never faster.
 LONGEST_WRITTEN_OUT_TOKENS = 256
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TINY = Shape(num_queries=8, num_keys=8, head_width=32)
+_LONGEST_REASON = 400
 
 
 def math(
@@ -60,15 +76,16 @@ def math_or_sdpa(
     return (math if is_short and q.dtype == torch.bfloat16 and q.requires_grad else sdpa)(q, k, v)
 
 
-_BACKENDS = {"math": math, "sdpa": sdpa, "xformers": xformers, "math+sdpa": math_or_sdpa}
-_active = sdpa
+_BACKENDS: dict[str, Attend] = {"math": math, "sdpa": sdpa, "xformers": xformers, "math+sdpa": math_or_sdpa}
+_active: Attend = sdpa
 
 
 def use(backend: Backend, device: torch.device) -> str:
     """Resolve the backend for this process and return its name: xformers, sdpa, math or math+sdpa.
 
     `auto` takes PyTorch's kernels: as fast as xformers' on current GPUs, and the only fused ones elsewhere; on a CPU it
-    trains short bf16 sequences with math (math+sdpa). A tiny forward and backward pass proves a backend first.
+    trains short bf16 sequences with math (math+sdpa). A tiny forward and backward pass proves that a backend runs here
+    at all, in one type of number at least; whether it runs what a network needs is for `prove` to say.
 
     Raises:
         MachineError: the named backend cannot run on `device`.
@@ -77,16 +94,25 @@ def use(backend: Backend, device: torch.device) -> str:
     name = backend
     if backend == "auto":
         name = "math+sdpa" if device.type == "cpu" else "sdpa"
-    reason = _refusal(name, device)
-    if reason is not None:
-        raise MachineError(
-            "machine.attention",
-            f"{name} cannot run on {device.type} ({reason})",
-            "a backend that runs here",
-            "set it to auto, which falls back to PyTorch's kernels",
-        )
+    reasons = [_refusal(_BACKENDS[name], device, _TINY, precision, trains=True) for precision in _DTYPES]
+    if all(reasons):
+        raise _unable(name, device.type, reasons[0])
     _active = _BACKENDS[name]
     return name
+
+
+def prove(device: torch.device, shapes: Iterable[Shape], precision: Precision, *, trains: bool) -> None:
+    """Let the backend in use compute what a network will ask of it, forwards, and backwards if it `trains`; what a
+    backend can do depends on head width, number of tokens and type.
+
+    MachineError: it cannot, with its reason; better now than at the first step, or at the last picture.
+    """
+    for shape in shapes:
+        reason = _refusal(_active, device, shape, precision, trains)
+        if reason is not None:
+            n, m, width = shape
+            what = "train" if trains else "compute"
+            raise _unable(active(), f"{device.type}: {what} {precision}, {n} x {m} tokens, head width {width}", reason)
 
 
 def active() -> str:
@@ -107,13 +133,25 @@ def kernels_of_others() -> AbstractContextManager[object]:
     return sdpa_kernel(SDPBackend.MATH) if _active in (math, math_or_sdpa) else nullcontext()
 
 
-def _refusal(name: str, device: torch.device) -> str | None:
-    """Why a backend cannot train on `device`, or None."""
+def _refusal(backend: Attend, device: torch.device, shape: Shape, precision: Precision, trains: bool) -> str | None:
+    """Why a backend cannot compute this, in one line, or None."""
     logging.getLogger("xformers").setLevel(logging.ERROR)
-    q, k, v = torch.ones(3, 1, 2, 8, 32, device=device, requires_grad=True).unbind()
+    n, m, width = shape
+    dtype = _DTYPES[precision]
+    inputs = (torch.ones(1, t, 2, width, device=device, dtype=dtype, requires_grad=trains) for t in (n, m, m))
+    q, k, v = (tokens.transpose(1, 2) for tokens in inputs)  # as a network's heads lie in memory
+    autocast = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     try:
         with warnings.catch_warnings(action="ignore"):
-            _BACKENDS[name](q, k, v).sum().backward()
-    except (ImportError, NotImplementedError, RuntimeError, OSError) as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+            with autocast, torch.set_grad_enabled(trains):
+                out = backend(q, k, v)
+            if trains:
+                out.sum().backward()
+    except (ImportError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
     return None
+
+
+def _unable(name: str, what: str, reason: str | None) -> MachineError:
+    found, fix = f"{name} cannot run on {what} ({reason})", "set it to auto, which takes PyTorch's own kernels"
+    return MachineError("machine.attention", found, "a backend that runs here", fix)

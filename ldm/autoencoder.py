@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.attention import Shape
 from ldm.blocks import Attention, ResBlock, Upsample
 from ldm.params.networks import AutoencoderParams, ReconstructionParams
 
@@ -92,10 +93,15 @@ class Autoencoder(nn.Module):
     def __init__(self, params: AutoencoderParams) -> None:
         super().__init__()
         self.factor = params.factor
+        self._middle_width = params.channels[-1] if params.middle_attention else None
         self.encoder = Encoder(params)
         self.decoder = Decoder(params)
         self.quant_conv = nn.Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(params.latent_channels, params.latent_channels, 1)
+
+    def attention_shapes(self, latent_size: int) -> list[Shape]:
+        """What it asks of attention on latents of this height and width: one head over all positions, or nothing."""
+        return [Shape(latent_size**2, latent_size**2, self._middle_width)] if self._middle_width else []
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior over latents (b, latent_channels, h / factor, w / factor) of signals in -1..1."""

@@ -83,7 +83,7 @@ def _set_threads(num_threads: int | None) -> None:
     from ldm.params.machine import MachineParams
 
     machine = config.read(MachineParams, "machine")
-    torch.set_num_threads(num_threads or machine.threads or stage.default_threads())
+    torch.set_num_threads(num_threads or stage.threads(machine))
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -115,9 +115,10 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ldm import check
+    from ldm import check, launch
 
     params = check.params_file(options.path)
+    launch.check_config()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
 

@@ -107,6 +107,13 @@ class Generator:
             fix = "set guidance_scale: 1, or train with train_unet.diffusion.caption_dropout: 0.1"
             raise ConfigError("guidance_scale", found, "1: without dropout the UNet knows no 'no caption'", fix)
 
+    def prove_attention(self, precision: attention.Precision) -> None:
+        """MachineError unless the attention backend in use can compute both networks: the UNet in `precision`, the
+        decoder in float32."""
+        decoder = self.autoencoder.attention_shapes(self.latent_shape[-1])
+        attention.prove(self.device, self.unet.attention_shapes, precision, trains=False)
+        attention.prove(self.device, decoder, "fp32", trains=False)
+
     @torch.no_grad()
     def __call__(
         self, context: Float[Tensor, "b n d"], prompt_numbers: Sequence[int], params: SampleParams
@@ -158,7 +165,7 @@ class Pipeline:
         Raises:
             ConfigError: params.yaml is missing or wrong.
             IntegrityError: an artefact is missing, corrupt, or made from others than those that are there.
-            MachineError: there is no GPU and `device` is one.
+            MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
         paths = config.read(PathsParams, "paths", root / config.PARAMS)
         machine = config.read(MachineParams, "machine", root / config.PARAMS)
@@ -173,8 +180,10 @@ class Pipeline:
         encoder, of_encoder = clip.load(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_encoder.content_sha256)
         facts = embeddings.passport.facts
+        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
+        generator.prove_attention(params.precision)
         return cls(
-            generator=Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where),
+            generator=generator,
             embeddings=embeddings,
             text_encoder=encoder.to(where),
             layer=facts["layer"],

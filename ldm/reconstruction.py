@@ -31,6 +31,7 @@ class ImageBatches:
         self._shards, self._params = shards, params.training
         side = [pixels // params.network.factor for pixels in load_images(shards, [0]).shape[2:]]
         self._noise_shape = (params.network.latent_channels, *side)
+        self.latent_size = max(side)
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
         seed, size = self._params.seed, self._params.batch_size

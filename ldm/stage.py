@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 _LONGEST_WAIT = timedelta(hours=12)
 """For the others, while one process alone hashes or writes a large output."""
+_LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
+"""Variables that `accelerate launch` or torchrun set for the processes they start."""
+_SECONDS_OF_WATCHING_CORES = 0.1
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -46,22 +49,25 @@ def run(main: Callable[[], str]) -> None:
 def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumulation_steps: int = 1) -> "Accelerator":
     """Join the other processes of this launch, set threads and the attention backend, and say so in one line.
 
+    Precision, accumulation and compilation come from the params, whatever the launcher's config says of them.
+
     Raises:
-        MachineError: the launcher's config asks for another precision or accumulation than the params or splits the
-            model, or the attention backend cannot run here.
+        MachineError: the launcher's config asks for what no params file offers: fp16 or fp8, a model that is split over
+            processes, another accumulation; or the attention backend cannot run here.
     """
-    _refuse_launcher_config(precision, num_accumulation_steps)
+    _refuse_launcher_config(num_accumulation_steps)
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
 
     from ldm import attention
 
-    # A bare `accelerate launch` sets OMP_NUM_THREADS=1, so the environment says nothing about the machine.
-    num_threads = machine.threads or default_threads()
+    num_threads = threads(machine)
     torch.set_num_threads(num_threads)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=num_accumulation_steps,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),
+        dynamo_backend="no",  # `machine.compile` says what is compiled
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
@@ -69,6 +75,11 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
+    if accelerator.device.type == "cpu":
+        accelerator.wait_for_everyone()  # or the start of the others would look like work
+        if accelerator.is_main_process and (warning := _busy_cores(num_threads)):
+            print(warning, file=sys.stderr, flush=True)
+        accelerator.wait_for_everyone()
     return accelerator
 
 
@@ -179,13 +190,64 @@ def share_of(count: int, accelerator: "Accelerator") -> range:
     return range(accelerator.process_index, count, accelerator.num_processes)
 
 
+def threads(machine: MachineParams) -> int:
+    """CPU threads of this process: `machine.threads`, else the user's OMP_NUM_THREADS, else `default_threads()`."""
+    return machine.threads or _asked_threads() or default_threads()
+
+
 def default_threads() -> int:
-    """Physical cores that this process may use, shared between the processes that run on this machine; at least 1."""
+    """Physical cores that this process may use, at most SLURM_CPUS_PER_TASK, shared between the processes that run on
+    this machine; at least 1."""
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(_cores())
     physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(physical, allowed, _cgroup_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    task = _number(os.environ.get("SLURM_CPUS_PER_TASK", "")) or allowed
+    return max(1, min(physical, allowed, task, _cgroup_cores()) // _num_local_processes())
+
+
+def _asked_threads() -> int | None:
+    """OMP_NUM_THREADS, if the user set it. A launcher sets it to 1 where it is not set: what the user set is in the
+    launcher's own environment."""
+    import psutil
+
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if _LAUNCHED & os.environ.keys():
+        try:
+            launcher = psutil.Process(os.getppid())
+            is_option = any("num_cpu_threads" in argument.replace("-", "_") for argument in launcher.cmdline())
+            asked = asked if is_option else launcher.environ().get("OMP_NUM_THREADS", "")
+        except psutil.Error:
+            return None
+    return _number(asked)
+
+
+def _number(text: str) -> int | None:
+    """The first of the counts in a list such as 4,2; None for what is not a count."""
+    first = text.split(",")[0].strip()
+    return int(first) or None if first.isascii() and first.isdigit() else None
+
+
+def _num_local_processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _cores() -> list[int]:
+    """Numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _busy_cores(num_threads: int) -> str:
+    """A warning if other processes leave fewer free cores than this launch has threads here, else nothing."""
+    import psutil
+
+    cores, wanted = _cores(), num_threads * _num_local_processes()
+    load = psutil.cpu_percent(_SECONDS_OF_WATCHING_CORES, percpu=True)
+    num_busy = round(sum(load[core] for core in cores if core < len(load)) / 100)
+    if not num_busy or len(cores) - num_busy >= wanted:
+        return ""
+    verb, threads = "is" if num_busy == 1 else "are", "thread" if wanted == 1 else "threads"
+    return f"{num_busy} of {len(cores)} cores {verb} busy with other work: {wanted} {threads} will run slower"
 
 
 def _cgroup_cores() -> int:
@@ -197,23 +259,23 @@ def _cgroup_cores() -> int:
     return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))
 
 
-def _refuse_launcher_config(precision: str, num_accumulation_steps: int) -> None:
-    """Precision and accumulation change results, so the params rule; the launcher's own default is "no" and 1."""
+def _refuse_launcher_config(num_accumulation_steps: int) -> None:
+    """The params decide what is computed. A launcher's answer that they overrule does no harm ("no" or bf16); one that
+    they cannot give would be a promise that is not kept."""
     if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _SHARDED):
         expected = "whole models, data parallel: MULTI_GPU, or 'NO' for one process"
         fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
         raise MachineError("accelerate config", "a model that is split over processes", expected, fix)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
+    if asked not in ("no", "bf16"):
         fix = "set mixed_precision: 'no' in the accelerate config; the params file decides"
-        expected = f"{precision} as in the params file, or 'no'"
+        expected = "'no' or bf16"
         raise MachineError("accelerate config", f"mixed_precision: {asked}", expected, fix)
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if accumulation not in ("1", str(num_accumulation_steps)):
         fix = "set gradient_accumulation_steps: 1 in the accelerate config; the params file decides"
         expected = f"{num_accumulation_steps} as in the params file, or 1"
         raise MachineError("accelerate config", f"gradient_accumulation_steps: {accumulation}", expected, fix)
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(num_accumulation_steps)
 
 
 def _note_time() -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,10 +23,10 @@ import psutil
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm import artifact, locks
 from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
+from ldm.progress import each
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
-_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"}
+_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "ldm.launch", "torchrun"}
 _NUM_SHOWN_CHANGES = 8
 
 
@@ -313,9 +313,9 @@ def units(work: Sequence[T], name: str, unit: str, accelerator: "Accelerator") -
 
     Stopped: the process was asked to stop; the unit at hand was finished first.
     """
-    mine: Iterable[T] = work[accelerator.process_index :: accelerator.num_processes]
+    mine = work[accelerator.process_index :: accelerator.num_processes]
     with StopRequest() as stop:
-        for item in tqdm(mine, name, unit=unit, disable=not accelerator.is_main_process):
+        for item in each(mine, name, unit, len(mine), is_shown=accelerator.is_main_process):
             yield item
             if stop.reason is not None:
                 fix = "run it again: what is done is kept"

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from ldm import artifact, attention, plots
 from ldm.errors import MachineError, NumericsError, Stopped
 from ldm.params.training import TrainingParams
+from ldm.progress import Progress
 from ldm.state import Run, State, StopRequest
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
@@ -316,15 +316,15 @@ def train(
 
 def _run_steps(loop: _Loop, run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
     params, is_main = loop.params, loop.accelerator.is_main_process
-    bar = tqdm(desc=name, total=params.num_steps, initial=loop.step, unit="step", disable=not is_main)
-    with StopRequest() as stop, bar:
+    progress = Progress(name, "step", params.num_steps, done=loop.step, is_shown=is_main)
+    with StopRequest() as stop, progress:
         while loop.step < params.num_steps:
             loop.update()
-            bar.update()
             is_last = loop.step == params.num_steps
             is_stopping = loop.agree(stop.reason is not None)
             if is_last or loop.step % params.log_every_steps == 0:
-                bar.set_postfix(loss=f"{loop.log()['loss']:.4g}")
+                progress.note(loss=loop.log()["loss"])
+            progress.advance()
             if is_last or loop.step % params.validate_every_steps == 0:
                 _validate(loop, validate, picture, run)
             if is_last or is_stopping or loop.step % params.save_every_steps == 0:

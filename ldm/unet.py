@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ldm.attention import Shape
 from ldm.blocks import Attention, ResBlock, Upsample, start_at_zero
 from ldm.params.networks import UNetParams
 
@@ -27,6 +28,8 @@ class UNet(nn.Module):
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
+        self.attention_shapes = _attention_shapes(params)
+        """What it asks of attention."""
         widths, first, size = params.channels, params.channels[0], params.latent_size
         self.conv_in = nn.Conv2d(params.latent_channels, first, 3, padding=1)
         self.position_embedding = _embedding(1, first, size, size) if params.position_embedding else None
@@ -274,6 +277,15 @@ class ContextLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.attention(normed, normed)
         return x + self.ff(self.norm2(x))
+
+
+def _attention_shapes(params: UNetParams) -> list[Shape]:
+    """Self- and cross-attention of every level that has them, of the middle, which always has, and context layers."""
+    num_keys, last = params.max_context_tokens, len(params.channels) - 1
+    sizes = [(params.latent_size >> level) ** 2 for level in range(last + 1)]
+    levels = [level for level in range(last + 1) if params.attention_levels[level] or level == last]
+    shapes = [Shape(sizes[i], keys, params.head_widths[i]) for i in levels for keys in (sizes[i], num_keys)]
+    return shapes + [Shape(num_keys, num_keys, params.head_widths[-1])] * (params.num_context_layers > 0)
 
 
 def sinusoids(time: Float[Tensor, "b"], num_waves: int) -> Float[Tensor, "b f"]:

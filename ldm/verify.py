@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ldm import config, lineage
 from ldm.errors import ConfigError
 from ldm.params.paths import PathsParams
+from ldm.progress import each
 
 _BLOCK = 1 << 20
 
@@ -51,7 +50,7 @@ def local(root: Path = Path()) -> Report:
     problems: list[str] = []
     objects = _objects(repo, stores, stores.cache, problems)
     num_bytes = 0
-    for item in tqdm(objects, "verify", unit="file", disable=None):
+    for item in each(objects, "verify", "file", len(objects)):
         found = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
         num_bytes += item.path.stat().st_size if item.path.is_file() else 0
         if any(md5 != item.md5 for md5 in found.values()):
@@ -74,7 +73,8 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
     problems: list[str] = []
     objects = _objects(repo, stores, store, problems)
     num_bytes = 0
-    for item in tqdm({item.md5: item for item in objects}.values(), "verify --remote", unit="file", disable=None):
+    distinct = {item.md5: item for item in objects}.values()
+    for item in each(distinct, "verify --remote", "file", len(distinct)):
         found = stores.md5(store, item.md5)
         if found != item.md5:
             problems += _describe(item, {f"remote {store.path}": found}, stores, store)

@@ -1,15 +1,17 @@
-"""Stage `check`: the whole params file is validated first, so that a mistake in the last section costs a second."""
+"""Stage `check`: the whole params file is validated first, so that a mistake in the last section costs a second; and
+accelerate's config with it, which all later stages start by."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import check, stage
+from ldm import check, launch, stage
 
 
 def main() -> str:
     params = check.params_file()
+    launch.check_config()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     return f"check: params.yaml is complete and consistent ({corpus})"
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
+
 import torch
 from torch import Tensor
 
-from ldm import artifact, clip, config, stage, state
+from ldm import artifact, clip, config, state
 from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter, KeptRows
 from ldm.captions import Captions
 from ldm.corpora import SPLITS

@@ -3,15 +3,18 @@ deviation 1."""
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from typing import TYPE_CHECKING
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
 
 import torch
 from torch import Tensor
 
-from ldm import artifact, config, images, latents, stage, state
+from ldm import artifact, attention, config, images, latents, state
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -73,6 +76,9 @@ def main() -> str:
     autoencoder.load_state_dict(tensors)
     autoencoder = autoencoder.eval().to(accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
+    size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
+    shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
+    attention.prove(accelerator.device, shapes, params.precision, trains=False)
     made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
     run = state.Run(Path(paths.runs), "encode_latents", made_by)
     summary = ""
@@ -91,7 +97,7 @@ def main() -> str:
                 "latent_scale": scale.to_facts(),
                 "autoencoder_sha256": passport.content_sha256,
                 "factor": autoencoder.factor,
-                "image_size_px": int(images.decode_png(shards["train"][0]["png"]).shape[0]),
+                "image_size_px": size_px,
             }
             for split in SPLITS:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}

@@ -7,16 +7,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-import torch
-from tqdm import tqdm
+from ldm import stage  # before torch, which reads once how its threads wait
 
-from ldm import artifact, clip, config, evaluation, metrics, plots, report, samples, stage
+# isort: split
+
+import torch
+
+from ldm import artifact, attention, clip, config, evaluation, images, metrics, plots, report, samples
 from ldm.captions import Captions
 from ldm.corpora import SPLITS
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
 from ldm.pipeline import load_autoencoder
+from ldm.progress import each
 
 
 def feature_spaces(
@@ -48,6 +52,9 @@ def main() -> str:
     autoencoder, of_autoencoder = load_autoencoder(Path(paths.autoencoder), device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", of_autoencoder.content_sha256)
+    size_px = int(images.decode_png(sampled[samples.SEEN].png(0)).shape[0])
+    shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
+    attention.prove(device, shapes, "fp32", trains=False)
     spaces = feature_spaces(params, model.to(device), of_clip.content_sha256, device)
     instruments = evaluation.Instruments(spaces, model, autoencoder, device)
     real = evaluation.RealImages(Path(paths.images), SPLITS)
@@ -56,7 +63,7 @@ def main() -> str:
     with stage.output(Path(paths.evaluation), accelerator) as folder:
         parts = folder / ".parts"
         mine = stage.share_of(len(units), accelerator)
-        for number in tqdm(mine, "evaluate", unit="unit", disable=not accelerator.is_main_process):
+        for number in each(mine, "evaluate", "unit", len(mine), is_shown=accelerator.is_main_process):
             subject, rows = units[number]
             evaluation.write_unit(parts, subject, rows, instruments.measure(subject, rows, params.batch_size))
         accelerator.wait_for_everyone()

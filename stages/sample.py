@@ -6,9 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
+
 import torch
 
-from ldm import config, samples, stage, state
+from ldm import config, samples, state
 from ldm.cache import TextEmbeddings
 from ldm.corpora import SPLITS
 from ldm.errors import IntegrityError
@@ -56,6 +60,7 @@ def main() -> str:
     embeddings = TextEmbeddings(Path(paths.embeddings))
     generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, accelerator.device)
     generator.check_latents(Path(paths.latents))
+    generator.prove_attention(params.precision)
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = samples.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])

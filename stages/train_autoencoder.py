@@ -5,9 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that stands beside this script
 
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
+
 import torch
 
-from ldm import artifact, config, randomness, stage, state
+from ldm import artifact, attention, config, randomness, state
 from ldm.autoencoder import Autoencoder, ReconstructionObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -31,6 +35,9 @@ def main() -> str:
     if machine.compile:
         objective.compile()
     batches = ImageBatches(splits["train"], params)
+    shapes = autoencoder.attention_shapes(batches.latent_size)
+    attention.prove(accelerator.device, shapes, params.training.precision, trains=True)
+    attention.prove(accelerator.device, shapes, "fp32", trains=False)  # the metrics
     measurement = Measurement(splits["val"], params, accelerator)
     run = state.Run(Path(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
     history = train(

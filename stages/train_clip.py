@@ -2,17 +2,20 @@
 tells pairs apart."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
 
 import torch
 from torch import Tensor, nn
 
-from ldm import artifact, clip, config, images, stage, state
+from ldm import artifact, clip, config, images, state
 from ldm.captions import Captions
 from ldm.clip import contrastive
 from ldm.clip.pretrained import pretrained

@@ -5,9 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that stands beside this script
 
+from ldm import stage  # before torch, which reads once how its threads wait
+
+# isort: split
+
 import torch
 
-from ldm import artifact, config, denoising, randomness, stage, state
+from ldm import artifact, attention, config, denoising, randomness, state
 from ldm.diffusion import DenoisingObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -27,6 +31,10 @@ def main() -> str:
 
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
     unet = UNet(params.network)
+    decoder = inputs.autoencoder.attention_shapes(params.network.latent_size)
+    attention.prove(accelerator.device, unet.attention_shapes, params.training.precision, trains=True)
+    for precision in (params.training.precision, "fp32"):  # pictures on the way, the last picture
+        attention.prove(accelerator.device, [*unet.attention_shapes, *decoder], precision, trains=False)
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
         sha256["init_from"] = denoising.load_weights(unet, params, Path(params.init_from))

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from tests.agreement import assert_gradients_agree
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Batch, heads, queries, keys, width: self-attention, cross-attention, one key, odd width, longer than is written out.
+XFORMERS = "import logging; logging.basicConfig(); import xformers, xformers.ops"
 SHAPES = [(2, 3, 16, 16, 32), (2, 3, 16, 7, 32), (1, 2, 5, 1, 8), (2, 1, 9, 12, 20), (1, 1, 300, 280, 8)]
 
 
@@ -97,10 +99,92 @@ def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
     assert torch.equal(attention.attend(q, k, v), attention.math(q, k, v))
 
 
+def only(dtype, widest):
+    """A backend of one type and of narrow heads, as kernels are; `use` proves any with heads of 32."""
+
+    def attend(q, k, v):
+        if q.dtype != dtype or q.shape[-1] > widest:
+            raise NotImplementedError(f"no kernel\nfor {q.dtype}, width {q.shape[-1]}")
+        return attention.math(q, k, v)
+
+    return attend
+
+
+def use_instead_of_xformers(monkeypatch, backend):
+    monkeypatch.setitem(attention._BACKENDS, "xformers", backend)
+    assert attention.use("xformers", CPU) == "xformers"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widest", "shape", "precision", "reason"),
+    [
+        (torch.bfloat16, 160, (64, 77, 160), "bf16", None),
+        (torch.bfloat16, 160, (64, 77, 160), "fp32", "no kernel for torch.float32, width 160"),
+        (torch.float32, 160, (64, 64, 40), "fp32", None),
+        (torch.float32, 160, (64, 64, 40), "bf16", "no kernel for torch.bfloat16, width 40"),
+        (torch.bfloat16, 160, (256, 256, 512), "bf16", "no kernel for torch.bfloat16, width 512"),
+    ],
+)
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_backend_is_proved_with_the_type_and_the_head_width_of_the_run(
+    dtype, widest, shape, precision, reason, trains, monkeypatch
+):
+    """A kernel for bf16 alone is not refused for want of float32, and none passes for what it cannot do."""
+    use_instead_of_xformers(monkeypatch, only(dtype, widest))
+    if reason is None:
+        attention.prove(CPU, [attention.Shape(*shape)], precision, trains=trains)
+        return
+    n, m, width = shape
+    asked = f"{'train' if trains else 'compute'} {precision}, {n} x {m} tokens, head width {width}"
+    with pytest.raises(MachineError, match=rf"xformers cannot run on cpu: {asked} \({reason}\).*\nfix: set it to auto"):
+        attention.prove(CPU, [attention.Shape(*shape)], precision, trains=trains)
+
+
+def test_gradients_are_asked_of_a_backend_only_where_a_network_is_trained(monkeypatch):
+    def forwards_alone(q, k, v):
+        if q.requires_grad and q.shape[-1] > 32:
+            raise NotImplementedError("no backward kernel")
+        return attention.math(q, k, v)
+
+    use_instead_of_xformers(monkeypatch, forwards_alone)
+    attention.prove(CPU, [attention.Shape(16, 16, 64)], "bf16", trains=False)
+    with pytest.raises(MachineError, match="train bf16, 16 x 16 tokens, head width 64"):
+        attention.prove(CPU, [attention.Shape(16, 16, 64)], "bf16", trains=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_runs_here_runs_the_shapes_of_stable_diffusion(precision):
+    shapes = [attention.Shape(256, 77, width) for width in (40, 80, 160)] + [attention.Shape(1024, 1024, 512)]
+    for name in available(DEVICE):
+        if name != "xformers":  # what it can run is its own
+            attention.use(name, DEVICE)
+            attention.prove(DEVICE, shapes, precision, trains=True)
+
+
 def test_a_missing_xformers_is_a_machine_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(MachineError, match="xformers cannot run"):
         attention.use("xformers", CPU)
+
+
+def test_the_installed_xformers_loads_its_kernels():
+    """One built for another torch loads none of them and says so in a warning."""
+    done = subprocess.run([sys.executable, "-c", XFORMERS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "can't load" not in done.stderr, done.stderr
+
+
+def test_xformers_on_a_cpu_says_why_it_cannot_run():
+    with pytest.raises(MachineError, match=r"cannot run on cpu \(No operator found .*device=cpu") as caught:
+        attention.use("xformers", CPU)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="xformers has no kernels for CPUs")
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_xformers_trains_in_bf16_on_a_gpu(width):
+    attention.use("xformers", DEVICE)
+    attention.prove(DEVICE, [attention.Shape(1024, 1024, width), attention.Shape(1024, 77, width)], "bf16", trains=True)
 
 
 def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):

@@ -1,5 +1,6 @@
 """Exit codes, outputs that appear whole or not at all, threads, and what a launcher may not decide."""
 
+import ast
 import errno
 import os
 import shutil
@@ -7,14 +8,30 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ldm import stage
 from ldm.errors import IntegrityError, MachineError, Stopped
 from ldm.params.machine import MachineParams
+from tests.stage_scripts import forget_accelerator
 
 ROOT = Path(__file__).parents[1]
+MACHINE = MachineParams(threads=1, num_workers=0, attention="math", compile=False)
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+ONE_PROCESS = """
+import sys
+sys.path.insert(0, {root!r})
+from ldm import stage
+from ldm.params.machine import MachineParams
+
+machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False)
+accelerator = stage.start("fp32", machine)
+import torch
+print(accelerator.num_processes, accelerator.mixed_precision, torch.get_num_threads())
+"""
 
 TWO_PROCESSES = """
 import sys
@@ -273,6 +290,7 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_respect_a_quota(
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert stage.default_threads() == 8
     limit.write_text("max 100000\n")
     assert stage.default_threads() == 8
@@ -280,6 +298,12 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_respect_a_quota(
     assert stage.default_threads() == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert stage.default_threads() == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert stage.default_threads() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert stage.default_threads() == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "32")
+    assert stage.default_threads() == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert stage.default_threads() == 1
 
@@ -287,8 +311,8 @@ def test_threads_are_shared_by_the_processes_of_a_machine_and_respect_a_quota(
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision: fp16; expected fp32"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision: bf16; expected fp32"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision: fp16; expected 'no' or bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision: fp8; expected 'no' or bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps: 4; expected 2"),
         ("ACCELERATE_USE_FSDP", "true", "split over processes; expected whole models, data parallel"),
     ],
@@ -297,9 +321,128 @@ def test_a_launcher_config_may_not_change_the_result(
     variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    machine = MachineParams(threads=1, num_workers=0, attention="math", compile=False)
     with pytest.raises(MachineError, match=words):
-        stage.start("fp32", machine, num_accumulation_steps=2)
+        stage.start("fp32", MACHINE, num_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("answer", ["no", "bf16"])
+@pytest.mark.parametrize(("precision", "mixed_precision"), [("fp32", "no"), ("bf16", "bf16")])
+def test_the_params_overrule_what_a_launcher_config_says(
+    answer: str, precision: Any, mixed_precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_accelerator()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", answer)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    accelerator = stage.start(precision, MACHINE, num_accumulation_steps=3)
+    assert accelerator.mixed_precision == mixed_precision
+    assert accelerator.gradient_accumulation_steps == 3
+    assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"
+
+
+class Launcher:
+    """What psutil says of the parent process."""
+
+    def __init__(self, environment: dict[str, str], *options: str) -> None:
+        self.environment, self.options = environment, options
+
+    def __call__(self, pid: int) -> "Launcher":
+        assert pid == os.getppid()
+        return self
+
+    def environ(self) -> dict[str, str]:
+        return self.environment
+
+    def cmdline(self) -> list[str]:
+        return ["python", "accelerate", "launch", *self.options, "stages/sample.py"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "given", "launcher", "expected"),
+    [
+        (5, "3", None, 5),
+        (None, "3", None, 3),
+        (None, "3,2", None, 3),
+        (None, None, None, 8),
+        (None, "many", None, 8),
+        (None, "0", None, 8),
+        (None, "1", Launcher({}), 8),
+        (None, "1", Launcher({"OMP_NUM_THREADS": "1"}), 1),
+        (None, "6", Launcher({"OMP_NUM_THREADS": "6"}), 6),
+        (None, "4", Launcher({}, "--num_cpu_threads_per_process=4"), 4),
+        (None, "4", Launcher({}, "--num-cpu-threads-per-process", "4"), 4),
+    ],
+)
+def test_threads_are_those_of_the_params_then_of_the_user_then_of_the_machine(
+    threads: int | None, given: str | None, launcher: Any, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "default_threads", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if launcher is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        monkeypatch.setattr("psutil.Process", launcher)
+    assert stage.threads(MACHINE.model_copy(update={"threads": threads})) == expected
+
+
+def test_a_stage_without_a_setting_takes_the_launchers_own_count_for_nobodys(tmp_path: Path) -> None:
+    """accelerate's default config as `accelerate config` writes it, with bf16, and a stage in fp32."""
+    script = tmp_path / "script.py"
+    script.write_text(ONE_PROCESS.format(root=str(ROOT)))
+    config = tmp_path / "accelerate/default_config.yaml"
+    config.parent.mkdir()
+    config.write_text("distributed_type: 'NO'\nmixed_precision: bf16\nnum_processes: 1\n")
+    launcher = str(Path(sys.executable).with_name("accelerate"))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path)}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run([launcher, "launch", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"1 no {stage.default_threads()}"
+
+
+@pytest.mark.parametrize(
+    ("load", "num_threads", "expected"),
+    [
+        ([3.0, 99.0, 4.0, 0.0], 4, "1 of 4 cores is busy with other work: 4 threads will run slower"),
+        ([97.0, 99.0, 90.0, 100.0], 1, "4 of 4 cores are busy with other work: 1 thread will run slower"),
+        ([3.0, 99.0, 4.0, 0.0], 3, ""),
+        ([20.0, 10.0, 4.0, 0.0], 4, ""),
+    ],
+)
+def test_cores_that_other_work_keeps_busy_are_told_where_they_are_missed(
+    load: list[float], num_threads: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds, percpu: load)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert stage._busy_cores(num_threads) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert bool(stage._busy_cores(2)) == (load[1] > 50)
+
+
+def displayed_policy(code: str, **setting: str) -> str:
+    """What OpenMP's library says of its wait policy when it is loaded by a new process."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true", **setting}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(line.split("'")[1] for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line)
+
+
+def test_waiting_threads_sleep_in_a_stage_unless_the_user_says_otherwise() -> None:
+    a_stage = "import runpy; runpy.run_path('stages/train_autoencoder.py')"
+    assert displayed_policy(a_stage) == "PASSIVE"
+    assert displayed_policy(a_stage, OMP_WAIT_POLICY="active") == "ACTIVE"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.stem)
+def test_every_stage_imports_ldm_before_what_may_load_torch(path: Path) -> None:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    modules = [n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in body if type(n) in IMPORTS]
+    roots = [str(module).split(".")[0] for module in modules]
+    assert next(root for root in roots if root not in sys.stdlib_module_names) == "ldm"
 
 
 def test_two_processes_share_an_output(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from ldm import images
 from ldm.corpora import SPLITS, Pair, Rejected, Rejection, Split
 from ldm.errors import RejectedError
 from ldm.params.prepare import PrepareParams
+from ldm.progress import each
 from ldm.shards import Shards, Writer
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def prepare(
         rejected = stack.enter_context((results / "rejected.jsonl").open("w", encoding="utf-8"))
         make = partial(_make, size_px=params.image_size_px)
         made = ordered_map(make, _counted(items, report), num_workers)
-        for item in tqdm(made, desc="prepare", unit=" samples", disable=None):
+        for item in each(made, "prepare", "sample", None):
             if isinstance(item, _Sample) and item.key not in seen:
                 seen.add(item.key)
                 report.splits[item.split].add(item.captions)

@@ -12,7 +12,8 @@ class MachineParams(Section):
     """How this machine computes."""
 
     threads: int | None = Field(ge=1)
-    """CPU threads per process; null = physical cores / processes on this machine."""
+    """CPU threads per process; null = OMP_NUM_THREADS if it is set, else the physical cores that this process may use
+    (at most SLURM_CPUS_PER_TASK) / processes on this machine."""
     num_workers: NonNegativeInt
     """Processes beside the first one that draw and clean images in `prepare`; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]

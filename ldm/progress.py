@@ -1,0 +1,86 @@
+"""Progress of long work: a bar where a terminal shows it, else a plain line now and then, as a log wants it."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Self, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_SECONDS_TO_FIRST_LINE, _SECONDS_BETWEEN_LINES = 10.0, 30.0
+
+
+class Progress:
+    """A context manager that counts pieces of work on stderr: how many of how many, how fast, how long still, and the
+    numbers that `note` was given last.
+
+    Where stderr is not a terminal: one line after 10 seconds, then one every 30 seconds, and one at the end if all went
+    well.
+    """
+
+    def __init__(self, name: str, unit: str, total: int | None, *, done: int = 0, is_shown: bool = True) -> None:
+        """unit: in the singular. total: None = not known. done: pieces that were done before. is_shown: False on all
+        processes but the first."""
+        self._name, self._unit, self._total = name, unit, total
+        self._done = self._before = done
+        self._is_shown, self._notes = is_shown, dict[str, float]()
+        self._start = time.monotonic()
+        self._next_line = self._start + _SECONDS_TO_FIRST_LINE
+        is_bar = is_shown and sys.stderr.isatty()
+        self._bar = tqdm(desc=name, total=total, initial=done, unit=f" {unit}s") if is_bar else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None and self._is_shown and self._done > self._before:
+            self._print(f"in {_duration(time.monotonic() - self._start)}")
+
+    def advance(self) -> None:
+        """One more piece is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif self._is_shown and (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            self._print(self._pace(now - self._start))
+
+    def note(self, **numbers: float) -> None:
+        """Numbers to show, such as the loss, until the next ones."""
+        self._notes = numbers
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
+
+    def _pace(self, seconds: float) -> str:
+        count = self._done - self._before
+        is_fast = count >= seconds
+        pace = f"{count / seconds:.1f} {self._unit}s/s" if is_fast else f"{seconds / count:.1f} s per {self._unit}"
+        if self._total is None:
+            return pace
+        return f"{pace}, {_duration((self._total - self._done) * seconds / count)} left"
+
+    def _print(self, pace: str) -> None:
+        counted = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        notes = [f"{name} {number:.4g}" for name, number in self._notes.items()]
+        line = ", ".join([f"{self._name}: {counted} {self._unit}s", pace, *notes])
+        print(line, file=sys.stderr, flush=True)
+
+
+def each(items: Iterable[T], name: str, unit: str, total: int | None, *, is_shown: bool = True) -> Iterator[T]:
+    """The items, one piece of work each, under a `Progress`."""
+    with Progress(name, unit, total, is_shown=is_shown) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def _duration(seconds: float) -> str:
+    """Such as 45 s, 3 min 20 s, 1 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

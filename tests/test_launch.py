@@ -1,0 +1,170 @@
+"""What accelerate's own config may say, and a start of a stage without accelerate's notices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
+
+from ldm import launch
+from ldm.errors import MachineError
+from tests.import_closure import ROOT
+from tests.stage_scripts import script
+
+# As `accelerate config` writes it, with the answer bf16.
+ANSWERS: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "debug": False,
+    "distributed_type": "NO",
+    "downcast_bf16": "no",
+    "enable_cpu_affinity": False,
+    "gpu_ids": "all",
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "mixed_precision": "bf16",
+    "num_machines": 1,
+    "num_processes": 1,
+    "rdzv_backend": "static",
+    "same_network": True,
+    "tpu_env": [],
+    "tpu_use_cluster": False,
+    "tpu_use_sudo": False,
+    "use_cpu": False,
+}
+TWO_GPUS = {"distributed_type": "MULTI_GPU", "num_processes": 2}
+SCRIPT = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from ldm import stage
+from ldm.params.machine import MachineParams
+print(stage.threads(MachineParams(threads=None, num_workers=0, attention="math", compile=False)), sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where accelerate's config would be."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "accelerate").mkdir()
+    return tmp_path / "accelerate/default_config.yaml"
+
+
+def test_the_config_is_where_accelerate_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys():
+        assert launch.config_path() == Path(default_config_file)
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "huggingface/accelerate"
+    assert launch.config_path() == folder / "default_config.yaml"
+    folder.mkdir(parents=True)
+    (folder / "default_config.json").touch()
+    assert launch.config_path() == folder / "default_config.json"
+    (folder / "default_config.yaml").touch()
+    assert launch.config_path() == folder / "default_config.yaml"
+
+
+def test_known_keys_are_those_of_the_installed_accelerate() -> None:
+    assert launch._known_keys() - launch._OLD_KEYS == set(ClusterConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mixed_precision": "no"},
+        {"use_cpu": True, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+        {"distributed_type": False},
+        TWO_GPUS,
+        TWO_GPUS | {"gpu_ids": "0,1", "num_machines": 2, "main_process_ip": "first", "main_process_port": 29500},
+    ],
+)
+def test_answers_that_do_no_harm_are_let_through(config: Path, changes: dict[str, Any]) -> None:
+    config.write_text(yaml.safe_dump(ANSWERS | changes))
+    launch.check_config()
+    load_config_from_file(str(config))
+
+
+def test_no_config_is_needed_and_json_is_read_too(config: Path) -> None:
+    launch.check_config()
+    config.with_suffix(".json").write_text(json.dumps(ANSWERS | {"mixed_precision": "fp16"}))
+    with pytest.raises(MachineError, match=r"default_config.json: mixed_precision: found fp16; expected 'no' or bf16"):
+        launch.check_config()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configs_of_the_repository_pass(path: Path) -> None:
+    assert list(launch._findings(yaml.safe_load(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixed_precision": "fp16"}, "mixed_precision: found fp16; expected 'no' or bf16"),
+        ({"mixed_precision": "fp8"}, "mixed_precision: found fp8"),
+        ({"mixed_precision": "half"}, "mixed_precision: found half"),
+        (
+            {"mixed_precision": False},
+            "mixed_precision: found no, which YAML reads as false; expected 'no', with quotes",
+        ),
+        ({"mixed_precision": None, "fp16": True}, "mixed_precision: found fp16"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: unknown key"),
+        ({1: 4}, "1: unknown key"),
+        ({"distributed_type": "FSDP"}, "distributed_type: found FSDP; expected one of NO, "),
+        ({"distributed_type": "DEEPSPEED"}, "distributed_type: found DEEPSPEED"),
+        ({"distributed_type": "MEGATRON_LM"}, "distributed_type: found MEGATRON_LM"),
+        ({"distributed_type": "XLA"}, "distributed_type: found XLA"),
+        ({"distributed_type": "multi"}, "distributed_type: found multi"),
+        ({"distributed_type": None}, "distributed_type: found None"),
+        ({"compute_environment": "AMAZON_SAGEMAKER"}, "compute_environment: found AMAZON_SAGEMAKER"),
+        ({"parallelism_config": {"tp_size": 2}}, "parallelism_config: found values"),
+        ({"gpu_ids": 0}, "gpu_ids: found 0; expected a text"),
+        (TWO_GPUS | {"gpu_ids": "1"}, "gpu_ids: found 1; expected at least two"),
+        (TWO_GPUS | {"num_processes": None}, "num_processes: missing"),
+        ({"num_processes": -1}, "num_processes: found -1"),
+        ({"num_processes": "two"}, "num_processes: found two"),
+        ({"num_machines": 2, "main_process_ip": "a"}, "main_process_port: missing"),
+    ],
+)
+def test_a_config_that_no_stage_could_run_with_is_refused(config: Path, changes: dict[Any, Any], words: str) -> None:
+    config.write_text(yaml.safe_dump(ANSWERS | changes))
+    with pytest.raises(MachineError) as caught:
+        launch.check_config()
+    line, fix = str(caught.value).splitlines()
+    assert line.startswith(f"{config}: {words}")
+    assert fix.startswith("fix: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "expected YAML"), ("- a", "no keys"), ("", "no keys"), (b"\xff", "")]
+)
+def test_a_config_that_cannot_be_read_is_refused(config: Path, text: Any, words: str) -> None:
+    config.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MachineError, match=f"{words}.*\nfix: "):
+        launch.check_config()
+
+
+def test_the_first_stage_and_the_launcher_refuse_it(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config.write_text(yaml.safe_dump(ANSWERS))
+    assert script("check").main().startswith("check: params.yaml is complete")
+    config.write_text(yaml.safe_dump(ANSWERS | {"mixed_precision": "fp16"}))
+    with pytest.raises(MachineError, match="mixed_precision: found fp16"):
+        script("check").main()
+    assert launch.main(["stages/sample.py"]) == 5
+    assert "mixed_precision: found fp16" in capsys.readouterr().err
+
+
+def test_a_stage_starts_without_notices_with_the_users_threads_and_its_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "3"}
+    command = [sys.executable, "-m", "ldm.launch", str(path), "--an-option"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 ['--an-option']\n", "")
