@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm import artifact, attention, clip, config, sampling
 from ldm.autoencoder import Autoencoder, LatentScale, to_image
 from ldm.cache import LATENTS, TextEmbeddings
+from ldm.clip.text import load_text
 from ldm.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.errors import ConfigError, IntegrityError, MachineError
 from ldm.params.machine import MachineParams
@@ -170,7 +171,7 @@ class Pipeline:
             )
         attention.use(machine.attention, where)
         embeddings = TextEmbeddings(root / paths.embeddings)
-        encoder, of_encoder = clip.load(root / paths.clip)
+        encoder, of_encoder = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_encoder.content_sha256)
         facts = embeddings.passport.facts
         return cls(
