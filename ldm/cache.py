@@ -99,8 +99,8 @@ class Cache:
     too few or too many."""
 
     def __init__(self, directory: Path, kind: str, is_hashed_on_use: bool = False) -> None:
-        """is_hashed_on_use: hash a shard when a row of it is first gathered, for readers of a few rows; else hash all now,
-        so that a long run does not end in the middle."""
+        """is_hashed_on_use: hash a shard when a row of it is first gathered, for readers of a few rows; else all are
+        hashed now, so that a long run does not end in the middle."""
         self.directory = directory
         self.passport = artifact.read_passport(directory, kind)
         index = _read_index(directory / _INDEX, self.passport.content_sha256)
