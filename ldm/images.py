@@ -54,7 +54,7 @@ def read_png(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     """Pixels of a PNG from anywhere. IntegrityError: it is not whole, or `encode_png` cannot have written it."""
     fix = "name the PNG as it was written, not one that was cut or saved again"
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), _opened(data) as image:
+        with _opened(data) as image:
             found = f"{image.mode}, {image.width} x {image.height} pixels, {getattr(image, 'n_frames', 1)} frame(s)"
             if image.mode != "RGB" or getattr(image, "n_frames", 1) > 1 or max(image.size) > _MAX_SIDE_PX:
                 raise IntegrityError(where, found, f"one RGB image of at most {_MAX_SIDE_PX} pixels a side", fix)
@@ -68,7 +68,8 @@ def read_png(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=("PNG",))
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        return Image.open(io.BytesIO(data), formats=("PNG",))
 
 
 def read_text(data: bytes, key: str) -> str | None:
