@@ -98,16 +98,18 @@ class Cache:
     """A cache for reading. IntegrityError: it is missing, of another kind, corrupt (both hashes are named) or has a row
     too few or too many."""
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    def __init__(self, directory: Path, kind: str, is_hashed_on_use: bool = False) -> None:
+        """is_hashed_on_use: hash a shard when a row of it is first gathered, for readers of a few rows; else all are
+        hashed now, so that a long run does not end in the middle."""
         self.directory = directory
         self.passport = artifact.read_passport(directory, kind)
         index = _read_index(directory / _INDEX, self.passport.content_sha256)
         for name, sha256 in index.files.items():
             artifact.check_file(directory / name, sha256)
-        self._shards: list[dict[str, Tensor]] = []
-        for shard in index.shards:
-            artifact.check_file(directory / shard.name, shard.sha256)
-            self._shards.append(artifact.open_tensors(directory / shard.name))
+        self._shards = index.shards
+        self._opened: dict[int, dict[str, Tensor]] = {}
+        for number in range(0 if is_hashed_on_use else len(index.shards)):
+            self._open(number)
         self._starts = np.cumsum([0, *(shard.num_rows for shard in index.shards)])
         assert self._starts[-1] == index.num_rows, f"{directory}: index.json contradicts itself"
 
@@ -117,14 +119,22 @@ class Cache:
     def gather(self, name: str, rows: Int[np.ndarray, "b"]) -> Tensor:
         """Rows of the tensor `name`, in the given order and the stored dtype: [b, ...]."""
         assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self)), f"rows outside 0..{len(self) - 1}"
-        first = self._shards[0][name]
-        out = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
+        first = self._open(int(shards[0]) if len(rows) else 0)[name]
+        out = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
         for number in np.unique(shards).tolist():
             here = np.flatnonzero(shards == number)
             local = torch.from_numpy(rows[here] - self._starts[number])
-            out[torch.from_numpy(here)] = self._shards[number][name][local]
+            out[torch.from_numpy(here)] = self._open(number)[name][local]
         return out
+
+    def _open(self, number: int) -> dict[str, Tensor]:
+        """Tensors of a shard, hashed the first time."""
+        if number not in self._opened:
+            path = self.directory / self._shards[number].name
+            artifact.check_file(path, self._shards[number].sha256)
+            self._opened[number] = artifact.open_tensors(path)
+        return self._opened[number]
 
 
 class KeptRows:
@@ -156,8 +166,9 @@ class KeptRows:
 class TextEmbeddings:
     """The captions of a corpus as `embed_text` stored them, and the null embedding, which stands for "no caption"."""
 
-    def __init__(self, directory: Path) -> None:
-        self._cache = Cache(directory, EMBEDDINGS)
+    def __init__(self, directory: Path, is_hashed_on_use: bool = False) -> None:
+        """is_hashed_on_use: as of a `Cache`."""
+        self._cache = Cache(directory, EMBEDDINGS, is_hashed_on_use)
         self.passport = self._cache.passport
         captions: list[str] = json.loads((directory / CAPTIONS).read_text(encoding="utf-8"))
         self._rows = {caption: row for row, caption in enumerate(captions)}

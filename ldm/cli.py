@@ -2,12 +2,29 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ldm import system
+from ldm import config, prompts, system
 from ldm.config import PARAMS
-from ldm.errors import ConfigError, IntegrityError
+from ldm.errors import ConfigError, IntegrityError, Interrupted
+
+if TYPE_CHECKING:
+    from ldm.pipeline import Pipeline
+    from ldm.png_folder import PngFolder
+
+_MAX_IMAGES = 10**6
+_MAX_PNG_BYTES = 2**28
+_NUM_HINTS = 12
+_EXAMPLES = """examples:
+  ldm generate "a small red circle above a large blue square" --output pictures
+  ldm generate --prompts-file prompts.txt --num-images 4 --seed 1 --output pictures
+  ldm replay pictures/0000.png
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,26 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = "Latent-diffusion text-to-image models; run from the repository root."
-    parser = argparse.ArgumentParser(prog="ldm", description=about)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="ldm", description=about, epilog=_EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"ldm {_version('ldm')}, torch {_version('torch')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    about = "Write one PNG per prompt, from the trained artefacts. What is not given is as in params.yaml: sample."
-    generate = commands.add_parser("generate", help="write images of prompts", description=about)
-    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
-    generate.add_argument("--output", type=Path, required=True, metavar="DIR", help="where 0000.png, 0001.png, ... go")
-    generate.add_argument("--num-images", type=_positive, default=1, metavar="N", help="images per prompt (1)")
-    generate.add_argument("--guidance-scale", type=float, metavar="G", help="1 = none; more follows the prompt closer")
-    generate.add_argument("--num-steps", type=int, metavar="N", help="sampler steps")
-    generate.add_argument("--sampler", metavar="NAME", help="ddim or dpm_solver_pp_2m")
-    generate.add_argument("--seed", type=int, metavar="S", help="seed of the noise")
-    generate.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    generate.set_defaults(command=_generate)
+    about = """Write one PNG per prompt, from the trained artefacts. What is not given is as in params.yaml: sample.
+Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go on after the highest one."""
+    generate = commands.add_parser(
+        "generate", help="write images of prompts", description=about, epilog=_EXAMPLES, formatter_class=raw
+    )
+    _generate_options(generate)
     about = "Make the image of a PNG once more from what the PNG says, and compare every pixel."
-    replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about)
-    replay.add_argument("image", type=Path, metavar="PNG", help="written by `ldm generate` or stage `sample`")
-    replay.add_argument("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted")
-    replay.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    replay.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of the process that made it")
-    replay.set_defaults(command=_replay)
+    example = "example: ldm replay pictures/0000.png"
+    replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
+    _replay_options(replay)
     about = "Validate a params file, section by section and as a whole."
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
@@ -56,62 +67,164 @@ passports from data to metrics; or every byte in a remote."
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _generate_options(generate: argparse.ArgumentParser) -> None:
+    add = generate.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help='"" = no caption')
+    add("--prompts-file", metavar="FILE", help="UTF-8, one prompt per line, instead of arguments; - = standard input")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the images, made if it is not there")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start at --start-number and replace what has these names",
+    )
+    add("--num-images", type=_whole(1, _MAX_IMAGES), default=1, metavar="N", help="images per prompt (1)")
+    add(
+        "--start-number",
+        type=_whole(0, 10**9),
+        default=0,
+        metavar="N",
+        help="noise of the first image (0), and the number of its file unless higher ones are there: with 3 it is \
+image 3 of a call from 0, up to rounding; in every bit if it has the same place in a batch of the same size",
+    )
+    add("--guidance-scale", type=float, metavar="G", help="1 = none; more follows the prompt closer")
+    add("--num-steps", type=int, metavar="N", help="sampler steps")
+    add("--sampler", metavar="NAME", help="ddim or dpm_solver_pp_2m")
+    add("--seed", type=int, metavar="S", help="seed of the noise")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    generate.set_defaults(command=_generate)
+
+
+def _replay_options(replay: argparse.ArgumentParser) -> None:
+    add = replay.add_argument
+    add("image", type=Path, metavar="PNG", help="written by `ldm generate` or stage `sample`")
+    add("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted; a name that is free")
+    add("--overwrite", action="store_true", help="replace what has the name of --output")
+    add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    add("--threads", type=_whole(1, 4096), metavar="N", help="CPU threads of the process that made it")
+    replay.set_defaults(command=_replay)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """Reads a whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from {low} to {high}")
+        return number
+
+    return read
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ldm import pipeline
+    from ldm import png_folder
+    from ldm.params.sample import SampleParams
 
-    prompts = [prompt for prompt in options.prompts for _ in range(options.num_images)]
+    prompts = [prompt for prompt in _prompts_of(options) for _ in range(options.num_images)]
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
-    _set_threads(None)
-    paths = pipeline.Pipeline.load(device=options.device).write(prompts, options.output, **settings)
-    for path, prompt in zip(paths, prompts, strict=True):
-        print(f"{path}  {prompt}")
+    config.read(SampleParams, "sample").changed(settings)
+    with png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
+        try:
+            _write(options, prompts, settings, folder)
+        except KeyboardInterrupt:
+            found = f"stopped by Ctrl-C, {len(folder.paths)} of {len(prompts)} images are written"
+            raise Interrupted(str(options.output), found, "all of them", f"for the others, {folder.rest}") from None
 
 
-def _set_threads(num_threads: int | None) -> None:
-    """As the stages do, unless a number is given: the last bits of an image depend on it."""
+def _prompts_of(options: argparse.Namespace) -> list[str]:
+    fix = "give prompts as arguments, or in a file by --prompts-file"
+    if bool(options.prompts) == (options.prompts_file is not None):
+        found = "prompts as arguments and in a file" if options.prompts else "no prompt"
+        raise ConfigError("ldm generate", found, "one or the other", fix)
+    return prompts.texts_of(options.prompts) if options.prompts else prompts.read(options.prompts_file)
+
+
+def _write(options: argparse.Namespace, texts: list[str], settings: dict[str, Any], folder: "PngFolder") -> None:
+    from tqdm import tqdm
+
+    with _plain_warnings():
+        pipeline = _load(options, None)
+        unknown = pipeline.unknown_words(texts)
+        if unknown:
+            more = f" and {len(unknown) - _NUM_HINTS} more" if len(unknown) > _NUM_HINTS else ""
+            print(f"hint: no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}", file=sys.stderr)
+        with tqdm(total=len(texts), unit="image", disable=None) as bar:
+            pngs = pipeline.pngs(texts, options.start_number, **settings)
+            for png, text in zip(pngs, texts, strict=True):
+                bar.write(f"{folder.add(png)}  {prompts.on_one_line(text)}")
+                sys.stdout.flush()
+                bar.update()
+
+
+def _load(options: argparse.Namespace, num_threads: int | None) -> "Pipeline":
+    """With as many threads as the stages take, unless a number is given: the last bits of an image depend on it."""
     import torch
 
-    from ldm import config, stage
+    from ldm import pipeline, stage
     from ldm.params.machine import MachineParams
 
     machine = config.read(MachineParams, "machine")
     torch.set_num_threads(num_threads or stage.threads(machine))
+    return pipeline.Pipeline.load(device=options.device)
+
+
+@contextmanager
+def _plain_warnings() -> Generator[None]:
+    """Warnings as a line each, without the place in the code."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from ldm import pipeline
-    from ldm.images import to_tensor
+    import numpy as np
+
+    from ldm import images, png_folder
+    from ldm.params.sample import SampleParams
     from ldm.provenance import Origin
 
+    where = str(options.image)
     if not options.image.is_file():
-        raise ConfigError(str(options.image), "no such file", "a PNG", "name one that `ldm generate` wrote")
+        raise ConfigError(where, "no such file", "a PNG", "name one that `ldm generate` wrote")
+    if options.image.stat().st_size > _MAX_PNG_BYTES:
+        raise IntegrityError(where, "more than 256 MiB", "an image", "name one that `ldm generate` wrote")
     png = options.image.read_bytes()
-    origin = Origin.read(png, str(options.image))
-    _set_threads(options.threads)
-    again = pipeline.Pipeline.load(device=options.device).replay(origin)
+    origin = Origin.read(png, where)
+    found = images.read_png(png, where)
+    origin.params(config.read(SampleParams, "sample"), where)
     if options.output is not None:
-        options.output.write_bytes(origin.png(again.permute(1, 2, 0).contiguous().numpy()))
-    found = to_tensor([png])[0].int()
-    if found.shape != again.shape:
-        sizes = [" x ".join(map(str, picture.shape[1:])) for picture in (found, again)]
-        raise IntegrityError(str(options.image), f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
-    difference = (found - again.int()).abs()
+        png_folder.check_new(options.output, options.overwrite)
+    with _plain_warnings():
+        pipeline = _load(options, options.threads)
+    if found.shape[:2] != pipeline.generator.image_size_px:
+        sizes = [f"{height} x {width}" for height, width in (found.shape[:2], pipeline.generator.image_size_px)]
+        raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
+    again = pipeline.replay(origin).permute(1, 2, 0).contiguous().numpy()
+    if options.output is not None:
+        png_folder.save(options.output, origin.png(again), options.overwrite)
+    difference = np.abs(found.astype(int) - again)
     if difference.any():
         count, most = int((difference > 0).sum()), int(difference.max())
-        found = f"{count} of {difference.numel()} values differ, by {most} at most"
-        fix = (
-            "name the kind of device and the number of threads that made it, if they were others (--device, --threads)"
-        )
-        raise IntegrityError(str(options.image), found, "equal pixels", fix)
-    print(f"{options.image}: equal in all {difference.numel()} values ({origin.prompt})")
+        differs = f"{count} of {difference.size} values differ, by {most} at most"
+        others = "if they were others (--device, --threads)"
+        fix = f"name the kind of device and the number of threads that made it, {others}"
+        raise IntegrityError(where, differs, "equal pixels", fix)
+    print(f"{options.image}: equal in all {difference.size} values ({prompts.on_one_line(origin.prompt)})")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -55,3 +55,9 @@ class Stopped(UserError):
     """The run was asked to stop; its state is saved and the same command continues it."""
 
     exit_code: ClassVar[int] = 75
+
+
+class Interrupted(UserError):
+    """Ctrl-C while images are made: those that are written stay."""
+
+    exit_code: ClassVar[int] = 130

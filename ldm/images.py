@@ -2,6 +2,9 @@
 
 import io
 import math
+import struct
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from ldm.errors import IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +23,18 @@ _CAPTION_PX = 13
 _NUM_CAPTION_LINES = 4
 _CUT = "..."
 _GAP_PX = 4
+_MAX_SIDE_PX = 8192
+_END = b"IEND\xaeB`\x82"
+_NO_PNG = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow raises for bytes that are not a PNG, or for too many of them."""
 
 
 def decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Pixels of a PNG that `encode_png` wrote; users' images go through `ldm.corpora.cleaning`."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    with _opened(data) as image:
         assert image.mode == "RGB", f"a shard holds RGB images, not {image.mode}"
         return np.asarray(image)
 
@@ -38,12 +50,34 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"], texts: Mapping[str, str] | Non
     return stream.getvalue()
 
 
+def read_png(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of a PNG from anywhere. IntegrityError: it is not whole, or `encode_png` cannot have written it."""
+    fix = "name the PNG as it was written, not one that was cut or saved again"
+    try:
+        with _opened(data) as image:
+            found = f"{image.mode}, {image.width} x {image.height} pixels, {getattr(image, 'n_frames', 1)} frame(s)"
+            if image.mode != "RGB" or getattr(image, "n_frames", 1) > 1 or max(image.size) > _MAX_SIDE_PX:
+                raise IntegrityError(where, found, f"one RGB image of at most {_MAX_SIDE_PX} pixels a side", fix)
+            image.verify()  # the check sums, which decoding does not compare
+        if _END not in data:
+            raise ValueError("its end is missing")
+        return decode_png(data)
+    except _NO_PNG as error:
+        reason = str(error).split(" <")[0]  # without the name of an object in memory
+        raise IntegrityError(where, f"a damaged PNG ({reason})", "a whole one", fix) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        return Image.open(io.BytesIO(data), formats=("PNG",))
+
+
 def read_text(data: bytes, key: str) -> str | None:
     """A text that `encode_png` wrote under a key, or None if these bytes are no PNG or have no such text."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with _opened(data) as image:
             text = image.info.get(key)
-    except (OSError, SyntaxError, ValueError):
+    except _NO_PNG:
         return None
     return str(text) if text is not None else None
 

@@ -3,23 +3,23 @@
 from ldm.pipeline import Pipeline
 pipeline = Pipeline.load()
 images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
-paths = pipeline.write(["a red circle above a blue square"], Path("out"), guidance_scale=4, seed=0)
+paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import ValidationError
 from torch import Tensor
 
-from ldm import artifact, attention, clip, config, sampling
+from ldm import artifact, attention, clip, config, png_folder, sampling
 from ldm.autoencoder import Autoencoder, LatentScale, to_image
 from ldm.cache import LATENTS, TextEmbeddings
+from ldm.clip.text import load_text
 from ldm.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.errors import ConfigError, IntegrityError, MachineError
 from ldm.params.machine import MachineParams
@@ -27,9 +27,11 @@ from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.params.paths import PathsParams
 from ldm.params.sample import SampleParams
 from ldm.params.train_unet import DiffusionParams
+from ldm.prompts import shortened, texts_of, unknown_words
 from ldm.provenance import Origin
 from ldm.unet import UNet
 
+MAX_START_NUMBER = 10**9
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -83,6 +85,11 @@ class Generator:
             directory=unet,
             device=device,
         )
+
+    @property
+    def image_size_px(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return self.latent_shape[1] * self.autoencoder.factor, self.latent_shape[2] * self.autoencoder.factor
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -159,14 +166,16 @@ class Pipeline:
     params: SampleParams
 
     @classmethod
-    def load(cls, root: Path = Path(), device: str | torch.device | None = None) -> Self:
+    def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
         """The artefacts of the repository at `root`, found through its params.yaml, on a GPU if there is one.
 
         Raises:
             ConfigError: params.yaml is missing or wrong.
-            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there.
+            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there. A shard of
+                the embeddings is hashed when a prompt is in it.
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
+        root = Path(root)
         paths = config.read(PathsParams, "paths", root / config.PARAMS)
         machine = config.read(MachineParams, "machine", root / config.PARAMS)
         params = config.read(SampleParams, "sample", root / config.PARAMS)
@@ -176,8 +185,8 @@ class Pipeline:
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
         attention.use(machine.attention, where)
-        embeddings = TextEmbeddings(root / paths.embeddings)
-        encoder, of_encoder = clip.load(root / paths.clip)
+        embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
+        encoder, of_encoder = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_encoder.content_sha256)
         facts = embeddings.passport.facts
         generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
@@ -192,46 +201,77 @@ class Pipeline:
             params=params,
         )
 
-    @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
         """Token states of prompts as `embed_text` stores them, and those it has stored where it has; a prompt that is
         too long is cut, with a warning."""
-        for prompt, count in zip(prompts, self.text_encoder.num_tokens(prompts).tolist(), strict=True):
-            if count > self.context_tokens:
-                found = f"{count} tokens are cut to the {self.context_tokens} of training"
-                warnings.warn(f"{found}: {prompt!r}", stacklevel=2)
-        ids = self.text_encoder.tokenise(prompts, self.context_tokens).to(self.generator.device)
+        self._warn_of_cuts(prompts, 3)
+        return self._embed(prompts)
+
+    @torch.no_grad()
+    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        ids = self.text_encoder.tokenise(texts, self.context_tokens).to(self.generator.device)
         states, _ = self.text_encoder.encode_text(ids, self.layer, self.norm)
         encoded = states[:, : self.context_tokens].half().float()
-        for i, prompt in enumerate(prompts):
-            if prompt in self.embeddings:
-                encoded[i] = self.embeddings.tokens(self.embeddings.rows([prompt]))[0]
+        for i, text in enumerate(texts):
+            if text in self.embeddings:
+                encoded[i] = self.embeddings.tokens(self.embeddings.rows([text]))[0]
         return encoded
 
-    def __call__(self, prompts: str | Sequence[str], **settings: Any) -> UInt8[Tensor, "b 3 h w"]:
+    def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
+        distinct = list(dict.fromkeys(texts))
+        counts = self.text_encoder.num_tokens(distinct).tolist()
+        long = [(text, count) for text, count in zip(distinct, counts, strict=True) if count > self.context_tokens]
+        if long:
+            (text, count), others = long[0], f" and {len(long) - 1} more" if len(long) > 1 else ""
+            found = f"{count} tokens are cut to the {self.context_tokens} of training"
+            warnings.warn(f"{found}: {shortened(text)!r}{others}", stacklevel=stacklevel)
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Words that no caption of the corpus has, of which the models can know nothing."""
+        return unknown_words(texts, self.embeddings.captions)
+
+    def __call__(self, prompts: str | Iterable[str], **settings: Any) -> UInt8[Tensor, "b 3 h w"]:
         """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
         images.
 
         settings: fields of `SampleParams`, such as guidance_scale, num_steps, sampler and seed. ConfigError: one of
-        them is unknown or out of range.
+        them is unknown or out of range, or there is no prompt, or one is not a text.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return torch.cat([pictures for pictures, _ in self._batches(texts, self._with(settings))])
+        texts, params = texts_of(prompts), self.params.changed(settings)
+        self._warn_of_cuts(texts, 3)
+        return torch.cat([pictures for pictures, _ in self._batches(texts, params, 0)])
 
-    def write(self, prompts: str | Sequence[str], directory: Path, **settings: Any) -> list[Path]:
-        """The images of a call with these arguments as 0000.png, 0001.png, ... in a folder, which is made if it is not
-        there; each PNG carries what it was made from. ConfigError: as of a call, or the folder is a file."""
-        if directory.exists() and not directory.is_dir():
-            raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        params = self._with(settings)
-        directory.mkdir(parents=True, exist_ok=True)
-        paths: list[Path] = []
-        for pictures, origins in self._batches(texts, params):
-            for picture, origin in zip(pictures.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
-                paths.append(directory / f"{len(paths):04d}.png")
-                paths[-1].write_bytes(origin.png(picture))
-        return paths
+    def pngs(self, prompts: str | Iterable[str], start_number: int = 0, **settings: Any) -> Iterator[bytes]:
+        """The images of a call with these arguments as PNGs, each with what it was made from, batch by batch.
+
+        start_number: image i starts from the noise of (seed, start_number + i). It is image `start_number` + i of a
+        call from 0 on up to rounding, and in every bit if it has the same place in a batch of the same size.
+        """
+        texts, params = texts_of(prompts), self.params.changed(settings)
+        _check_start(start_number)
+        self._warn_of_cuts(texts, 3)
+        return self._pngs(texts, params, start_number)
+
+    def write(
+        self,
+        prompts: str | Iterable[str],
+        directory: str | Path,
+        start_number: int = 0,
+        overwrite: bool = False,
+        **settings: Any,
+    ) -> list[Path]:
+        """The images of `pngs` in a folder, which is made if it is not there, and their paths.
+
+        They get the numbers from `start_number` on, 0000.png, or those after the highest that is there; with
+        `overwrite` they replace what has their numbers. Raises, before any work:
+            ConfigError: as `pngs`, or the folder is a file.
+            MachineError: the folder takes no file.
+        """
+        texts, params = texts_of(prompts), self.params.changed(settings)
+        _check_start(start_number)
+        self._warn_of_cuts(texts, 3)
+        with png_folder.opened(Path(directory), start_number, overwrite) as folder:
+            return [folder.add(png) for png in self._pngs(texts, params, start_number)]
 
     def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
         """The image of this origin once more, equal to the bit on the same kind of device with as many threads.
@@ -243,23 +283,27 @@ class Pipeline:
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
-        context = self.embed([origin.prompt] * origin.batch_size)
+        params = origin.params(self.params, "replay")
+        context = self._embed([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
-        return self.generator(context, numbers, self._with(origin.settings))[origin.position]
+        return self.generator(context, numbers, params)[origin.position]
 
-    @torch.no_grad()
+    def _pngs(self, texts: Sequence[str], params: SampleParams, start_number: int) -> Iterator[bytes]:
+        for pictures, origins in self._batches(texts, params, start_number):
+            for picture, origin in zip(pictures.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
+                yield origin.png(picture)
+
     def _batches(
-        self, texts: Sequence[str], params: SampleParams
+        self, texts: Sequence[str], params: SampleParams, start_number: int
     ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], list[Origin]]]:
         for start in range(0, len(texts), params.batch_size):
             batch = texts[start : start + params.batch_size]
-            numbers = range(start, start + len(batch))
+            numbers = range(start_number + start, start_number + start + len(batch))
             origins = self.generator.origins(batch, numbers, params)
-            yield self.generator(self.embed(batch), numbers, params), origins
+            yield self.generator(self._embed(batch), numbers, params), origins
 
-    def _with(self, settings: dict[str, Any]) -> SampleParams:
-        try:
-            return SampleParams.model_validate(self.params.model_dump() | settings)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-            raise ConfigError.many([f"{line} (found {settings})" for line in lines]) from None
+
+def _check_start(number: int) -> None:
+    if not isinstance(number, int) or not 0 <= number <= MAX_START_NUMBER:  # pyright: ignore[reportUnnecessaryIsInstance]
+        expected = f"a whole number from 0 to {MAX_START_NUMBER}"
+        raise ConfigError("start_number", repr(number), expected, "give the number of the first image, 0 by default")

@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ldm import images
-from ldm.errors import IntegrityError
+from ldm.errors import ConfigError, IntegrityError
+from ldm.params.sample import SampleParams
+from ldm.prompts import texts_of
 
+MAX_REPLAY_BATCH = 4096
+"""Images that are computed to make one of them again: a larger batch is more than a machine may take for a picture from
+anywhere."""
 _CHUNK = "ldm"
+_FIX = "name a PNG that `ldm generate` or stage `sample` wrote"
 
 
 class Origin(BaseModel):
@@ -17,7 +23,7 @@ class Origin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str
-    prompt_number: int
+    prompt_number: int = Field(ge=0, lt=2**63)
     """Its noise is that of (settings["seed"], prompt_number)."""
     settings: dict[str, Any]
     """The section `sample` that it was made with."""
@@ -25,6 +31,12 @@ class Origin(BaseModel):
     position: int = Field(ge=0, lt=100_000)
     models: dict[str, str]
     """Name -> SHA-256 of all that it was made from. No word of the machine: `evaluate` depends on these bytes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.position >= self.batch_size:
+            raise ValueError(f"position {self.position} in a batch of {self.batch_size}")
+        return self
 
     @classmethod
     def of_batch(
@@ -51,13 +63,26 @@ class Origin(BaseModel):
     def read(cls, png: bytes, where: str) -> Self:
         """The origin that a PNG carries. IntegrityError: it carries none."""
         text = images.read_text(png, _CHUNK)
-        fix = "name a PNG that `ldm generate` or stage `sample` wrote"
         if text is None:
-            raise IntegrityError(where, "no PNG that says what it was made from", f"a text chunk {_CHUNK!r}", fix)
+            raise IntegrityError(where, "no PNG that says what it was made from", f"a text chunk {_CHUNK!r}", _FIX)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise IntegrityError(where, f"{error.error_count()} wrong fields", "an origin", fix) from error
+            raise IntegrityError(where, f"{error.error_count()} wrong fields", "an origin", _FIX) from error
+
+    def params(self, others: SampleParams, where: str) -> SampleParams:
+        """The settings, and the values of `others` for what they do not name. IntegrityError: no params file may have
+        such settings, or they and the batch ask for more than a replay may compute."""
+        try:
+            params = others.changed(self.settings)
+            texts_of(self.prompt)
+        except ConfigError as error:
+            raise IntegrityError(where, f"an origin with {str(error).splitlines()[0]}", "a legal one", _FIX) from error
+        most = min(params.batch_size, MAX_REPLAY_BATCH)
+        if self.batch_size > most:
+            expected = f"at most {most}, all of which a replay computes"
+            raise IntegrityError(where, f"one of a batch of {self.batch_size} images", expected, _FIX)
+        return params
 
     def png(self, image: Any) -> bytes:
         """uint8 [h, w, 3] as a PNG that carries this origin."""

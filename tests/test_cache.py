@@ -71,6 +71,16 @@ def test_corrupt_shard_is_refused_with_both_hashes(tmp_path):
         Cache(tmp_path, "latents")
 
 
+def test_a_reader_of_few_rows_hashes_what_it_uses(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    cache = Cache(tmp_path, "latents", is_hashed_on_use=True)
+    assert len(cache.gather("mean", np.array([6, 0, 1]))) == 3
+    with pytest.raises(IntegrityError, match=r"00001\.safetensors"):
+        cache.gather("mean", np.array([4]))
+
+
 def test_changed_index_is_refused(tmp_path):
     write(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())

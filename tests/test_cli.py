@@ -1,8 +1,14 @@
+import io
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ldm import cli, pipeline, samples
 from ldm.errors import IntegrityError
@@ -15,37 +21,136 @@ from tests.import_closure import ROOT
 class FakePipeline:
     """Stands in for the trained artefacts: a memory of what it was asked."""
 
-    asked: list[tuple[list[str], dict]] = []
+    asked: list[tuple[list[str], int, dict]] = []
+    stops_after = 10**6
 
     @classmethod
     def load(cls, device=None):
         return cls()
 
-    def write(self, prompts, directory, **settings):
-        self.asked.append((prompts, settings))
-        return [directory / f"{i}.png" for i in range(len(prompts))]
+    def unknown_words(self, texts):
+        return [word for text in texts for word in text.split() if word.startswith("un")]
+
+    def pngs(self, prompts, start_number=0, **settings):
+        self.asked.append((prompts, start_number, settings))
+        for i, prompt in enumerate(prompts):
+            if i == self.stops_after:
+                raise KeyboardInterrupt
+            yield prompt.encode()
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[tuple[list[str], dict]]:
+def asked(monkeypatch, tmp_path) -> list[tuple[list[str], int, dict]]:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "Pipeline", FakePipeline)
     monkeypatch.setattr(FakePipeline, "asked", [])
     return FakePipeline.asked
 
 
-def test_generate_writes_one_png_per_prompt_and_says_which(asked, tmp_path, capsys):
-    arguments = ["generate", "a cat", "a dog", "--output", str(tmp_path / "out"), "--num-images", "2", "--seed", "5"]
+def test_generate_writes_one_png_per_prompt_and_says_which(asked, capsys):
+    arguments = ["generate", "a cat", "two\nlines\x1b[2J", "--output", "out", "--num-images", "2", "--seed", "5"]
     assert cli.main(arguments) == 0
-    assert asked == [(["a cat", "a cat", "a dog", "a dog"], {"seed": 5})]
-    lines = capsys.readouterr().out.splitlines()
-    prompts = ["a cat", "a cat", "a dog", "a dog"]
-    assert lines == [f"{tmp_path / 'out' / f'{i}.png'}  {prompt}" for i, prompt in enumerate(prompts)]
+    assert asked == [(["a cat", "a cat", "two\nlines\x1b[2J", "two\nlines\x1b[2J"], 0, {"seed": 5})]
+    said = capsys.readouterr()
+    texts = ["a cat", "a cat", "two\\nlines\\x1b[2J", "two\\nlines\\x1b[2J"]
+    assert said.out.splitlines() == [f"out/000{i}.png  {text}" for i, text in enumerate(texts)]
+    assert said.err == "", "no hint, and no progress where there is no terminal"
+    assert Path("out/0003.png").read_text() == "two\nlines\x1b[2J"
 
 
-def test_generate_passes_on_what_it_is_told_only(asked, tmp_path):
-    options = ["--guidance-scale", "2.5", "--num-steps", "9", "--sampler", "ddim"]
-    assert cli.main(["generate", "x", "--output", str(tmp_path), *options]) == 0
-    assert asked[0][1] == {"guidance_scale": 2.5, "num_steps": 9, "sampler": "ddim"}
+def test_generate_passes_on_what_it_is_told_only(asked):
+    options = ["--guidance-scale", "2.5", "--num-steps", "9", "--sampler", "ddim", "--start-number", "7"]
+    assert cli.main(["generate", "x", "--output", "out", *options]) == 0
+    assert asked == [(["x"], 7, {"guidance_scale": 2.5, "num_steps": 9, "sampler": "ddim"})]
+    assert [path.name for path in Path("out").iterdir()] == ["0007.png"]
+
+
+def test_generate_keeps_what_is_there_unless_it_may_overwrite(asked, capsys):
+    Path("out").mkdir()
+    Path("out/0000.png").write_text("mine")
+    assert cli.main(["generate", "a", "b", "--output", "out"]) == 0
+    assert cli.main(["generate", "c", "--output", "out"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["out/0001.png  a", "out/0002.png  b", "out/0003.png  c"]
+    assert cli.main(["generate", "d", "--output", "out", "--overwrite"]) == 0
+    assert "".join(path.read_text() for path in sorted(Path("out").iterdir())) == "dabc"
+
+
+def test_prompts_come_from_a_file_or_standard_input(asked, monkeypatch):
+    Path("p.txt").write_text("a\n\nb\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"c\n")))
+    for name in ("p.txt", "-"):
+        assert cli.main(["generate", "--prompts-file", name, "--num-images", "2", "--output", "out"]) == 0
+    assert [prompts for prompts, _, _ in asked] == [["a", "a", "b", "b"], ["c", "c"]]
+
+
+def test_a_hint_names_words_that_no_caption_has(asked, capsys):
+    assert cli.main(["generate", "a unicorn", "--output", "out"]) == 0
+    assert capsys.readouterr().err == "hint: no training caption has: unicorn\n"
+    assert cli.main(["generate", " ".join(f"un{i}" for i in range(20)), "--output", "out"]) == 0
+    assert capsys.readouterr().err.endswith("un10, un11 and 8 more\n")
+
+
+def test_ctrl_c_says_what_is_written(asked, monkeypatch, capsys):
+    monkeypatch.setattr(FakePipeline, "stops_after", 2)
+    assert cli.main(["generate", "x", "--num-images", "5", "--output", "out", "--start-number", "4"]) == 130
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["out/0004.png  x", "out/0005.png  x"]
+    assert said.err.startswith("out: stopped by Ctrl-C, 2 of 5 images are written; ") and "--start-number 6" in said.err
+    monkeypatch.setattr(FakePipeline, "stops_after", 0)
+    assert cli.main(["generate", "x", "--output", "new"]) == 130
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["x", "--output", "params.yaml/x"], 5, "params.yaml/x: no file can be made there"),
+        (["x", "--output", "/proc/x"], 5, "/proc/x: no file can be made there"),
+        (["x", "--output", "params.yaml"], 2, "params.yaml: a file; expected a folder"),
+        (["--output", "o"], 2, "ldm generate: no prompt"),
+        (["x", "--prompts-file", "p.txt", "--output", "o"], 2, "ldm generate: prompts as arguments and in a file"),
+        (["--prompts-file", "nowhere.txt", "--output", "o"], 2, "nowhere.txt: cannot be read"),
+        (["a \udcff", "--output", "o"], 2, "prompt 1: 'a "),
+        (["x", "--output", "o", "--seed", "-1"], 2, "seed: -1; expected greater than or equal to 0"),
+        (["x", "--output", "o", "--guidance-scale", "nan"], 2, "guidance_scale: nan; expected"),
+        (["x", "--output", "o", "--guidance-scale", "1e400"], 2, "guidance_scale: inf; expected"),
+        (["x", "--output", "o", "--num-steps", "0"], 2, "num_steps: 0; expected"),
+        (["x", "--output", "o", "--sampler", "euler"], 2, "sampler: 'euler'; expected"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(asked, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.setattr(pipeline, "Pipeline", None)
+    assert cli.main(["generate", *arguments]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: ")
+    assert [path.name for path in Path().iterdir()] == ["params.yaml"]
+
+
+def test_a_folder_is_not_left_behind_when_there_are_no_models(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["generate", "x", "--output", "new/out"]) == 4
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("value", ["two", "0", "1.5", "9999999"])
+def test_a_count_that_is_none_is_named_in_words(capsys, value):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["generate", "x", "--output", "o", "--num-images", value])
+    expected = f"argument --num-images: found '{value}'; expected a whole number from 1 to 1000000\n"
+    assert error.value.code == 2 and capsys.readouterr().err.endswith(expected)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"], ["replay", "--help"]])
+def test_version_and_help(capsys, arguments):
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    said = capsys.readouterr().out
+    assert error.value.code == 0
+    assert (
+        re.match(r"ldm \d+\.\d+", said) if arguments == ["--version"] else re.search("example.*ldm ", said, re.DOTALL)
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
@@ -65,6 +170,8 @@ def test_debugging_keeps_the_traceback(tmp_path, monkeypatch):
     def refuse(device=None):
         raise IntegrityError("here", "this", "that", "do so")
 
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline.Pipeline, "load", refuse)
     assert cli.main(["generate", "x", "--output", str(tmp_path)]) == 4
     monkeypatch.setenv("LDM_DEBUG", "1")
@@ -95,6 +202,45 @@ sys.exit("torch" in sys.modules)
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
 
 
+def check_refusals(png: bytes, monkeypatch, capsys) -> None:
+    """All of these end before a model is loaded."""
+    with Image.open(io.BytesIO(png)) as image:
+        info = PngInfo()
+        info.add_itxt("ldm", image.info["ldm"])
+        for mode in ("RGBA", "P"):
+            image.convert(mode).save(f"{mode}.png", pnginfo=info)
+    Path("cut.png").write_bytes(png[: len(png) * 6 // 10])
+    Path("damaged.png").write_bytes(png[:-40] + b"?" + png[-39:])
+    origin = Origin.read(png, "")
+    many = origin.model_copy(update={"batch_size": 10**5})
+    slow = origin.model_copy(update={"settings": origin.settings | {"num_steps": 10**9}})
+    Path("many.png").write_bytes(many.png(decode_png(png)))
+    Path("slow.png").write_bytes(slow.png(decode_png(png)))
+    Path("good.png").write_bytes(png)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "Pipeline", None)
+        for arguments, code, message in [
+            (["RGBA.png"], 4, "RGBA.png: RGBA, 64 x 64 pixels"),
+            (["P.png"], 4, "P.png: P, 64 x 64 pixels"),
+            (["cut.png"], 4, "cut.png: a damaged PNG"),
+            (["damaged.png"], 4, "damaged.png: a damaged PNG"),
+            (["many.png"], 4, "many.png: one of a batch of 100000 images"),
+            (["slow.png"], 4, "slow.png: an origin with num_steps: 1000000000"),
+            (["good.png", "--output", "/nonexistent/x.png"], 2, "/nonexistent/x.png: no folder /nonexistent"),
+            (["good.png", "--output", "/proc/x.png"], 5, "/proc: no file can be made there"),
+            (["good.png", "--output", "good.png"], 2, "good.png: a file that is there already"),
+            (["good.png", "--output", "out"], 2, "out: a folder"),
+            (["out"], 2, "out: no such file"),
+        ]:
+            assert cli.main(["replay", *arguments]) == code
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: "), lines
+    small = origin.png(decode_png(png)[:32])
+    Path("small.png").write_bytes(small)
+    assert cli.main(["replay", "small.png"]) == 4
+    assert capsys.readouterr().err.startswith("small.png: 32 x 64 pixels; expected 64 x 64")
+
+
 def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     trained_data.make(tmp_path)
@@ -108,8 +254,11 @@ def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkey
     paths = sorted(Path("out").iterdir())
     assert len(paths) == 12
     for path in paths:
-        assert cli.main(["replay", str(path), "--output", "again.png"]) == 0, capsys.readouterr().err
+        assert cli.main(["replay", str(path), "--output", "again.png", "--overwrite"]) == 0, capsys.readouterr().err
         assert Path("again.png").read_bytes() == path.read_bytes()
+    assert cli.main(["generate", "a red star " * 30, "--output", "long"]) == 0
+    assert re.search(r"^warning: \d+ tokens are cut to the 40 of training: '.{60}'$", capsys.readouterr().err, re.M)
+    check_refusals(paths[0].read_bytes(), monkeypatch, capsys)
     origin = Origin.read(paths[0].read_bytes(), "here")
     changed = decode_png(paths[0].read_bytes()).copy()
     changed[3, 4] ^= 5
@@ -126,3 +275,19 @@ def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkey
         assert cli.main(["replay", str(path)]) == 4
         assert message in capsys.readouterr().err
     assert cli.main(["replay", "nowhere.png"]) == 2
+
+
+def test_generate_imports_nothing_heavy_but_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained_data.make(tmp_path)
+    program = """
+import sys
+from ldm.cli import main
+assert main(["generate", "no caption of the corpus", "--output", "out"]) == 0
+heavy = "transformers timm open_clip torchvision torch._dynamo accelerate matplotlib scipy torchmetrics dvc"
+sys.exit(" ".join(name for name in heavy.split() if name in sys.modules) or 0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("out/0000.png").is_file()

@@ -1,8 +1,14 @@
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm import images
+from ldm.errors import IntegrityError
 
 
 def _noise(seed: int, size_px: int = 24) -> np.ndarray:
@@ -22,6 +28,54 @@ def test_png_round_trip_is_exact_and_its_bytes_are_repeatable():
 def test_only_rgb_bytes_are_encoded(image):
     with pytest.raises(AssertionError):
         images.encode_png(image)
+
+
+def test_a_whole_png_is_read_and_any_damage_is_named():
+    image = _noise(0, 8)
+    data = images.encode_png(image, {"ldm": "{}"})
+    assert np.array_equal(images.read_png(data, "here"), image)
+    damaged = [data[:length] for length in range(len(data))]
+    damaged += [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in range(len(data) - 12)]
+    for changed in damaged:
+        with pytest.raises(IntegrityError, match=r"^here: (a damaged PNG|RGB).*\nfix: "):
+            images.read_png(changed, "here")
+        images.read_text(changed, "ldm")
+
+
+def _saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _png(width: int, *chunks: bytes) -> bytes:
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, width, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join([head, *chunks, _chunk(b"IEND", b"")])
+
+
+PICTURE = Image.fromarray(_noise(1))
+OTHERS = {
+    **{mode: _saved(PICTURE.convert(mode)) for mode in ("RGBA", "P", "L", "LA", "1")},
+    "animated": _saved(PICTURE, save_all=True, append_images=[PICTURE.rotate(90)]),
+    "wide": _saved(Image.new("RGB", (8193, 1))),
+    "JPEG": _saved(PICTURE, "JPEG"),
+    "huge": _png(60_000, _chunk(b"IDAT", b"x")),
+    "a bomb of pixels": _png(10_000, _chunk(b"IDAT", b"x")),
+    "a bomb of text": _png(8, _chunk(b"iTXt", b"ldm\0\1\0\0\0" + zlib.compress(bytes(10**7)))),
+    "no pixels": _png(8),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_we_never_write_is_refused(name: str):
+    with pytest.raises(IntegrityError, match=r"^here: .*\nfix: "):
+        images.read_png(OTHERS[name], "here")
+    images.read_text(OTHERS[name], "ldm")
 
 
 def test_to_tensor_keeps_order_and_puts_channels_first():

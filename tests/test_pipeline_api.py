@@ -84,19 +84,72 @@ def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root)
     assert torch.allclose(loaded.embed([""])[0], stored.null_tokens, atol=2e-3)
 
 
-def test_a_prompt_that_is_too_long_is_cut_with_a_warning(loaded):
-    with pytest.warns(UserWarning, match="tokens are cut to"):
-        states = loaded.embed(["a red star and a blue cross " * 20])
-    assert states.shape[1] == loaded.context_tokens
+LONG = "a red star and a blue cross " * 20
+
+
+@pytest.mark.parametrize("call", ["embed", "__call__", "pngs", "write"])
+def test_a_prompt_that_is_too_long_is_cut_with_one_short_warning_at_the_callers_line(loaded, tmp_path, call):
+    arguments = ([LONG, "a star", LONG + "!", LONG], *([tmp_path] if call == "write" else []))
+    with pytest.warns(UserWarning, match=r"\d+ tokens are cut to the \d+ of training: '[^']{60}' and 1 more$") as found:
+        result = getattr(loaded, call)(*arguments)
+    assert [Path(warning.filename).name for warning in found] == [Path(__file__).name]
+    if call == "embed":
+        assert result.shape[1] == loaded.context_tokens
+
+
+def test_prompts_that_are_none_are_named_and_the_empty_one_is_no_caption(loaded, tmp_path):
+    for prompts, message in [([], "prompts: none"), ([3], "prompt 1: 3"), (3, "prompts: 3"), (["\ud800"], "prompt 1")]:
+        for call in (loaded, loaded.pngs, lambda texts: loaded.write(texts, tmp_path / "new")):
+            with pytest.raises(ConfigError, match=f"^{message}"):
+                call(prompts)
+    assert not (tmp_path / "new").exists()
+    assert torch.equal(loaded("", guidance_scale=1), loaded("a star", guidance_scale=0))
+    texts = ["nul \0", "line\nbreak"]
+    for path, text in zip(loaded.write(texts, str(tmp_path)), texts, strict=True):
+        assert Origin.read(path.read_bytes(), "").prompt == text
+
+
+def test_words_of_no_caption(loaded):
+    assert loaded.unknown_words(["A cat at a RED star", "a cat"]) == ["cat"]
+
+
+def test_an_image_of_a_long_call_can_be_made_alone(loaded, tmp_path):
+    prompts = ["a red star", "a blue cross", "a green square", "a star", "a cross"]
+    whole = loaded(prompts, seed=3, batch_size=2).int()
+    tail = torch.stack(list(map(pixels, loaded.pngs(prompts[2:], 2, seed=3, batch_size=2))))
+    assert torch.equal(tail, whole[2:]), "the same places in batches of the same size: every bit"
+    for number in range(5):
+        (png,) = loaded.pngs(prompts[number], number, seed=3, batch_size=2)
+        assert Origin.read(png, "").prompt_number == number
+        assert int((pixels(png) - whole[number]).abs().max()) <= 1, "other batches: rounding"
+        assert torch.equal(pixels(png), loaded.replay(Origin.read(png, "")).int())
+    assert not torch.equal(loaded(prompts[3], seed=3), whole[3:4]), "its own noise"
+    for wrong in (-1, 10**10, 1.5, "3"):
+        with pytest.raises(ConfigError, match="start_number"):
+            loaded.pngs(prompts, wrong)
+
+
+def pixels(png: bytes) -> torch.Tensor:
+    return torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1).int()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_steps": 0}, "num_steps"), ({"guidance": 3}, "guidance"), ({"sampler": "euler"}, "sampler")],
+    [
+        ({"num_steps": 0}, "num_steps: 0; expected greater than or equal to 1"),
+        ({"guidance": 3}, "guidance: unknown; expected one of sampler, .*fix: write guidance_scale"),
+        ({"sampler": "euler"}, "sampler: 'euler'; expected 'ddim' or"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: nan; expected"),
+        ({"seed": -1}, "seed: -1; expected greater than or equal to 0"),
+        ({"sampler": "dpm_solver_pp_2m", "eta": 0.5}, "settings: eta 0.5 adds noise"),
+        ({"seed": -1, "num_steps": 0}, "num_steps: 0.*seed: -1"),
+    ],
 )
-def test_wrong_settings_are_named(loaded, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        loaded("a red star", **settings)
+def test_wrong_settings_are_named(loaded, tmp_path, settings, message):
+    for call in (loaded, lambda text, **settings: loaded.write(text, tmp_path / "new", **settings)):
+        with pytest.raises(ConfigError, match=f"(?s)^{message}"):
+            call("a red star", **settings)
+    assert not (tmp_path / "new").exists()
 
 
 def test_guidance_is_refused_after_training_without_dropout(copy):
@@ -159,6 +212,21 @@ def test_write_writes_the_images_of_a_call_as_pngs(loaded, tmp_path):
     assert {origin.settings["seed"] for origin in origins} == {5}
     with pytest.raises(ConfigError, match="a file"):
         loaded.write(prompts, paths[0])
+    before = [path.read_bytes() for path in paths]
+    more = loaded.write(prompts[:1], str(tmp_path / "new" / "out"), seed=6)
+    assert [path.name for path in more] == ["0003.png"] and [path.read_bytes() for path in paths] == before
+    again = loaded.write(prompts[1], tmp_path / "new" / "out", start_number=1, overwrite=True, seed=7)
+    assert again == [paths[1]] and paths[1].read_bytes() != before[1] and paths[0].read_bytes() == before[0]
+
+
+def test_a_shard_of_embeddings_is_hashed_when_a_prompt_is_in_it(copy):
+    stored = TextEmbeddings(copy / "data/embeddings").captions[0]
+    path = copy / "data/embeddings/00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    damaged = pipeline.Pipeline.load(str(copy))
+    assert damaged("no caption of the corpus").shape == (1, 3, 64, 64)
+    with pytest.raises(IntegrityError, match=r"00000\.safetensors"):
+        damaged(stored)
 
 
 def test_defaults_are_those_of_the_params_file(loaded, root):

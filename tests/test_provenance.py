@@ -1,9 +1,16 @@
+import json
+
 import numpy as np
 import pytest
 
+from ldm import config
 from ldm.errors import IntegrityError
 from ldm.images import decode_png, encode_png
+from ldm.params.sample import SampleParams
 from ldm.provenance import Origin
+from tests.import_closure import ROOT
+
+PARAMS = config.Document(ROOT / "params.yaml").data["sample"] | {"batch_size": 8}
 
 SETTINGS = {"seed": 3, "guidance_scale": 2.5, "guidance_interval": [0.0, 1.0]}
 
@@ -35,3 +42,41 @@ def test_a_png_carries_its_origin_and_its_pixels():
 def test_a_picture_without_one_is_refused(png: bytes, message: str):
     with pytest.raises(IntegrityError, match=f"there: {message}"):
         Origin.read(png, "there")
+
+
+def asked(settings=None, **changes) -> Origin:
+    params = SampleParams.model_validate(PARAMS)
+    fields = {"prompt": "a star", "prompt_number": 0, "settings": params.model_dump(mode="json") | (settings or {})}
+    return Origin.model_validate({**fields, "batch_size": 8, "position": 2, "models": {}, **changes})
+
+
+def test_settings_of_an_origin_are_those_of_the_section():
+    params = SampleParams.model_validate(PARAMS)
+    assert asked().params(params, "there") == params
+    assert asked({"seed": 5}).params(params, "there") == params.model_copy(update={"seed": 5})
+    assert asked(settings={}).model_copy(update={"settings": {"seed": 6}}).params(params, "there").seed == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"num_steps": 10**6}}, "num_steps: 1000000; expected less than or equal to 1000"),
+        ({"settings": {"sampler": "euler"}}, "sampler: 'euler'"),
+        ({"settings": {"batch_size": 10**9}}, "batch_size"),
+        ({"settings": {"stranger": 1}}, "stranger: unknown"),
+        ({"settings": {"guidance_scale": float("nan")}}, "guidance_scale: nan"),
+        ({"batch_size": 9}, "one of a batch of 9 images; expected at most 8"),
+        ({"settings": {"batch_size": 2**16}, "batch_size": 5000}, "a batch of 5000 images; expected at most 4096"),
+        ({"prompt": "a" * 200_000}, "200000 characters"),
+    ],
+)
+def test_a_replay_of_too_much_or_of_nonsense_is_refused(changes, message):
+    with pytest.raises(IntegrityError, match=f"^there: .*{message}.*\nfix: "):
+        asked(**changes).params(SampleParams.model_validate({**PARAMS, "batch_size": 8}), "there")
+
+
+@pytest.mark.parametrize("changes", [{"position": 8}, {"batch_size": 0}, {"prompt_number": -1}])
+def test_a_place_outside_its_batch_is_no_origin(changes):
+    text = json.dumps(asked().model_dump() | changes)
+    with pytest.raises(IntegrityError, match="1 wrong fields"):
+        Origin.read(encode_png(np.zeros((2, 2, 3), np.uint8), {"ldm": text}), "there")

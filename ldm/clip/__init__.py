@@ -12,6 +12,8 @@ import gzip
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,14 +148,18 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
     no CLIP."""
     passport, tensors = artifact.read(directory, KIND)
     config = passport.config
-    merges = None
-    if config["merges_sha256"] is not None:
-        artifact.check_file(directory / MERGES, config["merges_sha256"])
-        merges = (directory / MERGES).read_bytes()
     preprocess = Preprocess(**config["preprocess"])
-    clip = Clip(_model(config["model_cfg"]), config["model_cfg"], preprocess, merges)
+    clip = Clip(_model(config["model_cfg"]), config["model_cfg"], preprocess, merges_of(directory, passport))
     clip.model.load_state_dict(tensors)
     return clip.eval().requires_grad_(False), passport
+
+
+def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:
+    """The gzipped merges of an artefact with a cut vocabulary, or None. IntegrityError: missing or corrupt."""
+    if passport.config["merges_sha256"] is None:
+        return None
+    artifact.check_file(directory / MERGES, passport.config["merges_sha256"])
+    return (directory / MERGES).read_bytes()
 
 
 def build(params: ClipParams, seed: int) -> Clip:
@@ -211,22 +217,30 @@ def _model(cfg: Mapping[str, Any]) -> Any:
     return model
 
 
+@cache
+def _open_clip_tokenizer() -> Any:
+    """The one file `open_clip/tokenizer.py`, since the package imports torchvision, timm and transformers with it."""
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None, "open_clip is a dependency"
+    spec = spec_from_file_location("open_clip_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    assert spec is not None and spec.loader is not None, "a Python file"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _cut_merges(num_merges: int) -> bytes:
     """The first merges of open_clip's vocabulary, gzipped in its own format, equal bytes every time."""
-    from open_clip.tokenizer import default_bpe
-
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+    with gzip.open(_open_clip_tokenizer().default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[: num_merges + 1]
     return gzip.compress("\n".join(lines).encode(), mtime=0)
 
 
 def _tokenizer(text_cfg: Mapping[str, Any], merges: bytes | None) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     if merges is not None:
         options["bpe_path"] = io.BytesIO(merges)
-    tokenizer = SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **options)
+    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **options)
     vocab_size = text_cfg.get("vocab_size", _FULL_VOCABULARY)
     if tokenizer.vocab_size != vocab_size:
         raise IntegrityError(
