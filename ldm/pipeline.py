@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import ValidationError
 from torch import Tensor
 
 from ldm import artifact, attention, clip, config, sampling
@@ -249,8 +248,4 @@ class Pipeline:
             yield self.generator(self.embed(batch), numbers, params), origins
 
     def _with(self, settings: dict[str, Any]) -> SampleParams:
-        try:
-            return SampleParams.model_validate(self.params.model_dump() | settings)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-            raise ConfigError.many([f"{line} (found {settings})" for line in lines]) from None
+        return config.from_values(SampleParams, self.params.model_dump() | settings)
