@@ -293,10 +293,10 @@ class _Plain:
             raise ConfigError(where, found, f"at most {_MAX_DIGITS}", "write a smaller number")
         try:
             self._constructor.construct_object(node)
-        except (ValueError, KeyError):  # such as the 31st of February, or no digit
+        except (ValueError, LookupError):  # such as the 31st of February, or no digit
             kind = node.tag.removeprefix(_TAG)
             fix = "correct the value, or put a text in quotes"
-            raise ConfigError(where, f"{text}, which cannot be read", f"a value of kind {kind}", fix) from None
+            raise ConfigError(where, f"{_show(text)}, which cannot be read", f"a value of kind {kind}", fix) from None
 
 
 def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:

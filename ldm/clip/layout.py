@@ -7,6 +7,7 @@ nobody here has seen, and a checkpoint can come in the layout of another library
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pickle import PickleError
 from typing import Any
 
 _MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
@@ -74,7 +75,10 @@ def why_not_loaded(error: Exception) -> str:
         parts.append(f"shapes: {_few([f'{key} {found} instead of {expected}' for key, found, expected in sizes])}")
     if parts:
         return "; ".join(parts)
-    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+    if isinstance(error, PickleError) or "TorchScript" in text:
+        return "it holds objects or code instead of tensors alone, which are never loaded, or is no archive"
+    reason = " ".join(text.split())[:200]
+    return f"{type(error).__name__}: {reason}" if reason else "there is nothing in it"
 
 
 def is_of_transformers(error: Exception) -> bool:
