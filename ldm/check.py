@@ -4,6 +4,7 @@ Reads no data and no weights, and imports no torch, so that a mistake costs a se
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,7 @@ from ldm.params.encode_latents import EncodeLatentsParams
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
-from ldm.params.prepare import PrepareParams
+from ldm.params.prepare import PrepareParams, ShapesParams
 from ldm.params.sample import SampleParams
 from ldm.params.train_autoencoder import TrainAutoencoderParams
 from ldm.params.train_clip import TrainClipParams
@@ -51,7 +52,7 @@ class Params:
     evaluate: EvaluateParams
 
 
-Finding = tuple[str, str]  # dotted key, what is wrong with its value
+Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do
 
 _MIN_IMAGE_SIZE_PX = 11
 
@@ -60,14 +61,20 @@ def params_file(path: Path = config.PARAMS) -> Params:
     """Every section of a params file, validated alone and together.
 
     Raises:
-        ConfigError: with every finding, one line each: `file:line: key: found; expected, because`.
+        ConfigError: with every finding, `file:line: key: found; expected, because`, each with its fix.
     """
     params = Params(**config.read_all(SECTIONS, path))  # pyright: ignore[reportArgumentType]
     document = config.Document(path)
     findings = [finding for rule in RULES for finding in rule(params)]
     if findings:
-        raise ConfigError.many([f"{document.where(tuple(key.split('.')))}: {text}" for key, text in findings])
+        raise ConfigError.many([_error(document.where(tuple(key.split("."))), *rest) for key, *rest in findings])
     return params
+
+
+def _error(where: str, text: str, fix: str) -> ConfigError:
+    found, _, expected = text.partition("; expected ")
+    assert expected, f"a finding says what is expected: {text}"
+    return ConfigError(where, found, expected, fix)
 
 
 def _sizes(params: Params) -> Iterator[Finding]:
@@ -79,6 +86,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
         yield (
             "prepare.image_size_px",
             f"found {image_size_px}; expected at least {_MIN_IMAGE_SIZE_PX}, the window of structural similarity",
+            f"set it to {_MIN_IMAGE_SIZE_PX} or more",
         )
     scales = params.train_autoencoder.reconstruction.num_gradient_scales
     if image_size_px >> (scales - 1) < 2:
@@ -86,12 +94,14 @@ def _sizes(params: Params) -> Iterator[Finding]:
             "train_autoencoder.reconstruction.num_gradient_scales",
             f"found {scales}; expected at most {image_size_px.bit_length() - 1}: every scale halves "
             f"prepare.image_size_px {image_size_px}, and two pixels make a gradient",
+            "lower it, or raise prepare.image_size_px",
         )
     if image_size_px % factor:
         yield (
             "prepare.image_size_px",
             f"found {image_size_px}; expected a multiple of {factor}, the pixels per latent of "
             "train_autoencoder.network (patch_px x 2^(levels - 1))",
+            f"set it to {max(1, round(image_size_px / factor)) * factor}, or give the autoencoder other levels",
         )
         return
     if unet.latent_size != image_size_px // factor:
@@ -99,11 +109,13 @@ def _sizes(params: Params) -> Iterator[Finding]:
             "train_unet.network.latent_size",
             f"found {unet.latent_size}; expected {image_size_px // factor}: prepare.image_size_px {image_size_px} over "
             f"the autoencoder's {factor} pixels per latent",
+            f"set it to {image_size_px // factor}, or change prepare.image_size_px",
         )
     if unet.latent_channels != autoencoder.latent_channels:
         yield (
             "train_unet.network.latent_channels",
             f"found {unet.latent_channels}; expected {autoencoder.latent_channels} as in train_autoencoder.network",
+            f"set it to {autoencoder.latent_channels}, or change the autoencoder",
         )
 
 
@@ -117,19 +129,23 @@ def _text(params: Params) -> Iterator[Finding]:
             yield (
                 "train_unet.network.context_width",
                 f"found {unet.context_width}; expected {width}, the width of CLIP's text tower",
+                f"set it to {width}, or choose another CLIP",
             )
         if kept is not None and kept > context_length:
             yield (
                 "embed_text.context_tokens",
                 f"found {kept}; expected null or at most {context_length}, all that CLIP's text tower reads",
+                "set it to null, which keeps the longest caption",
             )
         if params.embed_text.layer == "penultimate" and num_layers < 2:
-            yield "embed_text.layer", "found penultimate; expected last: CLIP's text tower has one layer only"
+            found = "found penultimate; expected last: CLIP's text tower has one layer only"
+            yield "embed_text.layer", found, "set it to last, or give the text tower more layers"
         kept = kept or context_length
     if kept is not None and unet.num_context_layers and unet.max_context_tokens < kept:
         yield (
             "train_unet.network.max_context_tokens",
             f"found {unet.max_context_tokens}; expected at least {kept}, the most tokens that embed_text may keep",
+            f"set it to {kept}, or lower embed_text.context_tokens",
         )
 
 
@@ -149,21 +165,27 @@ def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
     )
 
 
-def _open_clip_config(architecture: str) -> dict[str, Any] | None:
-    """open_clip's own description of an architecture, read without importing it, which would load torch."""
+def _open_clip_configs() -> dict[str, Path]:
+    """open_clip's own descriptions of architectures by name, found without importing it, which would load torch."""
     spec = find_spec("open_clip")
     assert spec is not None and spec.origin is not None, "open_clip is a dependency"
-    path = Path(spec.origin).parent / "model_configs" / f"{architecture}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return {path.stem: path for path in (Path(spec.origin).parent / "model_configs").glob("*.json")}
+
+
+def _open_clip_config(architecture: str) -> dict[str, Any] | None:
+    path = _open_clip_configs().get(architecture)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def _pretrained(params: Params) -> Iterator[Finding]:
     """Names of foreign models, as far as they can be known without loading them."""
     architecture = params.train_clip.architecture
     if architecture is not None and _open_clip_config(architecture) is None:
+        near = get_close_matches(architecture, list(_open_clip_configs()), 3)
         yield (
             "train_clip.architecture",
             f"found {architecture}; expected an architecture of open_clip (open_clip.list_models())",
+            f"write {' or '.join(near)}" if near else "write one, such as ViT-L-14",
         )
 
 
@@ -177,8 +199,11 @@ def _weights(params: Params) -> Iterator[Finding]:
     }
     for key, (place, name) in places.items():
         folder = f"{params.paths.models}/{name}"
-        if place is not None and not PurePosixPath(place).is_relative_to(folder):
-            yield key, f"found {place}; expected a path in {folder}, the folder where DVC sees that weights changed"
+        if place is not None and (
+            ".." in PurePosixPath(place).parts or not PurePosixPath(place).is_relative_to(folder)
+        ):
+            found = f"found {place}; expected a path in {folder}, the folder where DVC sees that weights changed"
+            yield key, found, f"put the weights in {folder} and name them there"
 
 
 def _guidance(params: Params) -> Iterator[Finding]:
@@ -187,11 +212,13 @@ def _guidance(params: Params) -> Iterator[Finding]:
         return
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
     if params.sample.guidance_scale != 1:
-        yield "sample.guidance_scale", f"found {params.sample.guidance_scale:g}; expected 1: {reason}"
+        found = f"found {params.sample.guidance_scale:g}; expected 1: {reason}"
+        yield "sample.guidance_scale", found, "set it to 1, or train with caption_dropout 0.1"
     if any(scale != 1 for scale in params.sample.sweep.guidance_scales):
         yield (
             "sample.sweep.guidance_scales",
             f"found {params.sample.sweep.guidance_scales}; expected [1] or []: {reason}",
+            "set it to [], or train with caption_dropout 0.1",
         )
 
 
@@ -202,10 +229,16 @@ def _corpus(params: Params) -> Iterator[Finding]:
         yield (
             "train_clip.twins_together",
             f"found true; expected false: the corpus {kind} has no twins, only shapes has",
+            "set it to false",
         )
+    if isinstance(params.prepare.corpus, ShapesParams) and params.train_clip.training is not None:
+        size, num_train = params.train_clip.training.batch_size, params.prepare.corpus.num_train
+        if size > num_train:
+            found = f"found {size}; expected at most {num_train}, the images of prepare.corpus.num_train"
+            yield "train_clip.training.batch_size", found, "lower it, or raise prepare.corpus.num_train"
     if kind != "shapes" and params.sample.seen_split == "val":
         reason = f"the validation split of {kind} shows things that training never showed"
-        yield "sample.seen_split", f"found val; expected train: {reason}"
+        yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"
 
 
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (_sizes, _text, _pretrained, _weights, _guidance, _corpus)

@@ -1,7 +1,8 @@
 """Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from ldm import system
 from ldm.errors import ConfigError
@@ -36,6 +39,13 @@ _LIMITS = {
     "minLength": "with length >=",
     "pattern": "matching",
 }
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "timestamp", "str", "seq", "map", "merge")}
+_TEXTS = (f"{_TAG}str", f"{_TAG}merge")
+"""What a key may be: a text, or `<<`, which takes over the keys of another mapping."""
+_MAX_DEPTH = 20
+_MAX_VALUES = 10_000
+_MAX_DIGITS = 100
 
 Loc = tuple[int | str, ...]
 Json = dict[str, Any]
@@ -54,28 +64,25 @@ class Document:
     """A params file: its values (YAML 1.2, as DVC reads it) and the line of every key.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, repeats a key, or is not a mapping of sections.
+        ConfigError: the file is missing, is not YAML, repeats a key, is not a mapping of sections, or holds what no
+            params file needs: keys that are no texts, tags, control characters, values within themselves.
     """
 
     def __init__(self, path: Path = PARAMS) -> None:
         self.path = path
         try:
             if not path.is_file():
-                raise ConfigError(str(path), "no such file", "a params file", "run from the repository root")
+                fix = "run from the repository root, or name a file"
+                raise ConfigError(str(path), "no such file", "a params file", fix)
             text = path.read_text(encoding="utf-8")
-            data = YAML(typ="safe", pure=True).load(text)
-            self._node: Node | None = YAML().compose(text)  # pyright: ignore[reportUnknownMemberType]
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 1
-            problem = " ".join(str(error.problem).split())
-            raise ConfigError(f"{path}:{line}", problem, "YAML 1.2", "mend the line") from None
         except UnicodeDecodeError as error:
             raise ConfigError(str(path), f"byte {error.start} is no UTF-8", "a text", "save it as UTF-8") from None
         except OSError as error:
             raise system.explain(error, str(path), ConfigError) from None
+        self._node, data = _load(text, path)
         if not isinstance(data, dict):
-            raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", "copy one of recipes/")
+            fix = "copy params.yaml or a file of recipes/ and change that"
+            raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", fix)
         self.data: dict[str, Any] = data
 
     def where(self, loc: Loc) -> str:
@@ -88,60 +95,40 @@ class Document:
             node, line = found
         return f"{self.path}:{line}: {'.'.join(map(str, loc))}"
 
-    def validate(self, section: type[S], name: str) -> tuple[S | None, list[str]]:
-        """The section `name` as a `section`, or None and one line per finding."""
+    def validate(self, section: type[S], name: str) -> tuple[S | None, list[ConfigError]]:
+        """The section `name` as a `section`, or None and what is wrong with it."""
         if name not in self.data:
             near = _nearest(name, list(self.data))
-            return None, [f"{self.path}:1: {name}: section missing; expected {', '.join(section.model_fields)}{near}"]
+            fix = f"rename {near} to {name}" if near else "add it; params.yaml and recipes/ show complete files"
+            expected = f"{', '.join(section.model_fields)}{_hint(near)}"
+            return None, [ConfigError(f"{self.path}:1: {name}", "section missing", expected, fix)]
         try:
-            # JSON mode is strict about numbers and texts, yet lets a list stand for a tuple.
+            # JSON mode is strict about numbers and texts, yet lets a list take the place of a tuple.
             text = json.dumps(self.data[name], default=str)
             return section.model_validate_json(text, strict=True), []
         except ValidationError as error:
-            lines = [self._explain(section, name, details) for details in error.errors()]
-            return None, list(dict.fromkeys(lines))
+            return None, _explained(section, error, self.data[name], lambda loc: self.where((name, *loc)))
 
-    def unknown_sections(self, known: Sequence[str]) -> list[str]:
-        """One line per top-level key that no stage knows."""
+    def unknown_sections(self, known: Sequence[str]) -> list[ConfigError]:
+        """One error per top-level key that no stage knows."""
         legal = ", ".join(known)
-        unknown = [name for name in self.data if name not in known]
-        return [f"{self.where((n,))}: unknown section; expected one of {legal}{_nearest(n, known)}" for n in unknown]
-
-    def _explain(self, section: type[Section], name: str, details: ErrorDetails) -> str:
-        schema = _Schema(section)
-        loc, owner, field = schema.locate(details["loc"])
-        where = self.where((name, *loc))
-        kind, value = details["type"], details["input"]
-        if kind == "extra_forbidden":
-            rest = [key for key in owner if key not in self._keys((name, *loc[:-1]))]
-            return f"{where}: unknown key; expected one of {', '.join(owner)}{_nearest(str(loc[-1]), rest)}"
-        if kind == "missing":
-            strangers = [key for key in self._keys((name, *loc[:-1])) if key not in owner]
-            return f"{where}: missing; expected {schema.legal(field)}{_nearest(str(loc[-1]), strangers)}"
-        if kind == "value_error":
-            return f"{where}: {details['msg'].removeprefix('Value error, ')}"
-        if kind.startswith("union_tag"):
-            tag_key = field["discriminator"]["propertyName"]
-            where, value = self.where((name, *loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
-        near = _nearest(str(value), schema.choices(field))
-        return f"{where}: found {_show(value)}; expected {schema.legal(field)}{near}"
-
-    def _keys(self, loc: Loc) -> list[str]:
-        value: Any = self.data
-        for part in loc:
-            value = value[part]
-        return list(value) if isinstance(value, dict) else []
+        return [
+            ConfigError(self.where((name,)), "unknown section", f"one of {legal}{_hint(near)}", _rename(near))
+            for name in self.data
+            if name not in known
+            for near in (_nearest(name, known),)
+        ]
 
 
 def read(section: type[S], name: str, path: Path = PARAMS) -> S:
     """One top-level section of a params file.
 
     Raises:
-        ConfigError: with every finding of this section, one line each.
+        ConfigError: with every finding of this section, each with its fix.
     """
-    value, lines = Document(path).validate(section, name)
+    value, errors = Document(path).validate(section, name)
     if value is None:
-        raise ConfigError.many(lines)
+        raise ConfigError.many(errors)
     return value
 
 
@@ -149,19 +136,170 @@ def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict
     """All named sections; unknown sections are refused.
 
     Raises:
-        ConfigError: with every finding of the whole file, one line each.
+        ConfigError: with every finding of the whole file, each with its fix.
     """
     document = Document(path)
-    lines = document.unknown_sections(list(sections))
+    errors = document.unknown_sections(list(sections))
     values: dict[str, Section] = {}
     for name, section in sections.items():
         value, findings = document.validate(section, name)
-        lines += findings
+        errors += findings
         if value is not None:
             values[name] = value
-    if lines:
-        raise ConfigError.many(lines)
+    if errors:
+        raise ConfigError.many(errors)
     return values
+
+
+def from_values(section: type[S], values: Mapping[str, Any]) -> S:
+    """A section from values that come from no file, such as the arguments of a call.
+
+    Raises:
+        ConfigError: with every finding, each with its key and fix.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError.many(
+            _explained(section, error, values, lambda loc: ".".join(map(str, loc)) or "settings")
+        ) from None
+
+
+def _explained(
+    section: type[Section], error: ValidationError, values: Any, where: Callable[[Loc], str]
+) -> list[ConfigError]:
+    """One error per finding of pydantic. where: what names a location within the section."""
+    schema = _Schema(section)
+    found = [_explain(schema, details, values, where) for details in error.errors()]
+    return list({str(error): error for error in found}.values())
+
+
+def _explain(schema: "_Schema", details: ErrorDetails, values: Any, where: Callable[[Loc], str]) -> ConfigError:
+    loc, owner, field = schema.locate(details["loc"])
+    place, key = where(loc), str(loc[-1]) if loc else ""
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        near = _nearest(key, [other for other in owner if other not in _keys(values, loc[:-1])])
+        return ConfigError(place, "unknown key", f"one of {', '.join(owner)}{_hint(near)}", _rename(near))
+    if kind == "missing":
+        near = _nearest(key, [other for other in _keys(values, loc[:-1]) if other not in owner])
+        fix = f"rename {near} to {key}" if near else f"add {key}; params.yaml and recipes/ show complete files"
+        return ConfigError(place, "missing", f"{schema.legal(field)}{_hint(near)}", fix)
+    if kind == "value_error":
+        found, _, expected = details["msg"].removeprefix("Value error, ").partition("; expected ")
+        fix = "change the value, or one of the values that the line names"
+        return ConfigError(place, found, expected or "values that go together", fix)
+    if kind.startswith("union_tag"):
+        tag_key = field["discriminator"]["propertyName"]
+        place, value = where((*loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
+    legal, near = schema.legal(field), _nearest(str(value), schema.choices(field))
+    fix = f"write {near}, if that is meant" if near else f"write {legal}"
+    return ConfigError(place, f"found {_show(value)}", f"{legal}{_hint(near)}", fix)
+
+
+def _keys(values: Any, loc: Loc) -> list[str]:
+    for part in loc:
+        values = values[part]
+    return list(values) if isinstance(values, Mapping) else []
+
+
+def _load(text: str, path: Path) -> tuple[Node | None, Any]:
+    """The nodes of a file and its values."""
+    if directive := re.search(r"^%(?!YAML 1\.2\s*$).*", text, re.MULTILINE):
+        line = text.count("\n", 0, directive.start()) + 1
+        raise ConfigError(f"{path}:{line}", directive[0][:60], "YAML 1.2 without directives", "delete the line")
+    yaml: Any = YAML(typ="safe", pure=True)
+    try:
+        _check_depth(yaml.parse(text), path)
+        root: Node | None = yaml.compose(text)
+        if root is None:
+            return None, None
+        _Plain(path, yaml.constructor).count(root, ())
+        return root, yaml.constructor.construct_document(root)
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"character U+{error.character:04X}"
+        raise ConfigError(f"{path}:{line}", found, "characters that can be printed", "delete the character") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(str(error.problem or error.context).split())
+        raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}", problem, "YAML 1.2", "correct the line") from None
+
+
+def _check_depth(events: Iterable[Event], path: Path) -> None:
+    """ConfigError if values lie too deep for the parser of nodes, which calls itself for every level; that of events
+    does not."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            fix = "close what is open, or copy a file of recipes/"
+            found, where = f"values more than {_MAX_DEPTH} deep", f"{path}:{event.start_mark.line + 1}"
+            raise ConfigError(where, found, "the few levels of params.yaml", fix)
+
+
+class _Plain:
+    """Refuses nodes that are YAML, and nothing that a params file can mean."""
+
+    def __init__(self, path: Path, constructor: Any) -> None:
+        self._path, self._constructor = path, constructor
+        self._counts: dict[int, int] = {}
+
+    def count(self, node: Node, parents: tuple[Node, ...]) -> int:
+        """Number of values in a node, those of an alias each time. ConfigError: one of them is not plain."""
+        where = self._where(node)
+        if any(parent is node for parent in parents):
+            fix = "write the value out instead of *alias"
+            raise ConfigError(where, "a value within itself", "values that end", fix)
+        if len(parents) > _MAX_DEPTH:
+            raise ConfigError(where, f"values more than {_MAX_DEPTH} deep", "fewer levels", "write fewer aliases")
+        if id(node) in self._counts:
+            return self._counts[id(node)]
+        if node.tag not in _PLAIN:
+            fix = "write the value without a tag, and a text in quotes"
+            raise ConfigError(where, f"tag {node.tag}", "a number, text, list or mapping", fix)
+        inner: list[Node] = []
+        if isinstance(node, ScalarNode):
+            self._check_scalar(node)
+        elif isinstance(node, MappingNode):
+            for key, _ in node.value:
+                self._check_key(key)
+            inner = [value for _, value in node.value]
+        elif isinstance(node, SequenceNode):
+            inner = node.value
+        total = 1 + sum(self.count(value, (*parents, node)) for value in inner)
+        if total > _MAX_VALUES:
+            raise ConfigError(where, f"more than {_MAX_VALUES} values", "fewer", "write fewer values or aliases")
+        self._counts[id(node)] = total
+        return total
+
+    def _where(self, node: Node) -> str:
+        return f"{self._path}:{node.start_mark.line + 1}"
+
+    def _check_key(self, key: Node) -> None:
+        if isinstance(key, ScalarNode) and key.tag in _TEXTS:
+            self._check_scalar(key)
+            return
+        shown = str(key.value)[:60] or "nothing" if isinstance(key, ScalarNode) else "a list or mapping"
+        raise ConfigError(self._where(key), f"{shown} as a key", "a word as a key", "correct the key, or remove it")
+
+    def _check_scalar(self, node: ScalarNode) -> None:
+        where, text = self._where(node), str(node.value)
+        odd = next((character for character in text if not character.isprintable()), None)
+        if odd is not None:
+            found = f"character U+{ord(odd):04X} in a value"
+            raise ConfigError(where, found, "characters that can be printed, on one line", "delete the character")
+        if node.tag in _TEXTS:
+            return
+        if len(text) > _MAX_DIGITS:
+            found = f"a number of {len(text)} characters"
+            raise ConfigError(where, found, f"at most {_MAX_DIGITS}", "write a smaller number")
+        try:
+            self._constructor.construct_object(node)
+        except (ValueError, LookupError):  # such as the 31st of February, or no digit
+            kind = node.tag.removeprefix(_TAG)
+            fix = "correct the value, or put a text in quotes"
+            raise ConfigError(where, f"{_show(text)}, which cannot be read", f"a value of kind {kind}", fix) from None
 
 
 def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
@@ -243,9 +381,16 @@ def _item(array: Json, index: int) -> Json:
     return fixed[index] if index < len(fixed) else array.get("items", {})
 
 
-def _nearest(word: str, names: Sequence[str]) -> str:
-    near = get_close_matches(word, names, n=1)
-    return f"; nearest: {near[0]}" if near else ""
+def _nearest(word: str, names: Sequence[str]) -> str | None:
+    return next(iter(get_close_matches(word, names, n=1)), None)
+
+
+def _hint(near: str | None) -> str:
+    return f"; nearest: {near}" if near else ""
+
+
+def _rename(near: str | None) -> str:
+    return f"rename it to {near}, or remove it" if near else "remove it"
 
 
 def _show(value: Any) -> str:

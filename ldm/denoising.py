@@ -24,6 +24,7 @@ from ldm.training import Accelerator, rows_per_pass
 
 Samples = npt.NDArray[np.int64]
 
+_WHERE = "params.yaml: train_unet.network"
 PICTURE_TIMES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -129,13 +130,13 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     if network.num_context_layers:
         least = max(network.max_context_tokens, num_tokens)
         wanted.append(("max_context_tokens", network.max_context_tokens, least, "the embeddings"))
-    lines = [
-        f"params.yaml: train_unet.network.{key}: found {found}; expected {expected}, as {source} have"
+    errors = [
+        ConfigError(f"{_WHERE}.{key}", f"found {found}", f"{expected}, as {source} have", f"set {key}: {expected}")
         for key, found, expected, source in wanted
         if found != expected
     ]
-    if lines:
-        raise ConfigError.many(lines)
+    if errors:
+        raise ConfigError.many(errors)
 
 
 def load_weights(unet: nn.Module, params: TrainUNetParams, directory: Path) -> str:
@@ -146,12 +147,13 @@ def load_weights(unet: nn.Module, params: TrainUNetParams, directory: Path) -> s
     passport, tensors = artifact.read(directory, "unet")
     ours, theirs = params.network.model_dump(mode="json"), passport.config["network"]
     if ours != theirs:
-        lines = [
-            f"params.yaml: train_unet.network.{key}: found {value}; expected {theirs.get(key)}, as in {directory}"
+        fix = "set it so, or train from the start with init_from: null"
+        errors = [
+            ConfigError(f"{_WHERE}.{key}", f"found {value}", f"{theirs.get(key)}, as in {directory}", fix)
             for key, value in ours.items()
             if value != theirs.get(key)
         ]
-        raise ConfigError.many(lines)
+        raise ConfigError.many(errors)
     unet.load_state_dict(tensors)
     return passport.content_sha256
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: what was found where, what is expected, what to do. Any other error is our bug."""
+"""Errors that a user can repair: what was found where, what is expected, what to do. Any other error is our bug."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Self
@@ -10,14 +10,16 @@ class UserError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
-        super().__init__(f"{where}: {found}; expected {expected}\nfix: {fix}")
+        assert fix.strip(), f"an error without a fix: {where}: {found}"
+        line, fix = (" ".join(text.splitlines()) for text in (f"{where}: {found}; expected {expected}", fix))
+        super().__init__(f"{line}\nfix: {fix}")
 
     @classmethod
-    def many(cls, lines: Sequence[str]) -> Self:
-        """An error that carries several findings, one line each."""
-        assert lines, "an error without a finding"
+    def many(cls, errors: "Sequence[UserError]") -> Self:
+        """Several errors as one, each with its own fix."""
+        assert errors, "an error without a finding"
         error = cls.__new__(cls)
-        Exception.__init__(error, "\n".join(lines))
+        Exception.__init__(error, "\n".join(map(str, errors)))
         return error
 
 

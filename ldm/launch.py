@@ -66,8 +66,14 @@ def check_config() -> None:
         lines = list(_findings(config)) if is_mapping else ["no keys; expected distributed_type, num_processes, ..."]
         lines = [f"{path}: {line}" for line in lines]
     if lines:
-        fix = "fix: correct the file, answer `accelerate config` again, or remove the file: stages need none"
-        raise MachineError.many([*lines, fix])
+        fix = "correct the file, answer `accelerate config` again, or remove the file: stages need none"
+        raise MachineError.many([_error(line, fix) for line in lines])
+
+
+def _error(line: str, fix: str) -> MachineError:
+    place, _, expected = line.partition("; expected ")
+    where, _, found = place.rpartition(": ")
+    return MachineError(where, found, expected, fix)
 
 
 def _findings(config: dict[Any, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import config, lineage
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, IntegrityError
 from ldm.params.paths import PathsParams
 from ldm.progress import each
 
@@ -38,7 +38,7 @@ class Report:
 
     num_objects: int
     num_bytes: int
-    problems: list[str]
+    problems: list[IntegrityError]
     notes: list[str]
 
 
@@ -47,7 +47,7 @@ def local(root: Path = Path()) -> Report:
     passports. ConfigError: `root` is no DVC repository, or nothing was run in it."""
     repo = _open(root)
     stores = _Stores(repo)
-    problems: list[str] = []
+    problems: list[IntegrityError] = []
     objects = _objects(repo, stores, stores.cache, problems)
     num_bytes = 0
     for item in each(objects, "verify", "file", len(objects)):
@@ -58,7 +58,7 @@ def local(root: Path = Path()) -> Report:
     problems += _unrecorded(repo, objects)
     paths = config.read(PathsParams, "paths", root / config.PARAMS)
     frozen = {stage.addressing for stage in repo.index.stages if stage.frozen}
-    problems += [str(error) for error in lineage.check(root, paths, frozen)]
+    problems += lineage.check(root, paths, frozen)
     return Report(len(objects), num_bytes, problems, [])
 
 
@@ -70,7 +70,7 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
     repo = _open(root)
     stores = _Stores(repo)
     store = stores.remote(name)
-    problems: list[str] = []
+    problems: list[IntegrityError] = []
     objects = _objects(repo, stores, store, problems)
     num_bytes = 0
     distinct = {item.md5: item for item in objects}.values()
@@ -132,7 +132,7 @@ class _Stores:
         return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
 
 
-def _objects(repo: Any, stores: _Stores, store: Any, problems: list[str]) -> list[Object]:
+def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityError]) -> list[Object]:
     """All files of the commit's outs. The listing of a folder is an object too: if `store` has no good one, that is a
     problem, and the folder is read by another copy, if there is one."""
     objects: list[Object] = []
@@ -154,32 +154,35 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[str]) -> lis
     return objects
 
 
-def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[str]:
-    """One line for each bad copy, with both hashes, and one that says where a good one is."""
-    bad = [
-        f"{item.path}: {where} has {_told(md5)}; expected MD5 {item.md5}"
-        for where, md5 in found.items()
-        if md5 != item.md5
-    ]
+def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[IntegrityError]:
+    """One error for each bad copy, with both hashes and the way to a good one."""
+
+    def bad(fix: str) -> list[IntegrityError]:
+        wrong = {where: md5 for where, md5 in found.items() if md5 != item.md5}
+        expected = f"MD5 {item.md5}"
+        return [
+            IntegrityError(str(item.path), f"{where} has {_told(md5)}", expected, fix) for where, md5 in wrong.items()
+        ]
+
     cached = stores.cache.oid_to_path(item.md5)
     if found.get("the cache") == item.md5:
-        return [*bad, f"fix: the cache has a good copy: rm -f {item.path}; dvc checkout {item.path}"]
+        return bad(f"the cache has a good copy: rm -f {item.path}; dvc checkout {item.path}")
     if found.get("the workspace") == item.md5:
         again = f"mkdir -p {Path(cached).parent}; rm -f {cached}; cp {item.path} {cached}; chmod 444 {cached}"
-        return [*bad, f"fix: the workspace has a good copy: {again}"]
+        return bad(f"the workspace has a good copy: {again}")
     if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
         # DVC takes a folder for pushed if its listing is there, and remembers that.
         paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
         again = f"delete {paths} from the remote; rm -rf {stores.memory}; dvc push"
-        return [*bad, f"fix: the cache has a good copy: {again}"]
+        return bad(f"the cache has a good copy: {again}")
     if holders := stores.holders(item.md5):
         again = f"rm -f {cached} {item.path}; dvc fetch --remote {holders[0]} {item.stage}; dvc checkout {item.path}"
-        return [*bad, f"fix: remote {', '.join(holders)} has a good copy: {again}"]
+        return bad(f"remote {', '.join(holders)} has a good copy: {again}")
     nobody = f"no good copy in the cache or in remotes {stores.names}"
-    return [*bad, f"fix: {nobody}: ask whoever has one, or dvc repro --force {item.stage}"]
+    return bad(f"{nobody}: ask whoever has one, or dvc repro --force {item.stage}")
 
 
-def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[str]:
+def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
     """Files in the folders of outs that the commit does not hold; nobody knows of a folder whose listing is lost."""
     known, listings = {item.path for item in objects}, {item.listing for item in objects}
     for out in repo.index.outs:
@@ -187,7 +190,7 @@ def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[str]:
         if out.hash_info and str(out.hash_info.value) in listings and folder.is_dir():
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path not in known:
-                    yield f"{path}: a file that dvc.lock does not record; expected none\nfix: move it elsewhere"
+                    yield IntegrityError(str(path), "a file that dvc.lock does not record", "none", "move it elsewhere")
 
 
 def _leftovers(repo: Any, store: Any) -> list[str]:

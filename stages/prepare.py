@@ -25,7 +25,9 @@ def main() -> str:
         report.check(params.max_reject_fraction, results / "rejected.jsonl")
         preparation.write_passports(image_shards, caption_shards, params)
     counts = ", ".join(f"{split.num_samples} {name}" for name, split in report.splits.items())
-    return f"prepare: {counts}, {report.num_rejected.total()} rejected -> {images}, {captions}"
+    captions_of_train = f"{len(report.splits['train'].hashes)} distinct captions to train on"
+    rejected = report.num_rejected.total()
+    return f"prepare: {counts}, {rejected} rejected, {captions_of_train} -> {images}, {captions}"
 
 
 if __name__ == "__main__":

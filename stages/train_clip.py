@@ -39,10 +39,9 @@ class Pairs:
         self.captions = Captions(Path(paths.captions) / split)
         self.captions.check_keys(self.images)
 
-    def batch(self, model: clip.Clip, samples: Sequence[int], texts: list[str]) -> dict[str, Tensor]:
-        """Pixels of samples and token ids of texts."""
-        pixels = images.to_tensor([self.images[sample]["png"] for sample in samples])
-        return {"image": pixels, "ids": model.tokenise(texts)}
+    def pixels(self, samples: Sequence[int]) -> Tensor:
+        """Images of samples."""
+        return images.to_tensor([self.images[sample]["png"] for sample in samples])
 
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
         """The first samples whose first captions differ from all before, at most `count`, and those captions."""
@@ -63,22 +62,36 @@ def measure(model: clip.Clip, val: Pairs, params: TrainClipParams, device: torch
     apart."""
     samples, texts = val.distinct(params.num_validation_pairs)
     metrics = {**contrastive.retrieval(*features(model, val, samples, texts, device)), "num_pairs": len(samples)}
-    if params.twins_together:
-        samples, texts = val.twins(params.num_validation_pairs)
-        metrics["twin_accuracy"] = contrastive.twin_accuracy(*features(model, val, samples, texts, device))
+    num_images = min(params.num_validation_pairs, len(val.captions))
+    if len(samples) < num_images:  # captions repeat, so these pairs are few: all images are asked for their caption too
+        places = {text: place for place, text in enumerate(texts)}
+        own = [{places[text] for text in val.captions.texts[i] if text in places} for i in range(num_images)]
+        found = image_features(model, val, range(num_images), device), text_features(model, texts, device)
+        metrics["caption_accuracy"] = contrastive.caption_accuracy(*found, own)
+    if params.twins_together and (twins := val.twins(params.num_validation_pairs))[0]:
+        metrics["twin_accuracy"] = contrastive.twin_accuracy(*features(model, val, *twins, device))
     return metrics
 
 
 def features(
-    model: clip.Clip, pairs: Pairs, samples: list[int], texts: list[str], device: torch.device
+    model: clip.Clip, pairs: Pairs, samples: Sequence[int], texts: Sequence[str], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Image and text features of pairs, of length 1."""
-    image_features, text_features = list[Tensor](), list[Tensor]()
-    for start in range(0, len(samples), BATCH_SIZE):
-        batch = pairs.batch(model, samples[start : start + BATCH_SIZE], texts[start : start + BATCH_SIZE])
-        image_features.append(model.image_features(batch["image"].to(device)).float())
-        text_features.append(model.text_features(batch["ids"].to(device)).float())
-    return torch.cat(image_features), torch.cat(text_features)
+    return image_features(model, pairs, samples, device), text_features(model, texts, device)
+
+
+def image_features(model: clip.Clip, pairs: Pairs, samples: Sequence[int], device: torch.device) -> Tensor:
+    """Features of samples' images, of length 1."""
+    starts = range(0, len(samples), BATCH_SIZE)
+    batches = (pairs.pixels(samples[start : start + BATCH_SIZE]) for start in starts)
+    return torch.cat([model.image_features(pixels.to(device)).float() for pixels in batches])
+
+
+def text_features(model: clip.Clip, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Features of captions, of length 1."""
+    starts = range(0, len(texts), BATCH_SIZE)
+    batches = (model.tokenise(texts[start : start + BATCH_SIZE]) for start in starts)
+    return torch.cat([model.text_features(ids.to(device)).float() for ids in batches])
 
 
 def train_new(
@@ -89,17 +102,14 @@ def train_new(
     training = params.training
     model = clip.build(params.network, training.seed).to(accelerator.device)
 
-    def pairs_at(step: int) -> tuple[list[int], list[str]]:
-        size, seed = training.batch_size, training.seed
-        samples, texts = contrastive.pairs_at_step(step, pairs.captions.texts, size, seed, params.twins_together)
-        return samples.tolist(), texts
+    batches = contrastive.Batches(pairs.captions.texts, training.batch_size, training.seed, params.twins_together)
 
     def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
-        samples, texts = pairs_at(step)
-        return pairs.batch(model, samples[rows], texts[rows])
+        samples, texts = batches.at_step(step)
+        return {"image": pairs.pixels(samples[rows]), "ids": model.tokenise(texts[rows])}
 
     def keys_at_step(step: int) -> list[str]:
-        return [pairs.captions.keys[sample] for sample in pairs_at(step)[0]]
+        return [pairs.captions.keys[sample] for sample in batches.at_step(step)[0]]
 
     def validate(_: nn.Module) -> dict[str, float]:
         return measure(model, val, params, accelerator.device)

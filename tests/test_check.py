@@ -1,5 +1,7 @@
 """Rules that bind sections together: each has its finding, with line, value and reason."""
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from ruamel.yaml import YAML
 
 from ldm import check
 from ldm.errors import ConfigError
+from ldm.params.paths import OF_THE_REPOSITORY
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,13 +32,15 @@ def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
 
 
 def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml") -> list[str]:
-    """What the check says, without directory and line, which it must have got right."""
+    """What the check says, without directory, line and fix, which it must have got right."""
     path = edited(tmp_path, recipe, changes)
     lines = path.read_text().splitlines()
     with pytest.raises(ConfigError) as caught:
         check.params_file(path)
     found: list[str] = []
-    for finding in str(caught.value).splitlines():
+    said = str(caught.value).splitlines()
+    for finding, fix in zip(said[::2], said[1::2], strict=True):
+        assert fix.startswith("fix: ") and len(fix) > 10
         file, line, text = finding.split(":", 2)
         key = text.split(":")[0].strip()
         assert file == str(path)
@@ -92,11 +97,85 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             {"prepare.image_size_px": 8, "train_unet.network.latent_size": 2},
             "prepare.image_size_px: found 8; expected at least 11, the window of structural similarity",
         ),
+        (
+            {"train_unet.init_from": "data/models/unet/../../unet"},
+            "train_unet.init_from: found data/models/unet/../../unet; expected a path in data/models/unet, the folder "
+            "where DVC sees that weights changed",
+        ),
+        (
+            {"evaluate.feature_space": "inception", "evaluate.inception_weights": "data/models/inception/../x"},
+            "evaluate.inception_weights: found data/models/inception/../x; expected a path in data/models/inception, "
+            "the folder where DVC sees that weights changed",
+        ),
+        (
+            {"train_clip.training.batch_size": 100_000},
+            "train_clip.training.batch_size: found 100000; expected at most 512, the images of "
+            "prepare.corpus.num_train",
+        ),
     ],
 )
 def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: dict[str, Any], finding: str) -> None:
     found = findings(tmp_path, changes)
     assert found == [finding]
+
+
+def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_path: Path) -> None:
+    outside = {"train_clip.pretrained": "data/models/clip/../../../elsewhere", "train_clip.quick_gelu": False}
+    (found,) = findings(tmp_path, outside, "gpu-256.yaml")
+    assert found.startswith("train_clip.pretrained: found data/models/clip/../../../elsewhere; expected a path in ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"captions": "data/x/../images"},
+        {"images": "data/../../elsewhere"},
+        {"images": "./data/images"},
+        {"images": "data//images"},
+        {"images": "data/images/"},
+        {"images": "data/./images"},
+        {"images": "/data/images"},
+        {"images": "~/images"},
+        {"images": "data/.images"},
+        {"images": ".."},
+        {"images": "."},
+        {"images": ""},
+        {"images": ".git/objects"},
+        {"images": "data\\images"},
+        {"unet": "stages"},
+        {"runs": "Tests/x"},
+        {"samples": "dvc.yaml"},
+        {"images": "data/captions"},
+        {"images": "data/Captions"},
+        {"images": "data/captions/val"},
+        {"runs": "data/unet/runs"},
+        {"unet": "runs/unet"},
+        {"unet": "RUNS"},
+        {"samples": "data"},
+        {"prepare_results": "data/source/prepare"},
+        {"clip": "data/models/clip"},
+    ],
+    ids=lambda change: "-".join(*change.items()),
+)
+def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(tmp_path: Path, change: dict[str, str]) -> None:
+    path = edited(tmp_path, "tiny.yaml", {f"paths.{name}": value for name, value in change.items()})
+    with pytest.raises(ConfigError) as caught:
+        check.params_file(path)
+    line, fix = str(caught.value).splitlines()
+    assert re.match(rf"{path}:\d+: paths", line) and all(value in line for value in change.values())
+    assert "; expected a " in line and fix.startswith("fix: ")
+
+
+@pytest.mark.parametrize("directory", ["..", "a/../..", "/a", "a/", "a//b", "./a", "~", "", "a/.."])
+def test_a_corpus_lies_below_the_source(tmp_path: Path, directory: str) -> None:
+    (found,) = findings(tmp_path, {"prepare.corpus.directory": directory}, "folder.yaml")
+    assert found.startswith(f'prepare.corpus.directory: found "{directory}"; expected a text matching ')
+
+
+def test_what_the_repository_holds_is_no_place_for_artefacts() -> None:
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    there = {line.split("/")[0] for line in listing.stdout.splitlines()}
+    assert {name for name in there if not name.startswith(".")} - {"data"} <= set(OF_THE_REPOSITORY)
 
 
 def test_guidance_without_dropped_captions_is_refused_in_samples_and_sweep(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ldm import clip
-from ldm.clip.contrastive import ContrastiveObjective, pairs_at_step, retrieval, twin_accuracy
+from ldm.clip.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
 from ldm.clip.pretrained import pretrained
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.train_clip import ClipParams, TrainClipParams
@@ -371,18 +371,18 @@ def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
 def test_a_batch_holds_sample_and_caption_once():
     captions = [[f"caption {number % 40}", f"caption {number % 30}"] for number in range(100)]
     for step in range(12):
-        samples, texts = pairs_at_step(step, captions, 16, 0, False)
-        assert len(set(texts)) == len(set(samples.tolist())) == 16
+        samples, texts = Batches(captions, 16, 0, False).at_step(step)
+        assert len(set(texts)) == len(set(samples)) == 16
         assert all(text in captions[sample] for sample, text in zip(samples, texts, strict=True))
-        again = pairs_at_step(step, captions, 16, 0, False)
-        assert np.array_equal(samples, again[0]) and texts == again[1]
-    assert not np.array_equal(samples, pairs_at_step(11, captions, 16, 1, False)[0])
+        again = Batches(captions, 16, 0, False).at_step(step)
+        assert samples == again[0] and texts == again[1]
+    assert samples != Batches(captions, 16, 1, False).at_step(11)[0]
 
 
 def test_distinct_captions_are_all_seen_once_per_epoch():
     captions = [[f"{number} a", f"{number} b"] for number in range(64)]
-    pairs = [pairs_at_step(step, captions, 16, 0, False) for step in range(4)]
-    assert Counter(np.concatenate([samples for samples, _ in pairs]).tolist()) == dict.fromkeys(range(64), 1)
+    pairs = [Batches(captions, 16, 0, False).at_step(step) for step in range(4)]
+    assert Counter(sample for samples, _ in pairs for sample in samples) == dict.fromkeys(range(64), 1)
     endings = Counter(text[-1] for _, texts in pairs for text in texts)
     assert 16 < endings["a"] < 48
 
@@ -391,22 +391,17 @@ def test_a_duplicate_is_replaced_by_the_next_sample():
     captions = [["x"], ["x"], ["y"], ["z"]]
     plain = [["0"], ["1"], ["2"], ["3"]]
     for step in range(8):
-        wanted = pairs_at_step(step, plain, 2, 0, False)[0].tolist()
-        found = pairs_at_step(step, captions, 2, 0, False)[0].tolist()
+        wanted = Batches(plain, 2, 0, False).at_step(step)[0]
+        found = Batches(captions, 2, 0, False).at_step(step)[0]
         assert found == ([wanted[0], 2] if set(wanted) == {0, 1} else wanted)
 
 
 def test_twins_share_a_batch_and_the_rank_of_their_captions():
     captions = [[f"{number} a", f"{number} b", f"{number} c"] for number in range(41)]
     for step in range(5):
-        samples, texts = pairs_at_step(step, captions, 8, 0, True)
-        assert np.array_equal(samples[::2] ^ 1, samples[1::2]) and 40 not in samples
+        samples, texts = Batches(captions, 8, 0, True).at_step(step)
+        assert [sample ^ 1 for sample in samples[::2]] == samples[1::2] and 40 not in samples
         assert [text[-1] for text in texts[::2]] == [text[-1] for text in texts[1::2]]
-
-
-def test_too_few_captions_are_the_users_mistake():
-    with pytest.raises(ConfigError, match=r"batch_size: 3 of 10 samples; expected distinct captions"):
-        pairs_at_step(0, [["a"], ["b"]] * 5, 3, 0, False)
 
 
 def test_retrieval_of_known_features():

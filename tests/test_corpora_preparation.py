@@ -92,6 +92,7 @@ def test_the_report_counts_words(tmp_path):
     for number in numbers:
         expected[2 + number % 4] = expected.get(2 + number % 4, 0) + 1
     assert val["num_samples"] == 8 and val["num_captions"] == 16
+    assert val["num_distinct_captions"] == len({text for number in numbers for text in _item(number).captions}) > 2
     assert val["caption_words"] == {str(length): expected[length] for length in sorted(expected)}
     assert val["max_caption_words"] == 5 and val["longest_caption"] == "a a a caption 7"
 

@@ -192,11 +192,28 @@ def test_train_clip_copies_a_pretrained_artefact(here: Path):
     assert list(contents("data/clip_results")) == ["metrics.json"]
 
 
-def test_a_batch_with_too_few_captions_is_refused(here: Path):
+def test_a_batch_of_more_images_than_there_are_is_refused(here: Path):
     change("train_clip", training={**TRAINING, "batch_size": 12})
-    with pytest.raises(ConfigError, match=r"batch_size: 12 of 10 samples"):
+    with pytest.raises(ConfigError, match=r"batch_size: 12; expected at most 10, the samples to train on"):
         run("train_clip")
     assert not Path("data/clip").exists()
+
+
+def test_a_corpus_captioned_by_class_trains_and_tells_the_classes_apart(here: Path):
+    """Two captions, batches of 8: more pairs than there are captions."""
+    for split, count in {"train": 40, "val": 12}.items():
+        keys = [f"{number:03d}" for number in range(count)]
+        pixels = {key: images.encode_png(picture(int(key) % 2)) for key in keys}
+        texts = {key: json.dumps({"captions": [f"class {int(key) % 2}"], "claims": [None]}).encode() for key in keys}
+        shards.write(Path("data/images") / split, [(key, {"png": pixels[key]}) for key in keys], 20)
+        shards.write(Path("data/captions") / split, [(key, {"json": texts[key]}) for key in keys], 20)
+    training = {**TRAINING, "batch_size": 8, "num_steps": 60, "log_every_steps": 10, "validate_every_steps": 60}
+    change("train_clip", training=training, twins_together=False, num_validation_pairs=10)
+    summary = run("train_clip")
+    metrics = json.loads(Path("data/clip_results/metrics.json").read_text())
+    assert metrics["num_pairs"] == 2 and metrics["caption_accuracy"] == 1.0 and "caption_accuracy 1.000" in summary
+    losses = [loss for _, loss in read_table(Path("data/clip_results/curves.csv"))["loss"]]
+    assert losses[-1] < losses[0] - 0.4 and losses[-1] == pytest.approx(np.log(4), abs=0.1)
 
 
 def test_embeddings_are_those_of_the_encoder(here: Path):

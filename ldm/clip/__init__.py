@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ldm import artifact, randomness
+from ldm.clip import layout
 from ldm.errors import IntegrityError
 from ldm.params.train_clip import ClipParams
 
@@ -144,13 +145,21 @@ class Clip(nn.Module):
 
 
 def load(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """The model of an artefact that `Clip.save` wrote, frozen, in evaluation mode. IntegrityError: missing, corrupt or
-    no CLIP."""
+    """The model of an artefact that `Clip.save` wrote, frozen, in evaluation mode; nothing is fetched. IntegrityError:
+    missing, corrupt, no CLIP, or one with parts of other libraries."""
     passport, tensors = artifact.read(directory, KIND)
     config = passport.config
-    preprocess = Preprocess(**config["preprocess"])
-    clip = Clip(_model(config["model_cfg"]), config["model_cfg"], preprocess, merges_of(directory, passport))
-    clip.model.load_state_dict(tensors)
+    cfg = config["model_cfg"]
+    fix = "take a CLIP of open_clip's own parts, or make this one again with `dvc repro train_clip`"
+    if (key := layout.foreign_key(cfg)) is not None:
+        found = f"model_cfg has {key}"
+        raise IntegrityError(str(directory / artifact.PASSPORT), found, "parts that open_clip builds by itself", fix)
+    clip = Clip(_model(cfg), cfg, Preprocess(**config["preprocess"]), merges_of(directory, passport))
+    try:
+        clip.model.load_state_dict(tensors)
+    except RuntimeError as error:
+        found = layout.why_not_loaded(error)
+        raise IntegrityError(str(directory / artifact.WEIGHTS), found, "weights of its model_cfg", fix) from None
     return clip.eval().requires_grad_(False), passport
 
 

@@ -8,14 +8,29 @@ slightly bad, so that setting is compared with every source that knows it and mu
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from pickle import PickleError
+from typing import Any, cast
 
 from ldm import artifact
-from ldm.clip import Clip, Preprocess, load
+from ldm.clip import Clip, Preprocess, layout, load
 from ldm.errors import ConfigError
 from ldm.params.train_clip import TrainClipParams
 
 _WHERE = "params.yaml: train_clip"
+_CONFIG = "open_clip_config.json"
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    StopIteration,
+    EOFError,
+    OSError,
+    PickleError,
+    artifact.SafetensorError,
+)
+"""What open_clip, torch and safetensors raise for a file that holds no weights, other weights, or nothing."""
 
 
 def pretrained(params: TrainClipParams) -> Clip:
@@ -49,27 +64,32 @@ def _from_open_clip(params: TrainClipParams, path: Path) -> Clip:
     import open_clip
 
     cfg, name, source = _pretrained_cfg(params, path)
-    text_cfg = cfg["text_cfg"]
-    if (
-        text_cfg.get("hf_tokenizer_name")
-        or text_cfg.get("hf_model_name")
-        or "multimodal_cfg" in cfg
-        or text_cfg.get("no_causal_mask")
-    ):
-        raise ConfigError(
-            f"{_WHERE}.architecture",
-            name,
-            "a CLIP with open_clip's own text tower and tokenizer",
-            "choose another, e.g. ViT-L-14",
-        )
+    key = layout.foreign_key(cfg)
+    if key is None and cfg["text_cfg"].get("no_causal_mask"):
+        key = "text_cfg.no_causal_mask: True"
+    if key is not None:
+        where = f"{path / _CONFIG}" if params.pretrained_is_path and path.is_dir() else f"{_WHERE}.architecture"
+        expected = "a CLIP with open_clip's own text tower and tokenizer"
+        raise ConfigError(where, f"{name} has {key}", expected, "choose another, e.g. ViT-L-14")
     try:
         model = open_clip.create_model(name, pretrained=source, force_quick_gelu=bool(cfg.get("quick_gelu")))
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = f"open_clip cannot load it ({str(error).splitlines()[0]})"
-        raise ConfigError(
-            f"{_WHERE}.pretrained", reason, f"weights of {name}", "correct pretrained or architecture"
-        ) from error
+    except _UNREADABLE as error:
+        raise _not_loaded(error, params, name) from error
     return Clip(model, cfg, _preprocess_of(model), None).eval().requires_grad_(False)
+
+
+def _not_loaded(error: Exception, params: TrainClipParams, name: str) -> ConfigError:
+    """What is wrong with weights that open_clip does not load, and what to bring instead."""
+    found = f"open_clip cannot load {params.pretrained} ({layout.why_not_loaded(error)})"
+    if not params.pretrained_is_path:
+        fix = "look at the network, or bring the weights as a file and name its path"
+    elif layout.is_of_transformers(error):
+        found = f"{params.pretrained} is in the layout of transformers ({layout.why_not_loaded(error)})"
+        fix = "bring the same weights in open_clip's layout: open_clip_model.safetensors beside them where they are \
+published, or a tag of open_clip"
+    else:
+        fix = "name the architecture that they belong to, or bring a state dict that open_clip has saved"
+    return ConfigError(f"{_WHERE}.pretrained", found, f"weights of {name} as open_clip saves them", fix)
 
 
 def _pretrained_cfg(params: TrainClipParams, path: Path) -> tuple[dict[str, Any], str, str | None]:
@@ -91,15 +111,21 @@ def _pretrained_cfg(params: TrainClipParams, path: Path) -> tuple[dict[str, Any]
 
 
 def _folder_cfg(path: Path) -> dict[str, Any]:
-    config = path / "open_clip_config.json"
+    config = path / _CONFIG
+    where, expected = f"{_WHERE}.pretrained", "open_clip's layout, or a folder this stage wrote"
     if not config.is_file():
-        raise ConfigError(
-            f"{_WHERE}.pretrained",
-            f"no open_clip_config.json in {path}",
-            "open_clip's layout, or a folder this stage wrote",
-            "correct the path",
-        )
-    return json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
+        if (path / "config.json").is_file():
+            fix = f"bring the same model with {_CONFIG} and open_clip_model.safetensors, or name a tag of open_clip"
+            raise ConfigError(where, f"{path} is in the layout of transformers: no {_CONFIG}", expected, fix)
+        raise ConfigError(where, f"no {_CONFIG} in {path}", expected, "correct the path")
+    try:
+        whole = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(str(config), f"no JSON ({error})", "JSON as open_clip saves it", "fetch it again") from None
+    cfg: Any = whole.get("model_cfg") if isinstance(whole, dict) else None  # pyright: ignore[reportUnknownMemberType]
+    if not isinstance(cfg, dict):
+        raise ConfigError(str(config), "no model_cfg", "JSON as open_clip saves it", "fetch it again")
+    return cast(dict[str, Any], cfg)
 
 
 def _architecture_cfg(name: str) -> dict[str, Any]:

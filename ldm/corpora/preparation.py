@@ -40,12 +40,15 @@ class SplitReport:
     """How many captions have a number of words."""
     longest_caption: str = ""
     """The first of those with most words."""
+    hashes: set[int] = field(default_factory=set[int])
+    """Of the captions; a CLIP that is trained on them can tell apart as many as there are distinct ones."""
 
     def add(self, captions: Iterable[str]) -> None:
         """Count one sample."""
         self.num_samples += 1
         for caption in captions:
             self.num_captions += 1
+            self.hashes.add(hash(caption))
             self.caption_words[len(caption.split())] += 1
             self.longest_caption = max(self.longest_caption, caption, key=lambda text: len(text.split()))
 
@@ -227,6 +230,7 @@ def _printable(report: Report) -> dict[str, Any]:
         splits[name] = {
             "num_samples": split.num_samples,
             "num_captions": split.num_captions,
+            "num_distinct_captions": len(split.hashes),
             "max_caption_words": max(words, default=0),
             "longest_caption": split.longest_caption,
             "caption_words": {str(length): words[length] for length in sorted(words)},

@@ -1,13 +1,31 @@
 """Params section `paths`: where every artefact lies, relative to the repository root."""
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import AfterValidator, model_validator
 
 from ldm.config import Section
 
-RelativePath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+_FOLDERS = "benchmarks configs docs ldm recipes stages studies tests"
+_FILES = "CONTRIBUTING.md LICENSE Makefile README.md dvc.lock dvc.yaml params.yaml pyproject.toml requirements.lock"
+OF_THE_REPOSITORY = (*_FOLDERS.split(), *_FILES.split())
+"""What the repository itself holds, which no artefact may replace."""
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+
+
+def _check_relative(path: str) -> str:
+    if not re.fullmatch(rf"{_PART}(/{_PART})*", path):
+        expected = "a path below the repository root in its shortest form, such as data/images: names of letters, "
+        raise ValueError(f"found {path}; expected {expected}digits, '_', '-' and '.', none of which starts with '.'")
+    first = path.split("/")[0]
+    if first.lower() in (name.lower() for name in OF_THE_REPOSITORY):
+        raise ValueError(f"found {path}; expected a path outside {first}, which is the repository's own")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_check_relative)]
 
 
 class PathsParams(Section):
@@ -52,11 +70,12 @@ class PathsParams(Section):
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
-        paths = {name: PurePosixPath(value) for name, value in self.model_dump().items()}
+        # Some file systems take names that differ in upper and lower case for one.
+        values: dict[str, str] = self.model_dump()
+        paths = {name: PurePosixPath(value.lower()) for name, value in values.items()}
         for name, path in paths.items():
             for other, outer in paths.items():
                 if name != other and path.is_relative_to(outer):
-                    raise ValueError(
-                        f"{name} ({path}) lies in {other} ({outer}); expected a folder of its own for each"
-                    )
+                    found = f"{name} ({values[name]}) lies in {other} ({values[other]})"
+                    raise ValueError(f"{found}; expected a folder of its own for each")
         return self

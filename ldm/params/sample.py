@@ -1,15 +1,11 @@
 """Section `sample`: how noise becomes images, and of which prompts."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from reprlib import repr as short_repr
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-from ldm.config import Section
-from ldm.errors import ConfigError
+from ldm.config import Section, from_values
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -86,20 +82,4 @@ class SampleParams(Section):
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """These with other values of some fields. ConfigError: a name is unknown, or a value is illegal alone or beside
         the others; all of them are named."""
-        try:
-            return type(self).model_validate(self.model_dump() | dict(settings))
-        except ValidationError as error:
-            raise ConfigError.many([str(_finding(details)) for details in error.errors()]) from None
-
-
-def _finding(details: ErrorDetails) -> ConfigError:
-    where = ".".join(map(str, details["loc"])) or "settings"
-    if details["type"] == "extra_forbidden":
-        names = list(SampleParams.model_fields)
-        fix = f"write {(get_close_matches(where, names, 1) or [names[0]])[0]}, or leave it out"
-        return ConfigError(where, "unknown", f"one of {', '.join(names)}", fix)
-    if details["type"] == "value_error":
-        reason = details["msg"].removeprefix("Value error, ")
-        return ConfigError(where, reason, "values that go together", "change one of them")
-    expected = details["msg"].removeprefix("Input should be ")
-    return ConfigError(where, short_repr(details["input"]), expected, f"give {where} such a value, or leave it out")
+        return from_values(type(self), self.model_dump() | dict(settings))
