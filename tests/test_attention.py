@@ -154,7 +154,7 @@ def test_gradients_are_asked_of_a_backend_only_where_a_network_is_trained(monkey
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_runs_here_runs_the_shapes_of_stable_diffusion(precision):
-    shapes = [attention.Shape(256, 77, width) for width in (40, 80, 160)] + [attention.Shape(1024, 1024, 512)]
+    shapes = [attention.Shape(256, 77, width) for width in (40, 80, 160)] + [attention.Shape(256, 256, 512)]
     for name in available(DEVICE):
         if name != "xformers":  # what it can run is its own
             attention.use(name, DEVICE)

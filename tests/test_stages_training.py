@@ -15,9 +15,9 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm import artifact
+from ldm import artifact, attention
 from ldm.autoencoder import Autoencoder
-from ldm.errors import ConfigError, Stopped
+from ldm.errors import ConfigError, MachineError, Stopped
 from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.unet import UNet
 from tests.import_closure import ROOT
@@ -36,6 +36,13 @@ RESULTS = {
     },
     "train_unet": {"curves.csv", "curves.png", "metrics.json", "skipped_updates.json", "validation.csv", "z0_hat.png"},
 }
+MACHINE = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
+# One level, since tracing takes long. 5 validation samples at 4 a pass leave one over, as the autoencoder's 6 do.
+COMPILED_UNET = UNET | {
+    "network": UNET["network"] | {"channels": [16], "attention_levels": [True], "num_context_layers": 0},
+    "training": UNET["training"] | {"num_accumulation_steps": 2},
+}
+OBJECT = {"train_autoencoder": "ReconstructionObjective", "train_unet": "UNet"}
 OUT = {"train_autoencoder": "autoencoder", "train_unet": "unet"}
 
 
@@ -44,8 +51,7 @@ def write_params(root: Path, **sections: Any) -> None:
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
     paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
-    machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
-    content = {"paths": paths, "machine": machine, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
+    content = {"paths": paths, "machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
     (root / "params.yaml").write_text(json.dumps(content))
 
 
@@ -69,6 +75,20 @@ def files(root: Path, name: str) -> dict[str, bytes]:
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stopped_at(train: Callable[..., Any], step: int) -> Callable[..., Any]:
+    """`train`, and SIGTERM reaches this process while it draws the batch of a step."""
+
+    def stopped(objective: Any, batches: Any, *args: Any, **kwargs: Any) -> Any:
+        def batch_at_step(at: int, rows: slice) -> dict[str, Tensor]:
+            if at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return batches(at, rows)
+
+        return train(objective, batch_at_step, *args, **kwargs)
+
+    return stopped
 
 
 def test_train_autoencoder_writes_model_and_results(workspace: Path):
@@ -124,17 +144,7 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
     whole = files(workspace, name)
     for step in (1, 4):
         module = script(name)
-        real: Callable[..., Any] = module.train
-
-        def stopped(objective: Any, batches: Any, *args: Any, step: int = step, real: Any = real, **kwargs: Any) -> Any:
-            def batch_at_step(at: int, rows: slice) -> dict[str, Tensor]:
-                if at == step:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return batches(at, rows)
-
-            return real(objective, batch_at_step, *args, **kwargs)
-
-        monkeypatch.setattr(module, "train", stopped)
+        monkeypatch.setattr(module, "train", stopped_at(module.train, step))
         with pytest.raises(Stopped):
             module.main()
     assert len(list((workspace / "runs" / name).iterdir())) == 1
@@ -142,6 +152,63 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
     again = files(workspace, name)
     assert [file for file in whole if whole[file] != again[file]] == []
     assert not list((workspace / "runs" / name).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "asked"),
+    [("train_autoencoder", 16, "train fp32, 16 x 16 tokens"), ("train_unet", 8, "train fp32, 4 x 4 tokens")],
+)
+def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_step(
+    workspace: Path, name: str, width: int, asked: str, monkeypatch: pytest.MonkeyPatch
+):
+    def kernels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.requires_grad and q.shape[-1] == width:
+            raise NotImplementedError("no backward kernel for this width")
+        return attention.math(q, k, v)
+
+    monkeypatch.setitem(attention._BACKENDS, "xformers", kernels)
+    write_params(workspace, machine=MACHINE | {"attention": "xformers"})
+    with pytest.raises(MachineError, match=f"{asked}, head width {width} .no backward kernel for this width"):
+        script(name).main()
+    assert not (workspace / "runs").exists()
+    attention.use("math", torch.device("cpu"))
+
+
+def compiled(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on stages compile their networks as with `machine.compile`, but with PyTorch's own kernels, since
+    inductor's C++ takes minutes to build; returns, call by call, which ones."""
+    calls = list[str]()
+    plain = torch.nn.Module.compile
+
+    def compile_as_eager(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        calls.append(type(module).__name__)
+        plain(module, *args, backend="aot_eager", **kwargs)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_as_eager)
+    write_params(workspace, machine=MACHINE | {"compile": True}, train_unet=COMPILED_UNET)
+    return calls
+
+
+@pytest.mark.parametrize(("name", "is_stopped"), [("train_autoencoder", True), ("train_unet", False)])
+def test_a_compiled_training_equals_a_plain_one_in_every_bit(
+    workspace: Path, name: str, is_stopped: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Accumulation 2, averaged weights swapped in for validation, a last validation batch of another size, a stop and
+    a resume. Names of weights are those of the plain network."""
+    write_params(workspace, train_unet=COMPILED_UNET)
+    script(name).main()
+    plain = files(workspace, name)
+    calls = compiled(workspace, monkeypatch)
+    if is_stopped:
+        module = script(name)
+        monkeypatch.setattr(module, "train", stopped_at(module.train, 4))
+        with pytest.raises(Stopped):
+            module.main()
+    script(name).main()
+    assert calls == [OBJECT[name]] * (1 + is_stopped)
+    again = files(workspace, name)
+    assert [file for file in plain if plain[file] != again[file]] == []
 
 
 def test_another_seed_gives_other_weights(workspace: Path):

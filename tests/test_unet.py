@@ -184,6 +184,24 @@ def test_the_position_embedding_is_added_behind_the_first_convolution_and_fits_o
         with_positions(z[..., :4], time, context)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_context_layers": 1, "head_width": [4, 16]},
+        {"channels": [8, 16, 24], "attention_levels": [True, False, False]},
+        {"channels": [8, 16], "attention_levels": [True, True]},
+    ],
+)
+def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(changes, monkeypatch):
+    model = make(**changes)
+    z, time, context = inputs(UNetParams.model_validate(TINY | changes), num_tokens=TINY["max_context_tokens"])
+    asked = []
+    monkeypatch.setattr(attention, "_active", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
+    model(z, time, context)
+    assert {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked} == set(model.attention_shapes)
+
+
 def test_samples_do_not_touch_each_other():
     model = make(num_context_layers=1, position_embedding=True)
     randomise(model)
