@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldm import artifact, config, images, latents, stage, state
+from ldm import artifact, config, images, latents, stage, state, workspace
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -74,7 +74,7 @@ def main() -> str:
     autoencoder = autoencoder.eval().to(accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
-    run = state.Run(Path(paths.runs), "encode_latents", made_by)
+    run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by)
     summary = ""
     with (
         run.opened(accelerator),

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside t
 
 import torch
 
-from ldm import config, samples, stage, state
+from ldm import config, samples, stage, state, workspace
 from ldm.cache import TextEmbeddings
 from ldm.errors import IntegrityError
 from ldm.params.machine import MachineParams
@@ -60,7 +60,7 @@ def main() -> str:
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
     made_by = state.fingerprint(params, {**inputs, "device": accelerator.device.type})
-    run = state.Run(Path(paths.runs), "sample", made_by)
+    run = state.Run(workspace.runs(paths.runs), "sample", made_by)
     with run.opened(accelerator):
         work = samples.units(sets, params.num_samples_per_shard)
         for unit in state.units(work, "sample", "shard", accelerator):

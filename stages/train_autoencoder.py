@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that sta
 
 import torch
 
-from ldm import artifact, config, randomness, stage, state
+from ldm import artifact, config, randomness, stage, state, workspace
 from ldm.autoencoder import Autoencoder, ReconstructionObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -32,7 +32,7 @@ def main() -> str:
         objective.compile()
     batches = ImageBatches(splits["train"], params)
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(Path(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
+    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
     history = train(
         objective,
         batches,

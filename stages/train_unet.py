@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that sta
 
 import torch
 
-from ldm import artifact, config, denoising, randomness, stage, state
+from ldm import artifact, config, denoising, randomness, stage, state, workspace
 from ldm.diffusion import DenoisingObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -35,7 +35,7 @@ def main() -> str:
         unet.compile()
     validation = denoising.Validation(inputs.val, params, accelerator)
     pictures = denoising.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(Path(paths.runs), "train_unet", state.fingerprint(params, sha256))
+    run = state.Run(workspace.runs(paths.runs), "train_unet", state.fingerprint(params, sha256))
     batches = denoising.LatentBatches(inputs.train, params)
     history = train(
         objective,
