@@ -1,7 +1,7 @@
-"""Which repository a stage works for: DVC runs `dvc exp run --temp` and `--queue` in a copy that it deletes in the end.
+"""Which repository a stage works for: `dvc exp run --temp` and `--queue` run in a copy that DVC deletes in the end.
 
-Resumable state must outlive the copy, so it stands in the repository that the copy was made from. What users bring comes
-along only if git or DVC tracks it.
+Resumable state must outlive the copy, so it goes where the copy was made from. Of what users bring, only what git or
+DVC tracks comes along into the copy.
 """
 
 import os
@@ -32,15 +32,13 @@ def runs(path: str) -> Path:
 def left_behind(path: Path) -> str:
     """One line about files at `path` that the owner has and this copy of it has not; empty if there are none."""
     root = owner()
-    if root is None:
-        return ""
-    missing = sorted(_files(root / path) - _files(path))
-    if not missing:
+    if root is None or not (missing := sorted(_files(root / path) - _files(path))):
         return ""
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     return (
-        f"{root / path / missing[0]}{more} did not come along into this temporary copy: `dvc add` a folder with them, "
-        f"`git add` its .dvc file and start the experiment again, or name what git does not know by --copy-paths"
+        f"{root / path / missing[0]}{more} did not come along into this temporary copy: `dvc add` them "
+        "(or the folder they are in), `git add` the .dvc file and start the experiment again; or name what is not "
+        "tracked to `dvc exp run --copy-paths`"
     )
 
 
@@ -54,4 +52,5 @@ def _files(path: Path) -> set[Path]:
     """All files at or below `path` that are not hidden, relative to it."""
     if not path.is_dir():
         return {Path()} if path.exists() else set()
-    return {Path(folder, name).relative_to(path) for folder, _, names in os.walk(path) for name in names if name[0] != "."}
+    walk = ((Path(folder), names) for folder, _, names in os.walk(path))
+    return {(folder / name).relative_to(path) for folder, names in walk for name in names if not name.startswith(".")}

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from ldm import workspace
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository, with nothing set and its root as the working folder."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    monkeypatch.delenv("LDM_RUNS", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def copy(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The copy of it that DVC makes for an experiment, as the working folder of a stage that DVC started there."""
+    copy = repository / ".dvc/tmp/exps/standalone/tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def test_a_repository_keeps_its_states_itself(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workspace.owner() is None
+    assert workspace.runs("runs") == Path("runs")
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    assert workspace.owner() is None and workspace.runs("runs") == Path("runs")
+
+
+def test_a_copy_keeps_its_states_in_the_repository_it_was_made_from(repository: Path, copy: Path) -> None:
+    assert workspace.owner() == repository
+    assert workspace.runs("scratch/runs") == repository / "scratch/runs"
+
+
+@pytest.mark.parametrize("link", [".dvc/tmp", ".dvc"])
+def test_a_link_on_the_way_to_the_copy_makes_no_difference(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: str
+) -> None:
+    (repository / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "elsewhere").mkdir()
+    (repository / link).symlink_to(tmp_path / "elsewhere")
+    copy = repository / ".dvc/tmp/exps/tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    monkeypatch.chdir(copy)
+    assert workspace.runs("runs") == repository / "runs"
+
+
+def test_another_repository_is_no_owner(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "other/.dvc/tmp/exps").mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "other"))
+    assert workspace.owner() is None
+
+
+def test_the_environment_overrules_the_params(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LDM_RUNS", str(tmp_path / "shared"))
+    assert workspace.runs("runs") == tmp_path / "shared"
+    monkeypatch.setenv("LDM_RUNS", "")
+    assert workspace.runs("runs") == Path("runs")
+
+
+def test_a_relative_root_lies_in_the_owner(repository: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_RUNS", "states")
+    assert workspace.runs("runs") == repository / "states"
+
+
+def test_files_that_stayed_behind_are_named(repository: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Path("data/source")
+    assert workspace.left_behind(source) == ""
+    for root, names in {repository: ("README.md", ".hidden", "b.png", "mine/a.png"), copy: ("README.md",)}.items():
+        for name in names:
+            (root / source / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / source / name).touch()
+    line = workspace.left_behind(source)
+    assert line.startswith(f"{repository}/data/source/b.png and 1 more did not come along")
+    assert "dvc add" in line and "--copy-paths" in line and "\n" not in line
+    assert workspace.left_behind(source / "b.png").startswith(f"{repository}/data/source/b.png did not")
+    assert workspace.left_behind(source / "README.md") == ""
+    workspace.warn_of_left_behind(source / "mine")
+    assert capsys.readouterr().err.startswith(f"note: {repository}/data/source/mine/a.png did not come along")
+
+
+def test_nothing_stays_behind_where_there_is_no_copy(repository: Path) -> None:
+    (repository / "data").mkdir()
+    assert workspace.left_behind(Path("data")) == workspace.left_behind(Path("missing")) == ""
