@@ -1,8 +1,26 @@
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from ldm import workspace
+from ldm import denoising, metrics, workspace
+from ldm.clip.pretrained import pretrained
+from ldm.corpora import folder, webdataset
+from ldm.errors import UserError
+from tests.corpora import CLEANING
+
+CORPUS = SimpleNamespace(directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
+READERS: dict[str, Callable[[Any], Any]] = {
+    "folder": lambda path: list(folder.pairs(CORPUS, 16, path)),
+    "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
+    "clip": lambda path: pretrained(SimpleNamespace(pretrained=str(path), pretrained_is_path=True)),
+    "unet": lambda path: denoising.load_weights(None, None, path),
+    "inception": lambda path: metrics.inception_space(path, torch.device("cpu")),
+}
+"""Whatever reads what users bring."""
 
 
 @pytest.fixture
@@ -91,3 +109,16 @@ def test_files_that_stayed_behind_are_named(repository: Path, copy: Path, capsys
 def test_nothing_stays_behind_where_there_is_no_copy(repository: Path) -> None:
     (repository / "data").mkdir()
     assert workspace.left_behind(Path("data")) == workspace.left_behind(Path("missing")) == ""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_who_misses_a_file_in_a_copy_says_where_it_is(repository: Path, copy: Path, reader: str) -> None:
+    path = Path("data/source")
+    with pytest.raises(UserError) as error:
+        READERS[reader](path)
+    assert str(repository) not in str(error.value), "it is not there either"
+    (repository / path).mkdir(parents=True)
+    (repository / path / "a.png").touch()
+    with pytest.raises(UserError) as error:
+        READERS[reader](path)
+    assert f"fix: {repository}/data/source/a.png did not come along" in str(error.value)
