@@ -66,9 +66,15 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names. OSError: the disk refused."""
+    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names, with the mode that the umask
+    says. OSError: the disk refused."""
+    # save_file puts a file of its own, which only its owner can read, in the place of what is there.
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+        path.chmod(mode)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

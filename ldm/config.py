@@ -151,8 +151,8 @@ def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict
     return values
 
 
-def from_values(section: type[S], values: Mapping[str, Any]) -> S:
-    """A section from values that come from no file, such as the arguments of a call.
+def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str, Any]) -> S:
+    """A section from values that come from no file, `given` ones such as the arguments of a call among them.
 
     Raises:
         ConfigError: with every finding, each with its key and fix.
@@ -161,7 +161,7 @@ def from_values(section: type[S], values: Mapping[str, Any]) -> S:
         return section.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError.many(
-            _explained(section, error, values, lambda loc: ".".join(map(str, loc)) or "settings")
+            _explained(section, error, given, lambda loc: ".".join(map(str, loc)) or "settings")
         ) from None
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm import artifact, images, randomness
+from ldm import artifact, images, randomness, workspace
 from ldm.autoencoder import Autoencoder, LatentScale, Posterior, to_image
 from ldm.cache import LATENTS, Cache, TextEmbeddings
 from ldm.captions import Captions
@@ -144,6 +144,9 @@ def load_weights(unet: nn.Module, params: TrainUNetParams, directory: Path) -> s
 
     IntegrityError: it is missing or corrupt. ConfigError: it has another network.
     """
+    if not directory.is_dir():
+        fix = workspace.left_behind(directory) or "correct train_unet.init_from, or bring it back by `dvc pull`"
+        raise IntegrityError(str(directory), "no such folder", "a trained UNet", fix)
     passport, tensors = artifact.read(directory, "unet")
     ours, theirs = params.network.model_dump(mode="json"), passport.config["network"]
     if ours != theirs:

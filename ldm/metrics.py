@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm import artifact, randomness
+from ldm import artifact, randomness, workspace
 from ldm.clip import Clip
 from ldm.errors import IntegrityError
 
@@ -83,8 +83,8 @@ def inception_space(weights: Path, device: torch.device) -> FeatureSpace:
     from torchvision.models import Inception3
 
     if not weights.is_file():
-        fix = "save torchvision's Inception v3 state dict there by safetensors.torch.save_file"
-        raise IntegrityError(str(weights), "no such file", "weights of Inception v3 as safetensors", fix)
+        fix = workspace.left_behind(weights) or "save its state dict there by safetensors.torch.save_file"
+        raise IntegrityError(str(weights), "no such file", "weights of torchvision's Inception v3", fix)
     net = Inception3(num_classes=1, aux_logits=False, transform_input=False, init_weights=False)
     net.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     tensors = artifact.open_tensors(weights)

@@ -14,7 +14,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor
 
-from ldm import artifact, clip, config, state
+from ldm import artifact, clip, config, state, workspace
 from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter, KeptRows
 from ldm.captions import Captions
 from ldm.corpora import SPLITS
@@ -98,7 +98,7 @@ def main() -> str:
     num_truncated = int((num_tokens > context_tokens).sum())
     inputs = {"clip": encoder.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
     made_by = state.fingerprint(params, inputs)
-    run = state.Run(Path(paths.runs), "embed_text", made_by)
+    run = state.Run(workspace.runs(paths.runs), "embed_text", made_by)
 
     def encode_part(part: list[str]) -> dict[str, Tensor]:
         return encode(model, part, params, context_tokens, accelerator.device)

@@ -14,7 +14,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor
 
-from ldm import artifact, attention, config, images, latents, state
+from ldm import artifact, attention, config, images, latents, state, workspace
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -80,7 +80,7 @@ def main() -> str:
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(accelerator.device, shapes, params.precision, trains=False)
     made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
-    run = state.Run(Path(paths.runs), "encode_latents", made_by)
+    run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by)
     summary = ""
     with (
         run.opened(accelerator),

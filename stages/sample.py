@@ -12,7 +12,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import config, samples, state
+from ldm import config, samples, state, workspace
 from ldm.cache import TextEmbeddings
 from ldm.corpora import SPLITS
 from ldm.errors import IntegrityError
@@ -66,7 +66,7 @@ def main() -> str:
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
     made_by = state.fingerprint(params, {**inputs, "device": accelerator.device.type})
-    run = state.Run(Path(paths.runs), "sample", made_by)
+    run = state.Run(workspace.runs(paths.runs), "sample", made_by)
     with run.opened(accelerator):
         work = samples.units(sets, params.num_samples_per_shard)
         for unit in state.units(work, "sample", "shard", accelerator):

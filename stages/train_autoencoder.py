@@ -11,7 +11,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import artifact, attention, config, randomness, state
+from ldm import artifact, attention, config, randomness, state, workspace
 from ldm.autoencoder import Autoencoder, ReconstructionObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -39,7 +39,7 @@ def main() -> str:
     attention.prove(accelerator.device, shapes, params.training.precision, trains=True)
     attention.prove(accelerator.device, shapes, "fp32", trains=False)  # the metrics
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(Path(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
+    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
     history = train(
         objective,
         batches,

@@ -15,7 +15,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor, nn
 
-from ldm import artifact, clip, config, images, state
+from ldm import artifact, clip, config, images, state, workspace
 from ldm.captions import Captions
 from ldm.clip import contrastive
 from ldm.clip.pretrained import pretrained
@@ -128,7 +128,7 @@ def main() -> str:
     accelerator = stage.start(params.training.precision if params.training else "fp32", machine)
     pairs, val = Pairs(paths, "train"), Pairs(paths, "val")
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
-    run = state.Run(Path(paths.runs), "train_clip", state.fingerprint(params, inputs))
+    run = state.Run(workspace.runs(paths.runs), "train_clip", state.fingerprint(params, inputs))
     if params.pretrained is None:
         model, history = train_new(params, pairs, val, accelerator, run)
     else:

@@ -11,7 +11,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import artifact, attention, config, denoising, randomness, state
+from ldm import artifact, attention, config, denoising, randomness, state, workspace
 from ldm.diffusion import DenoisingObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -43,7 +43,7 @@ def main() -> str:
         unet.compile()
     validation = denoising.Validation(inputs.val, params, accelerator)
     pictures = denoising.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(Path(paths.runs), "train_unet", state.fingerprint(params, sha256))
+    run = state.Run(workspace.runs(paths.runs), "train_unet", state.fingerprint(params, sha256))
     batches = denoising.LatentBatches(inputs.train, params)
     history = train(
         objective,

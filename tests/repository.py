@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -15,6 +17,7 @@ from ruamel.yaml import YAML
 
 from tests.import_closure import ROOT
 
+BINARIES = Path(sys.executable).parent
 TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
 
 
@@ -49,13 +52,26 @@ class Repository:
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command printed; unless it must succeed, what it complained of as well."""
-        binaries = Path(sys.executable).parent
-        environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
-        program = str(binaries / command[0]) if (binaries / command[0]).is_file() else command[0]
+        program = str(BINARIES / command[0]) if (BINARIES / command[0]).is_file() else command[0]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        done = subprocess.run([program, *command[1:]], cwd=self.root, env=environment, timeout=1800, **pipes)
+        done = subprocess.run([program, *command[1:]], cwd=self.root, env=_environment(), timeout=1800, **pipes)
         assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
+
+    def interrupt(self, when: Callable[[], bool], *command: str) -> str:
+        """What a command printed until Ctrl-C, which comes as soon as `when` is true."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        # A test run in the background ignores SIGINT, and so would its children.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            running = subprocess.Popen(command, cwd=self.root, env=_environment(), **pipes)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        end = time.monotonic() + 600
+        while not when() and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        return running.communicate(timeout=600)[0]
 
     def repro(self, *arguments: str) -> set[str]:
         """Names of the stages that `dvc repro` ran (or, with --dry, would run as far as it can know)."""
@@ -72,6 +88,10 @@ class Repository:
             yield
         finally:
             path.write_text(before)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
 def setting(**values: Any) -> Callable[[str], str]:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -124,3 +125,17 @@ def test_hash_of_tensors_sees_value_shape_name_and_dtype():
     hashes = {artifact.sha256_tensors(tensors) for tensors in [base, *others]}
     assert len(hashes) == 5
     assert artifact.sha256_tensors(base) == artifact.sha256_tensors({"x": torch.zeros(3, 2).T})
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write(tmp_path)
+        write(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        artifact.PASSPORT: mode,
+        artifact.WEIGHTS: mode,
+    }

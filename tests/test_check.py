@@ -103,7 +103,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "where DVC sees that weights changed",
         ),
         (
-            {"evaluate.feature_space": "inception", "evaluate.inception_weights": "data/models/inception/../x"},
+            {"evaluate.inception_weights": "data/models/inception/../x"},
             "evaluate.inception_weights: found data/models/inception/../x; expected a path in data/models/inception, "
             "the folder where DVC sees that weights changed",
         ),

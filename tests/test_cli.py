@@ -112,11 +112,11 @@ def test_ctrl_c_says_what_is_written(asked, monkeypatch, capsys):
         (["x", "--prompts-file", "p.txt", "--output", "o"], 2, "ldm generate: prompts as arguments and in a file"),
         (["--prompts-file", "nowhere.txt", "--output", "o"], 2, "nowhere.txt: cannot be read"),
         (["a \udcff", "--output", "o"], 2, "prompt 1: 'a "),
-        (["x", "--output", "o", "--seed", "-1"], 2, "seed: -1; expected greater than or equal to 0"),
-        (["x", "--output", "o", "--guidance-scale", "nan"], 2, "guidance_scale: nan; expected"),
-        (["x", "--output", "o", "--guidance-scale", "1e400"], 2, "guidance_scale: inf; expected"),
-        (["x", "--output", "o", "--num-steps", "0"], 2, "num_steps: 0; expected"),
-        (["x", "--output", "o", "--sampler", "euler"], 2, "sampler: 'euler'; expected"),
+        (["x", "--output", "o", "--seed", "-1"], 2, "seed: found -1; expected an integer >= 0"),
+        (["x", "--output", "o", "--guidance-scale", "nan"], 2, "guidance_scale: found NaN; expected"),
+        (["x", "--output", "o", "--guidance-scale", "1e400"], 2, "guidance_scale: found Infinity; expected"),
+        (["x", "--output", "o", "--num-steps", "0"], 2, "num_steps: found 0; expected"),
+        (["x", "--output", "o", "--sampler", "euler"], 2, 'sampler: found "euler"; expected'),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(asked, monkeypatch, capsys, arguments, code, message):

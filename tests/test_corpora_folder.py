@@ -77,9 +77,9 @@ def test_dangling_links_and_linked_folders_are_accounted_for(mine):
     assert found == {"gone": "UNREADABLE", "circle": "UNKNOWN_FILE"}
 
 
-def test_hidden_files_and_readmes_are_not_samples(mine):
+def test_hidden_files_readmes_and_files_of_dvc_are_not_samples(mine):
     _put(mine, "a.png", "a caption")
-    for name in (".DS_Store", "README.md", "README.txt", ".git/config"):
+    for name in (".DS_Store", "README.md", "README.txt", ".git/config", "mine.dvc"):
         (mine / name).parent.mkdir(exist_ok=True)
         (mine / name).write_text("x")
     assert [item.key for item in _read(mine)] == ["a"]

@@ -205,6 +205,10 @@ def test_training_can_start_from_a_trained_denoiser(tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"head_width: found 4; expected 8, as in"):
         denoising.load_weights(fresh, unet_params(network={"head_width": 4}), tmp_path)
+    with pytest.raises(
+        IntegrityError, match=r"no such folder; expected a trained UNet\nfix: correct train_unet\.init_from"
+    ):
+        denoising.load_weights(fresh, params, tmp_path / "none")
 
 
 def test_summary_takes_the_last_validation():

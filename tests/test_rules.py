@@ -2,13 +2,17 @@
 
 import ast
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
+from scmrepo.git import Git
 
 from ldm import check
 from ldm.params.paths import PathsParams
@@ -17,6 +21,8 @@ from tests.import_closure import NOT_LISTED, ROOT, closure, imported_files, sect
 DVC: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 SCRIPTS = stage_scripts()
 LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
+PARAMS_FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+USES = ("clip", "unet", "inception")
 FOLDERS = ("ldm", "stages", "tests", "benchmarks", "docs")
 PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 DOORS = {
@@ -238,9 +244,52 @@ def test_the_lock_pins_and_names_no_host_or_path() -> None:
     assert names <= pinned | {"f722", "f821", "ruf012"}
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=name)
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
 def test_params_and_recipes_pass_the_check(path: Path) -> None:
     check.params_file(path)
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_dvc_writes_a_params_file_as_it_is(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(path, tmp_path))
+    with modify_yaml(copy):
+        pass
+    assert copy.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_an_experiment_changes_the_line_of_its_value_only(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(path, tmp_path))
+    apply_overrides(copy, ["sample.seed=4711"])
+    lines = list(zip(path.read_text().splitlines(), copy.read_text().splitlines(), strict=True))
+    assert [after for before, after in lines if before != after] == ["  seed: 4711"]
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_git_ignores_outputs_and_dvc_looks_for_what_users_add(path: Path) -> None:
+    paths: dict[str, str] = YAML(typ="safe", pure=True).load(path.read_text())["paths"]
+    brought = {paths["source"], paths["models"]}
+    scm = Git(str(ROOT))
+    outputs = set(paths.values()) - brought
+    assert {out for out in outputs if scm.is_ignored(str(ROOT / out))} == outputs
+    added = [*(f"{folder}/mine.dvc" for folder in brought), *(f"{paths['models']}/{of}/x.dvc" for of in USES)]
+    # DVC asks for every folder on the way, and looks into none that is ignored.
+    asked = {f"{parent}/" for file in added for parent in PurePosixPath(file).parents if parent.name} | set(added)
+    assert not {file for file in asked if scm.is_ignored(f"{ROOT}/{file}")}
+
+
+def test_a_clone_has_the_bytes_of_the_commit_whatever_git_is_set_to(tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    files = {"a.py": b"x = 1\n", "data/source/a.txt": b"one\r\ntwo\r\n", ".gitattributes": b""}
+    for file, text in files.items():
+        (origin / file).parent.mkdir(parents=True, exist_ok=True)
+        (origin / file).write_bytes(text)
+    shutil.copy(ROOT / ".gitattributes", origin)
+    for command in ([*git, "init", "-q"], [*git, "add", "-A"], [*git, "commit", "-qm", "x"]):
+        subprocess.run(command, cwd=origin, check=True)
+    subprocess.run([*git, "clone", "-q", "-c", "core.autocrlf=true", origin, clone], check=True)
+    assert {file: (clone / file).read_bytes() for file in files} == {f: (origin / f).read_bytes() for f in files}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=name)

@@ -1,14 +1,19 @@
-"""Two developers share results through a DVC remote, on loopback: a folder, and S3 as moto serves it."""
+"""Two developers share results, and what they bring, through a DVC remote on loopback: a folder, and S3 as moto serves
+it. Experiments that DVC runs in a copy of the repository find what was brought, too."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
+from ruamel.yaml import YAML
 
 from ldm import verify
+from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
 STRONGER = {"check", "sample", "evaluate"}
@@ -111,3 +116,70 @@ def share_an_experiment(first: Repository, second: Repository) -> None:
     first.run("dvc", "exp", "apply", "stronger")
     assert value_of(first, name) == there
     assert first.repro() == set()
+
+
+NUM_OWN = 24
+
+
+@pytest.fixture(scope="module")
+def own(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The finished repository with images and weights of one's own, added as the READMEs of data/ say."""
+    own = Repository.at(tmp_path_factory.mktemp("own") / "first")
+    shutil.copytree(repository.root, own.root, symlinks=True)
+    images = own.root / "data/source/mine"
+    images.mkdir()
+    for number in range(NUM_OWN):
+        Image.new("RGB", (64, 64), (10 * number, 90, 200)).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text(f"picture {number}\n")
+    shutil.copytree(own.root / "data/unet", own.root / "data/models/unet/mine")
+    own.run("dvc", "add", "data/source/mine", "data/models/unet/mine")
+    own.repro("train_unet")
+    own.commit()
+    return own
+
+
+def of_own_images(text: str) -> str:
+    """Params for whatever lies in data/source."""
+    folder = YAML(typ="safe").load((ROOT / "recipes/folder.yaml").read_text())["prepare"]["corpus"]
+    return setting(prepare__corpus={**folder, "val_fraction": 0.3}, prepare__num_examples=4)(text)
+
+
+def num_prepared(said: str) -> int:
+    """Samples that `prepare` says it has taken; all of them, or this is no number."""
+    counts = re.search(r"prepare: (\d+) train, (\d+) val, 0 held_out, 0 rejected", said)
+    assert counts, said
+    return int(counts[1]) + int(counts[2])
+
+
+def test_own_images_and_weights_travel_by_the_remote(own: Repository, tmp_path: Path) -> None:
+    _add(own, str(tmp_path / "remote"))
+    own.commit()
+    own.run("dvc", "push")
+    second = clone_of(own.root, tmp_path / "second")
+    second.run("dvc", "pull")
+    for name in ("data/source/mine", "data/models/unet/mine"):
+        there = {file.name: file.read_bytes() for file in (own.root / name).iterdir()}
+        assert {file.name: file.read_bytes() for file in (second.root / name).iterdir()} == there != {}
+    assert second.repro() == set()
+    with second.changed("params.yaml", of_own_images):
+        assert num_prepared(second.run("dvc", "repro", "prepare")) == NUM_OWN
+
+
+def test_experiments_in_a_copy_find_own_images(own: Repository) -> None:
+    with own.changed("params.yaml", of_own_images):
+        assert num_prepared(own.run("dvc", "exp", "run", "--temp", "prepare")) == NUM_OWN
+        own.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "prepare.num_examples=3", "prepare")
+    own.run("dvc", "exp", "run", "--run-all")
+    assert num_prepared(own.run("dvc", "queue", "logs", "queued")) == NUM_OWN
+
+
+def test_a_stopped_experiment_goes_on_though_its_copy_is_gone(own: Repository) -> None:
+    values = {"init_from": "data/models/unet/mine", "training.num_steps": 40, "training.save_every_steps": 2}
+    settings = [word for key, value in values.items() for word in ("-S", f"train_unet.{key}={value}")]
+    experiment = ["dvc", "exp", "run", "--temp", "--name", "stopped", *settings, "train_unet"]
+    said = own.interrupt(lambda: bool(list(own.root.glob("runs/train_unet/*/step-*"))), *experiment)
+    assert "run it again: it goes on from there" in said
+    assert not list(own.root.glob(".dvc/tmp/exps/standalone/tmp*")), "the copy is gone"
+    going_on = re.search(r"going on from step (\d+) in (\S+)", own.run(*experiment))
+    assert going_on and int(going_on[1]) > 0 and Path(going_on[2]).is_relative_to(own.root / "runs")
+    assert not list((own.root / "runs/train_unet").iterdir()), "a finished run leaves nothing"

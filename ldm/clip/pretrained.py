@@ -11,7 +11,7 @@ from pathlib import Path
 from pickle import PickleError
 from typing import Any, cast
 
-from ldm import artifact
+from ldm import artifact, workspace
 from ldm.clip import Clip, Preprocess, layout, load
 from ldm.errors import ConfigError
 from ldm.params.train_clip import TrainClipParams
@@ -47,7 +47,7 @@ def pretrained(params: TrainClipParams) -> Clip:
             f"{_WHERE}.pretrained",
             f"no file or folder {path}",
             "an existing path, or a tag (no `/` in it)",
-            "correct the path",
+            workspace.left_behind(path) or "correct the path",
         )
     if params.pretrained_is_path and (path / artifact.PASSPORT).is_file():
         clip, _ = load(path)

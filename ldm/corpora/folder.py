@@ -1,6 +1,6 @@
 """A user's folder: images, each beside a text file of the same name with one caption per line.
 
-Not read: hidden files and folders, and files whose name begins with README.
+Not read: hidden files and folders, files whose name begins with README, and DVC's own files (NAME.dvc).
 """
 
 import os
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm import workspace
 from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
 from ldm.errors import ConfigError
 from ldm.params.prepare import FolderParams
@@ -27,8 +28,9 @@ def pairs(params: FolderParams, size_px: int, source: Path) -> Iterator[Pair | R
     names = _names(root) if root.is_dir() else []
     if not names:
         found = "no file to read" if root.is_dir() else "no such folder"
-        fix = "put NAME.jpg and NAME.txt there, or name another folder"
+        fix = workspace.left_behind(root) or "put NAME.jpg and NAME.txt there, or name another folder"
         raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of images with captions", fix)
+    workspace.warn_of_left_behind(root)
     stems_of_images = {os.path.splitext(name)[0] for name in names if _suffix(name) in cleaning.IMAGE_SUFFIXES}
     for name in names:
         stem, suffix = os.path.splitext(name)[0], _suffix(name)
@@ -77,7 +79,7 @@ def _names(root: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         # A link to a folder may lead in a circle: it is not followed, but listed, and so rejected as no file we know.
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        kept = [name for name in files + links if not name.startswith((".", "README"))]
+        kept = [name for name in files + links if not name.startswith((".", "README")) and not name.endswith(".dvc")]
         found += [os.path.relpath(os.path.join(folder, name), root) for name in kept]
     return sorted(found)
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldm import workspace
 from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.prepare import WebdatasetParams
@@ -36,8 +37,9 @@ def pairs(params: WebdatasetParams, size_px: int, source: Path) -> Iterator[Pair
     tars = sorted(root.rglob("*.tar"))
     if not tars:
         found = "no *.tar in it" if root.is_dir() else "no such folder"
-        fix = "put img2dataset's tars there, or name another folder"
+        fix = workspace.left_behind(root) or "put img2dataset's tars there, or name another folder"
         raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of tars", fix)
+    workspace.warn_of_left_behind(root)
     for tar in tars:
         name = tar.relative_to(root).as_posix()
         samples, rejections = _samples(tar, name)

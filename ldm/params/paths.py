@@ -66,7 +66,8 @@ class PathsParams(Section):
     evaluation: RelativePath
     """Metrics of the samples, samples beside real images, guidance sweep."""
     runs: RelativePath
-    """Resumable state; not tracked, nothing downstream reads it."""
+    """Resumable state; not tracked, nothing downstream reads it. LDM_RUNS overrules it; DVC's temporary copies use that
+    of the repository they were made from."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:

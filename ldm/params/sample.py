@@ -82,4 +82,4 @@ class SampleParams(Section):
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """These with other values of some fields. ConfigError: a name is unknown, or a value is illegal alone or beside
         the others; all of them are named."""
-        return from_values(type(self), self.model_dump() | dict(settings))
+        return from_values(type(self), self.model_dump() | dict(settings), settings)

@@ -1,0 +1,71 @@
+"""What `make` does before anything is installed, and where it stands in a path with spaces."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.import_closure import ROOT
+
+FAKE_PYTHON = '#!/bin/sh\ncase "$1" in -c) ;; *) echo "python $* | $(command -v dvc)" >> "{log}";; esac\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The Makefile in a path with spaces, beside an environment whose python writes down how it was called."""
+    root = tmp_path / "my own project" / "ré"
+    (root / ".venv/bin").mkdir(parents=True)
+    shutil.copy2(ROOT / "Makefile", root)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):
+        (root / name).touch()
+    for name in ("python", "dvc"):
+        (root / ".venv/bin" / name).write_text(FAKE_PYTHON.format(log=root / "log"))
+        (root / ".venv/bin" / name).chmod(0o755)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+def make(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run(["make", *arguments], cwd=root, env={**os.environ, **environment}, timeout=60, **pipes)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "gallery", "deps", "reliability"])
+def test_targets_run_in_a_path_with_spaces(project: Path, target: str) -> None:
+    done = make(project, target)
+    assert done.returncode == 0, done.stderr
+    calls = (project / "log").read_text().splitlines()
+    assert calls and all(call.endswith(f"| {project}/.venv/bin/dvc") for call in calls), "stages find the environment"
+
+
+def test_setup_installs_in_a_path_with_spaces(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    base = project / "base python"
+    fake = f'mkdir -p .venv/bin && cp "{base}" .venv/bin/python\n'
+    base.write_text(FAKE_PYTHON.format(log=project / "log") + f'case "$2" in venv) {fake};; esac\n')
+    base.chmod(0o755)
+    done = make(project, "setup", f"BASE_PYTHON={base}")
+    assert done.returncode == 0, done.stderr
+    called = [line.split(" | ")[0].split()[1:4] for line in (project / "log").read_text().splitlines()]
+    assert called == [["-m", "venv", ".venv"], *[["-m", "pip", "install"]] * 3]
+    assert (project / ".venv/installed").is_file()
+
+
+def test_a_tree_without_git_is_refused_before_anything_is_installed(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    shutil.rmtree(project / ".venv")
+    done = make(project, "setup", f"BASE_PYTHON={sys.executable}", GIT_CEILING_DIRECTORIES=str(project.parent))
+    assert done.returncode != 0
+    assert "not a git repository" in done.stderr and "fix: git init" in done.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_clean_removes_the_states_of_this_repository_and_names_shared_ones(project: Path, tmp_path: Path) -> None:
+    (project / "runs/train_unet").mkdir(parents=True)
+    (tmp_path / "shared").mkdir()
+    done = make(project, "clean", LDM_RUNS=str(tmp_path / "shared"))
+    assert not (project / "runs").exists()
+    assert (tmp_path / "shared").is_dir() and f"{tmp_path}/shared (LDM_RUNS)" in done.stdout
