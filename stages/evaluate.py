@@ -15,7 +15,7 @@ import torch
 
 from ldm import artifact, attention, clip, config, evaluation, images, metrics, plots, report, samples
 from ldm.captions import Captions
-from ldm.corpora import SPLITS
+from ldm.corpora import SPLITS, shapes_extractor
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -24,13 +24,13 @@ from ldm.progress import each
 
 
 def feature_spaces(
-    params: EvaluateParams, model: clip.Clip, sha256: str, device: torch.device
+    params: EvaluateParams, own: metrics.FeatureSpace, is_shapes: bool, device: torch.device
 ) -> list[metrics.FeatureSpace]:
-    """The run's own CLIP, and Inception if the params name its weights."""
-    own = [metrics.clip_space(model, sha256)]
+    """The run's own CLIP; the fixed extractor of the shapes corpus; Inception if the params name its weights."""
+    spaces = [own, *([shapes_extractor.extractor(device)] if is_shapes else [])]
     if params.inception_weights is None:
-        return own
-    return [*own, metrics.inception_space(Path(params.inception_weights), device)]
+        return spaces
+    return [*spaces, metrics.inception_space(Path(params.inception_weights), device)]
 
 
 def write(folder: Path, result: report.Report) -> None:
@@ -55,7 +55,8 @@ def main() -> str:
     size_px = int(images.decode_png(sampled[samples.SEEN].png(0)).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(device, shapes, "fp32", trains=False)
-    spaces = feature_spaces(params, model.to(device), of_clip.content_sha256, device)
+    own = metrics.clip_space(model.to(device), of_clip.content_sha256)
+    spaces = feature_spaces(params, own, evaluation.has_claims(sampled), device)
     instruments = evaluation.Instruments(spaces, model, autoencoder, device)
     real = evaluation.RealImages(Path(paths.images), SPLITS)
     subjects = evaluation.subjects(sampled, real, params)

@@ -183,6 +183,7 @@ def test_perfect_images_score_one_and_lie_at_the_floor(here):
         assert numbers[f"scene_accuracy_{name}"] == 1
         assert numbers[f"frechet_own_clip_{name}"] == numbers[f"frechet_own_clip_{name}_floor"]
         assert numbers[f"kid_own_clip_{name}"] == numbers[f"kid_own_clip_{name}_floor"]
+        assert numbers[f"frechet_shapes_{name}"] == numbers[f"frechet_shapes_{name}_floor"]
         assert numbers[f"own_clip_score_margin_{name}"] == numbers[f"own_clip_score_margin_real_{name}"]
     assert numbers["relation_accuracy"] == 1
 
@@ -198,7 +199,7 @@ def test_a_corpus_without_claims_is_searched_instead(here):
     (here / "data/evaluation").unlink()
     assert "retrieval_accuracy 1.0" in run("evaluate")
     numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
-    assert not any("scene" in name or "oracle" in name for name in numbers)
+    assert not any("scene" in name or "oracle" in name or "shapes" in name for name in numbers)
     assert (numbers["num_retrieval_prompts"], numbers["num_retrieval_images"]) == (5, 12)
 
 
