@@ -98,6 +98,13 @@ class Document:
             lines = [self._explain(section, name, details) for details in error.errors()]
             return None, list(dict.fromkeys(lines))
 
+    def read(self, section: type[S], name: str) -> S:
+        """The section `name`. ConfigError: with every finding of it, one line each."""
+        value, lines = self.validate(section, name)
+        if value is None:
+            raise ConfigError.many(lines)
+        return value
+
     def unknown_sections(self, known: Sequence[str]) -> list[str]:
         """One line per top-level key that no stage knows."""
         legal = ", ".join(known)
@@ -136,10 +143,7 @@ def read(section: type[S], name: str, path: Path = PARAMS) -> S:
     Raises:
         ConfigError: with every finding of this section, one line each.
     """
-    value, lines = Document(path).validate(section, name)
-    if value is None:
-        raise ConfigError.many(lines)
-    return value
+    return Document(path).read(section, name)
 
 
 def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict[str, Section]:
