@@ -1,6 +1,15 @@
 """What a user reads and the process ends with."""
 
-from ldm.errors import ConfigError, IntegrityError, MachineError, NumericsError, RejectedError, Stopped, UserError
+from ldm.errors import (
+    ConfigError,
+    IntegrityError,
+    Interrupted,
+    MachineError,
+    NumericsError,
+    RejectedError,
+    Stopped,
+    UserError,
+)
 
 
 def test_a_user_error_says_where_what_is_expected_and_what_to_do() -> None:
@@ -15,6 +24,6 @@ def test_many_findings_are_one_line_each() -> None:
 
 
 def test_exit_codes() -> None:
-    kinds = (ConfigError, RejectedError, IntegrityError, MachineError, NumericsError, Stopped)
-    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 75]
+    kinds = (ConfigError, RejectedError, IntegrityError, MachineError, NumericsError, Stopped, Interrupted)
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 75, 130]
     assert all(issubclass(kind, UserError) for kind in kinds)
