@@ -130,15 +130,16 @@ def _generate(options: argparse.Namespace) -> None:
     from ldm import png_folder
     from ldm.params.sample import SampleParams
 
-    prompts = [prompt for prompt in _prompts_of(options) for _ in range(options.num_images)]
+    texts = [text for text in _prompts_of(options) for _ in range(options.num_images)]
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
-    config.read(SampleParams, "sample").changed(settings)
-    with png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
+    document = config.Document()
+    document.read(SampleParams, "sample").changed(settings)
+    with _plain_warnings(), png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
         try:
-            _write(options, prompts, settings, folder)
+            _write(_load(options, document, None), options.start_number, texts, settings, folder)
         except KeyboardInterrupt:
-            found = f"stopped by Ctrl-C, {len(folder.paths)} of {len(prompts)} images are written"
+            found = f"stopped by Ctrl-C, {len(folder.paths)} of {len(texts)} images are written"
             raise Interrupted(str(options.output), found, "all of them", f"for the others, {folder.rest}") from None
 
 
@@ -150,31 +151,30 @@ def _prompts_of(options: argparse.Namespace) -> list[str]:
     return prompts.texts_of(options.prompts) if options.prompts else prompts.read(options.prompts_file)
 
 
-def _write(options: argparse.Namespace, texts: list[str], settings: dict[str, Any], folder: "PngFolder") -> None:
+def _write(
+    pipeline: "Pipeline", start_number: int, texts: list[str], settings: dict[str, Any], folder: "PngFolder"
+) -> None:
     from tqdm import tqdm
 
-    with _plain_warnings():
-        pipeline = _load(options, None)
-        unknown = pipeline.unknown_words(texts)
-        if unknown:
-            more = f" and {len(unknown) - _NUM_HINTS} more" if len(unknown) > _NUM_HINTS else ""
-            print(f"hint: no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}", file=sys.stderr)
-        with tqdm(total=len(texts), unit="image", disable=None) as bar:
-            pngs = pipeline.pngs(texts, options.start_number, **settings)
-            for png, text in zip(pngs, texts, strict=True):
-                bar.write(f"{folder.add(png)}  {prompts.on_one_line(text)}")
-                sys.stdout.flush()
-                bar.update()
+    unknown = pipeline.unknown_words(texts)
+    if unknown:
+        more = f" and {len(unknown) - _NUM_HINTS} more" if len(unknown) > _NUM_HINTS else ""
+        print(f"hint: no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}", file=sys.stderr)
+    with tqdm(total=len(texts), unit="image", disable=None) as bar:
+        for png, text in zip(pipeline.pngs(texts, start_number, **settings), texts, strict=True):
+            bar.write(f"{folder.add(png)}  {prompts.on_one_line(text)}")
+            sys.stdout.flush()
+            bar.update()
 
 
-def _load(options: argparse.Namespace, num_threads: int | None) -> "Pipeline":
+def _load(options: argparse.Namespace, document: config.Document, num_threads: int | None) -> "Pipeline":
     """With as many threads as the stages take, unless a number is given: the last bits of an image depend on it."""
     import torch
 
     from ldm import pipeline, stage
     from ldm.params.machine import MachineParams
 
-    machine = config.read(MachineParams, "machine")
+    machine = document.read(MachineParams, "machine")
     torch.set_num_threads(num_threads or stage.threads(machine))
     return pipeline.Pipeline.load(device=options.device)
 
@@ -206,11 +206,12 @@ def _replay(options: argparse.Namespace) -> None:
     png = options.image.read_bytes()
     origin = Origin.read(png, where)
     found = images.read_png(png, where)
-    origin.params(config.read(SampleParams, "sample"), where)
+    document = config.Document()
+    origin.params(document.read(SampleParams, "sample"), where)
     if options.output is not None:
         png_folder.check_new(options.output, options.overwrite)
     with _plain_warnings():
-        pipeline = _load(options, options.threads)
+        pipeline = _load(options, document, options.threads)
     if found.shape[:2] != pipeline.generator.image_size_px:
         sizes = [f"{height} x {width}" for height, width in (found.shape[:2], pipeline.generator.image_size_px)]
         raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")

@@ -109,6 +109,13 @@ class Document:
         except ValidationError as error:
             return None, _explained(section, error, self.data[name], lambda loc: self.where((name, *loc)))
 
+    def read(self, section: type[S], name: str) -> S:
+        """The section `name`. ConfigError: with every finding of it."""
+        value, errors = self.validate(section, name)
+        if value is None:
+            raise ConfigError.many(errors)
+        return value
+
     def unknown_sections(self, known: Sequence[str]) -> list[ConfigError]:
         """One error per top-level key that no stage knows."""
         legal = ", ".join(known)
@@ -126,10 +133,7 @@ def read(section: type[S], name: str, path: Path = PARAMS) -> S:
     Raises:
         ConfigError: with every finding of this section, each with its fix.
     """
-    value, errors = Document(path).validate(section, name)
-    if value is None:
-        raise ConfigError.many(errors)
-    return value
+    return Document(path).read(section, name)
 
 
 def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict[str, Section]:

@@ -176,15 +176,14 @@ class Pipeline:
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
         root = Path(root)
-        paths = config.read(PathsParams, "paths", root / config.PARAMS)
-        machine = config.read(MachineParams, "machine", root / config.PARAMS)
-        params = config.read(SampleParams, "sample", root / config.PARAMS)
+        document = config.Document(root / config.PARAMS)
+        paths, params = document.read(PathsParams, "paths"), document.read(SampleParams, "sample")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if where.type == "cuda" and not torch.cuda.is_available():
             raise MachineError(
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
-        attention.use(machine.attention, where)
+        attention.use(document.read(MachineParams, "machine").attention, where)
         embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
         encoder, of_encoder = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_encoder.content_sha256)

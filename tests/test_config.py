@@ -153,14 +153,15 @@ def test_every_finding_says_what_to_do(tmp_path: Path, old: str, new: str, fixes
 
 def test_values_that_come_from_no_file_get_the_same_findings() -> None:
     good = {"rate": 0.5, "pair": (0, 1), "names": ["a"]}
-    assert config.from_values(Inner, good).pair == (0, 1)
+    assert config.from_values(Inner, good, good).pair == (0, 1)
+    wrong = {"rate": -1.0, "nmes": 3}
     with pytest.raises(ConfigError) as caught:
-        config.from_values(Inner, good | {"rate": -1.0, "nmes": 3})
+        config.from_values(Inner, good | wrong, wrong)
     assert str(caught.value).splitlines() == [
         "rate: found -1.0; expected a number > 0 and <= 1",
         "fix: write a number > 0 and <= 1",
-        "nmes: unknown key; expected one of rate, pair, names",
-        "fix: remove it",
+        "nmes: unknown key; expected one of rate, pair, names; nearest: names",
+        "fix: rename it to names",
     ]
 
 

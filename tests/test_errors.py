@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ldm import artifact, attention, check, config, errors
-from ldm.errors import ConfigError, IntegrityError, MachineError, NumericsError, RejectedError, Stopped, UserError
+from ldm.errors import (
+    ConfigError,
+    IntegrityError,
+    Interrupted,
+    MachineError,
+    NumericsError,
+    RejectedError,
+    Stopped,
+    UserError,
+)
 from ldm.params.sample import SampleParams
 from ldm.provenance import Origin
 from ldm.shards import Shards
@@ -48,8 +57,8 @@ def test_many_findings_are_a_line_and_a_fix_each() -> None:
 
 
 def test_exit_codes() -> None:
-    kinds = (ConfigError, RejectedError, IntegrityError, MachineError, NumericsError, Stopped)
-    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 75]
+    kinds = (ConfigError, RejectedError, IntegrityError, MachineError, NumericsError, Stopped, Interrupted)
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 75, 130]
     assert all(issubclass(kind, UserError) for kind in kinds)
 
 
@@ -122,7 +131,7 @@ def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> 
         lambda: Shards(tmp_path),
         lambda: Origin.read(b"", "a.png"),
         lambda: attention.use("xformers", torch.device("cpu")),
-        lambda: config.from_values(SampleParams, {"seed": -1}),
+        lambda: config.from_values(SampleParams, {"seed": -1}, {"seed": -1}),
     ]
     for attempt in attempts:
         with pytest.raises(UserError) as failed:
