@@ -126,11 +126,12 @@ def _verify(options: argparse.Namespace) -> None:
     from ldm import verify
 
     report = verify.local() if options.remote is None else verify.remote(options.remote or None)
+    if not report.problems:
+        print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as {report.record}")
     for note in report.notes:
         print(note)
     if report.problems:
         raise IntegrityError.many(report.problems)
-    print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as {report.record}")
 
 
 if __name__ == "__main__":
