@@ -58,8 +58,8 @@ Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go o
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
     about = (
-        "Read every byte that the current commit's results hold, in the workspace and in DVC's cache, and follow the \
-passports from data to metrics; or every byte in a remote."
+        "Read every byte of the results that dvc.lock records, in the workspace and in DVC's cache, say where dvc.lock \
+differs from HEAD, and follow the passports from data to metrics; or read every byte in a remote."
     )
     verify = commands.add_parser("verify", help="is every byte what the commit says?", description=about)
     verify.add_argument("--remote", nargs="?", const="", metavar="NAME", help="in a DVC remote (the default one)")
@@ -241,11 +241,12 @@ def _verify(options: argparse.Namespace) -> None:
     from ldm import verify
 
     report = verify.local() if options.remote is None else verify.remote(options.remote or None)
+    if not report.problems:
+        print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as {report.record}")
     for note in report.notes:
         print(note)
     if report.problems:
         raise IntegrityError.many(report.problems)
-    print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as the commit says")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import artifact, config, samples
+from ldm import artifact, config, samples, stage
 from ldm.corpora import SPLITS
-from ldm.errors import ConfigError, IntegrityError
+from ldm.errors import ConfigError, IntegrityError, MachineError
 from ldm.images import to_tensor
 from ldm.params.sample import SampleParams
 from ldm.provenance import Origin
@@ -172,6 +172,15 @@ def replace_samples_by_real_images(here: Path) -> None:
         return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {})
 
     samples.write(here / "data/samples", sets, pictures, params, passport.inputs)
+
+
+@pytest.mark.parametrize(("name", "out"), [("evaluate", "evaluation"), ("sample", "samples")])
+def test_a_second_run_is_refused_while_a_first_one_writes(here, trained, name, out):
+    with stage.output(Path("data") / out) as folder:
+        (folder / "half").write_text("")
+        with pytest.raises(MachineError, match=rf"\.{out}\.lock: a run is already .*pid {os.getpid()}"):
+            run(name)
+        assert (folder / "half").exists()
 
 
 def test_perfect_images_score_one_and_lie_at_the_floor(here):

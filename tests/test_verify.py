@@ -1,10 +1,13 @@
 """`ldm verify` on a real run of the pipeline: no false alarm, and every kind of damage named with both hashes."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ldm import artifact, cli, verify
+from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
 MODEL = "data/unet/model.safetensors"
@@ -64,8 +68,9 @@ def listing_of(root: Path, out: str) -> str:
 
 
 def test_a_good_tree_raises_no_alarm(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Repository.at(root).commit()
     code, said = run(capsys)
-    assert code == 0 and said.startswith("OK: ") and "every byte as the commit says" in said
+    assert code == 0 and said.startswith("OK: ") and "every byte as the commit says (HEAD, " in said
     report = verify.local()
     files = [path for path in (root / "data").rglob("*") if path.is_file()]
     brought = {"source", "models"}
@@ -116,12 +121,53 @@ def test_a_file_that_is_bad_everywhere_is_fetched_from_a_remote_or_made_again(
     assert run(capsys)[0] == 0
 
 
-def test_a_changed_listing_of_a_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lock_of_the_workspace_is_compared_with_that_of_head(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = run(capsys)
+    assert code == 0 and "every byte as the workspace's dvc.lock and .dvc files say" in said
+    assert re.search(r"dvc\.lock differs from HEAD \(\w{7}\) in check \(only here\), embed_text \(only here\), ", said)
+    Repository.at(root).commit()
+    lock = root / "dvc.lock"
+    before = lock.read_text()
+    lock.write_text(before.replace(listing_of(root, "data/samples"), f"{'0' * 32}.dir"))
+    said = run(capsys)[1]
+    assert "in evaluate (deps), sample (outs)\n" in said and "check (" not in said
+    lock.write_text(before)
+    Repository.at(root).run("git", "update-ref", "-d", "HEAD")
+    code, said = run(capsys)
+    assert code == 0 and said.startswith("OK: ") and "every byte as the workspace's dvc.lock says\n" in said
+    assert said.endswith("dvc.lock is not compared with HEAD: Empty git repo\n")
+
+
+def test_a_listing_of_a_folder_is_made_again_from_the_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Even if params were changed since: dvc.lock must not say that they made the results."""
+    oid, params = listing_of(root, "data/latents"), root / "params.yaml"
+    path, lock = cached(root, oid), (root / "dvc.lock").read_bytes()
+    params.write_text(setting(encode_latents__statistics_tolerance=0.75)(params.read_text()))
+    before = path.read_bytes()
+    for damage in (flip, lambda path: path.unlink()):
+        damage(path)
+        code, said = run(capsys)
+        assert code == 4 and f"{root / 'data/latents'}: the listing in " in said and f"expected MD5 {oid}" in said
+        assert said.count("expected") == 1, "the files are checked all the same"
+        told = re.search("fix: every file of the folder is right, its listing is made again from them: (.*)", said)
+        assert told is not None and "dvc commit -f encode_latents" in told[1]
+        do(root, told[1])
+        assert path.read_bytes() == before and (root / "dvc.lock").read_bytes() == lock
+        assert run(capsys)[0] == 0
+    assert not (root / "dvc.lock.kept").exists()
+
+
+def test_a_listing_is_not_made_again_from_a_folder_that_is_changed_as_well(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     oid = listing_of(root, "data/latents")
     flip(cached(root, oid))
+    flip(next((root / "data/latents/val").glob("*.safetensors")))
     code, said = run(capsys)
     assert code == 4 and f"{root / 'data/latents'}: the listing in " in said and f"expected MD5 {oid}" in said
-    assert "does not record" not in said, "nobody knows what the folder should hold"
+    assert "dvc commit" not in said and "does not record" not in said, "nobody knows what the folder should hold"
 
 
 def test_missing_and_unrecorded_files(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,3 +262,67 @@ def test_a_frozen_training_may_have_other_inputs(root: Path, capsys: pytest.Capt
     code, said = run(capsys)
     assert "autoencoder made with images" not in said and "made with images_train" in said, said
     assert code == 4, "the samples are of before"
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == root / MODEL:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    code, said = run(capsys)
+    assert code == 5
+    assert said.startswith(f"{root / MODEL}: Permission denied; expected access for this user\nfix: ")
+    assert said.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("dvc.lock", "a: [\n", 4),
+        ("dvc.lock", "schema: '2.0'\nstages: 3\n", 4),
+        ("dvc.lock", "", 4),
+        ("dvc.yaml", "stages: [\n", 2),
+        ("dvc.yaml", "stages:\n  a:\n    cmd: x\n    outs: ['${paths.none}']\n", 2),
+        (".dvc/config", "[x", 2),
+    ],
+)
+def test_files_that_dvc_cannot_read_are_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, code: int
+) -> None:
+    (root / name).write_text(text)
+    found, said = run(capsys)
+    assert found == code and said.count("\n") == 2 and "; expected " in said and "\nfix: " in said
+
+
+def test_without_git_it_is_one_line_or_only_the_lock_counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / ".git")
+    code, said = run(capsys)
+    assert code == 2 and said.count("\n") == 2 and "is not a git repository; expected a git repository\nfix: " in said
+    Repository.at(root).run("dvc", "config", "core.no_scm", "true")
+    code, said = run(capsys)
+    assert code == 0 and said.endswith("every byte as dvc.lock says (there is no git to compare it with)\n")
+
+
+READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" || exit 99
+touch x 2> /dev/null && exit 98
+"$2" -m ldm.cli check && "$2" -m ldm.cli verify
+"""
+
+
+def test_a_tree_that_may_not_be_written_is_verified(root: Path) -> None:
+    """Also without .dvc/tmp, which DVC makes in every repository that it opens."""
+    shutil.rmtree(root / ".dvc/tmp")
+    command = ["unshare", "-Urm", "bash", "-c", READ_ONLY, "bash", str(root), sys.executable]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    assert done.returncode == 0 and done.stderr == "", "no terminal: no progress"
+    assert "is complete and consistent" in done.stdout and "\nOK: " in done.stdout
