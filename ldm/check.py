@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm import config
+from ldm import config, objectives
 from ldm.errors import ConfigError
 from ldm.params.embed_text import EmbedTextParams
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -222,6 +223,53 @@ def _guidance(params: Params) -> Iterator[Finding]:
         )
 
 
+_SOUND = {
+    "train_unet.diffusion.loss_weighting": "uniform",
+    "train_unet.diffusion.time_sampling": "uniform",
+    "train_unet.diffusion.time_shift": 1.0,
+    "train_unet.diffusion.prediction": "v",
+    "sample.time_shift": 1.0,
+    "sample.sampler": "ddim",
+}
+"""Values with which every schedule can be trained and sampled."""
+
+
+def _objective(params: Params) -> Iterator[Finding]:
+    """What sampling asks at its first, noisiest times must have been trained: `ldm.objectives` says how it knows."""
+    visits = objectives.visits(params.train_unet.diffusion, params.sample)
+    error = objectives.sample_error(visits)
+    if error <= objectives.MAX_ERROR:
+        return
+    worst = max(visits, key=lambda visit: visit.error)
+    late = 1 - objectives.weight_before(0.9, params.train_unet.diffusion)
+    reason = (
+        f"sampling asks at t = {worst.time:.3g}, where an error of the prediction is one of the clean latent "
+        f"{worst.gain:.3g} times as large and training puts {worst.share:.2g} of an even share of its loss weight "
+        f"({late:.2g} of all of it is above t = 0.9): samples would be wrong by {error:.2g} of their deviation, "
+        f"more than {objectives.MAX_ERROR}"
+    )
+    document = {"train_unet.diffusion": params.train_unet.diffusion, "sample": params.sample}
+    for key, value in _fewest_changes(params).items():
+        section, name = key.rsplit(".", 1)
+        yield key, f"found {getattr(document[section], name)}; expected {value}: {reason}"
+
+
+def _fewest_changes(params: Params) -> dict[str, Any]:
+    """The smallest part of `_SOUND` that makes the objective sound."""
+    for size in range(1, len(_SOUND) + 1):
+        for keys in combinations(_SOUND, size):
+            diffusion, sample = params.train_unet.diffusion, params.sample
+            for key in keys:
+                change = {key.rsplit(".", 1)[1]: _SOUND[key]}
+                if key.startswith("sample."):
+                    sample = sample.model_copy(update=change)
+                else:
+                    diffusion = diffusion.model_copy(update=change)
+            if objectives.sample_error(objectives.visits(diffusion, sample)) <= objectives.MAX_ERROR:
+                return {key: _SOUND[key] for key in keys}
+    raise AssertionError("with all of these values every schedule is sound")
+
+
 def _corpus(params: Params) -> Iterator[Finding]:
     """What only some corpora have."""
     kind = params.prepare.corpus.kind
@@ -241,4 +289,12 @@ def _corpus(params: Params) -> Iterator[Finding]:
         yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"
 
 
-RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (_sizes, _text, _pretrained, _weights, _guidance, _corpus)
+RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
+    _sizes,
+    _text,
+    _pretrained,
+    _weights,
+    _objective,
+    _guidance,
+    _corpus,
+)

@@ -26,6 +26,8 @@ Samples = npt.NDArray[np.int64]
 
 _WHERE = "params.yaml: train_unet.network"
 PICTURE_TIMES = (0.25, 0.5, 0.75, 1.0)
+NOISIEST = 0.05
+"""Share of the training times for whose end validation reports an error of its own."""
 
 
 class Pairs:
@@ -215,6 +217,8 @@ class Validation:
         slices = torch.from_numpy(randomness.order(samples, num, randomness.key(seed, "validation time")))
         u = (slices + 0.5) / num
         self._buckets = (u * params.num_validation_buckets).long()
+        # The noisiest twentieth, from which sampling starts: at least one sample.
+        self._noisiest = slices >= num - max(1, round(num * NOISIEST))
         posterior_noise, noise = torch.randn(
             2, num, *pairs.latent_shape, generator=randomness.generator(seed, "validation noise")
         )
@@ -226,23 +230,26 @@ class Validation:
         }
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
-        """`loss`, `mse`, and `mse_bucket_K`: slice K of the training times, 1 the least noise."""
+        """`loss`, `mse`, `mse_bucket_K`, slice K of the training times, 1 the least noise, and `mse_noisiest`, their
+        last twentieth, where sampling starts."""
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
-        total = torch.zeros(2 + 2 * num_buckets, dtype=torch.float64)
+        total = torch.zeros(2 + 2 * (num_buckets + 1), dtype=torch.float64)
         num_rows = rows_per_pass(self._params.training, self._accelerator)
         starts = range(0, len(self._buckets), num_rows)
         for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
             rows = slice(start, start + num_rows)
             weighted, mse = objective.losses({name: value[rows].to(device) for name, value in self._batch.items()})
-            member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets).double()
+            member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
+            member = torch.cat([member, self._noisiest[rows, None]], dim=1).double()
             by_bucket = mse.double().cpu() @ member
             total += torch.cat([torch.stack([weighted.sum(), mse.sum()]).double().cpu(), by_bucket, member.sum(0)])
         total = torch.as_tensor(self._accelerator.reduce(total.to(device))).cpu()
         sums, counts = total[2:].chunk(2)
-        means = (sums / counts.clamp(min=1)).tolist()
+        *means, noisiest = (sums / counts.clamp(min=1)).tolist()
         loss, mse = (total[:2] / len(self._buckets)).tolist()
-        return {"loss": loss, "mse": mse} | {f"mse_bucket_{i}": value for i, value in enumerate(means, 1)}
+        buckets = {f"mse_bucket_{i}": value for i, value in enumerate(means, 1)}
+        return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest}
 
 
 class Pictures:

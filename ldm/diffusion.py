@@ -9,45 +9,23 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import schedules
 from ldm.params.train_unet import DiffusionParams
+from ldm.schedules import NUM_TABLE_STEPS, Prediction, ScheduleName
 
 Denoiser = Callable[[Float[Tensor, "b c h w"], Float[Tensor, " b"]], Float[Tensor, "b c h w"]]
-ScheduleName = Literal["flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr"]
-Prediction = Literal["eps", "v", "x0", "flow"]
-
-NUM_TABLE_STEPS = 1000
 TIME_MARGIN = 2**-24
 """Training times stay this far from 0 and 1: the distance of 1 to the float32 below it."""
 
 
-def _betas(name: ScheduleName) -> Float[Tensor, " steps"]:
-    """The variance added by each of the 1000 discrete steps.
-
-    linear: Ho et al. 2020, section 4; scaled_linear: Rombach et al. 2022 (linear in sqrt(beta)), the schedule of
-    Stable Diffusion; cosine: Nichol and Dhariwal 2021, equation 17, with their cap of 0.999.
-    """
-    steps = torch.arange(NUM_TABLE_STEPS + 1, dtype=torch.float64) / NUM_TABLE_STEPS
-    if name == "linear":
-        return torch.linspace(1e-4, 0.02, NUM_TABLE_STEPS, dtype=torch.float64)
-    if name == "cosine":
-        signal = torch.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
-        return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
-    return torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TABLE_STEPS, dtype=torch.float64) ** 2
-
-
 @cache
 def _angles(name: ScheduleName, device: torch.device) -> Float[Tensor, " steps+1"]:
-    """atan2(sigma, alpha) after 0 .. 1000 discrete steps, float64, from 0 (data) up."""
-    alpha = torch.cumprod(1 - _betas(name), dim=0).sqrt()
-    if name == "zero_terminal_snr":  # Lin et al. 2023, algorithm 1: shift the last alpha to 0, scale the first back
-        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
-    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.acos(alpha)]).to(device)
+    return torch.tensor(schedules.angles(name), dtype=torch.float64, device=device)
 
 
 def _column(x: Float[Tensor, " b"], like: Tensor) -> Tensor:
@@ -78,7 +56,7 @@ class Schedule:
         if self.name == "flow":
             return 1 - t
         angle = self._angle(t)
-        # The cosine of the float nearest to pi / 2 is 6e-17; a schedule that ends without signal ends at 0.
+        # As in schedules.alpha_sigma: exactly 0 where no signal is left.
         return torch.where(angle < math.pi / 2, angle.cos(), 0.0).to(t.dtype)
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -125,15 +103,7 @@ def _z0_weights(
     schedule: Schedule, prediction: Prediction, t: Float[Tensor, " b"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """(p, q) with z_0 = p z_t + q prediction: the inverse of `add_noise` and `target` taken together."""
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    if prediction == "eps":
-        return 1 / alpha, -sigma / alpha
-    if prediction == "v":
-        norm = alpha**2 + sigma**2
-        return alpha / norm, -sigma / norm
-    if prediction == "flow":
-        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
-    return torch.zeros_like(t), torch.ones_like(t)
+    return schedules.z0_weights(schedule.alpha(t), schedule.sigma(t), prediction)
 
 
 def z0_from_prediction(

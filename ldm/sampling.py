@@ -7,49 +7,22 @@ pure noise) and where sigma = 0 (t = 0).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm import randomness
+from ldm import grids, randomness
 from ldm.diffusion import Denoiser, Schedule
+from ldm.grids import Spacing
 
 Times = Float[Tensor, "steps+1"]
 NoiseAtStep = Callable[[int], Float[Tensor, "b c h w"]]
-Spacing = Literal["uniform", "log_snr"]
-
-_LOG_SNR_ENDS = (1e-3, 1 - 1e-3)
-"""Times between which a grid is uniform in log-SNR, which is infinite at 0 and may be at 1."""
-_NUM_BISECTIONS = 60
 
 
 def time_grid(schedule: Schedule, num_steps: int, spacing: Spacing, shift: float) -> Times:
-    """The `num_steps` + 1 times, float64 on the CPU, from 1 down to 0, between which a sampler steps.
-
-    `uniform` is even in t; `log_snr` has its inner times even in log-SNR (Lu et al. 2022, section 4.1 of DPM-Solver).
-    shift: t becomes s t / (1 + (s - 1) t), so more than 1 spends more steps on high noise (Esser et al. 2024, equation
-    23); 1 = none.
-    """
-    assert num_steps > 0 and shift > 0, f"{num_steps} steps, shift {shift}"
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    if spacing == "log_snr" and num_steps > 1:
-        low, high = schedule.log_snr(torch.tensor(_LOG_SNR_ENDS[::-1], dtype=torch.float64)).tolist()
-        levels = torch.linspace(low, high, num_steps, dtype=torch.float64)
-        times[1:-1] = _time_at_log_snr(schedule, levels[1:])
-    return shift * times / (1 + (shift - 1) * times)
-
-
-def _time_at_log_snr(schedule: Schedule, level: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """Inverse of the log-SNR, which falls with time, by bisection."""
-    below, above = torch.zeros_like(level), torch.ones_like(level)
-    for _ in range(_NUM_BISECTIONS):
-        middle = (below + above) / 2
-        earlier = schedule.log_snr(middle) > level
-        below, above = torch.where(earlier, middle, below), torch.where(earlier, above, middle)
-    return (below + above) / 2
+    """`grids.times`, float64 on the CPU."""
+    return torch.tensor(grids.times(schedule.name, num_steps, spacing, shift), dtype=torch.float64)
 
 
 def ddim(
@@ -69,7 +42,7 @@ def ddim(
     z = noise
     for step, (t, s) in enumerate(_steps(schedule, times)):
         z0_hat = denoise(z, _time(t.time, z))
-        fresh = eta * _ancestral_std(t, s)
+        fresh = grids.fresh_noise(t, s, eta)
         kept = math.sqrt(max(s.sigma**2 - fresh**2, 0.0))
         z = s.alpha * z0_hat + kept / t.sigma * (z - t.alpha * z0_hat)
         if noise_at_step is not None:
@@ -93,37 +66,19 @@ def dpm_solver_pp_2m(
     for t, s in _steps(schedule, times):
         z0_hat = denoise(z, _time(t.time, z))
         h = s.half_log_snr - t.half_log_snr
-        ahead = 0.0 if math.isinf(h) or math.isinf(h_before) else h / h_before / 2
+        ahead = grids.extrapolation(h_before, h)
         direction = z0_hat + ahead * (z0_hat - before)
         z = s.sigma / t.sigma * z + (s.alpha - t.alpha * s.sigma / t.sigma) * direction
         before, h_before = z0_hat, h
     return z
 
 
-class _State:
-    """alpha, sigma and half log-SNR at one time, as Python floats: no step waits for a device."""
-
-    def __init__(self, time: float, alpha: float, sigma: float) -> None:
-        self.time, self.alpha, self.sigma = time, alpha, sigma
-        log_alpha, log_sigma = (math.log(x) if x > 0 else -math.inf for x in (alpha, sigma))
-        self.half_log_snr = log_alpha - log_sigma
-
-
-def _steps(schedule: Schedule, times: Times) -> Iterator[tuple[_State, _State]]:
-    times = times.double().cpu()
-    alphas, sigmas = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
-    states = [_State(*numbers) for numbers in zip(times.tolist(), alphas, sigmas, strict=True)]
-    return pairwise(states)
+def _steps(schedule: Schedule, times: Times) -> Iterator[tuple[grids.State, grids.State]]:
+    return grids.steps(schedule.name, times.tolist())
 
 
 def _time(time: float, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     return torch.full((len(z),), time, dtype=z.dtype, device=z.device)
-
-
-def _ancestral_std(t: _State, s: _State) -> float:
-    """Standard deviation of z_s given z_t and z_0 (Ho et al. 2020, equation 7, for any alpha and sigma)."""
-    variance = s.sigma**2 * (1 - (t.alpha / s.alpha * s.sigma / t.sigma) ** 2)
-    return math.sqrt(max(variance, 0.0))
 
 
 def guide(

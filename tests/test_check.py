@@ -195,6 +195,47 @@ def test_eps_with_a_schedule_that_ends_in_noise_is_refused_with_the_reason(tmp_p
     assert found.startswith("train_unet.diffusion: prediction eps cannot be used with schedule zero_terminal_snr")
 
 
+def test_an_objective_that_does_not_train_the_start_of_sampling_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    former = {
+        "schedule": "zero_terminal_snr",
+        "prediction": "v",
+        "loss_weighting": "min_snr",
+        "time_sampling": "uniform",
+    }
+    changes: dict[str, Any] = {f"train_unet.diffusion.{key}": value for key, value in former.items()}
+    assert findings(tmp_path, changes, "gpu-256.yaml") == [
+        "train_unet.diffusion.loss_weighting: found min_snr; expected uniform: sampling asks at t = 1, where an error "
+        "of the prediction is one of the clean latent 1 times as large and training puts 0.0007 of an even share of "
+        "its loss weight (0.00033 of all of it is above t = 0.9): samples would be wrong by 0.17 of their deviation, "
+        "more than 0.1"
+    ]
+    check.params_file(edited(tmp_path, "gpu-256.yaml", changes | {"train_unet.diffusion.loss_weighting": "uniform"}))
+
+
+def test_eps_is_refused_where_its_error_becomes_a_huge_one_of_the_latent(tmp_path: Path) -> None:
+    eps = {"train_unet.diffusion.prediction": "eps", "train_unet.diffusion.time_sampling": "uniform"}
+    (found,) = findings(tmp_path, eps | {"train_unet.diffusion.schedule": "cosine"})
+    assert found.startswith(
+        "train_unet.diffusion.prediction: found eps; expected v: sampling asks at t = 1, where an error"
+    )
+    assert "2.03e+04 times as large" in found
+    for schedule in ("linear", "scaled_linear"):
+        check.params_file(edited(tmp_path, "tiny.yaml", eps | {"train_unet.diffusion.schedule": schedule}))
+
+
+def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -> None:
+    early = {"train_unet.diffusion.logit_normal_mean": -4.0, "train_unet.diffusion.prediction": "eps"}
+    found = findings(tmp_path, early | {"train_unet.diffusion.schedule": "cosine"}, "gpu-256.yaml")
+    assert [line.split(": ")[:2] for line in found] == [
+        ["train_unet.diffusion.time_sampling", "found logit_normal; expected uniform"],
+        ["train_unet.diffusion.prediction", "found eps; expected v"],
+    ]
+    steps = {"sample.spacing": "log_snr", "sample.time_shift": 50.0, "sample.num_steps": 3}
+    uniform = {"train_unet.diffusion.schedule": "linear", "train_unet.diffusion.time_sampling": "uniform"}
+    (line,) = findings(tmp_path, steps | uniform)
+    assert line.startswith("sample.time_shift: found 50.0; expected 1.0: ")
+
+
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
     found = findings(tmp_path, {"train_clip.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
     assert [line.split(":")[0] for line in found] == ["train_clip.twins_together", "sample.seen_split"]

@@ -131,6 +131,7 @@ def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: denoising.Input
     assert found["loss"] == found["mse"] == pytest.approx(mse.mean().item(), rel=1e-5)
     assert found["mse_bucket_1"] == pytest.approx(mse[first].mean().item(), rel=1e-5)
     assert found["mse_bucket_2"] == pytest.approx(mse[~first].mean().item(), rel=1e-5)
+    assert found["mse_noisiest"] == pytest.approx(mse[int(place.argmax())].item(), rel=1e-5)
 
 
 def test_buckets_are_slices_of_the_training_times(inputs: denoising.Inputs):

@@ -164,7 +164,7 @@ def test_params_models_need_no_heavy_package() -> None:
     heavy = {"torch", "numpy", "accelerate", "open_clip"}
     for path in (ROOT / "ldm/params").glob("*.py"):
         files = {path, *imported_files(path)}
-        assert not heavy & {module.split(".")[0] for file in files for module in imports(file)}, name(path)
+        assert not heavy & {module.split(".")[0] for file in files for module in imports(file, True)}, name(path)
 
 
 def test_params_models_have_no_defaults_and_say_what_every_field_means() -> None:

@@ -7,16 +7,15 @@ from pydantic import Field, model_validator
 from ldm.config import Section
 from ldm.params.networks import UNetParams
 from ldm.params.training import TrainingParams
-
-SCHEDULES_WITHOUT_TERMINAL_SIGNAL = ("flow", "zero_terminal_snr")
+from ldm.schedules import Prediction, ScheduleName, alpha_sigma
 
 
 class DiffusionParams(Section):
     """The forward process, what the network predicts, and how the loss weighs noise levels."""
 
-    schedule: Literal["flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr"]
+    schedule: ScheduleName
     """Share of signal and noise over time; `zero_terminal_snr` is `scaled_linear` rescaled to end in pure noise."""
-    prediction: Literal["eps", "v", "x0", "flow"]
+    prediction: Prediction
     """What the network puts out: the noise, the velocity alpha noise - sigma z0, the clean latent, or noise - z0."""
     loss_weighting: Literal["uniform", "min_snr"]
     """`uniform` weighs the error of the prediction equally at all times; `min_snr` caps the weight of easy times."""
@@ -37,7 +36,7 @@ class DiffusionParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.prediction == "eps" and self.schedule in SCHEDULES_WITHOUT_TERMINAL_SIGNAL:
+        if self.prediction == "eps" and alpha_sigma(self.schedule, 1)[0] == 0:
             raise ValueError(
                 f"prediction eps cannot be used with schedule {self.schedule}: it ends in pure noise, "
                 "where the noise says nothing about the clean latent; use v, x0 or flow"
