@@ -1,6 +1,6 @@
 """How often the oracle accepts the outlines of real, degraded and deformed objects: the table of docs/oracle.md.
 
-`python studies/outlines.py` takes about two minutes on one core; every number follows from the seed.
+`python studies/outlines.py` takes about a minute on one core; every number follows from the seed.
 """
 
 import cmath

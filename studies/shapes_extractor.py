@@ -1,6 +1,6 @@
 """Trains the network of `ldm/corpora/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
 
-`python studies/shapes_extractor.py` takes about six minutes on one core; it writes the weights beside that file and
+`python studies/shapes_extractor.py` takes about four minutes on one core; it writes the weights beside that file and
 prints accuracies and the hash that belongs into it. Other kinds of CPU give other bits, hence the committed weights.
 """
 
