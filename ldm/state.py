@@ -4,18 +4,15 @@ A state becomes visible as a whole or not at all, is hashed when it is written a
 resumed by a run with the same fingerprint. It is safetensors and JSON. One process at a time owns a run directory.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from select import POLLIN, poll
@@ -28,7 +25,7 @@ from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm import artifact
+from ldm import artifact, locks
 from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
 
 if TYPE_CHECKING:
@@ -95,7 +92,7 @@ class Run:
             return
         is_fresh = not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _take(self.directory / "lock")
+        self._lock = locks.take(self.directory / "lock")
         for left_over in self.directory.glob(".*.building"):
             shutil.rmtree(left_over)
         if is_fresh:
@@ -116,7 +113,7 @@ class Run:
     def close(self) -> None:
         """Let go of the run directory."""
         if self._lock is not None:
-            os.close(self._lock)
+            locks.release(self._lock)
             self._lock = None
 
     def remove(self) -> None:
@@ -181,9 +178,9 @@ class Run:
         for other in self.directory.parent.iterdir():
             if other != self.directory and other.is_dir():
                 with suppress(MachineError):
-                    lock = _take(other / "lock")
+                    lock = locks.take(other / "lock")
                     shutil.rmtree(other)
-                    os.close(lock)
+                    locks.release(lock)
 
     def _publish(self, name: str, state: State) -> None:
         """Write a state beside its place, force it to the disk, give it its name, and read it back."""
@@ -217,28 +214,6 @@ class Run:
         shown = [f"  {key}: {before.get(key)} -> {self.fingerprint.get(key)}" for key in keys[:_NUM_SHOWN_CHANGES]]
         more = [f"  and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
         print(f"fresh run; {newest.parent} differs in", *shown, *more, sep="\n", flush=True)
-
-
-def _take(path: Path) -> int:
-    """Lock a file for as long as the returned descriptor is open."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(file, 1000).decode()
-            os.close(file)
-            fix = "wait for it or stop it; it saves its state and the same command continues it"
-            found = f"a run is already going on here ({holder})"
-            raise MachineError(str(path.parent), found, "no other", fix) from None
-        with suppress(FileNotFoundError):
-            if os.fstat(file).st_ino == path.stat().st_ino:
-                break
-        os.close(file)  # its holder removed the directory between open and flock
-        path.parent.mkdir(parents=True, exist_ok=True)
-    os.truncate(file, 0)
-    os.write(file, f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
-    return file
 
 
 def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:

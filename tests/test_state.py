@@ -155,24 +155,6 @@ def test_the_lock_falls_with_its_process(tmp_path: Path):
     opened(tmp_path).close()
 
 
-def test_a_lock_file_removed_by_its_holder_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "lock").touch()
-    real = os.open
-    paths: list[object] = []
-
-    def open_late(path: object, *args: int) -> int:
-        file = real(path, *args)
-        paths.append(path)
-        if len(paths) == 1:
-            (tmp_path / "lock").unlink()
-        return file
-
-    monkeypatch.setattr(os, "open", open_late)
-    held = state._take(tmp_path / "lock")
-    assert os.fstat(held).st_ino == (tmp_path / "lock").stat().st_ino
-    os.close(held)
-
-
 def test_a_fresh_run_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = opened(tmp_path, **{"params.seed": 0, "params.width": 8})
     assert capsys.readouterr().out == ""

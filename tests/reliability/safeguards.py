@@ -60,10 +60,10 @@ SAFEGUARDS = (
     ),
     Safeguard(
         "one trainer in a run directory",
-        "ldm/state.py",
+        "ldm/locks.py",
         "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "            pass\n",
-        "tests/test_state.py",
+        "tests/test_locks.py tests/test_state.py",
     ),
     Safeguard(
         "no state with a number that is not finite",
