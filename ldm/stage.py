@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-_LONGEST_WAIT = timedelta(hours=12)
-"""For the others, while one process alone hashes or writes a large output."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -55,7 +52,7 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    from ldm import attention
+    from ldm import attention, ranks
 
     # A bare `accelerate launch` sets OMP_NUM_THREADS=1, so the environment says nothing about the machine.
     num_threads = machine.threads or default_threads()
@@ -64,8 +61,9 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=num_accumulation_steps,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)],
     )
+    ranks.wait()  # the group that waits for hours is made while all processes are here
     torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in an order of the moment
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
@@ -169,7 +167,9 @@ def _leave_process_group() -> None:
 
 def _wait(accelerator: "Accelerator | None") -> None:
     if accelerator is not None:
-        accelerator.wait_for_everyone()
+        from ldm import ranks
+
+        ranks.wait()
 
 
 def _remove(path: Path) -> None:

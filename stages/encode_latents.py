@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldm import artifact, config, images, latents, stage, state
+from ldm import artifact, config, fingerprint, images, latents, ranks, stage, state, stopping
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -53,7 +53,7 @@ def write_shards(
 ) -> None:
     """This process's share of a split: one shard of latents per shard of images, unless `run` has kept it."""
     name = f"encode_latents {shards.directory.name}"
-    for number in state.units(range(shards.num_shards), name, "shard", accelerator):
+    for number in stopping.units(range(shards.num_shards), name, "shard", accelerator):
         key = shards.shard_sha256[number]
         if (kept := run.kept(key)) is not None:
             writer.write_shard(number, kept.tensors)
@@ -61,20 +61,21 @@ def write_shards(
         tensors = encode(autoencoder, shards, shards.shard_samples(number), params, accelerator.device)
         writer.write_shard(number, tensors)
         run.keep(key, tensors)
-    accelerator.wait_for_everyone()
+    ranks.wait()
 
 
 def main() -> str:
     params = config.read(EncodeLatentsParams, "encode_latents")
     paths = config.read(PathsParams, "paths")
-    accelerator = stage.start(params.precision, config.read(MachineParams, "machine"))
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start(params.precision, machine)
     passport, tensors = artifact.read(Path(paths.autoencoder), "autoencoder")
     autoencoder = Autoencoder(AutoencoderParams.model_validate(passport.config))
     autoencoder.load_state_dict(tensors)
     autoencoder = autoencoder.eval().to(accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
-    made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
-    run = state.Run(Path(paths.runs), "encode_latents", made_by)
+    made_by = fingerprint.of(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
+    run = state.Run(Path(paths.runs), "encode_latents", made_by, machine)
     summary = ""
     with (
         run.opened(accelerator),

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside t
 import torch
 from tqdm import tqdm
 
-from ldm import artifact, clip, config, evaluation, metrics, plots, report, samples, stage
+from ldm import artifact, clip, config, evaluation, metrics, plots, ranks, report, samples, stage
 from ldm.params.evaluate import EvaluateParams
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -54,7 +54,7 @@ def main() -> str:
         for number in tqdm(mine, "evaluate", unit="unit", disable=not accelerator.is_main_process):
             subject, rows = units[number]
             evaluation.write_unit(parts, subject, rows, instruments.measure(subject, rows, params.batch_size))
-        accelerator.wait_for_everyone()
+        ranks.wait()
         summary = ""
         if accelerator.is_main_process:
             result = report.make(sampled, evaluation.read_units(parts, subjects), space, params)

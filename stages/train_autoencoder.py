@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that sta
 
 import torch
 
-from ldm import artifact, config, randomness, stage, state
+from ldm import artifact, config, fingerprint, randomness, stage, state
 from ldm.autoencoder import Autoencoder, ReconstructionObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -32,7 +32,7 @@ def main() -> str:
         objective.compile()
     batches = ImageBatches(splits["train"], params)
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(Path(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
+    run = state.Run(Path(paths.runs), "train_autoencoder", fingerprint.of(params, inputs), machine)
     history = train(
         objective,
         batches,
@@ -53,7 +53,7 @@ def main() -> str:
         if accelerator.is_main_process:
             facts = {"factor": params.network.factor, "latent_channels": params.network.latent_channels}
             settings = params.network.model_dump(mode="json")
-            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts)
+            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts | history.facts)
             artifact.write_json(results / "metrics.json", metrics)
             history.write(results)
             measurement.draw(objective, results / "reconstructions.png")

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that sta
 
 import torch
 
-from ldm import artifact, config, denoising, randomness, stage, state
+from ldm import artifact, config, denoising, fingerprint, randomness, stage, state
 from ldm.diffusion import DenoisingObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -35,7 +35,7 @@ def main() -> str:
         unet.compile()
     validation = denoising.Validation(inputs.val, params, accelerator)
     pictures = denoising.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(Path(paths.runs), "train_unet", state.fingerprint(params, sha256))
+    run = state.Run(Path(paths.runs), "train_unet", fingerprint.of(params, sha256), machine)
     batches = denoising.LatentBatches(inputs.train, params)
     history = train(
         objective,
@@ -56,7 +56,7 @@ def main() -> str:
     ):
         if accelerator.is_main_process:
             settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}
-            facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout}
+            facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout} | history.facts
             artifact.write(weights, "unet", settings, unet.state_dict(), sha256, facts)
             artifact.write_json(results / "metrics.json", metrics)
             history.write(results)

@@ -11,6 +11,7 @@ import pytest
 from ldm import stage
 from ldm.errors import IntegrityError, MachineError, Stopped
 from ldm.params.machine import MachineParams
+from tests.training_data import KEPT
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ from ldm import stage
 from ldm.params.machine import MachineParams
 
 def main():
-    machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False)
+    machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})
     accelerator = stage.start("fp32", machine)
     assert torch.get_num_threads() == 2
     with stage.output(Path("out"), accelerator) as folder:
@@ -158,14 +159,14 @@ def test_a_launcher_config_may_not_change_the_result(
     variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    machine = MachineParams(threads=1, num_workers=0, attention="math", compile=False)
+    machine = MachineParams(threads=1, num_workers=0, attention="math", compile=False, **KEPT)
     with pytest.raises(MachineError, match=words):
         stage.start("fp32", machine, num_accumulation_steps=2)
 
 
 def test_two_processes_share_an_output(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES.format(root=str(ROOT)))
+    script.write_text(TWO_PROCESSES.format(root=str(ROOT), kept=KEPT))
     launcher = str(Path(sys.executable).with_name("accelerate"))
     command = [
         launcher,

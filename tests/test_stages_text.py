@@ -24,6 +24,7 @@ from ldm.params.train_clip import ClipParams
 from ldm.plots import read_table
 from tests.import_closure import ROOT
 from tests.stage_scripts import run, script
+from tests.training_data import KEPT
 
 COUNTS = {"train": 10, "val": 6, "held_out": 0}
 NUM_ENCODED = 12
@@ -70,7 +71,7 @@ CLIP = {
     },
 }
 PARAMS: dict[str, Any] = {
-    "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False},
+    "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
     "train_clip": {
         "pretrained": None,
         "architecture": None,

@@ -22,7 +22,7 @@ from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.unet import UNet
 from tests.import_closure import ROOT
 from tests.stage_scripts import script
-from tests.training_data import AUTOENCODER, UNET, write_all
+from tests.training_data import AUTOENCODER, KEPT, UNET, write_all
 
 NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
 RESULTS = {
@@ -44,7 +44,7 @@ def write_params(root: Path, **sections: Any) -> None:
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
     paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
-    machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
+    machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT
     content = {"paths": paths, "machine": machine, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
     (root / "params.yaml").write_text(json.dumps(content))
 

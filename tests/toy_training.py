@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ldm import randomness
 from ldm.errors import Stopped
+from ldm.history import History
 from ldm.params.training import TrainingParams
 from ldm.state import Run
-from ldm.training import History, train
+from ldm.training import train
 
 DEFAULTS = {
     "num_steps": 20,
