@@ -16,6 +16,7 @@ from ldm import artifact
 from ldm.config import is_beside
 
 _BESIDE = "beside."
+_KINDS = ("params", "inputs", "packages", "code")
 _MISSING = "(none)"
 
 
@@ -63,7 +64,8 @@ def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Key -> values before and now, of every key on which a step depends and that is not the same in both."""
     before, now = identity(before), identity(now)
-    pairs = {key: [before.get(key, _MISSING), now.get(key, _MISSING)] for key in {**before, **now}}
+    keys = sorted({*before, *now}, key=lambda key: (_KINDS.index(key.split(".")[0]), key))
+    pairs = {key: [before.get(key, _MISSING), now.get(key, _MISSING)] for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

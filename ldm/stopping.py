@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"}
+_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "ldm.launch", "torchrun"}
 
 
 class StopRequest:
