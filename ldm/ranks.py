@@ -37,7 +37,9 @@ def together() -> Generator[None]:
             raise
         reason = " ".join(str(error).split("] ", 1)[-1].split(". ")[0].split())
         fix = "see what that process printed, then run this again: it goes on from the last saved state"
-        raise MachineError(_WHERE, f"another one ended or is out of reach ({reason})", "all to the end", fix) from None
+        raise MachineError(
+            _WHERE, f"another one ended or is out of reach ({reason})", "all of them until the end", fix
+        ) from None
 
 
 def count() -> int:
@@ -83,11 +85,12 @@ def agree(values: Mapping[str, Any], fix: str = _FIX) -> None:
     raise IntegrityError(_WHERE, "; ".join([*shown, *more]), "the same on all", fix)
 
 
-def refuse_any(problem: str | None, expected: str, fix: str) -> None:
-    """IntegrityError on every process if one of them has a problem: who has which, and who has none."""
+def refuse_any(name: str, problem: str | None, good: str, fix: str) -> None:
+    """IntegrityError on every process if one of them has a problem with something: who has which, and who is `good`."""
     problems = gather(problem)
     if any(problems):
-        raise IntegrityError(_WHERE, _sides([each or expected for each in problems], short=False), expected, fix)
+        found = _sides([each or good for each in problems], short=False)
+        raise IntegrityError(_WHERE, f"{name} is {found}", f"{good} on all", fix)
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:

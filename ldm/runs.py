@@ -97,7 +97,7 @@ def ask(root: Path, text: str) -> str:
     stage = run.directory.parent.name
     shown = "".join(f"\n  {line}" for line in fingerprint.in_words(run.differs, most=20)) or " nothing"
     return (
-        f"the next run of {stage} goes on from step {_step(path)} of {run.name}, with params and code as they are then\n"
+        f"the next run of {stage} goes on from step {_step(path)} of {run.name}, under params and code of then\n"
         f"what differs now:{shown}\n"
         f"to start it: dvc repro {stage} (--force if dvc finds nothing changed); to take it back: rm {request}"
     )
@@ -114,7 +114,7 @@ def _find(root: Path, text: str) -> tuple[Kept, Path]:
     runs = [run for run in kept(root) if run.states]
     wanted = Path(text)
     found = {
-        run.name: [path for path in run.states if path.resolve() == wanted.resolve() or run.directory == wanted]
+        run.name: [path for path in run.states if wanted.resolve() in (path.resolve(), run.directory.resolve())]
         or [path for path in run.states if _is_named(run, path, text.rstrip("/"))]
         for run in runs
     }

@@ -145,10 +145,9 @@ class Run:
         try:
             state = read(Saved(self.directory / told[0], told[1]))
         except IntegrityError as error:
-            problem = str(error)
-        expected = f"{told[0]} with manifest {told[1][:12]}, read and verified"
+            problem = f"not read: {str(error).splitlines()[0]}"
         fix = "give all processes the same folder of runs, on a file system that serves them all, and run this again"
-        ranks.refuse_any(problem, expected, fix)
+        ranks.refuse_any(f"{told[0]} with manifest {told[1][:12]}", problem, "read and verified", fix)
         return state
 
     def adopt(self, take: Callable[[State, dict[str, Any]], State]) -> None:
@@ -253,7 +252,7 @@ class Run:
 
     def _report_changes(self) -> None:
         others = [path for path in self.directory.parent.glob(f"*/{FINGERPRINT}")]
-        if not others:
+        if not others or (self.directory.parent / REQUEST).exists():
             return
         newest = max(others, key=lambda path: path.stat().st_mtime)
         before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ class MachineParams(Section):
     """Whether the last state of a finished training, optimizer included, stays in `runs/`, so that `ldm resume` can go
     on from it; false = a finished run is removed."""
     num_kept_runs: NonNegativeInt | None
-    """Former runs of each stage (under other params, inputs or code) whose states stay in `runs/`, newest first; older
-    ones are removed when the stage runs again. null = all."""
+    """Former runs of each stage (under other params, inputs or code) whose states stay in `runs/`, newest first, those
+    that a process works in among them; older ones are removed when the stage runs again. null = all."""
     max_run_age_days: float | None = Field(gt=0)
     """Days after which a former run that was not touched is removed likewise; null = never."""
