@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm import artifact, check, config, fingerprint, state
+from ldm import check, config, fingerprint, state
 from ldm.errors import ConfigError, MachineError
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -93,7 +93,7 @@ def ask(root: Path, text: str) -> str:
     saved = state.check(path)
     request = run.directory.parent / state.REQUEST
     asked = {"state": f"{run.directory.name}/{path.name}", "manifest_sha256": saved.manifest_sha256}
-    artifact.write_json(request, asked)
+    state.replace_json(request, asked)
     stage = run.directory.parent.name
     shown = "".join(f"\n  {line}" for line in fingerprint.in_words(run.differs, most=20)) or " nothing"
     return (

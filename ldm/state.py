@@ -84,7 +84,7 @@ class Run:
             shutil.rmtree(left_over)
         if is_fresh:
             self._report_changes()
-        artifact.write_json(self.directory / FINGERPRINT, self.fingerprint)
+        replace_json(self.directory / FINGERPRINT, self.fingerprint)
         removed = prune(self.directory.parent, self._machine, self.directory) if self._machine else []
         if removed:
             print(f"old runs removed, as section machine asks: {', '.join(removed)}", flush=True)
@@ -304,7 +304,7 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
         days = (time.time() - last_used(run)) / _SECONDS_PER_DAY
         if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
             continue
-        with suppress(MachineError, PermissionError), held(run):
+        with suppress(MachineError, OSError), held(run):  # what cannot be removed now must not end a training
             told = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
             shutil.rmtree(run)
             removed += [told] if run in filled else []
@@ -336,6 +336,13 @@ def _write(directory: Path, state: State) -> None:
     artifact.write_json(directory / _MANIFEST, {name: artifact.sha256_file(directory / name) for name in names})
     _sync(directory / _MANIFEST)
     _sync(directory)
+
+
+def replace_json(path: Path, value: object) -> None:
+    """Write a JSON file as a whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    artifact.write_json(new, value)
+    new.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -320,7 +320,9 @@ def train(
         on_error.callback(run.close)
         ranks.agree(run.fingerprint)
         if ranks.count() > 1:  # before all take the weights of the first one
-            ranks.agree(ranks.checksums(objective.state_dict()))
+            ranks.agree(
+                ranks.checksums(objective.state_dict()), "start all from equal packages on machines of one kind"
+            )
         loop = _Loop(objective, batch_at_step, keys_at_step, params, accelerator)
         if accelerator.is_main_process:
             run.open()

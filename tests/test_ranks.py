@@ -90,8 +90,8 @@ def test_a_checksum_of_many_parts(monkeypatch: pytest.MonkeyPatch):
     assert ranks.checksums({"a": tensor}) == whole
 
 
-@pytest.mark.parametrize("kind", ["state", "params", "order", "weights"])
-def test_processes_that_disagree_take_no_step(tmp_path: Path, kind: str):
+@pytest.mark.parametrize("kind", ["state", "params", "order", "weights", "drift"])
+def test_processes_that_disagree_go_no_further(tmp_path: Path, kind: str):
     from tests.reliability.disagreements import saved_run
 
     saved_run(tmp_path / "runs")

@@ -15,7 +15,7 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm import artifact
+from ldm import artifact, runs
 from ldm.autoencoder import Autoencoder
 from ldm.errors import ConfigError, Stopped
 from ldm.params.networks import AutoencoderParams, UNetParams
@@ -39,13 +39,15 @@ RESULTS = {
 OUT = {"train_autoencoder": "autoencoder", "train_unet": "unet"}
 
 
+MACHINE = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT
+
+
 def write_params(root: Path, **sections: Any) -> None:
     given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
     paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
-    machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT
-    content = {"paths": paths, "machine": machine, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
+    content = {"paths": paths, "machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
     (root / "params.yaml").write_text(json.dumps(content))
 
 
@@ -142,6 +144,28 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
     again = files(workspace, name)
     assert [file for file in whole if whole[file] != again[file]] == []
     assert not list((workspace / "runs" / name).iterdir())
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])
+def test_a_finished_training_is_extended_and_its_passport_says_so(workspace: Path, name: str):
+    params = {"train_autoencoder": AUTOENCODER, "train_unet": UNET}[name]
+    kept = MACHINE | {"keep_finished_states": True}
+    write_params(workspace, machine=kept)
+    script(name).main()
+    short = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    assert "resumed_from" not in short.facts
+    state = next((workspace / "runs" / name).glob("*/step-000000006"))
+    changed = params | {"training": params["training"] | {"num_steps": 9}, "num_pictures": 1}
+    write_params(workspace, machine=kept, **{name: changed})
+    runs.ask(workspace / "runs", name)
+    script(name).main()
+    passport = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    sha256 = artifact.sha256_file(state / "manifest.json")
+    differs = {"params.training.num_steps": [6, 9]}
+    assert passport.facts["resumed_from"] == [{"step": 6, "manifest_sha256": sha256, "differs": differs}]
+    rows = (workspace / "data" / f"{OUT[name]}_results" / "curves.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "3", "6", "9"]
+    assert passport.content_sha256 != short.content_sha256
 
 
 def test_another_seed_gives_other_weights(workspace: Path):

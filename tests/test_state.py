@@ -154,6 +154,23 @@ def test_an_interrupted_commit_harms_nothing(tmp_path: Path, point: int, kind: s
     assert not list(again.directory.glob(".*"))
 
 
+def test_a_kill_while_a_run_is_opened_leaves_its_fingerprint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened(tmp_path, **{"params.rate": 0.1, "beside.every": 1}).close()
+    real = Path.write_text
+
+    def cut(path: Path, text: str, **options: Any) -> None:
+        real(path, text[:5], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, **{"params.rate": 0.1, "beside.every": 2})
+    monkeypatch.undo()
+    (path,) = tmp_path.rglob("fingerprint.json")
+    assert json.loads(path.read_text())["beside.every"] == 1
+    opened(tmp_path, **{"params.rate": 0.2})
+
+
 def test_nothing_is_dropped_before_the_new_state_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = opened(tmp_path)
     run.commit(at(1), num_kept=1)
