@@ -251,7 +251,7 @@ def _objective(params: Params) -> Iterator[Finding]:
     document = {"train_unet.diffusion": params.train_unet.diffusion, "sample": params.sample}
     for key, value in _fewest_changes(params).items():
         section, name = key.rsplit(".", 1)
-        yield key, f"found {getattr(document[section], name)}; expected {value}: {reason}"
+        yield key, f"found {getattr(document[section], name)}; expected {value}: {reason}", f"set it to {value}"
 
 
 def _fewest_changes(params: Params) -> dict[str, Any]:

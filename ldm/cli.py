@@ -64,6 +64,14 @@ differs from HEAD, and follow the passports from data to metrics; or read every 
     verify = commands.add_parser("verify", help="is every byte what the commit says?", description=about)
     verify.add_argument("--remote", nargs="?", const="", metavar="NAME", help="in a DVC remote (the default one)")
     verify.set_defaults(command=_verify)
+    about = "List what is saved of unfinished runs: step, size, age, and what differs from params.yaml and the code."
+    runs = commands.add_parser("runs", help="saved states, and what differs", description=about)
+    runs.add_argument("--prune", action="store_true", help="first remove what section machine does not keep")
+    runs.set_defaults(command=_runs)
+    about = "Let the next run of a training go on from a state that was made by other params, inputs or code."
+    resume = commands.add_parser("resume", help="go on from a state, on purpose", description=about)
+    resume.add_argument("state", metavar="STATE", help="as `ldm runs` prints it, or the start of it, or a path")
+    resume.set_defaults(command=_resume)
     return parser
 
 
@@ -247,6 +255,22 @@ def _verify(options: argparse.Namespace) -> None:
         print(note)
     if report.problems:
         raise IntegrityError.many(report.problems)
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from ldm import config, runs
+    from ldm.params.machine import MachineParams
+
+    root = runs.root()
+    removed = runs.prune(root, config.read(MachineParams, "machine")) if options.prune else []
+    for line in [*(f"removed {told}" for told in removed), *(list(runs.lines(root)) or ["nothing is saved"])]:
+        print(line)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from ldm import runs
+
+    print(runs.ask(runs.root(), options.state))
 
 
 if __name__ == "__main__":

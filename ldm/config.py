@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
@@ -55,6 +56,16 @@ class Section(BaseModel):
     """Base of every params model: no unknown keys, no change after validation, no NaN; subclasses give no defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+BESIDE: dict[str, JsonValue] = {"beside": True}
+"""`json_schema_extra` of a field that changes no result: how often to save, how much to look at. A stopped run goes on
+after such a change."""
+
+
+def is_beside(field: FieldInfo) -> bool:
+    """Whether a field is marked `BESIDE`."""
+    return isinstance(field.json_schema_extra, dict) and "beside" in field.json_schema_extra
 
 
 S = TypeVar("S", bound=Section)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-_LONGEST_WAIT = timedelta(hours=12)
-"""For the others, while one process alone hashes or writes a large output."""
 _LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 """Variables that `accelerate launch` or torchrun set for the processes they start."""
 _SECONDS_OF_WATCHING_CORES = 0.1
@@ -60,7 +57,7 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
-    from ldm import attention
+    from ldm import attention, ranks
 
     num_threads = threads(machine)
     torch.set_num_threads(num_threads)
@@ -69,8 +66,9 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),
         dynamo_backend="no",  # `machine.compile` says what is compiled
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)],
     )
+    ranks.wait()  # the group that waits for hours is made while all processes are here
     torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in an order of the moment
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
@@ -299,7 +297,9 @@ def _leave_process_group() -> None:
 
 def _wait(accelerator: "Accelerator | None") -> None:
     if accelerator is not None:
-        accelerator.wait_for_everyone()
+        from ldm import ranks
+
+        ranks.wait()
 
 
 def _remove(path: Path) -> None:

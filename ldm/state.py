@@ -1,41 +1,38 @@
 """Resumable state of a long computation, outside DVC's outs: `runs/<stage>/<hash of the fingerprint>/`.
 
-A state becomes visible as a whole or not at all, is hashed when it is written and when it is read, and is only ever
-resumed by a run with the same fingerprint. It is safetensors and JSON. One process at a time owns a run directory.
+A state becomes visible as a whole or not at all, is hashed when it is written and when it is read, and is gone on from
+by a run with the same fingerprint, or by one for which it was asked (`ldm resume`). It is safetensors and JSON. One
+process at a time owns a run directory.
 """
 
+import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from select import POLLIN, poll
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
-from ldm import artifact, locks
-from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
-from ldm.progress import each
+from ldm import artifact, fingerprint, locks, ranks
+from ldm.errors import IntegrityError, MachineError, NumericsError
+from ldm.params.machine import MachineParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-T = TypeVar("T")
+REQUEST = "resume.json"
+"""In a stage's folder of runs: which state its next run goes on from."""
+FINGERPRINT = "fingerprint.json"
 
 _TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
-_LAUNCHERS = {"dvc", "accelerate", "accelerate-launch", "accelerate.commands.launch", "ldm.launch", "torchrun"}
-_NUM_SHOWN_CHANGES = 8
+_SECONDS_PER_DAY = 86400
 
 
 @dataclass(frozen=True)
@@ -47,44 +44,34 @@ class State:
     values: dict[str, Any]
 
 
-def fingerprint(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What a result depends on, as dotted keys: the resolved section, the hashes of the inputs and of the code, and the
-    versions of packages.
+@dataclass(frozen=True)
+class Saved:
+    """One state of a run: its folder, and the hash of its manifest, which holds the hashes of its files."""
 
-    Code is every loaded module of `ldm` and the stage's script. Threads and number of processes are no part of it: they
-    change the last bits of a result, not what is computed.
-    """
-    code = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("ldm", "__main__")}
-    return {
-        **dict(_flatten("params", section.model_dump(mode="json"))),
-        **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
-        **{f"code.{name}": artifact.sha256_file(path) for name, path in sorted(code.items()) if path},
-        **{f"packages.{name}": metadata.version(name) for name in artifact.PACKAGES},
-    }
-
-
-def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _flatten(f"{name}.{key}", entry)
-    else:
-        yield name, value
+    directory: Path
+    manifest_sha256: str
 
 
 class Run:
-    """One run directory: `open` it, `load` the newest good state, `commit` new ones, `remove` it in the end.
+    """One run directory: `open` it, `choose` the newest good state, `commit` new ones, `remove` it in the end.
 
     Work in units that need no order is kept unit by unit instead: `keep` and `kept`.
-    Only the main process opens, commits, retains and removes; every process may load, and keep units of its own.
+    Only the main process opens, chooses, commits, retains and removes; every process may keep units of its own.
     """
 
-    def __init__(self, root: Path, stage: str, fingerprint: Mapping[str, Any]) -> None:
-        self.fingerprint = dict(fingerprint)
-        self.directory = root / stage / artifact.sha256_json(self.fingerprint)[:16]
+    def __init__(
+        self, root: Path, stage: str, made_by: Mapping[str, Any], machine: MachineParams | None = None
+    ) -> None:
+        """made_by: its `fingerprint`. machine: what stays of former and finished runs; None = all former ones, and no
+        finished one."""
+        self.fingerprint = dict(made_by)
+        self.directory = root / stage / artifact.sha256_json(fingerprint.identity(made_by))[:16]
+        self._machine = machine
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Take the run directory, and say what changed if other runs of the stage exist but not this one.
+        """Take the run directory, and say what changed if other runs of the stage exist but not this one. Former runs
+        beyond what the params keep are removed.
 
         MachineError: another process holds it.
         """
@@ -97,14 +84,21 @@ class Run:
             shutil.rmtree(left_over)
         if is_fresh:
             self._report_changes()
-        artifact.write_json(self.directory / "fingerprint.json", self.fingerprint)
+        replace_json(self.directory / FINGERPRINT, self.fingerprint)
+        removed = prune(self.directory.parent, self._machine, self.directory) if self._machine else []
+        if removed:
+            print(f"old runs removed, as section machine asks: {', '.join(removed)}", flush=True)
 
     @contextmanager
     def opened(self, accelerator: "Accelerator") -> Generator[None]:
-        """Open on the main process while all processes work in it; closed at the end."""
+        """Open on the main process while all processes work in it; closed at the end.
+
+        IntegrityError: the processes have other params, inputs, code or packages. MachineError: as `open`.
+        """
+        ranks.agree(self.fingerprint)
         if accelerator.is_main_process:
             self.open()
-        accelerator.wait_for_everyone()
+        ranks.wait()
         try:
             yield
         finally:
@@ -117,22 +111,73 @@ class Run:
             self._lock = None
 
     def remove(self) -> None:
-        """Remove the run directory, if this process holds it: its result stands elsewhere now."""
-        if self._lock is not None:
+        """Remove the run directory, if this process holds it: its result stands elsewhere now. The last state of a
+        training stays if the params ask for it."""
+        if self._lock is None:
+            return
+        states = states_of(self.directory)
+        if states and self._machine is not None and self._machine.keep_finished_states:
+            for old in states[:-1]:
+                shutil.rmtree(old)
+        else:
             shutil.rmtree(self.directory)
-            self.close()
+        self.close()
 
-    def load(self) -> State | None:
+    def choose(self) -> Saved | None:
         """The newest state that verifies, or None. One that does not is reported and passed over."""
-        for directory in sorted(self.directory.glob("step-*"), reverse=True):
+        for directory in reversed(states_of(self.directory)):
             try:
-                state = _read(directory)
+                return check(directory)
             except IntegrityError as error:
                 print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
-            else:
-                # Copies, since mapped tensors would change with their file, and a training updates them in place.
-                return State(state.step, {name: t.clone() for name, t in state.tensors.items()}, state.values)
         return None
+
+    def load(self, accelerator: "Accelerator") -> State | None:
+        """The state that the main process chooses, which every process reads and verifies for itself; or None.
+
+        IntegrityError, on every process: one of them cannot read it.
+        """
+        chosen = self.choose() if accelerator.is_main_process else None
+        told: list[str] | None = ranks.from_main(chosen and [chosen.directory.name, chosen.manifest_sha256])
+        if told is None:
+            return None
+        state, problem = None, None
+        try:
+            state = read(Saved(self.directory / told[0], told[1]))
+        except IntegrityError as error:
+            problem = f"not read: {str(error).splitlines()[0]}"
+        fix = "give all processes the same folder of runs, on a file system that serves them all, and run this again"
+        ranks.refuse_any(f"{told[0]} with manifest {told[1][:12]}", problem, "read and verified", fix)
+        return state
+
+    def adopt(self, take: Callable[[State, dict[str, Any]], State]) -> None:
+        """Make the state that `ldm resume` asked for, if any, the newest one of this run.
+
+        take: (the state, its step and hash and what differs now) -> what to go on from; a `UserError` if it cannot.
+
+        Raises:
+            IntegrityError: the state is gone or damaged. MachineError: a process works in its run.
+        """
+        request = self.directory.parent / REQUEST
+        if not request.exists():
+            return
+        asked: dict[str, str] = json.loads(request.read_bytes())
+        source = self.directory.parent / asked["state"]
+        with suppress(FileNotFoundError) if source.parent == self.directory else held(source.parent):
+            saved = check(source, asked["manifest_sha256"])
+            before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
+            differs = fingerprint.differences(before, self.fingerprint)
+            state = read(saved)
+            told = {"step": state.step, "manifest_sha256": saved.manifest_sha256, "differs": differs}
+            taken = take(state, told)
+            # Only a state of another run is written: this run's own is here, and must never be gone for a moment.
+            if source.parent != self.directory:
+                self._publish(source.name, taken)
+        for newer in (path for path in states_of(self.directory) if path.name > source.name):
+            shutil.rmtree(newer)
+        request.unlink()
+        lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs))
+        print(f"going on from {source}, as `ldm resume` asked; what differs:{lines or ' nothing'}", flush=True)
 
     def commit(self, state: State, num_kept: int) -> None:
         """Make a state the newest one, durably, then drop all but the `num_kept` newest.
@@ -144,7 +189,7 @@ class Run:
         """
         assert self._lock is not None, "a run commits only while it is open"
         self._publish(f"step-{state.step:09d}", state)
-        for old in sorted(self.directory.glob("step-*"))[:-num_kept]:
+        for old in states_of(self.directory)[:-num_kept]:
             shutil.rmtree(old)
 
     def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
@@ -160,7 +205,8 @@ class Run:
         if not directory.exists():
             return None
         try:
-            return _read(directory)
+            check(directory)
+            return _mapped(directory)
         except IntegrityError as error:
             print(f"{error}\nit is computed again", file=sys.stderr, flush=True)
             return None
@@ -196,30 +242,84 @@ class Run:
         except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
             raise self._unwritable(state, error) from error
-        _check(final)
+        check(final)
 
     def _unwritable(self, state: State, error: Exception) -> MachineError:
         needed = sum(tensor.nbytes for tensor in state.tensors.values())
         found = f"{error}; {shutil.disk_usage(self.directory).free} bytes are free"
-        fix = "free space or mend the disk and run again: it goes on from the last state, which is unharmed"
+        fix = "free space or repair the disk and run again: it goes on from the last state, which is unharmed"
         return MachineError(str(self.directory), found, f"room for a state of {needed} bytes", fix)
 
     def _report_changes(self) -> None:
-        others = [path for path in self.directory.parent.glob("*/fingerprint.json")]
-        if not others:
+        others = [path for path in self.directory.parent.glob(f"*/{FINGERPRINT}")]
+        if not others or (self.directory.parent / REQUEST).exists():
             return
         newest = max(others, key=lambda path: path.stat().st_mtime)
         before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
-        keys = [key for key in {**before, **self.fingerprint} if before.get(key) != self.fingerprint.get(key)]
-        shown = [f"  {key}: {before.get(key)} -> {self.fingerprint.get(key)}" for key in keys[:_NUM_SHOWN_CHANGES]]
-        more = [f"  and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
-        print(f"fresh run; {newest.parent} differs in", *shown, *more, sep="\n", flush=True)
+        shown = [f"  {line}" for line in fingerprint.in_words(fingerprint.differences(before, self.fingerprint))]
+        print(f"fresh run; {newest.parent} differs in", *shown, sep="\n", flush=True)
+        if states := states_of(newest.parent):
+            name = f"{newest.parent.parent.name}/{newest.parent.name}"
+            told = f"to go on from its {states[-1].name} all the same, stop this, `ldm resume {name}`, and run it again"
+            print(told, flush=True)
+
+
+def states_of(run: Path) -> list[Path]:
+    """Folders of the states in a run directory, the newest last."""
+    return sorted(run.glob("step-*"))
+
+
+def parts_of(run: Path) -> list[Path]:
+    """Folders of all states and units in a run directory."""
+    return [*states_of(run), *sorted(run.glob("unit-*"))]
+
+
+def last_used(run: Path) -> float:
+    """When a run was last opened, or a state of it saved: seconds since the epoch."""
+    return max(path.stat().st_mtime for path in (run, *run.glob(FINGERPRINT), *parts_of(run)))
+
+
+@contextmanager
+def held(run: Path) -> Generator[None]:
+    """Nobody else works in a run directory meanwhile. MachineError: somebody does."""
+    lock = locks.take(run / "lock")
+    try:
+        yield
+    finally:
+        locks.release(lock)
+
+
+def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
+    """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
+    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns what was removed, in words.
+    """
+    request = stage / REQUEST
+    asked = stage / json.loads(request.read_bytes())["state"] if request.exists() else None
+    spared = (spare, asked and asked.parent)
+    runs = sorted((path for path in stage.iterdir() if path.is_dir() and path not in spared), key=last_used)[::-1]
+    filled = [run for run in runs if parts_of(run)]
+    kept = filled if machine.num_kept_runs is None else filled[: machine.num_kept_runs]
+    removed: list[str] = []
+    for run in runs:
+        days = (time.time() - last_used(run)) / _SECONDS_PER_DAY
+        if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
+            continue
+        with suppress(MachineError, OSError), held(run):  # what cannot be removed now must not end a training
+            told = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
+            shutil.rmtree(run)
+            removed += [told] if run in filled else []
+    return removed
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
     for tensor_name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            fix = "lower the learning rate of the training it comes from; what was saved before is kept"
+            fix = "lower learning_rate of the training it comes from, then `ldm resume STATE` with one of `ldm runs`"
             raise NumericsError(str(directory), f"{tensor_name} is not finite in {name}", "finite numbers", fix)
 
 
@@ -238,6 +338,13 @@ def _write(directory: Path, state: State) -> None:
     _sync(directory)
 
 
+def replace_json(path: Path, value: object) -> None:
+    """Write a JSON file as a whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    artifact.write_json(new, value)
+    new.replace(path)
+
+
 def _sync(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
@@ -246,94 +353,34 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _check(directory: Path) -> None:
-    """IntegrityError unless the files of a state have the hashes that its manifest says."""
+def check(directory: Path, manifest_sha256: str | None = None) -> Saved:
+    """A state whose files have the hashes that its manifest says. IntegrityError: not so, it cannot be read, or it has
+    another manifest than `manifest_sha256`."""
     path = directory / _MANIFEST
-    fix = "nothing: it is passed over"
+    fix = "see `ldm runs` for what else is saved, or start afresh"
     try:
-        manifest: dict[str, str] = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        manifest: dict[str, str] = json.loads(data)
+        if sorted(manifest) != sorted((_TENSORS, _VALUES)):
+            raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
+        found = hashlib.sha256(data).hexdigest()
+        if manifest_sha256 not in (None, found):
+            raise IntegrityError(str(path), f"SHA-256 {found}", str(manifest_sha256), fix)
+        for name, sha256 in manifest.items():
+            artifact.check_file(directory / name, sha256)
     except (OSError, ValueError) as error:
         raise IntegrityError(str(path), str(error), "the hashes of a state", fix) from None
-    if sorted(manifest) != sorted((_TENSORS, _VALUES)):
-        raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
-    for name, sha256 in manifest.items():
-        artifact.check_file(directory / name, sha256)
+    return Saved(directory, found)
 
 
-def _read(directory: Path) -> State:
-    _check(directory)
+def read(saved: Saved) -> State:
+    """Exactly this state. IntegrityError: it is gone, damaged, or was written again since."""
+    check(saved.directory, saved.manifest_sha256)
+    state = _mapped(saved.directory)
+    # Copies, since mapped tensors would change with their file, and a training updates them in place.
+    return State(state.step, {name: t.clone() for name, t in state.tensors.items()}, state.values)
+
+
+def _mapped(directory: Path) -> State:
     values: dict[str, Any] = json.loads((directory / _VALUES).read_bytes())
     return State(values.pop("step"), artifact.open_tensors(directory / _TENSORS), values)
-
-
-class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM, SIGINT, or the death of an ancestor up to `dvc`.
-
-    A context manager. A second SIGINT acts as without it. Killing `dvc` or a launcher leaves their children running, so
-    every ancestor up to the topmost of them is watched through a pidfd (where the system has them).
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._done = threading.Event()
-        self._handlers: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._on_signal)
-        watched = _watched_ancestors()
-        if watched:
-            threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = f"{signal.Signals(number).name} received"
-        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
-
-    def _watch(self, watched: Mapping[int, str]) -> None:
-        poller = poll()
-        for file in watched:
-            poller.register(file, POLLIN)
-        while not self._done.is_set():
-            for file, _ in poller.poll(500):
-                self.reason = f"{watched[file]} died"
-                self._done.set()
-        for file in watched:
-            os.close(file)
-
-
-def units(work: Sequence[T], name: str, unit: str, accelerator: "Accelerator") -> Iterator[T]:
-    """This process's share of independent units of work, under a progress bar.
-
-    Stopped: the process was asked to stop; the unit at hand was finished first.
-    """
-    mine = work[accelerator.process_index :: accelerator.num_processes]
-    with StopRequest() as stop:
-        for item in each(mine, name, unit, len(mine), is_shown=accelerator.is_main_process):
-            yield item
-            if stop.reason is not None:
-                fix = "run it again: what is done is kept"
-                raise Stopped(name, stop.reason, f"{len(work)} units of work", fix)
-
-
-def _watched_ancestors() -> dict[int, str]:
-    """Descriptor -> name of every ancestor up to the topmost launcher; empty if no launcher started this process."""
-    if not hasattr(os, "pidfd_open"):
-        return {}
-    watched: list[tuple[psutil.Process, bool]] = []
-    for process in psutil.Process().parents():
-        with suppress(psutil.Error):
-            names = {Path(argument).name for argument in process.cmdline()[:4]}
-            watched.append((process, bool(names & _LAUNCHERS)))
-    last = max((i for i, (_, is_launcher) in enumerate(watched) if is_launcher), default=-1)
-    files: dict[int, str] = {}
-    for process, _ in watched[: last + 1]:
-        with suppress(ProcessLookupError, psutil.Error):
-            files[os.pidfd_open(process.pid)] = f"{process.name()} ({process.pid})"
-    return files

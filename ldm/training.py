@@ -7,7 +7,7 @@ its tensors and one integer. Nothing waits for the device between two rows of th
 import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldm import artifact, attention, plots
-from ldm.errors import MachineError, NumericsError, Stopped
+from ldm import attention, ranks
+from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
+from ldm.history import History, Row
 from ldm.params.training import TrainingParams
 from ldm.progress import Progress
-from ldm.state import Run, State, StopRequest
+from ldm.state import Run, State
+from ldm.stopping import StopRequest
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
 KeysAtStep = Callable[[int], list[str]]
 Validate = Callable[[nn.Module], dict[str, float]]
 Picture = Callable[[nn.Module, Path], None]
-Row = dict[str, float]
 
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
 _NUM_SHOWN_KEYS = 8
-
-
-@dataclass(frozen=True)
-class History:
-    """What was logged: one row per `log_every_steps` updates (means over them), one per validation, and for every
-    update that was skipped its step and the keys of its samples."""
-
-    training: list[Row]
-    validation: list[Row]
-    skipped: list[dict[str, Any]]
-
-    def write(self, directory: Path) -> None:
-        """Write `curves.csv`, `validation.csv`, `skipped_updates.json` and, drawn from the tables, `curves.png`."""
-        artifact.write_json(directory / "skipped_updates.json", self.skipped)
-        plots.draw_curves(self.write_tables(directory), directory / "curves.png")
-
-    def write_tables(self, directory: Path) -> dict[str, Path]:
-        """Write `curves.csv` and `validation.csv`; returns label -> file."""
-        tables = {"training": directory / "curves.csv", "validation": directory / "validation.csv"}
-        plots.write_table(tables["training"], self.training)
-        plots.write_table(tables["validation"], self.validation)
-        return tables
+_NUM_COMPARED_BATCHES = 3
 
 
 def learning_rate_at(step: int, params: TrainingParams) -> float:
@@ -97,11 +77,10 @@ class _Loop:
         self.optimizer = _make_optimizer(list(self.weights.values()), params)
         # Updates with a non-finite loss or gradient: in all, in a row now, most in a row, and the last one's step.
         self.bad = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
-        # Which updates of the current row of the curve were bad.
-        self.is_bad = torch.zeros(params.log_every_steps, dtype=torch.bool, device=accelerator.device)
         self.sums: dict[str, Tensor] = {}
         self.step = 0
-        self.history = History([], [], [])
+        self.history = History([], [], [], [])
+        self._open_row()
 
     def update(self) -> None:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
@@ -142,9 +121,19 @@ class _Loop:
         in_row = torch.where(is_good, 0, in_row + 1)
         last = torch.where(is_good, last, self.step)
         self.bad = torch.stack([in_all + ~is_good, in_row, torch.maximum(most, in_row), last])
-        self.is_bad[(self.step - 1) % len(self.is_bad)] = ~is_good
+        self.is_bad[self.step - 1 - self._row_start] = ~is_good
         for name, value in {**scalars, "num_good": torch.ones_like(scalars["loss"])}.items():
             self.sums[name] = self.sums.get(name, 0) + torch.where(is_good, value, 0)
+
+    def _open_row(self) -> None:
+        """Start a row of the curve: scalars are summed again, and no update of it was bad."""
+        self.sums = {}
+        self.is_bad = torch.zeros(self.params.log_every_steps, dtype=torch.bool, device=self.accelerator.device)
+
+    @property
+    def _row_start(self) -> int:
+        """Updates before the first one of the row that is open."""
+        return int(self.history.training[-1]["step"]) if self.history.training else 0
 
     def agree(self, is_asked: bool) -> bool:
         """Whether any process was asked to stop; the scalars of all processes are averaged on the same occasion."""
@@ -167,26 +156,24 @@ class _Loop:
         in_all, _, most, last = self.bad.tolist()
         learning_rate = learning_rate_at(self.step - 1, self.params)
         row: Row = {"step": self.step, **dict(zip(names, values, strict=True)), "learning_rate": learning_rate}
-        self.history.training.append({**row, "num_skipped": in_all})
-        self.sums = {}
         self._log_skipped()
+        self.history.training.append({**row, "num_skipped": in_all})
+        self._open_row()
         if most >= self.params.max_nonfinite_steps:
             found = f"{most} updates in a row up to step {last} had a non-finite loss or gradient"
             expected = f"fewer than max_nonfinite_steps {self.params.max_nonfinite_steps}"
-            fix = "lower learning_rate or max_grad_norm, or set precision: fp32; the last good state is kept"
+            fix = "lower learning_rate or set precision: fp32, then `ldm resume STATE` with one that `ldm runs` lists"
             raise NumericsError("training", found, expected, fix)
         return row
 
     def _log_skipped(self) -> None:
-        size = len(self.is_bad)
-        first = (self.step - 1) // size * size
         for offset in torch.nonzero(self.is_bad).flatten().tolist():
-            keys = self.keys_at_step(first + offset)
-            self.history.skipped.append({"step": first + offset + 1, "keys": keys})
+            step = self._row_start + offset
+            keys = self.keys_at_step(step)
+            self.history.skipped.append({"step": step + 1, "keys": keys})
             more = f" and {len(keys) - _NUM_SHOWN_KEYS} more" if len(keys) > _NUM_SHOWN_KEYS else ""
-            told = f"step {first + offset + 1}: loss or gradient not finite, update skipped; samples"
+            told = f"step {step + 1}: loss or gradient not finite, update skipped; samples"
             self.accelerator.print(f"{told} {', '.join(keys[:_NUM_SHOWN_KEYS])}{more}", flush=True)
-        self.is_bad.zero_()
 
     @contextmanager
     def averaged(self) -> Generator[None]:
@@ -226,14 +213,40 @@ class _Loop:
                 weight = self.weights[weight_name]
                 self.optimizer.state[weight][part] = tensor.to(weight.device)
         device = self.accelerator.device
+        self.history = History(**{field.name: state.values[field.name] for field in fields(History)})
+        self.step = state.step
+        self._open_row()
         self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}
         self.bad = state.tensors["bad"].to(device)
-        self.is_bad = state.tensors["is_bad"].to(device)
-        self.history = History(**{name: state.values[name] for name in ("training", "validation", "skipped")})
-        self.step = state.step
+        # The open row may be longer than log_every_steps, if that was changed: it ends at the next multiple.
+        done = state.tensors["is_bad"][: self.step - self._row_start].to(device)
+        self.is_bad = torch.cat([done, self.is_bad])
         if state.values["machine"] != self._machine():
             saved = f"saved with {state.values['machine']}, going on with {self._machine()}"
             self.accelerator.print(f"{saved}: equal up to rounding, not in every bit", flush=True)
+
+    def take(self, state: State, told: dict[str, Any]) -> State:
+        """What this training goes on from when it is asked to take over a state of another run.
+
+        told: step and hash of the state and what differs, for the history. IntegrityError: it is a state of another
+        model, or past the last step.
+        """
+        ours = {name: list(tensor.shape) for name, tensor in self.state().tensors.items() if _is_of_model(name)}
+        theirs = {name: list(tensor.shape) for name, tensor in state.tensors.items() if _is_of_model(name)}
+        other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        fix = "undo what differs (`ldm runs` shows it), name another state, or remove resume.json to start afresh"
+        if other:
+            found = f"{other[0]} of shape {theirs.get(other[0])}, and {len(other) - 1} more that do not fit"
+            raise IntegrityError("the state that `ldm resume` named", found, str(ours.get(other[0])), fix)
+        if state.step > self.params.num_steps:
+            expected = f"at most num_steps {self.params.num_steps}"
+            raise IntegrityError("the state that `ldm resume` named", f"step {state.step}", expected, fix)
+        if not told["differs"]:
+            return state
+        bad = state.tensors["bad"].clone()
+        bad[1:3] = 0  # updates in a row are counted from here: what made them bad may be what was changed
+        resumed_from = [*state.values.get("resumed_from", []), told]
+        return State(state.step, {**state.tensors, "bad": bad}, {**state.values, "resumed_from": resumed_from})
 
     def _buffers(self) -> dict[str, Tensor]:
         persistent = self.objective.state_dict().keys()
@@ -243,6 +256,10 @@ class _Loop:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
         threads, backend = torch.get_num_threads(), attention.active()
         return {"device": device, "processes": world, "threads": threads, "attention": backend}
+
+
+def _is_of_model(name: str) -> bool:
+    return name.startswith(("weights.", "ema.", "buffers."))
 
 
 def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
@@ -294,24 +311,47 @@ def train(
 
     Raises:
         Stopped: the process was asked to stop; the state after the current step is saved.
-        NumericsError: too many updates in a row were not finite. MachineError: the directory is in use, cannot be
-            written, or the global batch cannot be divided over the processes.
+        NumericsError: too many updates in a row were not finite.
+        IntegrityError: the processes differ in params, inputs, code, packages, weights, samples or the state they read.
+        MachineError: another process ended, the directory is in use, cannot be written, or the global batch cannot be
+            divided over the processes.
     """
-    loop = _Loop(objective, batch_at_step, keys_at_step, params, accelerator)
-    with ExitStack() as on_error:
+    with ExitStack() as on_error, ranks.together():
         on_error.callback(run.close)
+        ranks.agree(run.fingerprint)
+        if ranks.count() > 1:  # before all take the weights of the first one
+            ranks.agree(
+                ranks.checksums(objective.state_dict()), "start all from equal packages on machines of one kind"
+            )
+        loop = _Loop(objective, batch_at_step, keys_at_step, params, accelerator)
         if accelerator.is_main_process:
             run.open()
-        accelerator.wait_for_everyone()
-        if (saved := run.load()) is not None:
-            loop.restore(saved)
-            accelerator.print(f"{name}: going on from step {saved.step} in {run.directory}", flush=True)
-        del saved  # as large as the model and its optimizer
+            run.adopt(loop.take)
+        _restore(loop, run, name)
+        coming = range(loop.step, loop.step + _NUM_COMPARED_BATCHES)
+        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
         _run_steps(loop, run, validate, picture, name)
         on_error.pop_all()  # the run is the caller's until the result stands in its place
     loop.swap()
     objective.eval()
     return loop.history
+
+
+def _restore(loop: _Loop, run: Run, name: str) -> None:
+    """Go on from the newest good state of the run, if it has one."""
+    if (found := run.load(loop.accelerator)) is not None:
+        loop.restore(found)
+        loop.accelerator.print(f"{name}: going on from step {loop.step} in {run.directory}", flush=True)
+    _compare(loop)
+
+
+def _compare(loop: _Loop) -> None:
+    """IntegrityError on every process unless weights, averages, optimizer and counts are equal on all."""
+    if ranks.count() > 1:
+        fix = (
+            "run this again: it goes on from the last saved state; use machines of one kind with equal machine.threads"
+        )
+        ranks.agree(ranks.checksums(loop.state().tensors), fix)
 
 
 def _run_steps(loop: _Loop, run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
@@ -342,10 +382,11 @@ def _validate(loop: _Loop, validate: Validate, picture: Picture | None, run: Run
             if picture is not None:
                 picture(loop.objective, run.directory / f"picture-{loop.step:09d}.png")
             loop.history.write_tables(run.directory)
-    loop.accelerator.wait_for_everyone()
+    ranks.wait()
 
 
 def _save(loop: _Loop, run: Run) -> None:
+    _compare(loop)
     if loop.accelerator.is_main_process:
         run.commit(loop.state(), loop.params.num_kept_states)
-    loop.accelerator.wait_for_everyone()
+    ranks.wait()

@@ -14,7 +14,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor
 
-from ldm import artifact, clip, config, state, workspace
+from ldm import artifact, clip, config, fingerprint, ranks, state, stopping, workspace
 from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, CacheWriter, KeptRows
 from ldm.captions import Captions
 from ldm.corpora import SPLITS
@@ -69,17 +69,17 @@ def write_shards(
     shards there are."""
     kept = KeptRows(run)
     new = [caption for caption in captions if caption not in kept]
-    accelerator.wait_for_everyone()
-    for start in state.units(range(0, len(new), num_per_shard), "embed_text", "shard", accelerator):
+    ranks.wait()
+    for start in stopping.units(range(0, len(new), num_per_shard), "embed_text", "shard", accelerator):
         part = new[start : start + num_per_shard]
         run.keep(artifact.sha256_json(part), encode_part(part), {"captions": part})
-    accelerator.wait_for_everyone()
+    ranks.wait()
     kept = KeptRows(run)
     starts = range(0, len(captions), num_per_shard)
     for number in stage.share_of(len(starts), accelerator):
         start = starts[number]
         writer.write_shard(number, kept.gather(captions[start : start + num_per_shard]))
-    accelerator.wait_for_everyone()
+    ranks.wait()
     if accelerator.is_main_process:
         run.retain(kept.keys_of(captions))
     return len(starts)
@@ -88,7 +88,8 @@ def write_shards(
 def main() -> str:
     params = config.read(EmbedTextParams, "embed_text")
     paths = config.read(PathsParams, "paths")
-    accelerator = stage.start("fp32", config.read(MachineParams, "machine"))
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start("fp32", machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
     captions = sorted({text for split in splits.values() for texts in split.texts for text in texts})
     model, encoder = clip.load(Path(paths.clip))
@@ -97,8 +98,8 @@ def main() -> str:
     context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
     num_truncated = int((num_tokens > context_tokens).sum())
     inputs = {"clip": encoder.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
-    made_by = state.fingerprint(params, inputs)
-    run = state.Run(workspace.runs(paths.runs), "embed_text", made_by)
+    made_by = fingerprint.of(params, inputs)
+    run = state.Run(workspace.runs(paths.runs), "embed_text", made_by, machine)
 
     def encode_part(part: list[str]) -> dict[str, Tensor]:
         return encode(model, part, params, context_tokens, accelerator.device)

@@ -14,7 +14,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor
 
-from ldm import artifact, attention, config, images, latents, state, workspace
+from ldm import artifact, attention, config, fingerprint, images, latents, ranks, state, stopping, workspace
 from ldm.autoencoder import Autoencoder, to_signal
 from ldm.cache import LATENTS, CacheWriter
 from ldm.params.encode_latents import EncodeLatentsParams
@@ -56,7 +56,7 @@ def write_shards(
 ) -> None:
     """This process's share of a split: one shard of latents per shard of images, unless `run` has kept it."""
     name = f"encode_latents {shards.directory.name}"
-    for number in state.units(range(shards.num_shards), name, "shard", accelerator):
+    for number in stopping.units(range(shards.num_shards), name, "shard", accelerator):
         key = shards.shard_sha256[number]
         if (kept := run.kept(key)) is not None:
             writer.write_shard(number, kept.tensors)
@@ -64,13 +64,14 @@ def write_shards(
         tensors = encode(autoencoder, shards, shards.shard_samples(number), params, accelerator.device)
         writer.write_shard(number, tensors)
         run.keep(key, tensors)
-    accelerator.wait_for_everyone()
+    ranks.wait()
 
 
 def main() -> str:
     params = config.read(EncodeLatentsParams, "encode_latents")
     paths = config.read(PathsParams, "paths")
-    accelerator = stage.start(params.precision, config.read(MachineParams, "machine"))
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start(params.precision, machine)
     passport, tensors = artifact.read(Path(paths.autoencoder), "autoencoder")
     autoencoder = Autoencoder(AutoencoderParams.model_validate(passport.config))
     autoencoder.load_state_dict(tensors)
@@ -79,8 +80,8 @@ def main() -> str:
     size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(accelerator.device, shapes, params.precision, trains=False)
-    made_by = state.fingerprint(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
-    run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by)
+    made_by = fingerprint.of(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
+    run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
     summary = ""
     with (
         run.opened(accelerator),

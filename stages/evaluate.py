@@ -13,7 +13,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import artifact, attention, clip, config, evaluation, images, metrics, plots, report, samples
+from ldm import artifact, attention, clip, config, evaluation, images, metrics, plots, ranks, report, samples
 from ldm.captions import Captions
 from ldm.corpora import SPLITS, shapes_extractor
 from ldm.params.evaluate import EvaluateParams
@@ -67,7 +67,7 @@ def main() -> str:
         for number in each(mine, "evaluate", "unit", len(mine), is_shown=accelerator.is_main_process):
             subject, rows = units[number]
             evaluation.write_unit(parts, subject, rows, instruments.measure(subject, rows, params.batch_size))
-        accelerator.wait_for_everyone()
+        ranks.wait()
         summary = ""
         if accelerator.is_main_process:
             matching = None

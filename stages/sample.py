@@ -12,7 +12,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import config, samples, state, workspace
+from ldm import config, fingerprint, ranks, samples, state, stopping, workspace
 from ldm.cache import TextEmbeddings
 from ldm.corpora import SPLITS
 from ldm.errors import IntegrityError
@@ -56,7 +56,8 @@ def read_pictures(run: state.Run, unit: samples.Unit) -> samples.Pictures:
 def main() -> str:
     params = config.read(SampleParams, "sample")
     paths = config.read(PathsParams, "paths")
-    accelerator = stage.start(params.precision, config.read(MachineParams, "machine"))
+    machine = config.read(MachineParams, "machine")
+    accelerator = stage.start(params.precision, machine)
     embeddings = TextEmbeddings(Path(paths.embeddings))
     generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, accelerator.device)
     generator.check_latents(Path(paths.latents))
@@ -65,15 +66,15 @@ def main() -> str:
     sets = samples.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
-    made_by = state.fingerprint(params, {**inputs, "device": accelerator.device.type})
-    run = state.Run(workspace.runs(paths.runs), "sample", made_by)
+    made_by = fingerprint.of(params, {**inputs, "device": accelerator.device.type})
+    run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)
     with run.opened(accelerator):
         work = samples.units(sets, params.num_samples_per_shard)
-        for unit in state.units(work, "sample", "shard", accelerator):
+        for unit in stopping.units(work, "sample", "shard", accelerator):
             if kept_pictures(run, unit) is None:
                 pictures, origins = pictures_of(generator, embeddings, unit, params)
                 run.keep(unit.key, {"images": pictures}, {"origins": [origin.model_dump() for origin in origins]})
-        accelerator.wait_for_everyone()
+        ranks.wait()
         with stage.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:
                 samples.write(folder, sets, partial(read_pictures, run), params, inputs)

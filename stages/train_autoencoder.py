@@ -11,7 +11,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import artifact, attention, config, randomness, state, workspace
+from ldm import artifact, attention, config, fingerprint, randomness, state, workspace
 from ldm.autoencoder import Autoencoder, ReconstructionObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -39,7 +39,7 @@ def main() -> str:
     attention.prove(accelerator.device, shapes, params.training.precision, trains=True)
     attention.prove(accelerator.device, shapes, "fp32", trains=False)  # the metrics
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", state.fingerprint(params, inputs))
+    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(params, inputs), machine)
     history = train(
         objective,
         batches,
@@ -57,7 +57,7 @@ def main() -> str:
         if accelerator.is_main_process:
             facts = {"factor": params.network.factor, "latent_channels": params.network.latent_channels}
             settings = params.network.model_dump(mode="json")
-            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts)
+            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts | history.facts)
             artifact.write_json(results / "metrics.json", metrics)
             history.write(results)
             measurement.draw(objective, results / "reconstructions.png")

@@ -15,15 +15,16 @@ from ldm import stage  # before torch, which reads once how its threads wait
 import torch
 from torch import Tensor, nn
 
-from ldm import artifact, clip, config, images, state, workspace
+from ldm import artifact, clip, config, fingerprint, images, state, workspace
 from ldm.captions import Captions
 from ldm.clip import contrastive
 from ldm.clip.pretrained import pretrained
+from ldm.history import History
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
 from ldm.params.train_clip import TrainClipParams
 from ldm.shards import Shards
-from ldm.training import History, train
+from ldm.training import train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,7 +129,7 @@ def main() -> str:
     accelerator = stage.start(params.training.precision if params.training else "fp32", machine)
     pairs, val = Pairs(paths, "train"), Pairs(paths, "val")
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
-    run = state.Run(workspace.runs(paths.runs), "train_clip", state.fingerprint(params, inputs))
+    run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(params, inputs), machine)
     if params.pretrained is None:
         model, history = train_new(params, pairs, val, accelerator, run)
     else:
@@ -138,7 +139,7 @@ def main() -> str:
         if accelerator.is_main_process:
             with torch.no_grad():
                 metrics = measure(model.eval(), val, params, accelerator.device)
-            model.save(folder, inputs, {"pretrained": params.pretrained})
+            model.save(folder, inputs, {"pretrained": params.pretrained} | (history.facts if history else {}))
             artifact.write_json(results / "metrics.json", metrics)
             if history is not None:
                 history.write(results)

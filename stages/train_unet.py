@@ -11,7 +11,7 @@ from ldm import stage  # before torch, which reads once how its threads wait
 
 import torch
 
-from ldm import artifact, attention, config, denoising, randomness, state, workspace
+from ldm import artifact, attention, config, denoising, fingerprint, randomness, state, workspace
 from ldm.diffusion import DenoisingObjective
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -43,7 +43,7 @@ def main() -> str:
         unet.compile()
     validation = denoising.Validation(inputs.val, params, accelerator)
     pictures = denoising.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(workspace.runs(paths.runs), "train_unet", state.fingerprint(params, sha256))
+    run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(params, sha256), machine)
     batches = denoising.LatentBatches(inputs.train, params)
     history = train(
         objective,
@@ -61,7 +61,7 @@ def main() -> str:
     with stage.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
         if accelerator.is_main_process:
             settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}
-            facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout}
+            facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout} | history.facts
             artifact.write(weights, "unet", settings, unet.state_dict(), sha256, facts)
             artifact.write_json(results / "metrics.json", metrics)
             history.write(results)

@@ -16,9 +16,10 @@ from ldm import stage
 from ldm.errors import IntegrityError, MachineError, Stopped
 from ldm.params.machine import MachineParams
 from tests.stage_scripts import forget_accelerator
+from tests.training_data import KEPT
 
 ROOT = Path(__file__).parents[1]
-MACHINE = MachineParams(threads=1, num_workers=0, attention="math", compile=False)
+MACHINE = MachineParams(threads=1, num_workers=0, attention="math", compile=False, **KEPT)
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 ONE_PROCESS = """
@@ -27,7 +28,10 @@ sys.path.insert(0, {root!r})
 from ldm import stage
 from ldm.params.machine import MachineParams
 
-machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False)
+machine = MachineParams(
+    threads=None, num_workers=0, attention="math", compile=False,
+    num_kept_runs=None, max_run_age_days=None, keep_finished_states=False,
+)
 accelerator = stage.start("fp32", machine)
 import torch
 print(accelerator.num_processes, accelerator.mixed_precision, torch.get_num_threads())
@@ -42,7 +46,7 @@ from ldm import stage
 from ldm.params.machine import MachineParams
 
 def main():
-    machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False)
+    machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})
     accelerator = stage.start("fp32", machine)
     assert torch.get_num_threads() == 2
     with stage.output(Path("out"), accelerator) as folder:
@@ -447,7 +451,7 @@ def test_every_stage_imports_ldm_before_what_may_load_torch(path: Path) -> None:
 
 def test_two_processes_share_an_output(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES.format(root=str(ROOT)))
+    script.write_text(TWO_PROCESSES.format(root=str(ROOT), kept=KEPT))
     launcher = str(Path(sys.executable).with_name("accelerate"))
     command = [
         launcher,

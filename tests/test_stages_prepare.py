@@ -18,6 +18,7 @@ from ldm.errors import ConfigError, IntegrityError
 from ldm.params.paths import PathsParams
 from ldm.shards import Shards
 from tests.corpora import CLEANING
+from tests.training_data import KEPT
 
 SCRIPT = Path(__file__).parents[1] / "stages" / "prepare.py"
 SHAPES = {
@@ -42,7 +43,7 @@ def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
         "max_reject_fraction": 0.05,
         "num_examples": 4,
     }
-    machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False}
+    machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False} | KEPT
     paths = {name: f"data/{name}" for name in PathsParams.model_fields}
     stream = io.BytesIO()
     YAML().dump({"paths": paths, "machine": machine, "prepare": prepare | changes}, stream)

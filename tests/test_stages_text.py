@@ -15,7 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ldm import artifact, clip, images, shards
+from ldm import artifact, clip, images, runs, shards
 from ldm.autoencoder import Autoencoder, LatentScale, to_signal
 from ldm.cache import LATENTS, Cache, TextEmbeddings
 from ldm.errors import ConfigError, IntegrityError, Stopped
@@ -24,6 +24,7 @@ from ldm.params.train_clip import ClipParams
 from ldm.plots import read_table
 from tests.import_closure import ROOT
 from tests.stage_scripts import run, script
+from tests.training_data import KEPT
 
 COUNTS = {"train": 10, "val": 6, "unseen": 0, "held_out": 0}
 NUM_ENCODED = 12
@@ -70,7 +71,7 @@ CLIP = {
     },
 }
 PARAMS: dict[str, Any] = {
-    "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False},
+    "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
     "train_clip": {
         "pretrained": None,
         "architecture": None,
@@ -176,6 +177,19 @@ def test_train_clip_writes_a_model_that_learned(here: Path):
     assert model.context_width == 16
     assert {"curves.csv", "validation.csv", "curves.png"} < set(contents("data/clip_results"))
     assert not any(Path("runs/train_clip").iterdir())
+
+
+def test_a_finished_clip_is_trained_on_and_its_passport_says_so(here: Path):
+    change("machine", keep_finished_states=True)
+    run("train_clip")
+    assert "resumed_from" not in artifact.read_passport(Path("data/clip"), clip.KIND).facts
+    longer = TRAINING["num_steps"] + 2
+    change("train_clip", training=TRAINING | {"num_steps": longer})
+    runs.ask(Path("runs"), "train_clip")
+    run("train_clip")
+    (found,) = artifact.read_passport(Path("data/clip"), clip.KIND).facts["resumed_from"]
+    assert found["step"] == TRAINING["num_steps"]
+    assert found["differs"] == {"params.training.num_steps": [TRAINING["num_steps"], longer]}
 
 
 def test_train_clip_copies_a_pretrained_artefact(here: Path):

@@ -15,14 +15,14 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm import artifact, attention
+from ldm import artifact, attention, runs
 from ldm.autoencoder import Autoencoder
 from ldm.errors import ConfigError, MachineError, Stopped
 from ldm.params.networks import AutoencoderParams, UNetParams
 from ldm.unet import UNet
 from tests.import_closure import ROOT
 from tests.stage_scripts import script
-from tests.training_data import AUTOENCODER, UNET, write_all
+from tests.training_data import AUTOENCODER, KEPT, UNET, write_all
 
 NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
 RESULTS = {
@@ -44,6 +44,9 @@ COMPILED_UNET = UNET | {
 }
 OBJECT = {"train_autoencoder": "ReconstructionObjective", "train_unet": "UNet"}
 OUT = {"train_autoencoder": "autoencoder", "train_unet": "unet"}
+
+
+MACHINE = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT
 
 
 def write_params(root: Path, **sections: Any) -> None:
@@ -209,6 +212,28 @@ def test_a_compiled_training_equals_a_plain_one_in_every_bit(
     assert calls == [OBJECT[name]] * (1 + is_stopped)
     again = files(workspace, name)
     assert [file for file in plain if plain[file] != again[file]] == []
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])
+def test_a_finished_training_is_extended_and_its_passport_says_so(workspace: Path, name: str):
+    params = {"train_autoencoder": AUTOENCODER, "train_unet": UNET}[name]
+    kept = MACHINE | {"keep_finished_states": True}
+    write_params(workspace, machine=kept)
+    script(name).main()
+    short = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    assert "resumed_from" not in short.facts
+    state = next((workspace / "runs" / name).glob("*/step-000000006"))
+    changed = params | {"training": params["training"] | {"num_steps": 9}, "num_pictures": 1}
+    write_params(workspace, machine=kept, **{name: changed})
+    runs.ask(workspace / "runs", name)
+    script(name).main()
+    passport = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    sha256 = artifact.sha256_file(state / "manifest.json")
+    differs = {"params.training.num_steps": [6, 9]}
+    assert passport.facts["resumed_from"] == [{"step": 6, "manifest_sha256": sha256, "differs": differs}]
+    rows = (workspace / "data" / f"{OUT[name]}_results" / "curves.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "3", "6", "9"]
+    assert passport.content_sha256 != short.content_sha256
 
 
 def test_another_seed_gives_other_weights(workspace: Path):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -5,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
 from ldm import artifact, state
-from ldm.errors import MachineError, NumericsError
-from ldm.state import Run, State, StopRequest
+from ldm.errors import IntegrityError, MachineError, NumericsError
+from ldm.params.machine import MachineParams
+from ldm.state import Run, State
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +31,11 @@ def opened(tmp_path: Path, **fingerprint: object) -> Run:
     return run
 
 
+def newest(run: Run) -> State | None:
+    saved = run.choose()
+    return None if saved is None else state.read(saved)
+
+
 def same(a: State | None, b: State) -> bool:
     assert a is not None
     return a.step == b.step and a.values == b.values and all(torch.equal(a.tensors[k], t) for k, t in b.tensors.items())
@@ -35,10 +43,10 @@ def same(a: State | None, b: State) -> bool:
 
 def test_a_state_comes_back_and_old_ones_go(tmp_path: Path):
     run = opened(tmp_path)
-    assert run.load() is None
+    assert newest(run) is None
     for step in (1, 2, 10):
         run.commit(at(step), num_kept=2)
-    assert same(run.load(), at(10))
+    assert same(newest(run), at(10))
     assert sorted(p.name for p in run.directory.glob("step-*")) == ["step-000000002", "step-000000010"]
 
 
@@ -55,10 +63,39 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path, capfd: pytest.CaptureFix
         path.unlink()
     else:
         path.write_bytes(data if damage == "flip" else data[:-3])
-    assert same(run.load(), at(1))
+    assert same(newest(run), at(1))
     assert "step-000000002" in capfd.readouterr().err
     run.commit(at(2), num_kept=3)
-    assert same(run.load(), at(2))
+    assert same(newest(run), at(2))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_state_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+):
+    run = opened(tmp_path)
+    for step in (1, 2):
+        run.commit(at(step), num_kept=3)
+    real = artifact.check_file
+
+    def fails(path: Path, sha256: str) -> None:
+        if path.parent.name == "step-000000002":
+            raise OSError(number, os.strerror(number))
+        real(path, sha256)
+
+    monkeypatch.setattr(artifact, "check_file", fails)
+    assert same(newest(run), at(1))
+    assert os.strerror(number) in capfd.readouterr().err
+
+
+def test_exactly_the_chosen_state_is_read(tmp_path: Path):
+    run = opened(tmp_path)
+    run.commit(at(1), num_kept=3)
+    chosen = run.choose()
+    assert chosen is not None and same(state.read(chosen), at(1))
+    run.commit(State(1, {"w": torch.ones(1)}, {}), num_kept=3)
+    with pytest.raises(IntegrityError, match=f"expected {chosen.manifest_sha256}"):
+        state.read(chosen)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, point: int, error: BaseException) -> list[str]:
@@ -109,18 +146,35 @@ def test_an_interrupted_commit_harms_nothing(tmp_path: Path, point: int, kind: s
         assert "bytes are free" in str(caught.value) and "a state of 32 bytes" in str(caught.value)
     run.close()
     again = opened(tmp_path)
-    after = again.load()
+    after = newest(again)
     # Once the name is final the state counts, even if the folder entry was not yet forced to the disk.
     assert same(after, at(2 if point == NUM_POINTS + 1 else 1))
     again.commit(at(3), num_kept=1)
-    assert same(again.load(), at(3))
+    assert same(newest(again), at(3))
     assert not list(again.directory.glob(".*"))
+
+
+def test_a_kill_while_a_run_is_opened_leaves_its_fingerprint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened(tmp_path, **{"params.rate": 0.1, "beside.every": 1}).close()
+    real = Path.write_text
+
+    def cut(path: Path, text: str, **options: Any) -> None:
+        real(path, text[:5], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, **{"params.rate": 0.1, "beside.every": 2})
+    monkeypatch.undo()
+    (path,) = tmp_path.rglob("fingerprint.json")
+    assert json.loads(path.read_text())["beside.every"] == 1
+    opened(tmp_path, **{"params.rate": 0.2})
 
 
 def test_nothing_is_dropped_before_the_new_state_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = opened(tmp_path)
     run.commit(at(1), num_kept=1)
-    monkeypatch.setattr(state, "_check", lambda directory: 1 / 0)
+    monkeypatch.setattr(state, "check", lambda directory: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.commit(at(2), num_kept=1)
     monkeypatch.undo()
@@ -133,7 +187,7 @@ def test_a_nonfinite_state_is_never_committed(tmp_path: Path):
     bad = State(2, {"w": torch.tensor([1.0, float("nan")])}, {})
     with pytest.raises(NumericsError, match="w is not finite in step-000000002"):
         run.commit(bad, num_kept=1)
-    assert same(run.load(), at(1))
+    assert same(newest(run), at(1))
 
 
 def test_a_second_run_in_the_directory_is_refused(tmp_path: Path):
@@ -168,10 +222,10 @@ def test_a_fresh_run_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_units_are_kept_until_they_are_not_needed(tmp_path: Path):
-    first = opened(tmp_path, seed=0)
+    first = opened(tmp_path, **{"params.seed": 0})
     first.keep("old", {"w": torch.ones(2)})
     first.close()
-    run = opened(tmp_path, seed=1)
+    run = opened(tmp_path, **{"params.seed": 1})
     assert run.kept("a") is None and run.kept_keys() == []
     for key in ("b", "a"):
         run.keep(key, {"w": torch.full((2,), ord(key))}, {"key": key})
@@ -179,7 +233,7 @@ def test_units_are_kept_until_they_are_not_needed(tmp_path: Path):
     kept = run.kept("b")
     assert kept is not None and kept.values == {"key": "b again"} and kept.tensors["w"].tolist() == [0, 0]
     assert run.kept_keys() == ["a", "b"]
-    held = Run(tmp_path, "train", {"seed": 2})
+    held = Run(tmp_path, "train", {"params.seed": 2})
     held.open()
     run.retain(["b"])
     assert run.kept_keys() == ["b"]
@@ -200,63 +254,174 @@ def test_a_damaged_unit_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert run.kept("a") is not None
 
 
-class Inner(BaseModel):
-    rate: float
+MACHINE: dict[str, Any] = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
 
 
-class Outer(BaseModel):
-    inner: Inner
-    widths: list[int]
+def machine(**changes: Any) -> MachineParams:
+    kept = {"keep_finished_states": False, "num_kept_runs": None, "max_run_age_days": None}
+    return MachineParams(**{**MACHINE, **kept, **changes})
 
 
-def test_fingerprint_holds_values_inputs_and_code():
-    found = state.fingerprint(Outer(inner=Inner(rate=0.5), widths=[1, 2]), {"images": "ab"})
-    assert found["params.inner.rate"] == 0.5
-    assert found["params.widths"] == [1, 2]
-    assert found["inputs.images"] == "ab"
-    assert found["code.ldm.state"] == artifact.sha256_file(ROOT / "ldm/state.py")
-    assert torch.__version__.startswith(found["packages.torch"])
-    json.dumps(found)
+def test_a_value_that_no_step_depends_on_is_no_other_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = opened(tmp_path, **{"params.seed": 0, "beside.save_every_steps": 5})
+    first.commit(at(1), num_kept=1)
+    first.close()
+    again = opened(tmp_path, **{"params.seed": 0, "beside.save_every_steps": 6})
+    assert same(newest(again), at(1)) and capsys.readouterr().out == ""
+    assert json.loads((again.directory / "fingerprint.json").read_text())["beside.save_every_steps"] == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_handlers_come_back(number: signal.Signals):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert stop.reason is None
-        os.kill(os.getpid(), number)
-        assert stop.reason == f"{number.name} received"
-    assert signal.getsignal(number) is before
+def test_a_fresh_run_says_how_to_go_on_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = opened(tmp_path, **{"params.rate": 0.1})
+    first.commit(at(7), num_kept=1)
+    opened(tmp_path, **{"params.rate": 0.2})
+    out = capsys.readouterr().out
+    assert "params.rate: 0.1 -> 0.2" in out
+    assert f"to go on from its step-000000007 all the same, stop this, `ldm resume train/{first.directory.name}`" in out
 
 
-CHILD = """
-import sys, time
-from ldm.state import StopRequest
-end = time.monotonic() + 20
-with StopRequest() as stop:
-    print("ready", flush=True)
-    while stop.reason is None and time.monotonic() < end:
-        time.sleep(0.02)
-print(stop.reason, flush=True)
-"""
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_last_state_of_a_finished_run_stays_if_asked_for(tmp_path: Path, is_kept: bool):
+    run = Run(tmp_path, "train", {}, machine(keep_finished_states=is_kept))
+    run.open()
+    for step in (1, 2):
+        run.commit(at(step), num_kept=5)
+    run.remove()
+    assert [path.name for path in tmp_path.rglob("step-*")] == (["step-000000002"] if is_kept else [])
+    units = Run(tmp_path, "train", {"params.a": 1}, machine(keep_finished_states=is_kept))
+    units.open()
+    units.keep("a", {"w": torch.ones(2)})
+    units.remove()
+    assert not units.directory.exists(), "units are of no use once their result is written"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_death_of_an_ancestor_stops_the_run(tmp_path: Path, number: signal.Signals):
-    """dvc -> shell -> stage: only dvc is killed."""
-    dvc = tmp_path / "dvc"
-    dvc.symlink_to(shutil.which("bash") or "/bin/bash")
-    (tmp_path / "child.py").write_text(CHILD)
-    inner = f"'{sys.executable}' '{tmp_path}/child.py'; true"
-    process = subprocess.Popen(
-        [str(dvc), "-c", f'bash -c "{inner}"; true'],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.05)
-    process.send_signal(number)
-    process.wait(10)
-    assert process.stdout.readline() == f"dvc ({process.pid}) died\n"
+def aged(tmp_path: Path, seed: int, days: float, step: int | None = 1) -> Run:
+    run = opened(tmp_path, **{"params.seed": seed})
+    if step is not None:
+        run.commit(at(step), num_kept=1)
+    run.close()
+    then = time.time() - days * 86400
+    for path in [*run.directory.rglob("*"), run.directory]:
+        os.utime(path, (then, then))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        ({}, {1, 2, 3, 40}),
+        ({"num_kept_runs": 3}, {1, 2}),  # and the one in use
+        ({"num_kept_runs": 0}, set()),
+        ({"max_run_age_days": 30}, {1, 2, 3}),
+        ({"num_kept_runs": 4, "max_run_age_days": 1.5}, {1}),
+    ],
+)
+def test_old_runs_go_by_number_and_age(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, Any], left: set[int]
+):
+    old = {days: aged(tmp_path, days, days) for days in (40, 1, 3, 2)}
+    empty = aged(tmp_path, 5, 0, step=None)
+    held, asked = aged(tmp_path, 50, 50), aged(tmp_path, 60, 60)
+    request = {"state": f"{asked.directory.name}/step-000000001"}
+    (tmp_path / "train/resume.json").write_text(json.dumps(request))
+    held.open()
+    capsys.readouterr()
+    run = Run(tmp_path, "train", {"params.seed": 99}, machine(**limits))
+    run.open()
+    assert {days for days, each in old.items() if each.directory.exists()} == left
+    assert run.directory.exists() and held.directory.exists() and asked.directory.exists()
+    assert not empty.directory.exists(), "a run without a state is of no use, and takes no place of another"
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("old runs removed")]
+    assert len(told) == (len(left) < 4)
+    assert all(old[days].directory.name in told[0] for days in set(old) - left)
+
+
+def taken(found: State, told: dict[str, Any]) -> State:
+    return State(found.step, found.tensors, {**found.values, "told": told})
+
+
+def ask(run: Run, step: int) -> None:
+    directory = run.directory / f"step-{step:09d}"
+    asked = {
+        "state": f"{run.directory.name}/{directory.name}",
+        "manifest_sha256": state.check(directory).manifest_sha256,
+    }
+    (run.directory.parent / "resume.json").write_text(json.dumps(asked))
+
+
+def test_a_state_that_was_asked_for_becomes_the_newest_of_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = opened(tmp_path, **{"params.rate": 0.1})
+    for step in (1, 2):
+        source.commit(at(step), num_kept=5)
+    source.close()
+    ask(source, 1)
+    run = opened(tmp_path, **{"params.rate": 0.2})
+    for step in (1, 5):
+        run.commit(State(step, {"w": torch.zeros(1)}, {}), num_kept=5)
+    run.adopt(taken)
+    found = newest(run)
+    assert found is not None and (found.step, found.tensors["w"].tolist()) == (1, [[1.0] * 2] * 3)
+    assert found.values["told"]["differs"] == {"params.rate": [0.1, 0.2]} and found.values["told"]["step"] == 1
+    assert "params.rate: 0.1 -> 0.2" in capsys.readouterr().out
+    run.commit(at(2), num_kept=5)
+    run.adopt(taken)
+    assert same(newest(run), at(2)), "it was asked for once"
+    assert len(state.states_of(source.directory)) == 2, "where it came from is left alone"
+
+
+def test_an_earlier_state_of_the_same_run_is_never_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = opened(tmp_path)
+    for step in (1, 2):
+        run.commit(at(step), num_kept=5)
+    ask(run, 1)
+    monkeypatch.setattr(Run, "_publish", lambda *_: 1 / 0)
+    run.adopt(taken)
+    assert same(newest(run), at(1)) and len(state.states_of(run.directory)) == 1
+
+
+def remove(source: Run) -> None:
+    shutil.rmtree(source.directory / "step-000000001")
+
+
+def write_again(source: Run) -> None:
+    source.open()
+    source.commit(State(1, {"w": torch.ones(1)}, {}), num_kept=1)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"), [(remove, IntegrityError), (write_again, IntegrityError), (Run.open, MachineError)]
+)
+def test_a_state_that_is_gone_other_or_in_use_is_refused_and_still_asked_for(
+    tmp_path: Path, change: Callable[[Run], None], error: type[Exception]
+):
+    source = opened(tmp_path, **{"params.rate": 0.1})
+    source.commit(at(1), num_kept=1)
+    source.close()
+    ask(source, 1)
+    change(source)
+    run = opened(tmp_path, **{"params.rate": 0.2})
+    with pytest.raises(error):
+        run.adopt(taken)
+    assert newest(run) is None and (tmp_path / "train/resume.json").exists()
+
+
+@pytest.mark.parametrize("point", range(1, NUM_POINTS + 2))
+def test_a_kill_while_a_state_is_taken_over_loses_neither(tmp_path: Path, point: int):
+    source = opened(tmp_path, **{"params.rate": 0.1})
+    source.commit(at(1), num_kept=1)
+    source.close()
+    ask(source, 1)
+    run = opened(tmp_path, **{"params.rate": 0.2})
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, point, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run.adopt(taken)
+    run.close()
+    again = opened(tmp_path, **{"params.rate": 0.2})
+    again.adopt(taken)
+    found = newest(again)
+    assert found is not None and found.step == 1 and found.values["told"]["differs"]
+    assert not (tmp_path / "train/resume.json").exists()

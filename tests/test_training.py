@@ -2,10 +2,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.errors import MachineError, NumericsError, Stopped
+from ldm import state
+from ldm.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.training import _AdamW, ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, params, run_toy
 
@@ -98,6 +101,13 @@ def test_seed_zero_is_a_seed(tmp_path: Path):
     assert equal(zero, again) and not equal(zero, other)
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_and_ctrl_c_save_the_state(tmp_path: Path, number: int):
+    with pytest.raises(Stopped, match=f"{signal.Signals(number).name} received at step 5"):
+        run_toy(tmp_path, params(), kill_at=4, signal_number=number)
+    assert [path.name for path in tmp_path.rglob("step-*")] == ["step-000000005"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stops", [(0,), (3, 4, 12), (19,)])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, precision: str, stops: tuple[int, ...]):
@@ -116,6 +126,108 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, precision: str
     assert equal(whole.state_dict(), stopped.state_dict())
     assert history == whole_history
     assert [step for step, first, _ in batches.asked if first == 0] == list(range(20)), "a step was lost or done twice"
+
+
+def test_values_that_change_no_step_may_change_on_the_way(tmp_path: Path):
+    """The weights end in the bits of the run that was not stopped; rows of the curve end where they now should."""
+    whole, _ = run_toy(tmp_path / "whole", params(num_steps=24))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"save_every_steps": 3, "num_kept_states": 1},
+        {"log_every_steps": 5, "validate_every_steps": 4},
+        {"log_every_steps": 2, "max_nonfinite_steps": 9},
+    ]
+    bad = {15: 0}
+    for stop, change in zip((4, 10, 16), changes, strict=False):
+        with pytest.raises(Stopped):
+            chosen = params(num_steps=24, **change)
+            run_toy(tmp_path / "stopped", chosen, batches=Batches(chosen, bad), kill_at=stop)
+    last = params(num_steps=24, **changes[-1])
+    batches = Batches(last, bad)
+    toy, history = run_toy(tmp_path / "stopped", last, batches=batches, toy=Toy(seed=3))
+    assert batches.asked[0][0] == 17
+    assert [row["step"] for row in history.training] == [3, 6, 9, 15, 18, 20, 22, 24]
+    assert history.skipped == [{"step": 16, "keys": Batches(last).keys(15)}]
+    without, _ = run_toy(tmp_path / "bad", params(num_steps=24), batches=Batches(params(), bad))
+    assert equal(toy.state_dict(), without.state_dict()) and not equal(toy.state_dict(), whole.state_dict())
+    assert not any("step" in found for found in history.resumed_from)
+
+
+def test_rows_of_a_curve_are_means_over_their_own_steps(tmp_path: Path):
+    _, each = run_toy(tmp_path / "each", params(log_every_steps=1))
+    with pytest.raises(Stopped):
+        run_toy(tmp_path / "two", params(log_every_steps=8), kill_at=6)
+    _, history = run_toy(tmp_path / "two", params(log_every_steps=5))
+    losses = [row["loss"] for row in each.training]
+    ends = [0, 10, 15, 20]
+    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(ends)]
+    assert [row["loss"] for row in history.training] == pytest.approx(means, rel=1e-5)
+
+
+def ask(root: Path, name: str = "step-*") -> Path:
+    """What `ldm resume` does with the newest state of that name."""
+    newest = max(
+        (path for path in root.rglob(name) if path.is_dir()), key=lambda path: (path.name, path.stat().st_mtime)
+    )
+    asked = {"state": f"{newest.parent.name}/{newest.name}", "manifest_sha256": state.check(newest).manifest_sha256}
+    (newest.parents[1] / "resume.json").write_text(json.dumps(asked))
+    return newest
+
+
+def test_a_run_goes_on_under_other_params_if_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(Stopped):
+        run_toy(tmp_path, params(), kill_at=8)
+    saved = ask(tmp_path)
+    lower = params(learning_rate=1e-3)
+    with pytest.raises(Stopped):
+        run_toy(tmp_path, lower, kill_at=12)
+    batches = Batches(lower)
+    _, history = run_toy(tmp_path, lower, batches=batches, toy=Toy(seed=3))
+    assert batches.asked[0][0] == 13, "later saves belong to the same run"
+    assert [row["learning_rate"] for row in history.training[3:]] == pytest.approx(
+        [learning_rate_at(row["step"] - 1, lower) for row in history.training[3:]]
+    )
+    sha256 = state.check(saved).manifest_sha256
+    differs = {"params.learning_rate": [0.01, 0.001]}
+    assert history.resumed_from == [{"step": 9, "manifest_sha256": sha256, "differs": differs}]
+    assert history.facts == {"resumed_from": history.resumed_from}
+    assert "as `ldm resume` asked" in capsys.readouterr().out
+
+
+def test_a_finished_training_is_extended(tmp_path: Path):
+    """As one of the longer schedule that stood at these weights after 20 steps; its own end is a row of the curve."""
+    run_toy(tmp_path, params())
+    ask(tmp_path, "step-000000020")
+    longer = params(num_steps=30)
+    batches = Batches(longer)
+    _, history = run_toy(tmp_path, longer, batches=batches)
+    assert [step for step, _, _ in batches.asked] == list(range(20, 30))
+    assert [row["step"] for row in history.training][6:] == [20, 21, 24, 27, 30]
+    assert history.training[-1]["learning_rate"] == learning_rate_at(29, longer)
+    assert history.resumed_from[0]["differs"] == {"params.num_steps": [20, 30]}
+
+
+def test_what_broke_a_run_may_be_changed(tmp_path: Path):
+    """The fix that the error names: its states count the bad updates, which must not end the next run at once."""
+    bad = {step: 0 for step in (10, 11, 12)}
+    with pytest.raises(NumericsError, match="then `ldm resume STATE`"):
+        run_toy(tmp_path, params(save_every_steps=13, log_every_steps=14), batches=Batches(params(), bad=bad))
+    assert ask(tmp_path).name == "step-000000013"
+    lower = params(learning_rate=1e-3, save_every_steps=13, log_every_steps=14)
+    _, history = run_toy(tmp_path, lower, batches=Batches(lower))
+    assert [row["step"] for row in history.skipped] == [11, 12, 13] and history.training[-1]["step"] == 20
+
+
+@pytest.mark.parametrize("is_other_model", [True, False])
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, is_other_model: bool):
+    run_toy(tmp_path, params())
+    ask(tmp_path)
+    toy = Toy()
+    if is_other_model:
+        toy.net[0] = torch.nn.Conv2d(4, 8, 1)
+    words = r"weights.net.0.weight of shape \[8, 4, 3, 3\].*expected \[8, 4, 1, 1\]" if is_other_model else "step 20"
+    with pytest.raises(IntegrityError, match=words):
+        run_toy(tmp_path, params(num_steps=25 if is_other_model else 15), toy=toy)
 
 
 def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path: Path):
@@ -181,8 +293,8 @@ def test_a_nonfinite_loss_is_never_applied(tmp_path: Path):
     toy, history = run_toy(tmp_path, params(ema_decay=0.0), batches=Batches(params(), bad={19: 3}))
     expected, _ = run_toy(tmp_path / "b", params(ema_decay=0.0, save_every_steps=19))
     assert all(torch.isfinite(value).all() for value in toy.state_dict().values())
-    state = next(p for p in (tmp_path / "b").rglob("step-000000019") if p.is_dir())
-    saved = load_file(state / "tensors.safetensors")
+    folder = next(p for p in (tmp_path / "b").rglob("step-000000019") if p.is_dir())
+    saved = load_file(folder / "tensors.safetensors")
     for name, value in toy.named_parameters():
         if value.requires_grad:
             assert torch.equal(value, saved[f"weights.{name}"]), name

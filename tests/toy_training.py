@@ -21,11 +21,12 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm import randomness
+from ldm import fingerprint, randomness
 from ldm.errors import Stopped
+from ldm.history import History
 from ldm.params.training import TrainingParams
 from ldm.state import Run
-from ldm.training import History, train
+from ldm.training import train
 
 DEFAULTS = {
     "num_steps": 20,
@@ -98,25 +99,35 @@ def accelerator(chosen: TrainingParams) -> Accelerator:
 
 
 def run_toy(
-    root: Path, chosen: TrainingParams, *, toy: Toy | None = None, batches: Batches | None = None, kill_at: int = -1
+    root: Path,
+    chosen: TrainingParams,
+    *,
+    toy: Toy | None = None,
+    batches: Batches | None = None,
+    kill_at: int = -1,
+    signal_number: int = signal.SIGTERM,
+    code: str = "1",
 ) -> tuple[Toy, History]:
-    """Train to the end, or until SIGTERM reaches this process while it draws the batch of step `kill_at`."""
+    """Train to the end, or until a signal reaches this process while it draws the batch of step `kill_at`.
+
+    code: stands for the hash of a module.
+    """
     toy, batches = toy or Toy(), batches or Batches(chosen)
+
+    keys = getattr(batches, "keys", Batches(chosen).keys)
 
     def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
         if step == kill_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal_number)
         return batches(step, rows)
 
     def validate(objective: nn.Module) -> dict[str, float]:
         batch = Batches(chosen)(10**6, slice(0, chosen.batch_size))
         return {name: value.item() for name, value in objective(batch).items()}
 
-    run = Run(root, "toy", chosen.model_dump(mode="json"))
+    run = Run(root, "toy", {**fingerprint.of_params(chosen), "code.toy": code})
     try:
-        history = train(
-            toy, batch_at_step, Batches(chosen).keys, chosen, accelerator(chosen), run, validate=validate, name="toy"
-        )
+        history = train(toy, batch_at_step, keys, chosen, accelerator(chosen), run, validate=validate, name="toy")
     finally:
         run.close()
     return toy, history

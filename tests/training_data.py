@@ -18,6 +18,8 @@ from tests.toy_training import DEFAULTS
 NUM_SAMPLES = {"train": 13, "val": 6}
 SIZE_PX, CHANNELS, LATENT_SIZE, NUM_TOKENS, WIDTH = 16, 4, 4, 5, 8
 
+KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30}
+"""What section machine says of old runs."""
 AUTOENCODER: dict[str, Any] = {
     "network": {
         "patch_px": 2,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 
 
 class EmbedTextParams(Section):
@@ -19,5 +19,5 @@ class EmbedTextParams(Section):
     to a multiple of 8; 77 for models compatible with Stable Diffusion."""
     batch_size: int = Field(gt=0, le=2**16)
     """Captions encoded at a time."""
-    num_captions_per_shard: int = Field(gt=0, le=2**20)
+    num_captions_per_shard: int = Field(gt=0, le=2**20, json_schema_extra=BESIDE)
     """Captions in a file of the cache, which is also the unit of work that processes share out."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 
 
 class EncodeLatentsParams(Section):
@@ -14,6 +14,6 @@ class EncodeLatentsParams(Section):
     """Images encoded at a time."""
     precision: Literal["fp32", "bf16"]
     """Precision of the encoder's matrix products and convolutions."""
-    statistics_tolerance: float = Field(gt=0, le=1)
+    statistics_tolerance: float = Field(gt=0, le=1, json_schema_extra=BESIDE)
     """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel; more than
     0.05 is for corpora too small to measure them."""

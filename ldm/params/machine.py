@@ -20,3 +20,11 @@ class MachineParams(Section):
     """Attention backend; auto = the fastest that runs here."""
     compile: bool
     """Whether torch.compile compiles autoencoder and UNet for their trainings."""
+    keep_finished_states: bool
+    """Whether the last state of a finished training, optimizer included, stays in `runs/`, so that `ldm resume` can go
+    on from it; false = a finished run is removed."""
+    num_kept_runs: NonNegativeInt | None
+    """Former runs of each stage (under other params, inputs or code) whose states stay in `runs/`, newest first, those
+    that a process works in among them; older ones are removed when the stage runs again. null = all."""
+    max_run_age_days: float | None = Field(gt=0)
+    """Days after which a former run that was not touched is removed likewise; null = never."""

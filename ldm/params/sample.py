@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.config import Section, from_values
+from ldm.config import BESIDE, Section, from_values
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -65,9 +65,9 @@ class SampleParams(Section):
     """Guidance sweep."""
     num_samples_per_shard: int = Field(ge=1, le=10**6)
     """Images in a tar of the result, which is also the unit of work that processes share out."""
-    num_grid_columns: int = Field(ge=1, le=32)
+    num_grid_columns: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
     """Images in a row of `grid.png`."""
-    num_grid_rows: int = Field(ge=1, le=32)
+    num_grid_rows: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
     """Rows of seen prompts, and as many of held-out ones below them."""
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 from ldm.params.networks import AutoencoderParams, ReconstructionParams
 from ldm.params.training import TrainingParams
 
@@ -13,7 +13,7 @@ class TrainAutoencoderParams(Section):
     network: AutoencoderParams
     reconstruction: ReconstructionParams
     training: TrainingParams
-    num_validation_samples: int = Field(gt=0)
+    num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
     """Validation images that the curves are taken over (fewer if the split has fewer); the metrics take them all."""
-    num_pictures: int = Field(ge=1, le=256)
+    num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
     """Validation images shown beside their reconstructions."""

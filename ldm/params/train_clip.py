@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 from ldm.params.training import TrainingParams
 
 
@@ -91,7 +91,7 @@ class TrainClipParams(Section):
     twins_together: bool
     """Whether samples 2i and 2i + 1 always share a batch, where the corpus puts scenes that differ only by an exchange
     side by side."""
-    num_validation_pairs: int = Field(ge=2, le=65536)
+    num_validation_pairs: int = Field(ge=2, le=65536, json_schema_extra=BESIDE)
     """Image-caption pairs with distinct captions among which validation retrieves (fewer if the split has fewer)."""
 
     @property

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 from ldm.params.networks import UNetParams
 from ldm.params.training import TrainingParams
 from ldm.schedules import Prediction, ScheduleName, alpha_sigma
@@ -52,9 +52,9 @@ class TrainUNetParams(Section):
     training: TrainingParams
     init_from: str | None
     """Folder of a trained unet to start from, or null."""
-    num_validation_samples: int = Field(gt=0)
+    num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
     """Latents of the validation split that the validation loss is taken over (fewer if the split has fewer)."""
-    num_validation_buckets: int = Field(ge=1, le=20)
+    num_validation_buckets: int = Field(ge=1, le=20, json_schema_extra=BESIDE)
     """Equal slices of the training times for which a validation loss of its own is reported."""
-    num_pictures: int = Field(ge=1, le=64)
+    num_pictures: int = Field(ge=1, le=64, json_schema_extra=BESIDE)
     """Validation latents shown in the picture of one-step predictions."""

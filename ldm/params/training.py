@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.config import Section
+from ldm.config import BESIDE, Section
 
 
 class TrainingParams(Section):
@@ -34,15 +34,15 @@ class TrainingParams(Section):
     """Precision of matrix products and convolutions; weights, optimizer and losses are float32."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of everything random in this stage."""
-    log_every_steps: int = Field(gt=0)
+    log_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
     """Updates per row of the loss curve (the mean over them)."""
-    validate_every_steps: int = Field(gt=0)
+    validate_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
     """Updates between validations and pictures; the last update is always followed by both."""
-    save_every_steps: int = Field(gt=0)
+    save_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
     """Updates between saved states."""
-    num_kept_states: int = Field(ge=1, le=1000)
+    num_kept_states: int = Field(ge=1, le=1000, json_schema_extra=BESIDE)
     """Saved states kept in the run directory."""
-    max_nonfinite_steps: int = Field(ge=1)
+    max_nonfinite_steps: int = Field(ge=1, json_schema_extra=BESIDE)
     """Updates in a row with a non-finite loss or gradient after which the stage gives up."""
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """All checks by name."""
 
-from tests.reliability import commits, flips, kills, numbers, safeguards, sharing
+from tests.reliability import commits, disagreements, flips, kills, numbers, safeguards, sharing
 from tests.reliability.report import Check
 
 CHECKS = {
@@ -59,6 +59,13 @@ CHECKS = {
     ),
     "poisoned_ranks": Check(
         "the same on two real processes: both skip the same updates", numbers.poisoned_ranks, 0, 100
+    ),
+    "disagreeing_ranks": Check(
+        "two processes with another state, params, code, order of samples, weights or folder of runs, or one that is "
+        "killed: no mixed step, both say who has what, all gone within a minute",
+        disagreements.disagreeing_ranks,
+        len(disagreements.KINDS),
+        50 * len(disagreements.KINDS),
     ),
     "cut_pushes": Check(
         "`dvc push` killed on the way while a clone pulls (remote with `verify: true`): the clone takes nothing "

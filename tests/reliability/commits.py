@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ldm.errors import MachineError
-from ldm.state import Run, State
+from ldm.state import Run, State, read
 from tests.import_closure import ROOT
 from tests.reliability import workspace
 from tests.reliability.report import Result
@@ -138,11 +138,16 @@ def _state(step: int, size_kib: int) -> State:
     return State(step, {"w": torch.full((step * size_kib * 8,), float(step))}, {"rows": [step]})
 
 
+def _newest(run: Run) -> State | None:
+    chosen = run.choose()
+    return None if chosen is None else read(chosen)
+
+
 def _after(run: Run, message: str, last: int, ballast: Path, wanted: State) -> str:
     needed = sum(tensor.nbytes for tensor in wanted.tensors.values())
     if "bytes are free" not in message or f"a state of {needed} bytes" not in message:
         return f"message: {message}"
-    loaded = run.load()
+    loaded = _newest(run)
     if (loaded.step if loaded else 0) != last:
         return f"loads {loaded and loaded.step}, last was {last}"
     if last and loaded and not bool((loaded.tensors["w"] == last).all()):
@@ -153,7 +158,7 @@ def _after(run: Run, message: str, last: int, ballast: Path, wanted: State) -> s
     again.open()
     small = State(last + 1, {"w": torch.ones(64)}, {})
     again.commit(small, num_kept=1)
-    after = again.load()
+    after = _newest(again)
     again.close()
     return "" if after is not None and after.step == last + 1 else "does not go on after space was freed"
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ldm import state
+from ldm import stopping
 from tests.reliability import workspace
 from tests.reliability.report import Result
 
@@ -152,7 +152,7 @@ def _record(root: Path) -> Any:
         from ldm import denoising
 
         # This process's ancestors are called python, not accelerate.
-        state._LAUNCHERS = {Path(name).name for name in (sys.executable, os.path.realpath(sys.executable), "python")}
+        stopping._LAUNCHERS = {Path(name).name for name in (sys.executable, os.path.realpath(sys.executable), "python")}
         real, real_exit = denoising.LatentBatches.__call__, os._exit
 
         def drawn(batches: Any, step: int, rows: slice) -> Any:

@@ -32,7 +32,7 @@ def for_training(root: Path, **training: Any) -> Path:
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs", "autoencoder": "data/autoencoder"}
     sections = {
         "paths": paths,
-        "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False},
+        "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | training_data.KEPT,
         "train_autoencoder": training_data.AUTOENCODER
         | {"training": training_data.AUTOENCODER["training"] | {"num_accumulation_steps": 1} | training},
         "train_unet": training_data.UNET | {"training": training_data.UNET["training"] | training},

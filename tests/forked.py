@@ -1,0 +1,85 @@
+"""Two processes that train together, forked from this one: nothing is imported again, so that hundreds can be tried."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from ldm import stage
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, or minus the signal; None if it had to be killed. And what it printed."""
+
+    code: int | None
+    said: str
+
+
+def run_two(folder: Path, work: Callable[[int], None]) -> list[Ended]:
+    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after a minute is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [_fork(folder / f"said-{rank}.txt", rank, port, work) for rank in range(2)]
+    codes: dict[int, int | None] = {}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(codes) < 2:
+        for rank, child in enumerate(children):
+            if rank not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(found[1])
+            elif rank not in codes and time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                codes[rank] = None
+        time.sleep(0.01)
+    return [Ended(codes[rank], (folder / f"said-{rank}.txt").read_text()) for rank in range(2)]
+
+
+def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with said.open("wb", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in here.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        code = _run(rank, work)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(rank: int, work: Callable[[int], None]) -> int:
+    def main() -> str:
+        work(rank)
+        return "done"
+
+    try:
+        stage.run(main)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0

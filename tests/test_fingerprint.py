@@ -1,0 +1,117 @@
+"""What a result depends on is in a fingerprint, and what it does not is no part of a run's identity."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel, Field
+
+from ldm import fingerprint
+from ldm.config import BESIDE
+from tests import training_data
+from tests.toy_training import params
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Inner(BaseModel):
+    rate: float
+    num_pictures: int = Field(json_schema_extra=BESIDE)
+
+
+class Outer(BaseModel):
+    inner: Inner
+    widths: list[int]
+
+
+def test_it_holds_values_inputs_code_and_packages():
+    section = Outer(inner=Inner(rate=0.5, num_pictures=3), widths=[1, 2])
+    found = fingerprint.of(section, {"images": "ab"})
+    assert found["params.inner.rate"] == 0.5
+    assert found["params.widths"] == [1, 2]
+    assert found["beside.inner.num_pictures"] == 3
+    assert found["inputs.images"] == "ab"
+    assert found["code.ldm.fingerprint"] == fingerprint.sha256_code(ROOT / "ldm/fingerprint.py")
+    assert torch.__version__.startswith(found["packages.torch"])
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "is_free"),
+    [
+        ("save_every_steps", True),
+        ("num_kept_states", True),
+        ("validate_every_steps", True),
+        ("log_every_steps", True),
+        ("max_nonfinite_steps", True),
+        ("learning_rate", False),
+        ("max_grad_norm", False),
+        ("num_steps", False),
+        ("seed", False),
+        ("batch_size", False),
+        ("ema_decay", False),
+    ],
+)
+def test_values_that_change_no_step_are_no_part_of_the_identity(key: str, is_free: bool):
+    changed = params(**{key: 0.7 if key in ("ema_decay", "learning_rate", "max_grad_norm") else 16})
+    identities = [fingerprint.identity(fingerprint.of_params(each)) for each in (params(), changed)]
+    assert (identities[0] == identities[1]) == is_free
+
+
+def test_values_of_looking_are_no_part_of_it_either():
+    unet = [training_data.unet_params(), training_data.unet_params(num_pictures=1, num_validation_samples=4)]
+    autoencoder = [training_data.autoencoder_params(), training_data.autoencoder_params(num_pictures=1)]
+    for pair in (unet, autoencoder):
+        assert pair[0] != pair[1]
+        before, after = (fingerprint.identity(fingerprint.of_params(each)) for each in pair)
+        assert before == after
+
+
+CODE = '''"""A module."""
+
+import math
+
+
+class A:
+    """A class."""
+
+    size: int = 3
+    """What it means."""
+
+    def area(self, r: float) -> float:
+        """Of a circle."""
+        return math.pi * r**2  # exact
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("  # exact", "", True),
+        ("import math\n", "# why\n\n\nimport math\n", True),
+        ("Of a circle.", "Of a disc.", True),
+        ('"""A module."""', "", True),
+        ("What it means.", "Another text.", True),
+        ("math.pi * r**2", "(math.pi * r**2)", True),
+        ("r**2", "r**3", False),
+        ("size: int = 3", "size: int = 4", False),
+        ('"""Of a circle."""', 'print("circle")', False),
+    ],
+)
+def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path, old: str, new: str, is_same: bool):
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text(CODE)
+    assert old in CODE
+    after.write_text(CODE.replace(old, new))
+    assert (fingerprint.sha256_code(before) == fingerprint.sha256_code(after)) == is_same
+
+
+def test_differences_name_both_values_params_first():
+    before = {"code.a": "1" * 64, "params.rate": 0.1, "params.width": 8, "beside.every": 5}
+    now = {"code.a": "2" * 64, "params.rate": 0.2, "params.width": 8, "beside.every": 6, "code.b": "3" * 64}
+    found = fingerprint.differences(before, now)
+    assert list(found) == ["params.rate", "code.a", "code.b"]
+    assert found["code.b"] == ["(none)", "3" * 64]
+    lines = fingerprint.in_words(found, most=2)
+    assert lines == ["params.rate: 0.1 -> 0.2", f"code.a: {'1' * 12} -> {'2' * 12}", "and 1 more"]
