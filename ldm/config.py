@@ -1,8 +1,7 @@
 """Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from ldm import system
+from ldm import plain_yaml, system
 from ldm.errors import ConfigError
 
 PARAMS = Path("params.yaml")
@@ -40,14 +35,6 @@ _LIMITS = {
     "minLength": "with length >=",
     "pattern": "matching",
 }
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "timestamp", "str", "seq", "map", "merge")}
-_TEXTS = (f"{_TAG}str", f"{_TAG}merge")
-"""What a key may be: a text, or `<<`, which takes over the keys of another mapping."""
-_MAX_DEPTH = 20
-_MAX_VALUES = 10_000
-_MAX_DIGITS = 100
-
 Loc = tuple[int | str, ...]
 Json = dict[str, Any]
 
@@ -90,7 +77,7 @@ class Document:
             raise ConfigError(str(path), f"byte {error.start} is no UTF-8", "a text", "save it as UTF-8") from None
         except OSError as error:
             raise system.explain(error, str(path), ConfigError) from None
-        self._node, data = _load(text, path)
+        self._node, data = plain_yaml.load(text, path)
         if not isinstance(data, dict):
             fix = "copy params.yaml or a file of recipes/ and change that"
             raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", fix)
@@ -216,105 +203,6 @@ def _keys(values: Any, loc: Loc) -> list[str]:
     for part in loc:
         values = values[part]
     return list(values) if isinstance(values, Mapping) else []
-
-
-def _load(text: str, path: Path) -> tuple[Node | None, Any]:
-    """The nodes of a file and its values."""
-    if directive := re.search(r"^%(?!YAML 1\.2\s*$).*", text, re.MULTILINE):
-        line = text.count("\n", 0, directive.start()) + 1
-        raise ConfigError(f"{path}:{line}", directive[0][:60], "YAML 1.2 without directives", "delete the line")
-    yaml: Any = YAML(typ="safe", pure=True)
-    try:
-        _check_depth(yaml.parse(text), path)
-        root: Node | None = yaml.compose(text)
-        if root is None:
-            return None, None
-        _Plain(path, yaml.constructor).count(root, ())
-        return root, yaml.constructor.construct_document(root)
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        found = f"character U+{error.character:04X}"
-        raise ConfigError(f"{path}:{line}", found, "characters that can be printed", "delete the character") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = " ".join(str(error.problem or error.context).split())
-        raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}", problem, "YAML 1.2", "correct the line") from None
-
-
-def _check_depth(events: Iterable[Event], path: Path) -> None:
-    """ConfigError if values lie too deep for the parser of nodes, which calls itself for every level; that of events
-    does not."""
-    depth = 0
-    for event in events:
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            fix = "close what is open, or copy a file of recipes/"
-            found, where = f"values more than {_MAX_DEPTH} deep", f"{path}:{event.start_mark.line + 1}"
-            raise ConfigError(where, found, "the few levels of params.yaml", fix)
-
-
-class _Plain:
-    """Refuses nodes that are YAML, and nothing that a params file can mean."""
-
-    def __init__(self, path: Path, constructor: Any) -> None:
-        self._path, self._constructor = path, constructor
-        self._counts: dict[int, int] = {}
-
-    def count(self, node: Node, parents: tuple[Node, ...]) -> int:
-        """Number of values in a node, those of an alias each time. ConfigError: one of them is not plain."""
-        where = self._where(node)
-        if any(parent is node for parent in parents):
-            fix = "write the value out instead of *alias"
-            raise ConfigError(where, "a value within itself", "values that end", fix)
-        if len(parents) > _MAX_DEPTH:
-            raise ConfigError(where, f"values more than {_MAX_DEPTH} deep", "fewer levels", "write fewer aliases")
-        if id(node) in self._counts:
-            return self._counts[id(node)]
-        if node.tag not in _PLAIN:
-            fix = "write the value without a tag, and a text in quotes"
-            raise ConfigError(where, f"tag {node.tag}", "a number, text, list or mapping", fix)
-        inner: list[Node] = []
-        if isinstance(node, ScalarNode):
-            self._check_scalar(node)
-        elif isinstance(node, MappingNode):
-            for key, _ in node.value:
-                self._check_key(key)
-            inner = [value for _, value in node.value]
-        elif isinstance(node, SequenceNode):
-            inner = node.value
-        total = 1 + sum(self.count(value, (*parents, node)) for value in inner)
-        if total > _MAX_VALUES:
-            raise ConfigError(where, f"more than {_MAX_VALUES} values", "fewer", "write fewer values or aliases")
-        self._counts[id(node)] = total
-        return total
-
-    def _where(self, node: Node) -> str:
-        return f"{self._path}:{node.start_mark.line + 1}"
-
-    def _check_key(self, key: Node) -> None:
-        if isinstance(key, ScalarNode) and key.tag in _TEXTS:
-            self._check_scalar(key)
-            return
-        shown = str(key.value)[:60] or "nothing" if isinstance(key, ScalarNode) else "a list or mapping"
-        raise ConfigError(self._where(key), f"{shown} as a key", "a word as a key", "correct the key, or remove it")
-
-    def _check_scalar(self, node: ScalarNode) -> None:
-        where, text = self._where(node), str(node.value)
-        odd = next((character for character in text if not character.isprintable()), None)
-        if odd is not None:
-            found = f"character U+{ord(odd):04X} in a value"
-            raise ConfigError(where, found, "characters that can be printed, on one line", "delete the character")
-        if node.tag in _TEXTS:
-            return
-        if len(text) > _MAX_DIGITS:
-            found = f"a number of {len(text)} characters"
-            raise ConfigError(where, found, f"at most {_MAX_DIGITS}", "write a smaller number")
-        try:
-            self._constructor.construct_object(node)
-        except (ValueError, LookupError):  # such as the 31st of February, or no digit
-            kind = node.tag.removeprefix(_TAG)
-            fix = "correct the value, or put a text in quotes"
-            raise ConfigError(where, f"{_show(text)}, which cannot be read", f"a value of kind {kind}", fix) from None
 
 
 def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:

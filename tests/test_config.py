@@ -161,7 +161,7 @@ def test_values_that_come_from_no_file_get_the_same_findings() -> None:
         "rate: found -1.0; expected a number > 0 and <= 1",
         "fix: write a number > 0 and <= 1",
         "nmes: unknown key; expected one of rate, pair, names; nearest: names",
-        "fix: rename it to names",
+        "fix: rename it to names, or remove it",
     ]
 
 
