@@ -124,4 +124,5 @@ class _Plain:
         except (ValueError, LookupError):  # such as the 31st of February, or no digit
             kind = node.tag.removeprefix(_TAG)
             fix = "correct the value, or put a text in quotes"
-            raise ConfigError(where, f"{json.dumps(text[:60])}, which cannot be read", f"a value of kind {kind}", fix) from None
+            found = f"{json.dumps(text[:60])}, which cannot be read"
+            raise ConfigError(where, found, f"a value of kind {kind}", fix) from None
