@@ -137,6 +137,7 @@ def main() -> None:
     if options.work:
         work()
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or stopped sides would stay
     found = {cell: median(values) for cell, values in measure(options.threads, options.rounds, options.seconds).items()}
     print(f"{'setting':12} {'threads':>7} {'alone':>12} {'busy':>12}   ms per step")
     for name in SETTINGS:

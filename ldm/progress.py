@@ -17,7 +17,7 @@ class Progress:
     numbers that `note` was given last.
 
     Where stderr is not a terminal: one line after 10 seconds, then one every 30 seconds, and one at the end if all went
-    well.
+    well; short work without numbers has no line.
     """
 
     def __init__(self, name: str, unit: str, total: int | None, *, done: int = 0, is_shown: bool = True) -> None:
@@ -28,6 +28,7 @@ class Progress:
         self._is_shown, self._notes = is_shown, dict[str, float]()
         self._start = time.monotonic()
         self._next_line = self._start + _SECONDS_TO_FIRST_LINE
+        self._has_printed = False
         is_bar = is_shown and sys.stderr.isatty()
         self._bar = tqdm(desc=name, total=total, initial=done, unit=f" {unit}s") if is_bar else None
 
@@ -37,7 +38,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self._is_shown and self._done > self._before:
+        elif kind is None and self._done > self._before and (self._has_printed or self._notes):
             self._print(f"in {_duration(time.monotonic() - self._start)}")
 
     def advance(self) -> None:
@@ -45,7 +46,7 @@ class Progress:
         self._done += 1
         if self._bar is not None:
             self._bar.update()
-        elif self._is_shown and (now := time.monotonic()) >= self._next_line:
+        elif (now := time.monotonic()) >= self._next_line:
             self._next_line = now + _SECONDS_BETWEEN_LINES
             self._print(self._pace(now - self._start))
 
@@ -64,6 +65,9 @@ class Progress:
         return f"{pace}, {_duration((self._total - self._done) * seconds / count)} left"
 
     def _print(self, pace: str) -> None:
+        self._has_printed = True
+        if not self._is_shown:
+            return
         counted = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
         notes = [f"{name} {number:.4g}" for name, number in self._notes.items()]
         line = ", ".join([f"{self._name}: {counted} {self._unit}s", pace, *notes])

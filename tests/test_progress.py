@@ -60,7 +60,6 @@ def test_work_of_unknown_size_and_hours(clock: Clock, capsys: pytest.CaptureFixt
     for _ in progress.each(iter("ab"), "prepare", "sample", None):
         clock.now += 3900
     assert capsys.readouterr().err.splitlines() == [
-        "prepare: 2 samples, in 0 s",
         "prepare: 1 samples, 3900.0 s per sample",
         "prepare: 2 samples, 3900.0 s per sample",
         "prepare: 2 samples, in 2 h 10 min",
