@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm import check, config, fingerprint, state
+from ldm import check, config, fingerprint, state, workspace
 from ldm.errors import ConfigError, MachineError
 from ldm.params.machine import MachineParams
 from ldm.params.paths import PathsParams
@@ -40,7 +40,7 @@ class Kept:
 
 def root() -> Path:
     """Where runs lie. ConfigError: params.yaml has no such section."""
-    return Path(config.read(PathsParams, "paths").runs)
+    return workspace.runs(config.read(PathsParams, "paths").runs)
 
 
 def kept(root: Path) -> list[Kept]:

@@ -74,10 +74,10 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
     if accelerator.device.type == "cpu":
-        accelerator.wait_for_everyone()  # or the start of the others would look like work
+        ranks.wait()  # or the start of the others would look like work
         if accelerator.is_main_process and (warning := _busy_cores(num_threads)):
             print(warning, file=sys.stderr, flush=True)
-        accelerator.wait_for_everyone()
+        ranks.wait()
     return accelerator
 
 

@@ -356,8 +356,7 @@ def _compare(loop: _Loop) -> None:
 
 def _run_steps(loop: _Loop, run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
     params, is_main = loop.params, loop.accelerator.is_main_process
-    progress = Progress(name, "step", params.num_steps, done=loop.step, is_shown=is_main)
-    with StopRequest() as stop, progress:
+    with StopRequest() as stop, Progress(name, "step", params.num_steps, done=loop.step, is_shown=is_main) as progress:
         while loop.step < params.num_steps:
             loop.update()
             is_last = loop.step == params.num_steps

@@ -133,7 +133,7 @@ def test_a_sampler_is_no_part_of_any_training() -> None:
 
 def test_commands_hold_no_value_and_no_machine() -> None:
     for stage, script in SCRIPTS.items():
-        launcher = "python" if stage in ("check", "prepare") else "accelerate launch --quiet"
+        launcher = "python" if stage in ("check", "prepare") else "python -m ldm.launch"
         assert DVC["stages"][stage]["cmd"] == f"{launcher} {name(script)}"
 
 
