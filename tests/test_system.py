@@ -170,7 +170,7 @@ def test_debugging_keeps_every_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
         code_of(lambda: (ROOT / "params.yaml" / "x").read_text())
 
 
-def test_a_bug_is_no_mistake_of_the_user() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         code_of(lambda: 1 // 0)
     with pytest.raises(OSError, match="without a number"):
