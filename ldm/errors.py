@@ -60,6 +60,6 @@ class Stopped(UserError):
 
 
 class Interrupted(UserError):
-    """Ctrl-C while images are made: those that are written stay."""
+    """Ctrl-C: what was written until then stays."""
 
     exit_code: ClassVar[int] = 130

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from ldm.errors import IntegrityError, MachineError, Stopped, UserError
+from ldm.errors import IntegrityError, Interrupted, MachineError, UserError
 
 CLOSED_PIPE = 128 + 13
 """Exit code when nobody reads what is printed (`| head -1`): that of a process which SIGPIPE ends."""
@@ -80,7 +80,7 @@ def run(work: Callable[[], None], prefix: str = "") -> int:
     except KeyboardInterrupt:
         if _is_debugged():
             raise
-        told = Stopped("Ctrl-C", "stopped before the end", "a whole run", "run it again")
+        told = Interrupted("Ctrl-C", "stopped before the end", "a whole run", "run it again")
     except OSError as error:
         if error.errno is None or _is_debugged():
             raise

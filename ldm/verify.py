@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from ldm import config, lineage
 from ldm.errors import ConfigError, IntegrityError
 from ldm.params.paths import PathsParams
@@ -168,19 +166,19 @@ def _record(repo: Any) -> tuple[str, list[str]]:
             notes.append(f"{name} differs from HEAD ({commit}) in {', '.join(changed)}")
     if not notes:
         return f"the commit says (HEAD, {commit})", []
-    notes.append(
-        "compared is what stands here; `git commit` records that, `git checkout NAME; dvc checkout` goes back to HEAD"
-    )
+    notes.append("`git commit` records what is here; `git checkout NAME` and `dvc checkout` go back to HEAD")
     return "the workspace's dvc.lock and .dvc files say, which are not those of HEAD", notes
 
 
 def _records(repo: Any) -> dict[str, dict[str, Any]]:
     """dvc.lock and each .dvc file -> stage -> what it records, in the workspace or the commit that `repo` looks at."""
+    from dvc.utils.serialize import load_yaml
+
     found: dict[str, dict[str, Any]] = {}
     for path in sorted({str(stage.path_in_repo) for stage in repo.index.stages}):
         name = path if path.endswith(".dvc") else str(Path(path).with_name("dvc.lock"))
         place = repo.fs.join(repo.root_dir, name)
-        values = YAML(typ="safe").load(repo.fs.open(place, "rb").read()) if repo.fs.exists(place) else {}
+        values = load_yaml(place, fs=repo.fs) if repo.fs.exists(place) else {}
         found[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
     return found
 

@@ -31,7 +31,7 @@ DOORS = {
     "PIL": ("ldm/images.py", "ldm/corpora/"),
     "accelerate": ("ldm/training.py", "ldm/stage.py", "ldm/launch.py", "stages/"),
     "yaml": ("ldm/launch.py",),
-    "ruamel": ("ldm/config.py", "ldm/plain_yaml.py", "ldm/verify.py"),
+    "ruamel": ("ldm/config.py", "ldm/plain_yaml.py"),
     "safetensors": ("ldm/artifact.py", "ldm/cache.py", "ldm/state.py"),
     "webdataset": ("ldm/shards.py", "ldm/corpora/webdataset.py"),
     "matplotlib": ("ldm/plots.py",),

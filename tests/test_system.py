@@ -160,7 +160,7 @@ def test_ctrl_c_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    assert system.run(interrupted) == 75
+    assert system.run(interrupted) == 130
     assert capsys.readouterr().err == "Ctrl-C: stopped before the end; expected a whole run\nfix: run it again\n"
 
 
@@ -170,7 +170,7 @@ def test_debugging_keeps_every_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
         code_of(lambda: (ROOT / "params.yaml" / "x").read_text())
 
 
-def test_a_bug_is_no_mistake_of_the_user() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         code_of(lambda: 1 // 0)
     with pytest.raises(OSError, match="without a number"):
