@@ -14,7 +14,8 @@ NOT_LISTED = {"paths", "machine"}  # paths reach dvc.yaml by templating; machine
 
 
 def closure(script: Path, root: Path = ROOT) -> list[str]:
-    """The script and every file of `ldm` that it imports, directly or not, at module level or in a function."""
+    """The script and every file of `ldm` that it imports, directly or not, at module level or in a function; weights
+    beside a module, under its name, belong to it."""
     found: dict[str, None] = {}
     waiting = [script]
     while waiting:
@@ -22,6 +23,9 @@ def closure(script: Path, root: Path = ROOT) -> list[str]:
         name = path.relative_to(root).as_posix()
         if name not in found:
             found[name] = None
+            weights = path.with_suffix(".safetensors")
+            if weights.is_file():
+                found[weights.relative_to(root).as_posix()] = None
             waiting += imported_files(path, root)
     return sorted(found, key=lambda name: (not name.startswith("stages/"), name))
 
