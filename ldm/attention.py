@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -127,10 +127,24 @@ def attend(
     return _active(q, k, v)
 
 
-def kernels_of_others() -> AbstractContextManager[object]:
+@contextmanager
+def kernels_of_others() -> Generator[None]:
     """For networks of other packages, which call PyTorch's attention themselves: while entered, that call is written
-    out where `attend` trains with math, for the same reason."""
-    return sdpa_kernel(SDPBackend.MATH) if _active in (math, math_or_sdpa) else nullcontext()
+    out where `attend` trains with math, for the same reason, and its products are of the type of its inputs.
+
+    PyTorch would widen bf16 to float32 there, which costs a CPU a twelfth of a CLIP's training and makes the bits hang
+    on MKL's choice of code.
+    """
+    if _active not in (math, math_or_sdpa):
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _refusal(backend: Attend, device: torch.device, shape: Shape, precision: Precision, trains: bool) -> str | None:

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm import attention
 from ldm.errors import MachineError
@@ -203,3 +204,27 @@ def test_networks_of_other_packages_write_attention_out_where_ours_do(backend, w
     with attention.kernels_of_others():
         assert torch.backends.cuda.flash_sdp_enabled() is not written_out
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+class Products(TorchDispatchMode):
+    """Types of the matrices that are multiplied while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in str(function):
+            self.types |= {argument.dtype for argument in args if isinstance(argument, torch.Tensor)}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_of_other_packages_multiplies_in_the_type_of_its_inputs(dtype):
+    """PyTorch widens bf16 to float32: slower, and on a CPU another library's products."""
+    attention.use("auto", CPU)
+    q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs(SHAPES[0]))
+    with attention.kernels_of_others(), Products() as products:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    assert products.types == {dtype}
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
