@@ -11,7 +11,7 @@ import os
 # beside one busy process a training of two threads fell to a tenth of its speed. A user's own setting wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# MKL, which multiplies float32 matrices for torch on x86, chooses its code by the kind of CPU, and the order of sums with
-# it. This code is the same on every kind. The trainings multiply in bf16, which is not MKL's; what does not (text
+# MKL, which multiplies float32 matrices for torch on x86, chooses its code by the kind of CPU, and with it the order of
+# sums. This code is the same on every kind. The trainings multiply in bf16, which is not MKL's; what does not (text
 # embeddings, features) takes twice the time. A user's own setting wins.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
