@@ -245,7 +245,10 @@ def _busy_cores(num_threads: int) -> str:
     if not num_busy or len(cores) - num_busy >= wanted:
         return ""
     verb, threads = "is" if num_busy == 1 else "are", "thread" if wanted == 1 else "threads"
-    return f"{num_busy} of {len(cores)} cores {verb} busy with other work: {wanted} {threads} will run slower"
+    found = f"{num_busy} of {len(cores)} cores {verb} busy with other work: {wanted} {threads} will run slower"
+    # Threads wait for each other several hundred times in a step: one that waits for its core holds up the others.
+    free = max(1, (len(cores) - num_busy) // _num_local_processes())
+    return found if free >= num_threads else f"{found} than machine.threads: {free}, whose last bits are others"
 
 
 def _cgroup_cores() -> int:

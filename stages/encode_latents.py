@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import stage  # before torch, which reads once how its threads wait
+from ldm import stage  # before torch, whose MKL reads once how it is to multiply
 
 # isort: split
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that stands beside this script
 
-from ldm import stage  # before torch, which reads once how its threads wait
+from ldm import stage  # before torch, whose MKL reads once how it is to multiply
 
 # isort: split
 
