@@ -77,7 +77,8 @@ class Origin(BaseModel):
             params = others.changed(self.settings)
             texts_of(self.prompt)
         except ConfigError as error:
-            raise IntegrityError(where, f"an origin with {str(error).splitlines()[0]}", "a legal one", _FIX) from error
+            found = str(error).splitlines()[0].replace("; expected", ", where legal is")
+            raise IntegrityError(where, f"an origin with {found}", "a legal one", _FIX) from error
         most = min(params.batch_size, MAX_REPLAY_BATCH)
         if self.batch_size > most:
             expected = f"at most {most}, all of which a replay computes"

@@ -225,7 +225,7 @@ def check_refusals(png: bytes, monkeypatch, capsys) -> None:
             (["cut.png"], 4, "cut.png: a damaged PNG"),
             (["damaged.png"], 4, "damaged.png: a damaged PNG"),
             (["many.png"], 4, "many.png: one of a batch of 100000 images"),
-            (["slow.png"], 4, "slow.png: an origin with num_steps: 1000000000"),
+            (["slow.png"], 4, "slow.png: an origin with num_steps: found 1000000000"),
             (["good.png", "--output", "/nonexistent/x.png"], 2, "/nonexistent/x.png: no folder /nonexistent"),
             (["good.png", "--output", "/proc/x.png"], 5, "/proc: no file can be made there"),
             (["good.png", "--output", "good.png"], 2, "good.png: a file that is there already"),

@@ -59,7 +59,8 @@ def test_a_wait_ends_when_the_other_process_ends(tmp_path: Path):
     first, second = run_two(tmp_path, work)
     assert (first.code, second.code) == (5, 9) and time.monotonic() - started < 30
     assert re.search("another one ended or is out of reach .*closed|reset", first.said)
-    assert first.said.count("\n") == 2, "a line and its fix, no traceback"
+    said = [line for line in first.said.splitlines() if not line.startswith("[Gloo]")]  # torch 2.10 says it connects
+    assert len(said) == 2, "a line and its fix, no traceback"
 
 
 def test_only_errors_of_the_exchange_are_taken_for_a_lost_process():

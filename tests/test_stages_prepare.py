@@ -97,7 +97,7 @@ def test_too_many_rejects_end_with_code_3_and_keep_only_the_reasons(folder):
     (folder / "data/source/mine/7.txt").unlink()
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "Traceback" not in done.stderr and done.stdout == ""
-    assert done.stderr.startswith("prepare: 2 of 20 samples rejected: ")
+    assert "\nprepare: 2 of 20 samples rejected: " in f"\n{done.stderr}"
     assert "\nfix: see data/prepare_results/rejected.jsonl" in done.stderr
     rows = [json.loads(line) for line in (folder / "data/prepare_results/rejected.jsonl").read_text().splitlines()]
     assert {row["reason"] for row in rows} == {"NOT_IMAGE", "MISSING_CAPTION"}

@@ -62,7 +62,7 @@ def states(folder: Path, trials: int, seed: int) -> Result:
             chosen = run.choose()
         assert chosen is not None
         if read(chosen).step == 1:
-            raise IntegrityError(said.getvalue(), "", "", "")
+            raise IntegrityError(said.getvalue(), "the state before it", "the newest", "none")
 
     return _one_by_one(
         [newest / name for name in ("tensors.safetensors", "values.json", "manifest.json")], load, trials, seed
@@ -128,7 +128,7 @@ def _at_once(store: Path, check: Callable[[], verify.Report], trials: int, seed:
     Listings of folders have their own turns: without a good one nobody knows what the folder should hold.
     """
     draw, failures, counts = random.Random(seed), list[str](), Counter[str]()
-    good = check().problems
+    good = list(map(str, check().problems))
     files = sorted(path for path in store.rglob("*") if path.is_file() and path.stat().st_size)
     turns = [[p for p in files if p.suffix != ".dir"]] * 4 + [[p for p in files if p.suffix == ".dir"]]
     done = 0
@@ -138,13 +138,13 @@ def _at_once(store: Path, check: Callable[[], verify.Report], trials: int, seed:
         with contextlib.ExitStack() as stack:
             chosen = draw.sample(paths, number)
             flips = [(path, *stack.enter_context(_flipped(path, draw, verify.md5_of_file))) for path in chosen]
-            said = "\n".join(check().problems)
+            said = "\n".join(map(str, check().problems))
             for path, before, after, place in flips:
                 name = path.parent.name + path.name
                 if not (name.removesuffix(".dir") == before and after in said and before in said):
                     failures.append(f"{path} {place}: not named")
         done += number
         counts["checks of the good tree"] += 1
-        if check().problems != good:
+        if list(map(str, check().problems)) != good:
             failures.append("a false alarm")
     return Result(done, done - len(failures), dict(counts), tuple(failures))

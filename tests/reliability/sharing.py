@@ -25,7 +25,7 @@ def cut_pushes(folder: Path, trials: int, seed: int) -> Result:
     repository = workspace.tracked(folder)
     repository.commit()
     draw, counts, failures = random.Random(seed), Counter[str](), list[str]()
-    good = verify.local(repository.root).problems
+    good = list(map(str, verify.local(repository.root).problems))
     num_objects = sum(path.is_file() for path in (repository.root / ".dvc/cache/files").rglob("*"))
     for trial in range(trials):
         remote, clone = folder / f"remote-{trial}", folder / f"clone-{trial}"
@@ -51,17 +51,18 @@ def _cut_push(
     counts["cut on the way"] += push.poll() is None
     _kill_group(push)
     pull.wait(120)
-    taken = [problem for problem in verify.local(clone.root).problems if " has MD5 " in problem]
+    taken = [problem for problem in map(str, verify.local(clone.root).problems) if " has MD5 " in problem]
     if taken:
         return f"the clone took {taken[0]}"
-    problems = verify.remote("team", repository.root).problems
+    problems = list(map(str, verify.remote("team", repository.root).problems))
     counts["corrupt objects in the remote, named"] += sum(" has MD5 " in problem for problem in problems)
     _delete(re.findall(r"good copy: delete (.+) from the remote; rm -rf (\S+); dvc push", "\n".join(problems)))
     repository.run("dvc", "push")
     clone.run("dvc", "pull")
     if verify.remote("team", repository.root).problems:
         return "the second push did not complete it"
-    found = [problem.replace(str(clone.root), str(repository.root)) for problem in verify.local(clone.root).problems]
+    problems = map(str, verify.local(clone.root).problems)
+    found = [problem.replace(str(clone.root), str(repository.root)) for problem in problems]
     return "" if found == good else f"the clone has {found}"
 
 
