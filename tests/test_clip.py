@@ -1,4 +1,9 @@
+import hashlib
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ldm import clip
+from ldm import attention, clip
 from ldm.clip.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
 from ldm.clip.pretrained import pretrained
 from ldm.errors import ConfigError, IntegrityError
@@ -366,6 +371,45 @@ def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
     assert two["loss"].item() == pytest.approx(loss.item(), abs=1e-6)
     largest = max(gradient.abs().max() for gradient in one.values())
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5 * largest
+
+
+def trained_bits() -> str:
+    """Hash of a CLIP after three updates in bf16, and of text features, which are float32."""
+    attention.use("auto", torch.device("cpu"))
+    torch.set_num_threads(1)
+    network = params(causal=False)
+    model = clip.build(network.model_copy(update={"embed_dim": 128}), 0)
+    objective, generator = ContrastiveObjective(model).train(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(objective.parameters(), 1e-3, fused=True)
+    batch = {"image": images(64), "ids": torch.randint(0, 800, (64, 16), generator=generator)}
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    bits = hashlib.sha256(model.eval().text_features(batch["ids"]).detach().numpy().tobytes())
+    for weight in objective.parameters():
+        bits.update(weight.detach().numpy().tobytes())
+    return bits.hexdigest()
+
+
+def test_bits_of_a_training_do_not_hang_on_which_code_mkl_chooses_for_the_cpu():
+    """COMPATIBLE is the one path that MKL has on every x86; on any other the first three updates differ from it."""
+    script = "from tests.test_clip import trained_bits; print(trained_bits())"
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parents[1],
+            env=environment | setting,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for setting in ({}, {"MKL_CBWR": "COMPATIBLE"})
+    ]
+    assert len(found[0].strip()) == 64 and found[0] == found[1]
 
 
 def test_a_batch_holds_sample_and_caption_once():
