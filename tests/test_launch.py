@@ -14,6 +14,7 @@ from accelerate.commands.config.config_args import ClusterConfig, default_config
 from ldm import launch
 from ldm.errors import MachineError
 from tests.import_closure import ROOT
+from tests.training_data import KEPT
 from tests.stage_scripts import script
 
 # As `accelerate config` writes it, with the answer bf16.
@@ -42,7 +43,8 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from ldm import stage
 from ldm.params.machine import MachineParams
-print(stage.threads(MachineParams(threads=None, num_workers=0, attention="math", compile=False)), sys.argv[1:])
+machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False, **{KEPT!r})
+print(stage.threads(machine), sys.argv[1:])
 """
 
 
