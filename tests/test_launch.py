@@ -14,8 +14,8 @@ from accelerate.commands.config.config_args import ClusterConfig, default_config
 from ldm import launch
 from ldm.errors import MachineError
 from tests.import_closure import ROOT
-from tests.training_data import KEPT
 from tests.stage_scripts import script
+from tests.training_data import KEPT
 
 # As `accelerate config` writes it, with the answer bf16.
 ANSWERS: dict[str, Any] = {
