@@ -182,17 +182,24 @@ class Instruments:
             return found
         ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
         found["clip_text"] = self.clip.text_features(ids).float().cpu()
-        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        own = [subject.prompts[i] for i in rows]
         away = metrics.shuffle_distance(subject.count)
-        found["checks"] = _checks([subject.prompts[i] for i in rows], arrays)
-        found["shuffled_checks"] = _checks([subject.prompts[(i + away) % subject.count] for i in rows], arrays)
+        others = [subject.prompts[(i + away) % subject.count] for i in rows]
+        readings = _read(own, pixels)
+        found["checks"], found["shuffled_checks"] = _checks(own, readings), _checks(others, readings)
         return found
 
 
-def _checks(prompts: Sequence[Prompt], arrays: UInt8[np.ndarray, "b h w 3"]) -> Int8[Tensor, "b checks"]:
+def _read(prompts: Sequence[Prompt], pixels: UInt8[Tensor, "b 3 h w"]) -> list[oracle.SceneReading | None]:
+    """What the oracle sees in each image; nothing where no caption can be checked."""
+    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return [oracle.read(a) if p.claim is not None else None for p, a in zip(prompts, arrays, strict=True)]
+
+
+def _checks(prompts: Sequence[Prompt], readings: Sequence[oracle.SceneReading | None]) -> Int8[Tensor, "b checks"]:
     rows = [
-        {} if prompt.claim is None else oracle.score(prompt.claim, array)
-        for prompt, array in zip(prompts, arrays, strict=True)
+        {} if prompt.claim is None or reading is None else oracle.compare(prompt.claim, reading)
+        for prompt, reading in zip(prompts, readings, strict=True)
     ]
     codes = [[int(row[name]) if name in row else NOT_STATED for name in CHECKS] for row in rows]
     return torch.tensor(codes, dtype=torch.int8)
