@@ -103,12 +103,14 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(_row(f"all {runs[name].seeds['unet']}", [f"{_percent(rows[name], key):.1f}" for key in shown]))
     if len(together) > 1:
         lines += _summary(rows, together, shown)
-    lines += ["", _row("seed changed alone", shown.values()), _row("---", ["---"] * len(shown))]
+    spread_lines: list[str] = []
     for part in SEEDS:
         alone = [name for name, run in runs.items() if all(run.seeds[other] == 0 for other in SEEDS if other != part)]
         if len(alone) > 1:
             spreads = [statistics.stdev(_percent(rows[name], key) for name in alone) for key in shown]
-            lines.append(_row(f"{part} ({len(alone)} values)", [f"± {spread:.1f}" for spread in spreads]))
+            spread_lines.append(_row(f"{part} ({len(alone)} values)", [f"± {spread:.1f}" for spread in spreads]))
+    if spread_lines:
+        lines += ["", _row("seed changed alone", shown.values()), _row("---", ["---"] * len(shown)), *spread_lines]
     origins = sorted({f"{rows[name]['commit']} on {rows[name]['processor']}" for name in runs})
     return "\n".join([*lines, "", f"Percent of whole scenes; commits {', '.join(origins)}; `make seeds`.", ""])
 
