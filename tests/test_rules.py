@@ -23,7 +23,7 @@ SCRIPTS = stage_scripts()
 LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
 PARAMS_FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 USES = ("clip", "unet", "inception")
-FOLDERS = ("ldm", "stages", "tests", "benchmarks", "docs")
+FOLDERS = ("ldm", "stages", "tests", "benchmarks", "studies", "docs")
 PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 DOORS = {
     "xformers": ("ldm/attention.py",),

@@ -124,6 +124,8 @@ def test_a_file_that_is_bad_everywhere_is_fetched_from_a_remote_or_made_again(
 def test_the_lock_of_the_workspace_is_compared_with_that_of_head(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Repository.at(root).run("git", "rm", "--cached", "--quiet", "--ignore-unmatch", "dvc.lock")
+    Repository.at(root).run("git", "commit", "--quiet", "--allow-empty", "--message", "no dvc.lock")
     code, said = run(capsys)
     assert code == 0 and "every byte as the workspace's dvc.lock and .dvc files say" in said
     assert re.search(r"dvc\.lock differs from HEAD \(\w{7}\) in check \(only here\), embed_text \(only here\), ", said)

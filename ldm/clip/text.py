@@ -19,8 +19,8 @@ _OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_caus
 
 
 def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """What `ldm.clip.load` returns, equal in every bit of a caption's states and features, but without an image tower
-    (unless the text tower has options that only open_clip knows). IntegrityError: missing, corrupt or no CLIP."""
+    """What `ldm.clip.load` returns, but without an image tower (unless the text tower has options that only open_clip
+    knows): a caption's states and features are equal up to rounding. IntegrityError: missing, corrupt or no CLIP."""
     cfg: dict[str, Any] = artifact.read_passport(directory, KIND).config["model_cfg"]
     if set(cfg["text_cfg"]) - _OPTIONS:
         return load(directory)
