@@ -6,6 +6,7 @@ last convolution, start at zero: the untrained network predicts zero and its blo
 """
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -79,7 +80,7 @@ class Level(nn.Module):
     def block(self, number: int, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Residual block `number` and the attention block behind it, if there is one."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._block, number, h, time, context, use_reentrant=False)
+            return cast(Tensor, checkpoint(self._block, number, h, time, context, use_reentrant=False))
         return self._block(number, h, time, context)
 
     def _block(self, number: int, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
