@@ -61,18 +61,15 @@ def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
-        code = _run(rank, work)
+        code = exit_code(lambda: _done(rank, work))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _run(rank: int, work: Callable[[int], None]) -> int:
-    def main() -> str:
-        work(rank)
-        return "done"
-
+def exit_code(main: Callable[[], str]) -> int:
+    """What a process ends with whose stage has this `main`; a bug shows its traceback."""
     try:
         stage.run(main)
     except SystemExit as error:
@@ -83,3 +80,8 @@ def _run(rank: int, work: Callable[[int], None]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _done(rank: int, work: Callable[[int], None]) -> str:
+    work(rank)
+    return "done"

@@ -15,8 +15,9 @@ import psutil
 import torch
 from ruamel.yaml import YAML
 
-from ldm import artifact, plots, stage, state
+from ldm import artifact, plots, state
 from tests import stage_scripts, trained_data, training_data
+from tests.forked import exit_code
 from tests.import_closure import ROOT
 from tests.repository import Repository
 
@@ -109,17 +110,12 @@ def fork(root: Path, name: str, before: Callable[[], None] = lambda: None) -> in
 def _run(name: str, before: Callable[[], None]) -> int:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    try:
-        before()
-        stage.run(stage_scripts.script(name).main)
-    except SystemExit as error:
-        return int(error.code or 0)
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-        return 1
-    return 0
+    def main() -> str:
+        before()
+        return stage_scripts.script(name).main()
+
+    return exit_code(main)
 
 
 def wait(child: int) -> int:
