@@ -179,11 +179,11 @@ def _load(options: argparse.Namespace, document: config.Document, num_threads: i
     """With as many threads as the stages take, unless a number is given: the last bits of an image depend on it."""
     import torch
 
-    from ldm import pipeline, stage
+    from ldm import cores, pipeline
     from ldm.params.machine import MachineParams
 
     machine = document.read(MachineParams, "machine")
-    torch.set_num_threads(num_threads or stage.threads(machine))
+    torch.set_num_threads(num_threads or cores.threads(machine))
     return pipeline.Pipeline.load(device=options.device)
 
 

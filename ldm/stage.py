@@ -1,6 +1,5 @@
 """What every stage needs around its work: an honest exit, processes and threads, an output that appears as a whole."""
 
-import math
 import os
 import shutil
 import sys
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ldm import locks, system
+from ldm import cores, locks, system
 from ldm.errors import MachineError
 from ldm.params.machine import MachineParams
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-_LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
-"""Variables that `accelerate launch` or torchrun set for the processes they start."""
-_SECONDS_OF_WATCHING_CORES = 0.1
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def run(main: Callable[[], str]) -> None:
@@ -59,7 +54,7 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
 
     from ldm import attention, ranks
 
-    num_threads = threads(machine)
+    num_threads = cores.threads(machine)
     torch.set_num_threads(num_threads)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
@@ -73,11 +68,6 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
-    if accelerator.device.type == "cpu":
-        ranks.wait()  # or the start of the others would look like work
-        if accelerator.is_main_process and (warning := _busy_cores(num_threads)):
-            print(warning, file=sys.stderr, flush=True)
-        ranks.wait()
     return accelerator
 
 
@@ -186,78 +176,6 @@ def _put_back(places: Sequence[_Place]) -> None:
 def share_of(count: int, accelerator: "Accelerator") -> range:
     """The units of work, of `count`, that this process does: every `num_processes`-th one."""
     return range(accelerator.process_index, count, accelerator.num_processes)
-
-
-def threads(machine: MachineParams) -> int:
-    """CPU threads of this process: `machine.threads`, else the user's OMP_NUM_THREADS, else `default_threads()`."""
-    return machine.threads or _asked_threads() or default_threads()
-
-
-def default_threads() -> int:
-    """Physical cores that this process may use, at most SLURM_CPUS_PER_TASK, shared between the processes that run on
-    this machine; at least 1."""
-    import psutil
-
-    allowed = len(_cores())
-    physical = psutil.cpu_count(logical=False) or allowed
-    task = _number(os.environ.get("SLURM_CPUS_PER_TASK", "")) or allowed
-    return max(1, min(physical, allowed, task, _cgroup_cores()) // _num_local_processes())
-
-
-def _asked_threads() -> int | None:
-    """OMP_NUM_THREADS, if the user set it. A launcher sets it to 1 where it is not set: what the user set is in the
-    launcher's own environment."""
-    import psutil
-
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if _LAUNCHED & os.environ.keys():
-        try:
-            launcher = psutil.Process(os.getppid())
-            is_option = any("num_cpu_threads" in argument.replace("-", "_") for argument in launcher.cmdline())
-            asked = asked if is_option else launcher.environ().get("OMP_NUM_THREADS", "")
-        except psutil.Error:
-            return None
-    return _number(asked)
-
-
-def _number(text: str) -> int | None:
-    """The first of the counts in a list such as 4,2; None for what is not a count."""
-    first = text.split(",")[0].strip()
-    return int(first) or None if first.isascii() and first.isdigit() else None
-
-
-def _num_local_processes() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _cores() -> list[int]:
-    """Numbers of the cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def _busy_cores(num_threads: int) -> str:
-    """A warning if other processes leave fewer free cores than this launch has threads here, else nothing."""
-    import psutil
-
-    cores, wanted = _cores(), num_threads * _num_local_processes()
-    load = psutil.cpu_percent(_SECONDS_OF_WATCHING_CORES, percpu=True)
-    num_busy = round(sum(load[core] for core in cores if core < len(load)) / 100)
-    if not num_busy or len(cores) - num_busy >= wanted:
-        return ""
-    verb, threads = "is" if num_busy == 1 else "are", "thread" if wanted == 1 else "threads"
-    found = f"{num_busy} of {len(cores)} cores {verb} busy with other work: {wanted} {threads} will run slower"
-    # Threads wait for each other several hundred times in a step: one that waits for its core holds up the others.
-    free = max(1, (len(cores) - num_busy) // _num_local_processes())
-    return found if free >= num_threads else f"{found} than machine.threads: {free}, whose last bits are others"
-
-
-def _cgroup_cores() -> int:
-    """Cores that a container's CPU quota allows, rounded up; a container sees all cores of its host otherwise."""
-    try:
-        quota, period = _CGROUP_LIMIT.read_text(encoding="ascii").split()
-    except OSError:
-        return sys.maxsize
-    return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))
 
 
 def _refuse_launcher_config(num_accumulation_steps: int) -> None:

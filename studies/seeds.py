@@ -2,7 +2,8 @@
 
 Each run is a clone of the commit in `runs/studies/`, with other seeds in its params.yaml, `dvc repro`, and its metrics
 as a row of `docs/seeds.json`. Clones share this repository's DVC cache, so that a stage which the seeds leave alone is
-not computed again. A run that has a row, or was stopped, is not repeated: call it again and it goes on.
+not computed again. A run that has a row, or was stopped, is not repeated: call it again and it goes on. Several runs at
+once (`--at-once 2`) get cores of their own; each has as many threads as it would have alone, so its results are the same.
 
 Five runs change every seed at once: their mean and spread are the score of the default. Others change the seed of one
 stage only, beside the first run: their spreads say what a score varies with most.
@@ -10,19 +11,23 @@ stage only, beside the first run: their spreads say what a score varies with mos
 
 import argparse
 import json
+import os
+import queue
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dvc.utils.serialize import modify_yaml
 
-from ldm import artifact, config
+from ldm import artifact, config, cores
 from ldm.params.paths import PathsParams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,12 +67,17 @@ class Run:
 def plan() -> list[Run]:
     """All runs, without repetition; the first has seed 0 everywhere."""
     together = [Run(dict.fromkeys(SEEDS, seed)) for seed in range(NUM_RUNS)]
-    single = [Run({**dict.fromkeys(SEEDS, 0), part: seed}) for part in SEEDS for seed in range(1, NUM_SINGLE)]
+    single = [
+        Run({**dict.fromkeys(SEEDS, 0), part: seed}) for seed in range(1, NUM_SINGLE) for part in reversed(SEEDS)
+    ]
     return [*together, *single]
 
 
-def do(run: Run) -> dict[str, Any]:
-    """The row of a run: seeds, commit, processor and every metric of its evaluation."""
+def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
+    """The row of a run: seeds, commit, processor and every metric of its evaluation.
+
+    share: the cores that it keeps to while other runs have the rest; what it prints goes to a file then.
+    """
     clone = CLONES / run.name
     if not clone.exists():
         _call(ROOT, "git", "clone", "--quiet", str(ROOT), str(clone))
@@ -79,7 +89,7 @@ def do(run: Run) -> dict[str, Any]:
             for name in inner:
                 owner = owner[name]
             owner[last] = run.seeds[part]
-    _call(clone, "dvc", "repro")
+    _repro(clone, share)
     paths = config.read(PathsParams, "paths", clone / config.PARAMS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
@@ -136,6 +146,19 @@ def _call(folder: Path, *command: str, capture: bool = False) -> str:
     return done.stdout if capture else ""
 
 
+def _repro(clone: Path, share: Sequence[int] | None) -> None:
+    command = [sys.executable, "-m", "dvc", "repro"]
+    if share is None:
+        subprocess.run(command, cwd=clone, check=True)
+        return
+    environment = {cores.NUM_CORES: str(len(os.sched_getaffinity(0))), **os.environ}
+    with clone.with_suffix(".log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=clone, env=environment, stdout=log, stderr=log)
+        os.sched_setaffinity(process.pid, share)
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
+
+
 def read_rows(path: Path = RESULTS) -> dict[str, Any]:
     """Rows of former calls by name of the run."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -149,21 +172,45 @@ def write_readme(rows: Mapping[str, Mapping[str, Any]], readme: Path) -> None:
     readme.write_text(f"{before}{opening}{table(rows)}{closing}{after}", encoding="utf-8")
 
 
+def do_all(runs: Sequence[Run], rows: dict[str, Any], num_at_once: int) -> None:
+    """Do the runs that have no row yet, in their order; after each, write rows and tables."""
+    all_cores = sorted(os.sched_getaffinity(0))
+    shares: queue.Queue[Sequence[int] | None] = queue.Queue()
+    for i in range(num_at_once):
+        shares.put(all_cores[i::num_at_once] if num_at_once > 1 else None)
+    lock = threading.Lock()
+
+    def work(run: Run) -> None:
+        share = shares.get()
+        where = "" if share is None else f" on cores {share}, see {CLONES / run.name}.log"
+        print(f"run {run.name}: {run.seeds}{where}", flush=True)
+        try:
+            row = do(run, share)
+        finally:
+            shares.put(share)
+        with lock:
+            rows[run.name] = row
+            artifact.write_json(RESULTS, rows)
+            write_readme(rows, ROOT / "README.md")
+
+    with ThreadPoolExecutor(num_at_once) as pool:
+        for done in [pool.submit(work, run) for run in runs if run.name not in rows]:
+            done.result()
+
+
 def main() -> None:
-    """Do the runs that have no row yet, in the order of the plan; after each, write rows and tables."""
+    """Do what of the plan has no row yet, and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m studies.seeds", description="Train the default with several seeds."
     )
+    num_cores = len(os.sched_getaffinity(0))
     parser.add_argument("--num-runs", type=int, default=len(plan()), help="how many of the plan's first runs (all)")
+    parser.add_argument("--at-once", type=int, default=1, choices=range(1, num_cores + 1), help="runs at a time (1)")
     parser.add_argument("--again", action="store_true", help="forget the rows of former calls")
     options = parser.parse_args()
     rows = {} if options.again else read_rows()
-    for run in plan()[: options.num_runs]:
-        if run.name not in rows:
-            print(f"run {run.name}: {run.seeds}", flush=True)
-            rows[run.name] = do(run)
-            artifact.write_json(RESULTS, rows)
-            write_readme(rows, ROOT / "README.md")
+    CLONES.mkdir(parents=True, exist_ok=True)
+    do_all(plan()[: options.num_runs], rows, options.at_once)
     print(table(rows))
 
 

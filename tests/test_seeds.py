@@ -1,13 +1,17 @@
 """The study over training seeds: which runs it does, what it changes in each, and what its tables say."""
 
 import json
+import os
+import shlex
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from ldm import cores
 from studies import seeds
 from tests.import_closure import ROOT
 
@@ -54,21 +58,62 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
         if command[:2] == ("git", "clone"):
             Path(command[-1]).mkdir()
             (Path(command[-1]) / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-        elif command == ("dvc", "repro"):
-            text = (folder / "params.yaml").read_text()
-            pairs = zip((ROOT / "params.yaml").read_text().splitlines(), text.splitlines(), strict=True)
-            changed.update(YAML(typ="safe").load(text), num_lines=sum(a != b for a, b in pairs))
-            (folder / "data/evaluation").mkdir(parents=True)
-            (folder / "data/evaluation/metrics.json").write_text(json.dumps({"scene_accuracy_unseen": 0.5}))
         return "abc\n" if capture else ""
 
+    def repro(clone: Path, share: Any) -> None:
+        text = (clone / "params.yaml").read_text()
+        pairs = zip((ROOT / "params.yaml").read_text().splitlines(), text.splitlines(), strict=True)
+        changed.update(YAML(typ="safe").load(text), num_lines=sum(a != b for a, b in pairs))
+        (clone / "data/evaluation").mkdir(parents=True)
+        (clone / "data/evaluation/metrics.json").write_text(json.dumps({"scene_accuracy_unseen": 0.5}))
+
     monkeypatch.setattr(seeds, "_call", call)
+    monkeypatch.setattr(seeds, "_repro", repro)
     run = seeds.Run({"autoencoder": 4, "clip": 3, "unet": 2, "sampling": 1})
     found = seeds.do(run)
     assert (found["commit"], found["metrics"]) == ("abc", {"scene_accuracy_unseen": 0.5})
     assert [changed[f"train_{part}"]["training"]["seed"] for part in ("autoencoder", "clip", "unet")] == [4, 3, 2]
     assert changed["sample"]["seed"] == 1 and changed["num_lines"] == 4
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_at_once_have_cores_of_their_own_and_the_threads_of_a_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os; from ldm import cores; print(os.sched_getaffinity(0), cores.default_threads())"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nsleep 1; PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} -c '{code}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    core = max(os.sched_getaffinity(0))
+    seeds._repro(clone, [core])
+    assert clone.with_suffix(".log").read_text() == f"{{{core}}} {cores.default_threads()}\n"
+
+
+def test_rows_are_written_as_runs_end_and_those_that_are_there_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Any]] = []
+
+    def do(run: seeds.Run, share: Any) -> dict[str, Any]:
+        done.append((run.name, share))
+        return row(run, 0.5)
+
+    monkeypatch.setattr(seeds, "do", do)
+    monkeypatch.setattr(seeds, "RESULTS", tmp_path / "seeds.json")
+    monkeypatch.setattr(seeds, "write_readme", lambda rows, readme: None)
+    first, *others = seeds.plan()[:3]
+    rows = {first.name: row(first, 0.4)}
+    seeds.do_all([first, *others], rows, num_at_once=1)
+    assert done == [(run.name, None) for run in others]
+    assert json.loads((tmp_path / "seeds.json").read_text()) == rows and len(rows) == 3
+    done.clear()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    seeds.do_all([first, *others], {}, num_at_once=2)
+    assert sorted(name for name, _ in done) == [run.name for run in (first, *others)]
+    assert {tuple(share) for _, share in done} <= {(0, 2), (1,)}
 
 
 def test_the_readme_has_the_marks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exit codes, outputs that appear whole or not at all, threads, and what a launcher may not decide."""
+"""Exit codes, outputs that appear whole or not at all, and what a launcher may not decide."""
 
 import ast
 import errno
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ldm import stage
+from ldm import cores, stage
 from ldm.errors import IntegrityError, MachineError, Stopped
 from ldm.params.machine import MachineParams
 from tests.stage_scripts import forget_accelerator
@@ -286,32 +286,6 @@ def test_a_place_that_takes_no_output_is_one_line(tmp_path: Path, capsys: pytest
     assert said.startswith(f"{tmp_path / 'file'}") and "Not a directory; expected" in said and said.count("\n") == 2
 
 
-def test_threads_are_shared_by_the_processes_of_a_machine_and_respect_a_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(stage, "_CGROUP_LIMIT", limit)
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    assert stage.default_threads() == 8
-    limit.write_text("max 100000\n")
-    assert stage.default_threads() == 8
-    limit.write_text("350000 100000\n")
-    assert stage.default_threads() == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert stage.default_threads() == 2
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
-    assert stage.default_threads() == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert stage.default_threads() == 2
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "32")
-    assert stage.default_threads() == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert stage.default_threads() == 1
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
@@ -344,53 +318,6 @@ def test_the_params_overrule_what_a_launcher_config_says(
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"
 
 
-class Launcher:
-    """What psutil says of the parent process."""
-
-    def __init__(self, environment: dict[str, str], *options: str) -> None:
-        self.environment, self.options = environment, options
-
-    def __call__(self, pid: int) -> "Launcher":
-        assert pid == os.getppid()
-        return self
-
-    def environ(self) -> dict[str, str]:
-        return self.environment
-
-    def cmdline(self) -> list[str]:
-        return ["python", "accelerate", "launch", *self.options, "stages/sample.py"]
-
-
-@pytest.mark.parametrize(
-    ("threads", "given", "launcher", "expected"),
-    [
-        (5, "3", None, 5),
-        (None, "3", None, 3),
-        (None, "3,2", None, 3),
-        (None, None, None, 8),
-        (None, "many", None, 8),
-        (None, "0", None, 8),
-        (None, "1", Launcher({}), 8),
-        (None, "1", Launcher({"OMP_NUM_THREADS": "1"}), 1),
-        (None, "6", Launcher({"OMP_NUM_THREADS": "6"}), 6),
-        (None, "4", Launcher({}, "--num_cpu_threads_per_process=4"), 4),
-        (None, "4", Launcher({}, "--num-cpu-threads-per-process", "4"), 4),
-    ],
-)
-def test_threads_are_those_of_the_params_then_of_the_user_then_of_the_machine(
-    threads: int | None, given: str | None, launcher: Any, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "default_threads", lambda: 8)
-    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
-    if launcher is not None:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-        monkeypatch.setattr("psutil.Process", launcher)
-    assert stage.threads(MACHINE.model_copy(update={"threads": threads})) == expected
-
-
 def test_a_stage_without_a_setting_takes_the_launchers_own_count_for_nobodys(tmp_path: Path) -> None:
     """accelerate's default config as `accelerate config` writes it, with bf16, and a stage in fp32."""
     script = tmp_path / "script.py"
@@ -403,33 +330,7 @@ def test_a_stage_without_a_setting_takes_the_launchers_own_count_for_nobodys(tmp
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run([launcher, "launch", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"1 no {stage.default_threads()}"
-
-
-@pytest.mark.parametrize(
-    ("load", "num_threads", "expected"),
-    [
-        (
-            [3.0, 99.0, 4.0, 0.0],
-            4,
-            "1 of 4 cores is busy with other work: 4 threads will run slower than machine.threads: 3",
-        ),
-        ([97.0, 99.0, 90.0, 100.0], 1, "4 of 4 cores are busy with other work: 1 thread will run slower"),
-        ([3.0, 99.0, 4.0, 0.0], 3, ""),
-        ([20.0, 10.0, 4.0, 0.0], 4, ""),
-    ],
-)
-def test_cores_that_other_work_keeps_busy_are_told_where_they_are_missed(
-    load: list[float], num_threads: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("psutil.cpu_percent", lambda seconds, percpu: load)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert stage._busy_cores(num_threads).startswith(expected) and bool(expected) == bool(
-        stage._busy_cores(num_threads)
-    )
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert bool(stage._busy_cores(2)) == (load[1] > 50)
+    assert done.stdout.splitlines()[-1] == f"1 no {cores.default_threads()}"
 
 
 def test_mkl_is_told_to_multiply_alike_on_every_cpu_unless_the_user_says_otherwise() -> None:
