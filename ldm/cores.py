@@ -1,9 +1,8 @@
-"""CPU cores and threads: how many threads a process takes, and which cores it keeps to beside other work.
+"""CPU threads: how many a process takes.
 
-Threads wait for each other several hundred times in a step. If one of them shares its core with another program, all
-wait for it: two threads with one core and a half are slower than one. Fewer threads would be a way out, but they add in
-another order, and the last bits of a result would depend on what else ran. So a stage has as many threads as always and
-keeps to the cores that are free; there its threads take turns, and sleep where they would have spun.
+Threads wait for each other several hundred times in a step, and the libraries that compute spin meanwhile. If one of
+them shares its core with another program, all wait for it: two threads beside one busy program are slower than one
+thread. So a stage takes no more threads than there are free cores when it starts, unless the user names a number.
 """
 
 import math
@@ -13,54 +12,42 @@ from pathlib import Path
 
 from ldm.params.machine import MachineParams
 
-NUM_CORES = "LDM_NUM_CORES"
-"""Variable that a launcher sets when it keeps to the free cores: how many there were before."""
-_BOUND_BY_USER = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 _LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 """Variables that `accelerate launch` or torchrun set for the processes they start."""
 _SECONDS_OF_WATCHING = 0.5
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
+def asked_threads(machine: MachineParams) -> int | None:
+    """CPU threads per process that the user asked for: `machine.threads`, else OMP_NUM_THREADS, else None."""
+    return machine.threads or _asked_threads()
+
+
 def threads(machine: MachineParams) -> int:
-    """CPU threads of this process: `machine.threads`, else the user's OMP_NUM_THREADS, else `default_threads()`."""
-    return machine.threads or _asked_threads() or default_threads()
+    """CPU threads of this process if no other program runs: those asked for, else `default_threads()`."""
+    return asked_threads(machine) or default_threads()
 
 
 def default_threads() -> int:
     """Physical cores that this process may use, at most SLURM_CPUS_PER_TASK, shared between the processes that run on
-    this machine; at least 1. Cores that are busy count too: the number must not depend on other work."""
+    this machine; at least 1."""
     import psutil
 
-    allowed = _number(os.environ.get(NUM_CORES, "")) or len(_cores())
+    allowed = len(_cores())
     physical = psutil.cpu_count(logical=False) or allowed
     task = _number(os.environ.get("SLURM_CPUS_PER_TASK", "")) or allowed
     return max(1, min(physical, allowed, task, _cgroup_cores()) // _num_local_processes())
 
 
-def keep_to_free() -> str:
-    """Keep this process, and what it starts, to the cores that no other program is busy on, if these are fewer than its
-    threads; at least to one. Returns a line that says so, else nothing.
-
-    It must happen before torch is loaded: OpenMP asks only then how many cores it has, and lets threads that are more
-    than the cores sleep soon. Where the user bound threads to cores (OMP_PROC_BIND and the like), nothing is done.
-    """
+def free_threads(num_threads: int) -> int:
+    """So many threads as would run on cores of their own now, at most `num_threads`, at least 1, if all processes of
+    this launch that run on this machine have as many. They must not be at work yet."""
     import psutil
 
-    cores, wanted = _cores(), default_threads()
-    if not hasattr(os, "sched_setaffinity") or any(name in os.environ for name in _BOUND_BY_USER):
-        return ""
+    cores, num_processes = _cores(), _num_local_processes()
     load = psutil.cpu_percent(_SECONDS_OF_WATCHING, percpu=True)
-    load = {core: load[core] for core in cores if core < len(load)}
-    num_free = len(load) - round(sum(load.values()) / 100)
-    if num_free >= min(wanted, len(load)):
-        return ""
-    kept = sorted(sorted(load, key=load.__getitem__)[: max(1, num_free)])
-    os.sched_setaffinity(0, kept)
-    os.environ.setdefault(NUM_CORES, str(len(cores)))
-    busy, verb = len(load) - num_free, "is" if len(load) - num_free == 1 else "are"
-    where = f"core {kept[0]}" if len(kept) == 1 else f"{len(kept)} of them"
-    return f"{busy} of {len(load)} cores {verb} busy with other work: kept to {where}, slower, with the same results"
+    num_busy = round(sum(load[core] for core in cores if core < len(load)) / 100)
+    return min(num_threads, max(1, (len(cores) - num_busy) // num_processes))
 
 
 def _asked_threads() -> int | None:

@@ -1,6 +1,5 @@
 """`python -m ldm.launch SCRIPT` starts a stage as `accelerate launch --quiet SCRIPT` does, without its notice of
-defaults and its traceback on Ctrl-C, on the cores that other programs leave free (see `ldm.cores`); and what
-accelerate's own config file may say.
+defaults and its traceback on Ctrl-C; and what accelerate's own config file may say.
 
 Nothing here imports torch before a script is started.
 """
@@ -17,7 +16,6 @@ from typing import Any
 
 import yaml
 
-from ldm import cores
 from ldm.errors import MachineError, UserError
 
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU", "MULTI_XPU")
@@ -33,8 +31,6 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if said := cores.keep_to_free():
-        print(said, file=sys.stderr, flush=True)
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)

@@ -54,8 +54,6 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
 
     from ldm import attention, ranks
 
-    num_threads = cores.threads(machine)
-    torch.set_num_threads(num_threads)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),
@@ -64,6 +62,7 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
         kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)],
     )
     ranks.wait()  # the group that waits for hours is made while all processes are here
+    num_threads = _set_threads(machine, accelerator)
     torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in an order of the moment
     backend = attention.use(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
@@ -176,6 +175,24 @@ def _put_back(places: Sequence[_Place]) -> None:
 def share_of(count: int, accelerator: "Accelerator") -> range:
     """The units of work, of `count`, that this process does: every `num_processes`-th one."""
     return range(accelerator.process_index, count, accelerator.num_processes)
+
+
+def _set_threads(machine: MachineParams, accelerator: "Accelerator") -> int:
+    """Set CPU threads, the same number on every process, and say so if other programs leave fewer cores than usual."""
+    import torch
+
+    from ldm import ranks
+
+    usual, num_threads = cores.threads(machine), cores.asked_threads(machine)
+    if num_threads is None and accelerator.device.type == "cpu":
+        # All wait meanwhile, or the start of one would look like other work.
+        num_threads = ranks.from_main(cores.free_threads(usual) if accelerator.is_main_process else None)
+    num_threads = num_threads or usual
+    torch.set_num_threads(num_threads)
+    if num_threads < usual and accelerator.is_main_process:
+        why = f"other work keeps cores busy: {num_threads} of {usual} threads, which is faster beside it"
+        print(f"{why}, with other last bits than {usual} (machine.threads: {usual} keeps them)", file=sys.stderr)
+    return num_threads
 
 
 def _refuse_launcher_config(num_accumulation_steps: int) -> None:

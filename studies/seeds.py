@@ -3,7 +3,7 @@
 Each run is a clone of the commit in `runs/studies/`, with other seeds in its params.yaml, `dvc repro`, and its metrics
 as a row of `docs/seeds.json`. Clones share this repository's DVC cache, so that a stage which the seeds leave alone is
 not computed again. A run that has a row, or was stopped, is not repeated: call it again and it goes on. Several runs at
-once (`--at-once 2`) get cores of their own; each has as many threads as it would have alone, so its results are the same.
+once (`--at-once 2`) get cores of their own, and as many threads: more of them in the same time, with other last bits.
 
 Five runs change every seed at once: their mean and spread are the score of the default. Others change the seed of one
 stage only, beside the first run: their spreads say what a score varies with most.
@@ -27,7 +27,7 @@ from typing import Any
 
 from dvc.utils.serialize import modify_yaml
 
-from ldm import artifact, config, cores
+from ldm import artifact, config
 from ldm.params.paths import PathsParams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,14 +67,12 @@ class Run:
 def plan() -> list[Run]:
     """All runs, without repetition; the first has seed 0 everywhere."""
     together = [Run(dict.fromkeys(SEEDS, seed)) for seed in range(NUM_RUNS)]
-    single = [
-        Run({**dict.fromkeys(SEEDS, 0), part: seed}) for seed in range(1, NUM_SINGLE) for part in reversed(SEEDS)
-    ]
+    single = [Run({**dict.fromkeys(SEEDS, 0), part: seed}) for seed in range(1, NUM_SINGLE) for part in reversed(SEEDS)]
     return [*together, *single]
 
 
 def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
-    """The row of a run: seeds, commit, processor and every metric of its evaluation.
+    """The row of a run: seeds, commit, processor, threads if it had a share of the cores, every metric of evaluation.
 
     share: the cores that it keeps to while other runs have the rest; what it prints goes to a file then.
     """
@@ -89,12 +87,15 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
             for name in inner:
                 owner = owner[name]
             owner[last] = run.seeds[part]
+        if share is not None:
+            params["machine"]["threads"] = len(share)
     _repro(clone, share)
     paths = config.read(PathsParams, "paths", clone / config.PARAMS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
     shutil.rmtree(clone)
-    return {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
+    row = {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
+    return row | ({} if share is None else {"threads": len(share)})
 
 
 def processor() -> str:
@@ -151,9 +152,8 @@ def _repro(clone: Path, share: Sequence[int] | None) -> None:
     if share is None:
         subprocess.run(command, cwd=clone, check=True)
         return
-    environment = {cores.NUM_CORES: str(len(os.sched_getaffinity(0))), **os.environ}
     with clone.with_suffix(".log").open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=clone, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=clone, stdout=log, stderr=log)
         os.sched_setaffinity(process.pid, share)
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)

@@ -1,11 +1,15 @@
 """What several test files share."""
 
+import os
 import re
 
 import pytest
 
 from tests.import_closure import ROOT
 from tests.repository import Repository, short_recipe
+
+# Tests compare bits of several runs: beside other work a stage would take fewer threads than alone.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture(scope="session")

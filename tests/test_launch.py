@@ -41,10 +41,10 @@ TWO_GPUS = {"distributed_type": "MULTI_GPU", "num_processes": 2}
 SCRIPT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ldm import stage
+from ldm import cores
 from ldm.params.machine import MachineParams
 machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False, **{KEPT!r})
-print(stage.threads(machine), sys.argv[1:])
+print(cores.threads(machine), sys.argv[1:])
 """
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ldm import cores
 from studies import seeds
 from tests.import_closure import ROOT
 
@@ -74,22 +72,23 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     assert (found["commit"], found["metrics"]) == ("abc", {"scene_accuracy_unseen": 0.5})
     assert [changed[f"train_{part}"]["training"]["seed"] for part in ("autoencoder", "clip", "unet")] == [4, 3, 2]
     assert changed["sample"]["seed"] == 1 and changed["num_lines"] == 4
+    assert changed["machine"]["threads"] is None and "threads" not in found
     assert not list(tmp_path.iterdir())
+    found = seeds.do(run, share=[1])
+    assert changed["machine"]["threads"] == 1 == found["threads"] and changed["num_lines"] == 5
 
 
-def test_runs_at_once_have_cores_of_their_own_and_the_threads_of_a_run_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = "import os; from ldm import cores; print(os.sched_getaffinity(0), cores.default_threads())"
+def test_runs_at_once_have_cores_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os; print(os.sched_getaffinity(0))"
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\nsleep 1; PYTHONPATH={shlex.quote(str(ROOT))} {sys.executable} -c '{code}'\n")
+    program.write_text(f"#!/bin/sh\nsleep 1; {sys.executable} -c '{code}'\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     clone = tmp_path / "clone"
     clone.mkdir()
     core = max(os.sched_getaffinity(0))
     seeds._repro(clone, [core])
-    assert clone.with_suffix(".log").read_text() == f"{{{core}}} {cores.default_threads()}\n"
+    assert clone.with_suffix(".log").read_text() == f"{{{core}}}\n"
 
 
 def test_rows_are_written_as_runs_end_and_those_that_are_there_are_not_repeated(

@@ -369,5 +369,5 @@ def test_two_processes_share_an_output(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert {file.name: file.read_text() for file in (tmp_path / "out").iterdir()} == {"0": "[0, 2, 4]", "1": "[1, 3]"}
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # torch 2.10 says it connects
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("cpu", "summary"))]  # Gloo says it connects
     assert lines == ["cpu x 2, 2 threads each, fp32, attention: math", "summary"]
