@@ -149,11 +149,13 @@ def _call(folder: Path, *command: str, capture: bool = False) -> str:
 
 def _repro(clone: Path, share: Sequence[int] | None) -> None:
     command = [sys.executable, "-m", "dvc", "repro"]
+    # Stages start as `python`: that of this environment, whether or not it is active.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     if share is None:
-        subprocess.run(command, cwd=clone, check=True)
+        subprocess.run(command, cwd=clone, env=environment, check=True)
         return
     with clone.with_suffix(".log").open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=clone, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=clone, env=environment, stdout=log, stderr=log)
         os.sched_setaffinity(process.pid, share)
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, command)
