@@ -25,7 +25,8 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 ONE_PROCESS = """
 import sys
 sys.path.insert(0, {root!r})
-from ldm import stage
+from ldm import cores, stage
+cores.free_threads = lambda num_threads: num_threads  # whatever else runs here
 from ldm.params.machine import MachineParams
 
 machine = MachineParams(
