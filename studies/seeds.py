@@ -54,21 +54,25 @@ _MARKS = ("<!-- seeds -->\n", "<!-- /seeds -->")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the pipeline: the seed of every part."""
+    """One run of the pipeline: the seed of every part, and its CPU threads, if they are other ones than usual."""
 
     seeds: dict[str, int]
+    threads: int | None = None
 
     @property
     def name(self) -> str:
         """Its seeds in the order of `SEEDS`, such as 0-0-1-0."""
-        return "-".join(str(self.seeds[part]) for part in SEEDS)
+        seeds = "-".join(str(self.seeds[part]) for part in SEEDS)
+        return seeds if self.threads is None else f"{seeds}-threads-{self.threads}"
 
 
 def plan() -> list[Run]:
-    """All runs, without repetition; the first has seed 0 everywhere."""
+    """All runs, without repetition; the first has seed 0 everywhere. Another with these seeds has one thread, which
+    changes nothing but the rounding."""
     together = [Run(dict.fromkeys(SEEDS, seed)) for seed in range(NUM_RUNS)]
+    rounding = Run(dict.fromkeys(SEEDS, 0), threads=1)
     single = [Run({**dict.fromkeys(SEEDS, 0), part: seed}) for seed in range(1, NUM_SINGLE) for part in reversed(SEEDS)]
-    return [*together, *single]
+    return [*together, rounding, *single]
 
 
 def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
@@ -87,15 +91,14 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
             for name in inner:
                 owner = owner[name]
             owner[last] = run.seeds[part]
-        if share is not None:
-            params["machine"]["threads"] = len(share)
+        params["machine"]["threads"] = run.threads if share is None else len(share)
     _repro(clone, share)
     paths = config.read(PathsParams, "paths", clone / config.PARAMS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
     shutil.rmtree(clone)
     row = {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
-    return row | ({} if share is None else {"threads": len(share)})
+    return row | ({"threads": len(share)} if share is not None else {"threads": run.threads} if run.threads else {})
 
 
 def processor() -> str:
@@ -107,7 +110,7 @@ def processor() -> str:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Both tables as Markdown, from the rows that are there."""
     runs = {run.name: run for run in plan() if run.name in rows}
-    together = [name for name, run in runs.items() if len(set(run.seeds.values())) == 1]
+    together = [name for name, run in runs.items() if len(set(run.seeds.values())) == 1 and run.threads is None]
     shown = {key: label for key, label in SCORES.items() if all(key in rows[name]["metrics"] for name in runs)}
     lines = [_row("seeds", shown.values()), _row("---", ["---"] * len(shown))]
     for name in together:
@@ -115,15 +118,26 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     if len(together) > 1:
         lines += _summary(rows, together, shown)
     spread_lines: list[str] = []
-    for part in SEEDS:
-        alone = [name for name, run in runs.items() if all(run.seeds[other] == 0 for other in SEEDS if other != part)]
+    for part, alone in _alone(runs).items():
         if len(alone) > 1:
-            spreads = [statistics.stdev(_percent(rows[name], key) for name in alone) for key in shown]
-            spread_lines.append(_row(f"{part} ({len(alone)} values)", [f"± {spread:.1f}" for spread in spreads]))
+            values = [[_percent(rows[name], key) for name in alone] for key in shown]
+            cells = [f"{', '.join(f'{value:.1f}' for value in v)} (± {statistics.stdev(v):.1f})" for v in values]
+            spread_lines.append(_row(part, cells))
     if spread_lines:
-        lines += ["", _row("seed changed alone", shown.values()), _row("---", ["---"] * len(shown)), *spread_lines]
+        lines += ["", _row("changed alone", shown.values()), _row("---", ["---"] * len(shown)), *spread_lines]
     origins = sorted({f"{rows[name]['commit']} on {rows[name]['processor']}" for name in runs})
     return "\n".join([*lines, "", f"Percent of whole scenes; commits {', '.join(origins)}; `make seeds`.", ""])
+
+
+def _alone(runs: Mapping[str, Run]) -> dict[str, list[str]]:
+    """What alone differs -> names of the runs that differ in nothing else, that of the default first."""
+    base = "-".join("0" * len(SEEDS))
+    found = {"rounding: 2 threads, 1 thread": [n for n in runs if n in (base, Run(dict.fromkeys(SEEDS, 0), 1).name)]}
+    for part in SEEDS:
+        others = [other for other in SEEDS if other != part]
+        same = [n for n, run in runs.items() if run.threads is None and not any(run.seeds[o] for o in others)]
+        found[f"seed of {part}: {', '.join(str(runs[n].seeds[part]) for n in same)}"] = same
+    return found
 
 
 def _summary(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], keys: Iterable[str]) -> list[str]:

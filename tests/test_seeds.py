@@ -21,6 +21,9 @@ def row(run: seeds.Run, score: float) -> dict[str, Any]:
 
 def test_five_runs_change_every_seed_and_others_one_seed_alone() -> None:
     plan = seeds.plan()
+    rounding = [run for run in plan if run.threads is not None]
+    assert [(run.name, run.threads) for run in rounding] == [("0-0-0-0-threads-1", 1)]
+    plan = [run for run in plan if run not in rounding]
     together = [run for run in plan if len(set(run.seeds.values())) == 1]
     assert len(together) >= 5 and plan[0].seeds == dict.fromkeys(seeds.SEEDS, 0)
     assert len({run.name for run in plan}) == len(plan)
@@ -38,11 +41,16 @@ def test_the_tables_hold_mean_spread_and_worst_of_the_rows_that_are_there() -> N
     expected = f"{statistics.mean(together):.1f} ± {statistics.stdev(together):.1f}"
     assert f"| mean ± standard deviation | {expected} |" in text
     assert f"| worst | {min(together):.1f} |" in text
-    clip = [100 * scores[name] for name in ("0-0-0-0", "0-1-0-0", "0-2-0-0")]
-    assert f"| clip (3 values) | ± {statistics.stdev(clip):.1f} |" in text
+    for label, names in {
+        "seed of clip: 0, 1, 2": ("0-0-0-0", "0-1-0-0", "0-2-0-0"),
+        "rounding: 2 threads, 1 thread": ("0-0-0-0", "0-0-0-0-threads-1"),
+    }.items():
+        values = [100 * scores[name] for name in names]
+        shown = ", ".join(f"{value:.1f}" for value in values)
+        assert f"| {label} | {shown} (± {statistics.stdev(values):.1f}) |" in text
     assert "abc on a CPU" in text
     partial = seeds.table({name: rows[name] for name in ("0-0-0-0", "1-1-1-1")})
-    assert "clip (" not in partial and "| all 1 |" in partial
+    assert "seed of clip" not in partial and "| all 1 |" in partial
     assert "mean" not in seeds.table({"0-0-0-0": rows["0-0-0-0"]})
 
 
@@ -76,6 +84,8 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     assert not list(tmp_path.iterdir())
     found = seeds.do(run, share=[1])
     assert changed["machine"]["threads"] == 1 == found["threads"] and changed["num_lines"] == 5
+    found = seeds.do(seeds.Run(run.seeds, threads=3))
+    assert changed["machine"]["threads"] == 3 == found["threads"]
 
 
 def test_runs_at_once_have_cores_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
