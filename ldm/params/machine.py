@@ -13,7 +13,7 @@ class MachineParams(Section):
 
     threads: int | None = Field(ge=1)
     """CPU threads per process; null = OMP_NUM_THREADS if it is set, else the physical cores that this process may use
-    (at most SLURM_CPUS_PER_TASK) / processes on this machine."""
+    (at most SLURM_CPUS_PER_TASK) / processes on this machine, but no more than cores are free when a stage starts."""
     num_workers: NonNegativeInt
     """Processes beside the first one that draw and clean images in `prepare`; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]
