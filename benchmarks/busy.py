@@ -22,9 +22,10 @@ import torch  # before ldm, which would set how threads wait: here the parent pr
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ldm import attention, config
-from ldm.params.train_unet import TrainUNetParams
-from ldm.unet import UNet
+from ldm.compute import attention
+from ldm.core import config
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.denoiser.unet import UNet
 
 SETTINGS: dict[str, dict[str, str]] = {
     "unset": {},

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ldm import attention, config
-from ldm.params.networks import UNetParams
-from ldm.params.train_unet import TrainUNetParams
-from ldm.unet import UNet
+from ldm.compute import attention
+from ldm.core import config
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.denoiser.unet import UNet
 
 NUM_WARMUP_STEPS = 2
 Step = Callable[[], None]

@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldm import config  # noqa: E402
-from ldm.params.paths import PathsParams  # noqa: E402
-from ldm.params.prepare import PrepareParams  # noqa: E402
+from ldm.core import config
+from ldm.core.paths import PathsParams
+from ldm.corpora.params import PrepareParams
 
 PICTURES = {
     "shapes": {

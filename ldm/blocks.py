@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.attention import attend
+from ldm.compute.attention import attend
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

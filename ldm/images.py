@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.errors import IntegrityError
+from ldm.core.errors import IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def read_text(data: bytes, key: str) -> str | None:
-    """A text that `encode_png` wrote under a key, or None if these bytes are no PNG or have no such text."""
+    """A text that `encode_png` wrote under a key, or None if these bytes are not a PNG or have no such text."""
     try:
         with _opened(data) as image:
             text = image.info.get(key)

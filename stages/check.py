@@ -6,7 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import check, launch, stage
+from ldm.core import stage
+from ldm.tools import check, launch
 
 
 def main() -> str:

@@ -3,79 +3,33 @@ deviation 1."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import stage  # before torch, whose MKL reads once how it is to multiply
+from ldm.core import stage
 
 # isort: split
 
-import torch
-from torch import Tensor
-
-from ldm import artifact, attention, config, fingerprint, images, latents, ranks, state, stopping, workspace
-from ldm.autoencoder import Autoencoder, to_signal
-from ldm.cache import LATENTS, CacheWriter
-from ldm.params.encode_latents import EncodeLatentsParams
-from ldm.params.machine import MachineParams
-from ldm.params.networks import AutoencoderParams
-from ldm.params.paths import PathsParams
-from ldm.shards import Shards
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from ldm import images
+from ldm.autoencoder import encoding, latents, network
+from ldm.autoencoder.encoding_params import EncodeLatentsParams
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.compute import attention, fingerprint, process, state
+from ldm.core import artifact, config, workspace
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.core.shards import Shards
+from ldm.precompute.cache import CacheWriter
 
 SPLITS = ("train", "val")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@torch.no_grad()
-def encode(
-    autoencoder: Autoencoder, shards: Shards, samples: range, params: EncodeLatentsParams, device: torch.device
-) -> dict[str, Tensor]:
-    """`mean` and `log_variance` [n, c, h, w] of the posteriors of samples, in float16."""
-    means, log_variances = list[Tensor](), list[Tensor]()
-    for start in range(samples.start, samples.stop, params.batch_size):
-        numbers = range(start, min(start + params.batch_size, samples.stop))
-        pixels = images.to_tensor([shards[number]["png"] for number in numbers]).to(device)
-        with torch.autocast(device.type, PRECISIONS[params.precision], enabled=params.precision != "fp32"):
-            posterior = autoencoder.encode(to_signal(pixels))
-        means.append(posterior.mean.half().cpu())
-        log_variances.append(posterior.log_variance.half().cpu())
-    return {"mean": torch.cat(means), "log_variance": torch.cat(log_variances)}
-
-
-def write_shards(
-    writer: CacheWriter,
-    autoencoder: Autoencoder,
-    shards: Shards,
-    params: EncodeLatentsParams,
-    accelerator: "Accelerator",
-    run: state.Run,
-) -> None:
-    """This process's share of a split: one shard of latents per shard of images, unless `run` has kept it."""
-    name = f"encode_latents {shards.directory.name}"
-    for number in stopping.units(range(shards.num_shards), name, "shard", accelerator):
-        key = shards.shard_sha256[number]
-        if (kept := run.kept(key)) is not None:
-            writer.write_shard(number, kept.tensors)
-            continue
-        tensors = encode(autoencoder, shards, shards.shard_samples(number), params, accelerator.device)
-        writer.write_shard(number, tensors)
-        run.keep(key, tensors)
-    ranks.wait()
 
 
 def main() -> str:
     params = config.read(EncodeLatentsParams, "encode_latents")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = stage.start(params.precision, machine)
-    passport, tensors = artifact.read(Path(paths.autoencoder), "autoencoder")
-    autoencoder = Autoencoder(AutoencoderParams.model_validate(passport.config))
-    autoencoder.load_state_dict(tensors)
-    autoencoder = autoencoder.eval().to(accelerator.device)
+    accelerator = process.start(params.precision, machine)
+    autoencoder, passport = network.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
@@ -85,11 +39,11 @@ def main() -> str:
     summary = ""
     with (
         run.opened(accelerator),
-        stage.outputs(accelerator, Path(paths.latents), Path(paths.latents_results)) as (folder, results),
+        process.outputs(accelerator, Path(paths.latents), Path(paths.latents_results)) as (folder, results),
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
-            write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
+            encoding.write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
             scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])

@@ -1,26 +1,32 @@
 """Stage `evaluate`: what the samples are worth, beside what real images, shuffled captions and round trips score."""
 
 import csv
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import stage  # before torch, whose MKL reads once how it is to multiply
+from ldm.core import stage
 
 # isort: split
 
 import torch
 
-from ldm import artifact, attention, clip, config, evaluation, images, metrics, plots, ranks, report, samples
-from ldm.captions import Captions
-from ldm.corpora import SPLITS, shapes_extractor
-from ldm.params.evaluate import EvaluateParams
-from ldm.params.machine import MachineParams
-from ldm.params.paths import PathsParams
-from ldm.pipeline import load_autoencoder
-from ldm.progress import each
+from ldm import images
+from ldm.autoencoder import network
+from ldm.compute import attention, fingerprint, process, state
+from ldm.core import artifact, config, workspace
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.core.shards import SPLITS
+from ldm.evaluation import measure, metrics, report, shapes_extractor
+from ldm.evaluation.params import EvaluateParams
+from ldm.precompute.work import keep_each
+from ldm.sampling import samples
+from ldm.text import clip
+from ldm.text.captions import Captions
+from ldm.training import plots
 
 
 def feature_spaces(
@@ -46,53 +52,52 @@ def write(folder: Path, result: report.Report) -> None:
 def main() -> str:
     params = config.read(EvaluateParams, "evaluate")
     paths = config.read(PathsParams, "paths")
-    accelerator = stage.start("fp32", config.read(MachineParams, "machine"))
+    machine = config.read(MachineParams, "machine")
+    accelerator = process.start("fp32", machine)
     device = accelerator.device
     model, of_clip = clip.load(Path(paths.clip))
-    autoencoder, of_autoencoder = load_autoencoder(Path(paths.autoencoder), device)
+    autoencoder, of_autoencoder = network.load(Path(paths.autoencoder), device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", of_autoencoder.content_sha256)
     size_px = int(images.decode_png(sampled[samples.SEEN].png(0)).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(device, shapes, "fp32", trains=False)
     own = metrics.clip_space(model.to(device), of_clip.content_sha256)
-    spaces = feature_spaces(params, own, evaluation.has_claims(sampled), device)
-    instruments = evaluation.Instruments(spaces, model, autoencoder, device)
-    real = evaluation.RealImages(Path(paths.images), SPLITS)
-    subjects = evaluation.subjects(sampled, real, params)
-    units = evaluation.units(subjects, params.num_samples_per_unit)
-    with stage.output(Path(paths.evaluation), accelerator) as folder:
-        parts = folder / ".parts"
-        mine = stage.share_of(len(units), accelerator)
-        for number in each(mine, "evaluate", "unit", len(mine), is_shown=accelerator.is_main_process):
-            subject, rows = units[number]
-            evaluation.write_unit(parts, subject, rows, instruments.measure(subject, rows, params.batch_size))
-        ranks.wait()
-        summary = ""
-        if accelerator.is_main_process:
-            matching = None
-            if not evaluation.has_claims(sampled):
-                texts = {split: Captions(Path(paths.captions) / split).texts for split in ("train", "val")}
-                matching = evaluation.matching(sampled, real, texts, params)
-            result = report.make(sampled, evaluation.read_units(parts, subjects), spaces, matching, params)
-            shutil.rmtree(parts)
-            write(folder, result)
-            inputs = {
-                "samples": passport.content_sha256,
-                "autoencoder": of_autoencoder.content_sha256,
-                "clip": of_clip.content_sha256,
-                **real.sha256,
-            }
-            artifact.write_passport(
-                folder,
-                "evaluation",
-                params.model_dump(mode="json"),
-                inputs,
-                {"feature_spaces": [space.name for space in spaces]},
-                artifact.sha256_file(folder / "metrics.json"),
-            )
-            evaluation.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
-            summary = ", ".join(f"{key} {result.metrics[key]}" for key in report.SUMMARY if key in result.metrics)
+    spaces = feature_spaces(params, own, measure.has_claims(sampled), device)
+    instruments = measure.Instruments(spaces, model, autoencoder, device)
+    real = measure.RealImages(Path(paths.images), SPLITS)
+    subjects = measure.subjects(sampled, real, params)
+    work = measure.units(subjects, params.num_samples_per_unit)
+    inputs = {
+        "samples": passport.content_sha256,
+        "autoencoder": of_autoencoder.content_sha256,
+        "clip": of_clip.content_sha256,
+        **real.sha256,
+    }
+    made_by = fingerprint.of(params, {**inputs, "device": device.type})
+    run = state.Run(workspace.runs(paths.runs), "evaluate", made_by, machine)
+
+    def compute(unit: tuple[measure.Subject, range]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return instruments.measure(*unit, params.batch_size), {}
+
+    with run.opened(accelerator):
+        keep_each(run, work, compute, "evaluate", "unit", accelerator)
+        with process.output(Path(paths.evaluation), accelerator) as folder:
+            summary = ""
+            if accelerator.is_main_process:
+                matching = None
+                if not measure.has_claims(sampled):
+                    texts = {split: Captions(Path(paths.captions) / split).texts for split in ("train", "val")}
+                    matching = measure.matching(sampled, real, texts, params)
+                measured = measure.gather(work, lambda key: run.unit(key).tensors)
+                result = report.make(sampled, measured, spaces, matching, params)
+                write(folder, result)
+                facts = {"feature_spaces": [space.name for space in spaces]}
+                sha256 = artifact.sha256_file(folder / "metrics.json")
+                artifact.write_passport(folder, report.KIND, params.model_dump(mode="json"), inputs, facts, sha256)
+                measure.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
+                summary = ", ".join(f"{key} {result.metrics[key]}" for key in report.SUMMARY if key in result.metrics)
+        run.remove()
     return f"evaluate: {summary} -> {paths.evaluation}"
 
 

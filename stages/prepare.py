@@ -5,11 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import config, corpora, stage
-from ldm.corpora import preparation
-from ldm.params.machine import MachineParams
-from ldm.params.paths import PathsParams
-from ldm.params.prepare import PrepareParams
+from ldm.core import config, stage
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.corpora import kinds, preparation
+from ldm.corpora.params import PrepareParams
 
 
 def main() -> str:
@@ -17,10 +17,10 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
-    with stage.outputs(None, images, captions) as (image_shards, caption_shards):
+    with stage.outputs(images, captions) as (image_shards, caption_shards):
         # The results stay when the corpus is refused: they say why.
         with stage.output(results) as folder:
-            pairs = corpora.pairs(params, Path(paths.source))
+            pairs = kinds.pairs(params, Path(paths.source))
             report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)
         report.check(params.max_reject_fraction, results / "rejected.jsonl")
         preparation.write_passports(image_shards, caption_shards, params)

@@ -3,29 +3,31 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm that stands beside this script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm import stage  # before torch, whose MKL reads once how it is to multiply
+from ldm.core import stage
 
 # isort: split
 
 import torch
 
-from ldm import artifact, attention, config, fingerprint, randomness, state, workspace
-from ldm.autoencoder import Autoencoder, ReconstructionObjective
-from ldm.params.machine import MachineParams
-from ldm.params.paths import PathsParams
-from ldm.params.train_autoencoder import TrainAutoencoderParams
-from ldm.reconstruction import ImageBatches, Measurement
-from ldm.shards import Shards
-from ldm.training import train
+from ldm import randomness
+from ldm.autoencoder.network import KIND, Autoencoder, ReconstructionObjective
+from ldm.autoencoder.training import ImageBatches, Measurement
+from ldm.autoencoder.training_params import TrainAutoencoderParams
+from ldm.compute import attention, fingerprint, process, state
+from ldm.core import artifact, config, workspace
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.core.shards import Shards
+from ldm.training.loop import train
 
 
 def main() -> str:
     params = config.read(TrainAutoencoderParams, "train_autoencoder")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = stage.start(params.training.precision, machine, params.training.num_accumulation_steps)
+    accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     splits = {name: Shards(Path(paths.images) / name) for name in ("train", "val")}
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
 
@@ -53,11 +55,11 @@ def main() -> str:
     )
 
     metrics = measurement.metrics(autoencoder)
-    with stage.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
+    with process.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
         if accelerator.is_main_process:
             facts = {"factor": params.network.factor, "latent_channels": params.network.latent_channels}
             settings = params.network.model_dump(mode="json")
-            artifact.write(weights, "autoencoder", settings, autoencoder.state_dict(), inputs, facts | history.facts)
+            artifact.write(weights, KIND, settings, autoencoder.state_dict(), inputs, facts | history.facts)
             artifact.write_json(results / "metrics.json", metrics)
             history.write(results)
             measurement.draw(objective, results / "reconstructions.png")

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.corpora import oracle, shapes
+from ldm.corpora.shapes import corpus as shapes
+from ldm.corpora.shapes import oracle
 
 Point = tuple[float, float]
 Deform = Callable[[str, float, random.Random], list[Point]]

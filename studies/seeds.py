@@ -27,8 +27,8 @@ from typing import Any
 
 from dvc.utils.serialize import modify_yaml
 
-from ldm import artifact, config
-from ldm.params.paths import PathsParams
+from ldm.core import artifact, config
+from ldm.core.paths import PathsParams
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"
@@ -37,7 +37,7 @@ SEEDS = {
     "autoencoder": "train_autoencoder.training.seed",
     "clip": "train_clip.training.seed",
     "unet": "train_unet.training.seed",
-    "sampling": "sample.seed",
+    "sampling": "sample.drawing.seed",
 }
 """What may vary: a name and the key of its seed in params.yaml."""
 NUM_RUNS, NUM_SINGLE = 5, 3

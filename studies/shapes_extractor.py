@@ -1,4 +1,4 @@
-"""Trains the network of `ldm/corpora/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
+"""Trains the network of `ldm/evaluation/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
 
 `python studies/shapes_extractor.py` takes about four minutes on one core; it writes the weights beside that file and
 prints accuracies and the hash that belongs into it. Other kinds of CPU give other bits, hence the committed weights.
@@ -18,10 +18,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ldm import artifact, config
-from ldm.corpora import shapes
-from ldm.corpora import shapes_extractor as design
-from ldm.params.prepare import PrepareParams, ShapesParams
+from ldm.core import artifact, config
+from ldm.corpora.params import PrepareParams, ShapesParams
+from ldm.corpora.shapes import corpus as shapes
+from ldm.evaluation import shapes_extractor as design
 from studies import outlines
 
 SEED = 0

@@ -1,6 +1,6 @@
 """Values that the tests of several corpora share."""
 
-from ldm.params.prepare import CleaningParams, ShapesParams
+from ldm.corpora.params import CleaningParams, ShapesParams
 
 CLEANING = CleaningParams(
     min_side_px=8,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ldm import stage
+from ldm.core import stage
 
 PATIENCE_SECONDS = 60.0
 

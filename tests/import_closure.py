@@ -15,7 +15,7 @@ NOT_LISTED = {"paths", "machine"}  # paths reach dvc.yaml by templating; machine
 
 def closure(script: Path, root: Path = ROOT) -> list[str]:
     """The script and every file of `ldm` that it imports, directly or not, at module level or in a function; weights
-    beside a module, under its name, belong to it."""
+    beside a module, under its name, belong to it. What holds no code, as most `__init__.py`, is left out."""
     found: dict[str, None] = {}
     waiting = [script]
     while waiting:
@@ -27,7 +27,39 @@ def closure(script: Path, root: Path = ROOT) -> list[str]:
             if weights.is_file():
                 found[weights.relative_to(root).as_posix()] = None
             waiting += imported_files(path, root)
+    found = {name: None for name in found if has_code(root / name)}
     return sorted(found, key=lambda name: (not name.startswith("stages/"), name))
+
+
+def covered(files: list[str], root: Path = ROOT) -> list[str]:
+    """The same files as the fewest entries: a folder of `ldm` in place of its files where all of them are there."""
+    wanted = set(files)
+    folders = [path.parent for path in root.joinpath("ldm").rglob("__init__.py") if path.parent != root / "ldm"]
+    for folder in sorted(folders):
+        inside = {path.relative_to(root).as_posix() for path in tracked(folder) if has_code(path)}
+        if inside <= wanted:
+            wanted = (wanted - inside) | {folder.relative_to(root).as_posix()}
+    return [name for name in files if name in wanted] + sorted(wanted - set(files))
+
+
+def expanded(entries: list[str], root: Path = ROOT) -> list[str]:
+    """The files that entries of dvc.yaml stand for."""
+    paths = [root / entry for entry in entries]
+    files = [file for path in paths for file in (tracked(path) if path.is_dir() else [path])]
+    return [file.relative_to(root).as_posix() for file in files if has_code(file)]
+
+
+def has_code(path: Path) -> bool:
+    """Whether a file is more than a docstring."""
+    if path.suffix != ".py":
+        return path.name != "py.typed"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def tracked(folder: Path) -> list[Path]:
+    """Files of a folder as DVC sees them, which ignores what Python leaves there."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def imported_files(path: Path, root: Path = ROOT) -> list[Path]:
@@ -52,7 +84,7 @@ def sections(script: Path) -> list[str]:
                 assert isinstance(name, ast.Constant), f"{script}:{node.lineno}: name the section in place"
                 names.append(str(name.value))
             elif (owner, node.func.attr) == ("check", "params_file"):
-                from ldm.check import SECTIONS
+                from ldm.tools.check import SECTIONS
 
                 names += SECTIONS
     return [name for name in dict.fromkeys(names) if name not in NOT_LISTED]
@@ -103,7 +135,9 @@ def refreshed(root: Path = ROOT) -> str:
     for name, script in stage_scripts(root).items():
         stage = document["stages"][name]
         if script.is_file():
-            stage["deps"][:] = closure(script, root) + [dep for dep in stage["deps"] if dep.startswith("${")]
+            stage["deps"][:] = covered(closure(script, root), root) + [
+                dep for dep in stage["deps"] if dep.startswith("${")
+            ]
             stage["params"][:] = sections(script)
     text = StringIO()
     yaml.dump(document, text)

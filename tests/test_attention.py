@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm import attention
-from ldm.errors import MachineError
+from ldm.compute import attention
+from ldm.core.errors import MachineError
 from tests.agreement import assert_gradients_agree
 
 CPU = torch.device("cpu")

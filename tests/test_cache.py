@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from ldm import artifact
-from ldm.cache import CAPTIONS, EMBEDDINGS, NULL, Cache, CacheWriter, TextEmbeddings
-from ldm.errors import IntegrityError, NumericsError
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError, NumericsError
+from ldm.precompute.cache import Cache, CacheWriter
+from ldm.text.embeddings import CAPTIONS, NULL, TextEmbeddings
+from ldm.text.embeddings import KIND as EMBEDDINGS
 
 ROWS = torch.arange(7 * 4, dtype=torch.float16).reshape(7, 2, 2)
 NAMES = np.arange(7, dtype=np.int64)
 
 
-def write(directory, kind="latents", splits=(0, 3, 5, 7), reverse=False):
+def write(directory, kind=LATENTS, splits=(0, 3, 5, 7), reverse=False):
     writer = CacheWriter(directory, kind)
     bounds = list(enumerate(itertools.pairwise(splits)))
     for number, (start, end) in reversed(bounds) if reverse else bounds:
@@ -23,7 +26,7 @@ def write(directory, kind="latents", splits=(0, 3, 5, 7), reverse=False):
 
 def test_gather_keeps_order_repeats_and_dtype(tmp_path):
     write(tmp_path)
-    cache = Cache(tmp_path, "latents")
+    cache = Cache(tmp_path, LATENTS)
     rows = np.array([6, 0, 3, 3, 2, 5])
     found = cache.gather("mean", rows)
     assert found.dtype == torch.float16
@@ -38,7 +41,7 @@ def test_gather_keeps_order_repeats_and_dtype(tmp_path):
 def test_rows_outside_are_a_bug(tmp_path, row):
     write(tmp_path)
     with pytest.raises(AssertionError, match="rows outside"):
-        Cache(tmp_path, "latents").gather("mean", np.array([row]))
+        Cache(tmp_path, LATENTS).gather("mean", np.array([row]))
 
 
 def test_bytes_do_not_depend_on_the_order_of_writing(tmp_path):
@@ -63,19 +66,19 @@ def test_corrupt_shard_is_refused_with_both_hashes(tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError) as error:
-        Cache(tmp_path, "latents")
+        Cache(tmp_path, LATENTS)
     assert right in str(error.value)
     assert artifact.sha256_file(path) in str(error.value)
     path.unlink()
     with pytest.raises(IntegrityError, match="no such file"):
-        Cache(tmp_path, "latents")
+        Cache(tmp_path, LATENTS)
 
 
 def test_a_reader_of_few_rows_hashes_what_it_uses(tmp_path):
     write(tmp_path)
     path = tmp_path / "00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    cache = Cache(tmp_path, "latents", is_hashed_on_use=True)
+    cache = Cache(tmp_path, LATENTS, is_hashed_on_use=True)
     assert len(cache.gather("mean", np.array([6, 0, 1]))) == 3
     with pytest.raises(IntegrityError, match=r"00001\.safetensors"):
         cache.gather("mean", np.array([4]))
@@ -86,17 +89,17 @@ def test_changed_index_is_refused(tmp_path):
     index = json.loads((tmp_path / "index.json").read_text())
     artifact.write_json(tmp_path / "index.json", {**index, "shards": index["shards"][:1], "num_rows": 3})
     with pytest.raises(IntegrityError, match=r"index\.json"):
-        Cache(tmp_path, "latents")
+        Cache(tmp_path, LATENTS)
 
 
 def test_non_finite_values_are_refused(tmp_path):
     with pytest.raises(NumericsError, match=r"00000.*'mean' not finite"):
-        CacheWriter(tmp_path, "latents").write_shard(0, {"mean": torch.tensor([1.0, float("inf")])})
+        CacheWriter(tmp_path, LATENTS).write_shard(0, {"mean": torch.tensor([1.0, float("inf")])})
 
 
 def test_an_empty_cache_has_no_rows(tmp_path):
     write(tmp_path, splits=(0,))
-    assert len(Cache(tmp_path, "latents")) == 0
+    assert len(Cache(tmp_path, LATENTS)) == 0
 
 
 def embeddings(directory):

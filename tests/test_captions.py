@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from ldm import shards
-from ldm.captions import Captions
-from ldm.errors import IntegrityError
-from ldm.shards import Shards
+from ldm.core import shards
+from ldm.core.errors import IntegrityError
+from ldm.core.shards import Shards
+from ldm.text.captions import Captions
 
 
 def write(directory, part, keys):

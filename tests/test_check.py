@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ldm import check
-from ldm.errors import ConfigError
-from ldm.params.paths import OF_THE_REPOSITORY
+from ldm.core.errors import ConfigError
+from ldm.core.paths import OF_THE_REPOSITORY
+from ldm.tools import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +169,7 @@ def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(tmp_path: Path, 
 @pytest.mark.parametrize("directory", ["..", "a/../..", "/a", "a/", "a//b", "./a", "~", "", "a/.."])
 def test_a_corpus_lies_below_the_source(tmp_path: Path, directory: str) -> None:
     (found,) = findings(tmp_path, {"prepare.corpus.directory": directory}, "folder.yaml")
-    assert found.startswith(f'prepare.corpus.directory: found "{directory}"; expected a text matching ')
+    assert found.startswith(f'prepare.corpus.directory: found "{directory}"; expected a string matching ')
 
 
 def test_what_the_repository_holds_is_no_place_for_artefacts() -> None:
@@ -182,10 +182,10 @@ def test_guidance_without_dropped_captions_is_refused_in_samples_and_sweep(tmp_p
     found = findings(tmp_path, {"train_unet.diffusion.caption_dropout": 0})
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
     assert found == [
-        f"sample.guidance_scale: found 3; expected 1: {reason}",
+        f"sample.drawing.guidance_scale: found 3; expected 1: {reason}",
         f"sample.sweep.guidance_scales: found [1.0, 3.0]; expected [1] or []: {reason}",
     ]
-    unguided = {"sample.guidance_scale": 1, "sample.sweep.guidance_scales": []}
+    unguided = {"sample.drawing.guidance_scale": 1, "sample.sweep.guidance_scales": []}
     check.params_file(edited(tmp_path, "tiny.yaml", {"train_unet.diffusion.caption_dropout": 0, **unguided}))
 
 
@@ -199,21 +199,23 @@ def test_an_objective_that_does_not_train_the_start_of_sampling_is_refused_with_
     former = {
         "schedule": "zero_terminal_snr",
         "prediction": "v",
-        "loss_weighting": "min_snr",
-        "time_sampling": "uniform",
+        "loss_weighting": {"kind": "min_snr", "gamma": 5.0},
+        "time_sampling": {"kind": "uniform"},
     }
     changes: dict[str, Any] = {f"train_unet.diffusion.{key}": value for key, value in former.items()}
     assert findings(tmp_path, changes, "gpu-256.yaml") == [
-        "train_unet.diffusion.loss_weighting: found min_snr; expected uniform: sampling asks at t = 1, where an error "
-        "of the prediction is one of the clean latent 1 times as large and training puts 0.0007 of an even share of "
-        "its loss weight (0.00033 of all of it is above t = 0.9): samples would be wrong by 0.17 of their deviation, "
-        "more than 0.1"
+        "train_unet.diffusion.loss_weighting: found {kind: min_snr, gamma: 5.0}; expected {kind: uniform}: sampling "
+        "asks at t = 1, where an error of the prediction is one of the clean latent 1 times as large and training puts "
+        "0.0007 of an even share of its loss weight (0.00033 of all of it is above t = 0.9): samples would be wrong by "
+        "0.17 of their deviation, more than 0.1"
     ]
-    check.params_file(edited(tmp_path, "gpu-256.yaml", changes | {"train_unet.diffusion.loss_weighting": "uniform"}))
+    check.params_file(
+        edited(tmp_path, "gpu-256.yaml", changes | {"train_unet.diffusion.loss_weighting": {"kind": "uniform"}})
+    )
 
 
 def test_eps_is_refused_where_its_error_becomes_a_huge_one_of_the_latent(tmp_path: Path) -> None:
-    eps = {"train_unet.diffusion.prediction": "eps", "train_unet.diffusion.time_sampling": "uniform"}
+    eps = {"train_unet.diffusion.prediction": "eps", "train_unet.diffusion.time_sampling": {"kind": "uniform"}}
     (found,) = findings(tmp_path, eps | {"train_unet.diffusion.schedule": "cosine"})
     assert found.startswith(
         "train_unet.diffusion.prediction: found eps; expected v: sampling asks at t = 1, where an error"
@@ -224,16 +226,16 @@ def test_eps_is_refused_where_its_error_becomes_a_huge_one_of_the_latent(tmp_pat
 
 
 def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -> None:
-    early = {"train_unet.diffusion.logit_normal_mean": -4.0, "train_unet.diffusion.prediction": "eps"}
+    early = {"train_unet.diffusion.time_sampling.mean": -4.0, "train_unet.diffusion.prediction": "eps"}
     found = findings(tmp_path, early | {"train_unet.diffusion.schedule": "cosine"}, "gpu-256.yaml")
     assert [line.split(": ")[:2] for line in found] == [
-        ["train_unet.diffusion.time_sampling", "found logit_normal; expected uniform"],
+        ["train_unet.diffusion.time_sampling", "found {kind"],
         ["train_unet.diffusion.prediction", "found eps; expected v"],
     ]
-    steps = {"sample.spacing": "log_snr", "sample.time_shift": 50.0, "sample.num_steps": 3}
-    uniform = {"train_unet.diffusion.schedule": "linear", "train_unet.diffusion.time_sampling": "uniform"}
+    steps = {"sample.drawing.spacing": "log_snr", "sample.drawing.time_shift": 50.0, "sample.drawing.num_steps": 3}
+    uniform = {"train_unet.diffusion.schedule": "linear", "train_unet.diffusion.time_sampling": {"kind": "uniform"}}
     (line,) = findings(tmp_path, steps | uniform)
-    assert line.startswith("sample.time_shift: found 50.0; expected 1.0: ")
+    assert line.startswith("sample.drawing.time_shift: found 50.0; expected 1.0: ")
 
 
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
@@ -249,8 +251,12 @@ def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
 
 
 def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"machine.threads": 0, "evaluate.batch_size": 0, "sample.guidance_scale": -1})
-    assert [line.split(":")[0] for line in found] == ["machine.threads", "sample.guidance_scale", "evaluate.batch_size"]
+    found = findings(tmp_path, {"machine.threads": 0, "evaluate.batch_size": 0, "sample.drawing.guidance_scale": -1})
+    assert [line.split(":")[0] for line in found] == [
+        "machine.threads",
+        "sample.drawing.guidance_scale",
+        "evaluate.batch_size",
+    ]
 
 
 def test_the_committed_params_are_good() -> None:

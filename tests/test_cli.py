@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm import cli, pipeline, samples
-from ldm.errors import IntegrityError
+from ldm.core.errors import IntegrityError
 from ldm.images import decode_png, encode_png
-from ldm.provenance import Origin
+from ldm.sampling import samples
+from ldm.sampling.origin import Origin
+from ldm.tools import cli, pipeline
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT
 
@@ -60,9 +61,9 @@ def test_generate_writes_one_png_per_prompt_and_says_which(asked, capsys):
 
 
 def test_generate_passes_on_what_it_is_told_only(asked):
-    options = ["--guidance-scale", "2.5", "--num-steps", "9", "--sampler", "ddim", "--start-number", "7"]
+    options = ["--guidance-scale", "2.5", "--num-steps", "9", "--sampler", "ddim,eta=0.5", "--start-number", "7"]
     assert cli.main(["generate", "x", "--output", "out", *options]) == 0
-    assert asked == [(["x"], 7, {"guidance_scale": 2.5, "num_steps": 9, "sampler": "ddim"})]
+    assert asked == [(["x"], 7, {"guidance_scale": 2.5, "num_steps": 9, "sampler": {"kind": "ddim", "eta": 0.5}})]
     assert [path.name for path in Path("out").iterdir()] == ["0007.png"]
 
 
@@ -116,7 +117,9 @@ def test_ctrl_c_says_what_is_written(asked, monkeypatch, capsys):
         (["x", "--output", "o", "--guidance-scale", "nan"], 2, "guidance_scale: found NaN; expected"),
         (["x", "--output", "o", "--guidance-scale", "1e400"], 2, "guidance_scale: found Infinity; expected"),
         (["x", "--output", "o", "--num-steps", "0"], 2, "num_steps: found 0; expected"),
-        (["x", "--output", "o", "--sampler", "euler"], 2, 'sampler: found "euler"; expected'),
+        (["x", "--output", "o", "--sampler", "euler"], 2, "sampler"),
+        (["x", "--output", "o", "--sampler", "ddim,eta=2"], 2, "sampler.eta: found 2.0; expected"),
+        (["x", "--output", "o", "--sampler", "ddim"], 2, "sampler.eta: missing; expected a number"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(asked, monkeypatch, capsys, arguments, code, message):
@@ -191,7 +194,7 @@ def test_check_validates_the_file_that_is_named(tmp_path, capsys):
 def test_help_and_check_load_no_torch():
     program = f"""
 import sys
-from ldm.cli import main
+from ldm.tools.cli import main
 assert main(["check", "{ROOT / "params.yaml"}"]) == 0
 try:
     main(["generate", "--help"])
@@ -282,7 +285,7 @@ def test_generate_imports_nothing_heavy_but_torch(tmp_path, monkeypatch):
     trained_data.make(tmp_path)
     program = """
 import sys
-from ldm.cli import main
+from ldm.tools.cli import main
 assert main(["generate", "no caption of the corpus", "--output", "out"]) == 0
 heavy = "transformers timm open_clip torchvision torch._dynamo accelerate matplotlib scipy torchmetrics dvc"
 sys.exit(" ".join(name for name in heavy.split() if name in sys.modules) or 0)

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ldm import attention, clip
-from ldm.clip.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
-from ldm.clip.pretrained import pretrained
-from ldm.errors import ConfigError, IntegrityError
-from ldm.params.train_clip import ClipParams, TrainClipParams
+from ldm.compute import attention
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.text import clip
+from ldm.text.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
+from ldm.text.params import ClipParams
+from ldm.text.pretrained import pretrained
+from ldm.text.training_params import TrainClipParams
 
 CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 
@@ -272,7 +274,7 @@ def tiny_cfg(quick_gelu):
 def test_foreign_weights_are_loaded_with_their_activation(tmp_path, quick_gelu):
     import open_clip
 
-    from ldm import artifact
+    from ldm.core import artifact
 
     cfg = tiny_cfg(quick_gelu)
     model = open_clip.model.CLIP(**cfg)

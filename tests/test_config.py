@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Self
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from ldm import check, config
-from ldm.errors import ConfigError
+from ldm.core import config
+from ldm.core.errors import ConfigError
+from ldm.tools import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,7 +107,7 @@ def test_a_good_section_is_read_as_yaml_1_2(tmp_path: Path) -> None:
         ("on: true", "on: 1", "params.yaml:4: example.on: found 1; expected true or false"),
         ("on: true", "on: no", 'params.yaml:4: example.on: found "no"; expected true or false'),
         ("fast", "fats", 'params.yaml:5: example.mode: found "fats"; expected one of fast, exact; nearest: fast'),
-        ("path: null", "path: 3", "params.yaml:6: example.path: found 3; expected a text or null"),
+        ("path: null", "path: 3", "params.yaml:6: example.path: found 3; expected a string or null"),
         (
             "width: 4",
             "width: x",
@@ -329,5 +330,5 @@ def test_all_sections_report_at_once_and_strangers_are_refused(tmp_path: Path) -
 
 
 def test_reading_params_needs_no_torch() -> None:
-    code = "import sys, ldm.check; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, ldm.tools.check; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.corpora import Rejected
 from ldm.corpora.cleaning import clean, clean_caption, decode_text, read
+from ldm.corpora.pairs import Rejected
 from tests.corpora import CLEANING
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.corpora import Pair, Rejected, Rejection, folder
-from ldm.errors import ConfigError
-from ldm.params.prepare import FolderParams
+from ldm.core.errors import ConfigError
+from ldm.corpora import folder
+from ldm.corpora.pairs import Pair, Rejected, Rejection
+from ldm.corpora.params import FolderParams
 from tests.corpora import CLEANING
 
 PARAMS = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.3, seed=0)

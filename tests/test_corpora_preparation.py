@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from ldm import images
-from ldm.corpora import Pair, Rejected, Rejection, preparation
-from ldm.errors import RejectedError
-from ldm.params.prepare import FolderParams, PrepareParams
-from ldm.shards import Shards
+from ldm.core.errors import RejectedError
+from ldm.core.shards import Shards
+from ldm.corpora import preparation
+from ldm.corpora.pairs import Pair, Rejected, Rejection
+from ldm.corpora.params import FolderParams, PrepareParams
 from tests.corpora import CLEANING
 
 PARAMS = PrepareParams(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.corpora import Pair, Rejected, Rejection, webdataset
-from ldm.errors import ConfigError, IntegrityError
-from ldm.params.prepare import WebdatasetParams
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.corpora import webdataset
+from ldm.corpora.pairs import Pair, Rejected, Rejection
+from ldm.corpora.params import WebdatasetParams
 from tests.corpora import CLEANING
 
 PARAMS = WebdatasetParams(kind="webdataset", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)

@@ -7,8 +7,8 @@ from diffusers.training_utils import compute_snr
 from pydantic import ValidationError
 from torch import nn
 
-from ldm import diffusion
-from ldm.params.train_unet import DiffusionParams
+from ldm.denoiser import diffusion
+from ldm.denoiser.params import DiffusionParams
 
 DIFFUSERS = {
     "linear": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
@@ -29,11 +29,8 @@ def params(**changes: object) -> DiffusionParams:
     values = {
         "schedule": "flow",
         "prediction": "flow",
-        "loss_weighting": "uniform",
-        "min_snr_gamma": 5.0,
-        "time_sampling": "uniform",
-        "logit_normal_mean": 0.0,
-        "logit_normal_std": 1.0,
+        "loss_weighting": {"kind": "uniform"},
+        "time_sampling": {"kind": "uniform"},
         "time_shift": 1.0,
         "stratified_times": False,
         "caption_dropout": 0.1,
@@ -133,7 +130,7 @@ def test_min_snr_is_the_papers_formula(prediction: str, gamma: float):
     theirs = DDPMScheduler(num_train_timesteps=1000, **DIFFUSERS["linear"])
     snr = compute_snr(theirs, (t * 1000).long() - 1).double()
     expected = {"x0": 1, "eps": 1 / snr, "v": 1 / (snr + 1)}[prediction] * snr.clamp(max=gamma)
-    chosen = params(schedule="linear", prediction=prediction, loss_weighting="min_snr", min_snr_gamma=gamma)
+    chosen = params(schedule="linear", prediction=prediction, loss_weighting={"kind": "min_snr", "gamma": gamma})
     weight = diffusion.loss_weight(diffusion.Schedule("linear"), chosen, t)
     torch.testing.assert_close(weight, expected, rtol=2e-3, atol=0)
 
@@ -147,7 +144,7 @@ def test_min_snr_makes_the_loss_independent_of_the_prediction(name: str):
     z = diffusion.add_noise(schedule, z0, noise, t[1:].repeat(2)[:4])
     losses = []
     for prediction in ("v", "x0", "flow"):
-        chosen = params(schedule=name, prediction=prediction, loss_weighting="min_snr")
+        chosen = params(schedule=name, prediction=prediction, loss_weighting={"kind": "min_snr", "gamma": 5.0})
         times = t[1:].repeat(2)[:4]
         right = diffusion.target(schedule, prediction, z0, noise, times)
         wrong = right + 0.1 * z0
@@ -166,7 +163,7 @@ def test_uniform_times_are_their_uniform_numbers():
 
 def test_logit_normal_times_have_the_right_quantiles():
     u = torch.tensor([0.0, 0.158655, 0.5, 0.841345], dtype=torch.float64)
-    t = diffusion.training_times(u, params(time_sampling="logit_normal", logit_normal_mean=0.5, logit_normal_std=2.0))
+    t = diffusion.training_times(u, params(time_sampling={"kind": "logit_normal", "mean": 0.5, "std": 2.0}))
     expected = torch.tensor([0.0, 1 / (1 + math.exp(1.5)), 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-2.5))])
     torch.testing.assert_close(t, expected.double(), atol=1e-5, rtol=0)
 
@@ -178,9 +175,9 @@ def test_logit_normal_times_have_the_right_quantiles():
         {"time_shift": 1.5},
         {"time_shift": 100.0},
         {"time_shift": 0.01},
-        {"time_sampling": "logit_normal"},
-        {"time_sampling": "logit_normal", "logit_normal_mean": 5.0, "logit_normal_std": 5.0},
-        {"time_sampling": "logit_normal", "logit_normal_mean": -5.0, "logit_normal_std": 5.0},
+        {"time_sampling": {"kind": "logit_normal", "mean": 0.0, "std": 1.0}},
+        {"time_sampling": {"kind": "logit_normal", "mean": 5.0, "std": 5.0}},
+        {"time_sampling": {"kind": "logit_normal", "mean": -5.0, "std": 5.0}},
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -215,7 +212,7 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_objective_is_the_weighted_squared_error(prediction: str):
-    chosen = params(schedule="cosine", prediction=prediction, loss_weighting="min_snr")
+    chosen = params(schedule="cosine", prediction=prediction, loss_weighting={"kind": "min_snr", "gamma": 5.0})
     z0, noise = (x.float() for x in latents())
     t, context = torch.linspace(0.1, 0.9, 6), torch.randn(6, 5, 8)
     schedule = diffusion.Schedule("cosine")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import artifact, attention, check, config, errors
-from ldm.errors import (
+from ldm.compute import attention
+from ldm.core import artifact, config, errors
+from ldm.core.errors import (
     ConfigError,
     IntegrityError,
     Interrupted,
@@ -19,9 +20,11 @@ from ldm.errors import (
     Stopped,
     UserError,
 )
-from ldm.params.sample import SampleParams
-from ldm.provenance import Origin
-from ldm.shards import Shards
+from ldm.core.shards import Shards
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
+from ldm.tools import check
+from tests import kinds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "ldm").rglob("*.py")), *sorted((ROOT / "stages").glob("*.py"))]
@@ -125,13 +128,13 @@ def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> 
         shape(caught.value)
     attempts: list[Callable[[], object]] = [
         lambda: check.params_file(tmp_path / "none"),
-        lambda: artifact.read(tmp_path, "unet"),
+        lambda: artifact.read(tmp_path, kinds.KINDS["unet"]),
         lambda: artifact.open_tensors(params),
         lambda: artifact.check_file(params, "0" * 64),
         lambda: Shards(tmp_path),
         lambda: Origin.read(b"", "a.png"),
         lambda: attention.use("xformers", torch.device("cpu")),
-        lambda: config.from_values(SampleParams, {"seed": -1}, {"seed": -1}),
+        lambda: config.from_values(DrawingParams, {"seed": -1}, {"seed": -1}),
     ]
     for attempt in attempts:
         with pytest.raises(UserError) as failed:

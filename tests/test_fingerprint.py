@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import BaseModel, Field
 
-from ldm import fingerprint
-from ldm.config import BESIDE
+from ldm.compute import fingerprint
+from ldm.core.config import BESIDE
 from tests import training_data
 from tests.toy_training import params
 
@@ -32,7 +32,7 @@ def test_it_holds_values_inputs_code_and_packages():
     assert found["params.widths"] == [1, 2]
     assert found["beside.inner.num_pictures"] == 3
     assert found["inputs.images"] == "ab"
-    assert found["code.ldm.fingerprint"] == fingerprint.sha256_code(ROOT / "ldm/fingerprint.py")
+    assert found["code.ldm.compute.fingerprint"] == fingerprint.sha256_code(ROOT / "ldm/compute/fingerprint.py")
     assert torch.__version__.startswith(found["packages.torch"])
     json.dumps(found)
 

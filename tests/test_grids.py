@@ -1,4 +1,4 @@
-"""Time grids and the numbers of steps, as Python floats (tests/test_sampling.py has what samplers make of them)."""
+"""Time grids and the numbers of steps, as Python floats (tests/test_samplers.py has what samplers make of them)."""
 
 import math
 from fractions import Fraction
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from ldm import grids
+from ldm.sampling import grids
 
 
 def test_uniform_times_are_the_floats_nearest_to_the_fractions():

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ldm.history import History
+from ldm.training.history import History
 
 
 def test_tables_pictures_and_facts(tmp_path: Path):

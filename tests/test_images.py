@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldm import images
-from ldm.errors import IntegrityError
+from ldm.core.errors import IntegrityError
 
 
 def _noise(seed: int, size_px: int = 24) -> np.ndarray:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ldm.errors import IntegrityError
-from ldm.latents import Statistics, check_scaled, measure, metrics
+from ldm.autoencoder.latents import Statistics, check_scaled, measure, metrics
+from ldm.core.errors import IntegrityError
 
 
 def shards_of(mean, log_variance, size=3):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
 
-from ldm import launch
-from ldm.errors import MachineError
+from ldm.core.errors import MachineError
+from ldm.tools import launch
 from tests.import_closure import ROOT
 from tests.stage_scripts import script
 from tests.training_data import KEPT
@@ -41,8 +41,8 @@ TWO_GPUS = {"distributed_type": "MULTI_GPU", "num_processes": 2}
 SCRIPT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from ldm import cores
-from ldm.params.machine import MachineParams
+from ldm.compute import cores
+from ldm.core.machine import MachineParams
 machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False, **{KEPT!r})
 print(cores.threads(machine), sys.argv[1:])
 """
@@ -167,6 +167,6 @@ def test_a_stage_starts_without_notices_with_the_users_threads_and_its_arguments
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "3"}
-    command = [sys.executable, "-m", "ldm.launch", str(path), "--an-option"]
+    command = [sys.executable, "-m", "ldm.tools.launch", str(path), "--an-option"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 ['--an-option']\n", "")

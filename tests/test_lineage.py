@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ldm import artifact, config, lineage
-from ldm.params.paths import PathsParams
+from ldm.core import artifact, config
+from ldm.core.paths import PathsParams
+from ldm.tools import lineage
 from tests.repository import Repository
 
 LINKS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm import locks
-from ldm.errors import MachineError
+from ldm.core import locks
+from ldm.core.errors import MachineError
 from tests.import_closure import ROOT
 
 
@@ -25,7 +25,7 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
 
 
 def test_a_lock_falls_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, os, signal; from ldm import locks; from pathlib import Path\n"
+    code = "import sys, os, signal; from ldm.core import locks; from pathlib import Path\n"
     code += "locks.take(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], cwd=ROOT, check=False)
     assert died.returncode == -signal.SIGKILL

@@ -3,8 +3,9 @@ import pytest
 import torch
 from scipy import linalg, stats
 
-from ldm import artifact, metrics
-from ldm.errors import IntegrityError
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError
+from ldm.evaluation import metrics
 
 
 def features(count: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -9,17 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm import diffusion, objectives, sampling
-from ldm.diffusion import Denoiser, Schedule
-from ldm.params.sample import SampleParams
-from ldm.params.train_unet import DiffusionParams
+from ldm.denoiser import diffusion
+from ldm.denoiser.diffusion import Denoiser, Schedule
+from ldm.denoiser.params import DiffusionParams
+from ldm.sampling import samplers
+from ldm.sampling.params import DDIMParams, DPMSolverParams, DrawingParams
+from ldm.tools import objectives
 from tests.training_data import UNET
 
 SCHEDULES = ("flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr")
 PREDICTIONS = ("eps", "v", "x0", "flow")
 GRIDS = [("dpm_solver_pp_2m", 4, "uniform"), ("ddim", 12, "uniform"), ("dpm_solver_pp_2m", 12, "log_snr")]
 GRIDS += [("dpm_solver_pp_2m", 25, "uniform")]
-EVEN = {"loss_weighting": "uniform", "time_sampling": "uniform", "logit_normal_mean": 0.0}
+UNIFORM = {"kind": "uniform"}
+MIN_SNR = {"kind": "min_snr", "gamma": 5.0}
+LOGIT_NORMAL = {"kind": "logit_normal", "mean": 0.0, "std": 1.0}
+EVEN = {"loss_weighting": UNIFORM, "time_sampling": UNIFORM}
 SCALES = torch.tensor(objectives.SCALES, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
 Wrong = Callable[[Tensor, Tensor], Tensor]  # (exact prediction, its root mean square) -> what a network puts out
@@ -31,10 +36,10 @@ def objective(schedule: str, prediction: str, **changes: object) -> DiffusionPar
     )
 
 
-def grid(sampler: str, num_steps: int, spacing: str = "uniform", eta: float = 0.0) -> SampleParams:
+def grid(sampler: str, num_steps: int, spacing: str = "uniform", eta: float = 0.0) -> DrawingParams:
     """Only what an objective is judged by."""
-    values = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "time_shift": 1.0, "eta": eta}
-    return SampleParams.model_construct(**values)
+    rule = DDIMParams(kind="ddim", eta=eta) if sampler == "ddim" else DPMSolverParams(kind="dpm_solver_pp_2m")
+    return DrawingParams.model_construct(sampler=rule, num_steps=num_steps, spacing=spacing, time_shift=1.0)
 
 
 def shares(chosen: DiffusionParams, times: Tensor) -> Tensor:
@@ -63,17 +68,14 @@ def network(chosen: DiffusionParams, wrong: Callable[[float], Wrong]) -> Denoise
     return denoise
 
 
-def sampled(chosen: DiffusionParams, sample: SampleParams, wrong: Callable[[float], Wrong], num: int = 2000) -> Tensor:
+def sampled(chosen: DiffusionParams, sample: DrawingParams, wrong: Callable[[float], Wrong], num: int = 2000) -> Tensor:
     """Samples of every scale, over it: of mean and deviation 1 if all is right."""
     schedule, generator = Schedule(chosen.schedule), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 1, num, dtype=torch.float64, generator=generator).expand(len(SCALES), -1, -1, -1)
-    times = sampling.time_grid(schedule, sample.num_steps, sample.spacing, sample.time_shift)
-    denoise = network(chosen, wrong)
-    if sample.sampler == "dpm_solver_pp_2m":
-        return sampling.dpm_solver_pp_2m(denoise, schedule, noise, times) / SCALES
+    times = samplers.time_grid(schedule, sample.num_steps, sample.spacing, sample.time_shift)
     fresh = [torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator) for _ in times]
-    added = (lambda step: fresh[step]) if sample.eta else None
-    return sampling.ddim(denoise, schedule, noise, times, added, sample.eta) / SCALES
+    sampler = samplers.build(sample.sampler)
+    return sampler(network(chosen, wrong), schedule, noise, times, lambda step: fresh[step]) / SCALES
 
 
 def exact(t: float) -> Wrong:
@@ -84,8 +86,8 @@ def bf16(t: float) -> Wrong:
     return lambda prediction, size: prediction.bfloat16().double()
 
 
-def badly_trained(chosen: DiffusionParams, sample: SampleParams) -> Callable[[float], Wrong]:
-    times = sampling.time_grid(Schedule(chosen.schedule), sample.num_steps, sample.spacing, sample.time_shift)[:-1]
+def badly_trained(chosen: DiffusionParams, sample: DrawingParams) -> Callable[[float], Wrong]:
+    times = samplers.time_grid(Schedule(chosen.schedule), sample.num_steps, sample.spacing, sample.time_shift)[:-1]
     generator = torch.Generator().manual_seed(1)
     by_time = dict(zip(times.tolist(), shares(chosen, times).tolist(), strict=True))
 
@@ -98,13 +100,13 @@ def badly_trained(chosen: DiffusionParams, sample: SampleParams) -> Callable[[fl
     return wrong
 
 
-def measured_error(chosen: DiffusionParams, sample: SampleParams, right: Tensor) -> float:
+def measured_error(chosen: DiffusionParams, sample: DrawingParams, right: Tensor) -> float:
     """Root mean square of what a badly trained network changes in samples, over their deviation, at the worst scale."""
     difference = sampled(chosen, sample, badly_trained(chosen, sample)) - right
     return float(difference.square().mean((1, 2, 3)).sqrt().max())
 
 
-def computed_error(chosen: DiffusionParams, sample: SampleParams) -> float:
+def computed_error(chosen: DiffusionParams, sample: DrawingParams) -> float:
     return objectives.sample_error(objectives.visits(chosen, sample))
 
 
@@ -114,7 +116,7 @@ def test_the_computed_error_is_that_of_samples_for_every_combination(schedule: s
     for how in GRIDS:
         sample = grid(*how)
         right = sampled(objective(schedule, "x0"), sample, exact)
-        for prediction, weighting, times in product(PREDICTIONS, ("uniform", "min_snr"), ("uniform", "logit_normal")):
+        for prediction, weighting, times in product(PREDICTIONS, (UNIFORM, MIN_SNR), (UNIFORM, LOGIT_NORMAL)):
             if prediction == "eps" and schedule in ("flow", "zero_terminal_snr"):
                 continue
             chosen = objective(schedule, prediction, loss_weighting=weighting, time_sampling=times)
@@ -135,16 +137,16 @@ SOUND = [
     ("Stable Diffusion 2", objective("scaled_linear", "v"), grid("dpm_solver_pp_2m", 25)),
     ("Salimans and Ho 2022", objective("cosine", "v"), grid("ddim", 8)),
     ("Lin et al. 2023", objective("zero_terminal_snr", "v"), grid("ddim", 25)),
-    ("Esser et al. 2024", objective("flow", "flow", time_sampling="logit_normal"), grid("dpm_solver_pp_2m", 28)),
+    ("Esser et al. 2024", objective("flow", "flow", time_sampling=LOGIT_NORMAL), grid("dpm_solver_pp_2m", 28)),
     ("x0", objective("linear", "x0"), grid("ddim", 12)),
     ("x0 of flow", objective("flow", "x0"), grid("dpm_solver_pp_2m", 12)),
-    ("min-SNR, eps", objective("scaled_linear", "eps", loss_weighting="min_snr"), grid("dpm_solver_pp_2m", 25)),
-    ("min-SNR, linear", objective("linear", "eps", loss_weighting="min_snr"), grid("ddim", 12)),
+    ("min-SNR, eps", objective("scaled_linear", "eps", loss_weighting=MIN_SNR), grid("dpm_solver_pp_2m", 25)),
+    ("min-SNR, linear", objective("linear", "eps", loss_weighting=MIN_SNR), grid("ddim", 12)),
 ]
 
 
 @pytest.mark.parametrize(("chosen", "sample"), [pytest.param(*case[1:], id=case[0]) for case in SOUND])
-def test_sound_objectives_pass_and_survive_bf16(chosen: DiffusionParams, sample: SampleParams):
+def test_sound_objectives_pass_and_survive_bf16(chosen: DiffusionParams, sample: DrawingParams):
     assert computed_error(chosen, sample) < objectives.MAX_ERROR
     if sample.num_steps < 100:
         right, rounded = sampled(chosen, sample, exact), sampled(chosen, sample, bf16)
@@ -161,7 +163,7 @@ def test_eps_with_cosine_is_refused_by_its_gain_and_spoilt_by_bf16_alone():
 
 
 def test_min_snr_with_v_on_zero_terminal_snr_is_refused_by_its_weight_at_the_start():
-    chosen = objective("zero_terminal_snr", "v", loss_weighting="min_snr")
+    chosen = objective("zero_terminal_snr", "v", loss_weighting=MIN_SNR)
     found = objectives.visits(chosen, grid("dpm_solver_pp_2m", 25))
     assert found[0].time == 1 and found[0].gain == 1 and found[0].share == pytest.approx(7e-4, rel=0.02)
     assert 1 - objectives.weight_before(0.9, chosen) == pytest.approx(3.3e-4, rel=0.02)
@@ -174,7 +176,7 @@ def test_min_snr_with_v_on_zero_terminal_snr_is_refused_by_its_weight_at_the_sta
     [
         {},
         {"time_shift": 3.0},
-        {"time_sampling": "logit_normal", "logit_normal_mean": 0.7, "logit_normal_std": 0.5, "time_shift": 0.5},
+        {"time_sampling": {"kind": "logit_normal", "mean": 0.7, "std": 0.5}, "time_shift": 0.5},
     ],
 )
 def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: dict[str, object]):
@@ -185,8 +187,8 @@ def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: d
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), [("flow", "x0"), ("cosine", "eps"), ("zero_terminal_snr", "v")])
-@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
-def test_the_weight_of_a_time_is_that_of_the_loss(schedule: str, prediction: str, weighting: str):
+@pytest.mark.parametrize("weighting", [UNIFORM, MIN_SNR], ids=["uniform", "min_snr"])
+def test_the_weight_of_a_time_is_that_of_the_loss(schedule: str, prediction: str, weighting: dict[str, object]):
     chosen = objective(schedule, prediction, loss_weighting=weighting)
     t = torch.tensor([0.01, 0.3, 0.9, 0.99], dtype=torch.float64)
     expected = diffusion.loss_weight(Schedule(schedule), chosen, t)

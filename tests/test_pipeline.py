@@ -29,8 +29,8 @@ def test_metrics_plots_and_artifacts_are_found_by_dvc(repository: Repository) ->
 
 
 def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None:
-    with repository.changed("ldm/sampling.py", lambda text: f"{text}\n"):
-        assert repository.repro("--dry") == {"sample", "evaluate"}
+    with repository.changed("ldm/sampling/samplers.py", lambda text: f"{text}\n"):
+        assert repository.repro("--dry") == {"sample"}, "evaluate depends on it through samples alone"
 
 
 def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:
@@ -67,20 +67,20 @@ def test_changed_captions_never_rerun_the_autoencoder(repository: Repository) ->
 
 
 def test_a_guidance_change_reruns_what_depends_on_it(repository: Repository) -> None:
-    with repository.changed("params.yaml", setting(sample__guidance_scale=2)):
+    with repository.changed("params.yaml", setting(sample__drawing__guidance_scale=2)):
         assert repository.repro() == {"check", "sample", "evaluate"}
 
 
 def test_an_experiment_is_kept_beside_the_commit(repository: Repository) -> None:
     repository.repro()
     repository.commit()
-    said = repository.run("dvc", "exp", "run", "--set-param", "sample.guidance_scale=2.5", "--name", "stronger")
+    said = repository.run("dvc", "exp", "run", "--set-param", "sample.drawing.guidance_scale=2.5", "--name", "stronger")
     assert set(re.findall(r"Running stage '(\w+)'", said)) == {"check", "sample", "evaluate"}
     repository.run("git", "checkout", "--quiet", "params.yaml", "dvc.lock")
     repository.run("dvc", "checkout")
-    before = YAML(typ="safe").load((repository.root / "params.yaml").read_text())["sample"]["guidance_scale"]
+    before = YAML(typ="safe").load((repository.root / "params.yaml").read_text())["sample"]["drawing"]["guidance_scale"]
     (shown,) = json.loads(repository.run("dvc", "params", "diff", "HEAD", "stronger", "--json")).values()
-    assert shown == {"sample.guidance_scale": {"old": before, "new": 2.5, "diff": 2.5 - before}}
+    assert shown == {"sample.drawing.guidance_scale": {"old": before, "new": 2.5, "diff": 2.5 - before}}
     assert "stronger" in repository.run("dvc", "exp", "show", "--csv")
     (diff,) = json.loads(repository.run("dvc", "metrics", "diff", "HEAD", "stronger", "--json")).values()
     assert any(change["old"] != change["new"] for change in diff.values())
@@ -93,7 +93,7 @@ def test_queued_experiments_run_their_own_code(repository: Repository) -> None:
     anchor = "    return Report(numbers, found, "
     for name, mark in {"first": 1, "second": 2}.items():
         marked = f'    numbers["m"] = {mark}\n{anchor}'
-        with repository.changed("ldm/report.py", lambda text, marked=marked: text.replace(anchor, marked)):
+        with repository.changed("ldm/evaluation/report.py", lambda text, marked=marked: text.replace(anchor, marked)):
             repository.run("dvc", "exp", "run", "--queue", "--name", name)
     repository.run("dvc", "exp", "run", "--run-all")
     (diff,) = json.loads(repository.run("dvc", "metrics", "diff", "first", "second", "--json")).values()

@@ -1,4 +1,4 @@
-"""`ldm.pipeline`: from text to images, in Python."""
+"""`ldm.tools.pipeline`: from text to images, in Python."""
 
 import json
 import shutil
@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from ldm import artifact, config, pipeline
-from ldm.autoencoder import to_image
-from ldm.cache import TextEmbeddings
-from ldm.diffusion import z0_from_prediction
-from ldm.errors import ConfigError, IntegrityError, MachineError
+from ldm.autoencoder.network import to_image
+from ldm.core import artifact, config
+from ldm.core.errors import ConfigError, IntegrityError, MachineError
+from ldm.denoiser.diffusion import z0_from_prediction
 from ldm.images import decode_png
-from ldm.params.sample import SampleParams
-from ldm.provenance import Origin
+from ldm.sampling import samplers
+from ldm.sampling.generator import Generator
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
+from ldm.text.embeddings import TextEmbeddings
+from ldm.tools import pipeline
 from tests import trained_data
+from tests.kinds import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def test_a_text_becomes_an_image_and_the_same_call_the_same_image(loaded):
 def test_one_unguided_step_is_one_decoded_prediction(loaded):
     generator, prompts = loaded.generator, ["a red star", "a blue cross"]
     found = loaded(prompts, guidance_scale=1, num_steps=1, seed=3)
-    noise = pipeline.sampling.prompt_noise(3, [0, 1], (4, 8, 8))
+    noise = samplers.prompt_noise(3, [0, 1], (4, 8, 8))
     t = torch.ones(2)
     with torch.no_grad():
         predicted = generator.unet(noise, 1000 * t, loaded.embed(prompts))
@@ -58,6 +62,16 @@ def test_one_unguided_step_is_one_decoded_prediction(loaded):
         std, mean = torch.tensor([1.0, 2, 1, 1]), torch.tensor([0.1, 0, 0, 0])
         expected = to_image(generator.autoencoder.decode(z * std[:, None, None] + mean[:, None, None]))
     assert torch.equal(found, expected)
+
+
+def test_an_image_of_a_batch_is_that_of_its_own_row(root, loaded):
+    generator = Generator.load(root / "data/unet", root / "data/autoencoder", loaded.embeddings, torch.device("cpu"))
+    assert generator.image_size_px == (64, 64) and generator.inputs == loaded.generator.inputs
+    context = loaded.embed(["a red star", "a blue cross", "a green square"])
+    params = loaded.drawing.changed({"num_steps": 2, "guidance_scale": 2})
+    images, reverse = generator(context, [4, 5, 6], params), generator(context.flip(0), [6, 5, 4], params)
+    assert int((images.int() - reverse.flip(0).int()).abs().max()) <= 1
+    assert not torch.equal(images, generator(context, [5, 4, 6], params)), "the noise is that of the prompt's number"
 
 
 def test_scale_zero_ignores_the_prompt_and_guidance_extrapolates(loaded):
@@ -72,7 +86,7 @@ def test_images_do_not_depend_on_the_batch_size(loaded):
     assert int((whole - single).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}])
+@pytest.mark.parametrize("settings", [{"sampler": {"kind": "ddim", "eta": eta}} for eta in (0, 1)])
 def test_other_samplers(loaded, settings):
     assert not torch.equal(loaded("a red star", num_steps=5, **settings), loaded("a red star", num_steps=5))
 
@@ -94,7 +108,7 @@ def test_a_prompt_that_is_too_long_is_cut_with_one_short_warning_at_the_callers_
         result = getattr(loaded, call)(*arguments)
     assert [Path(warning.filename).name for warning in found] == [Path(__file__).name]
     if call == "embed":
-        assert result.shape[1] == loaded.context_tokens
+        assert result.shape[1] == loaded.encode.context_tokens
 
 
 def test_prompts_that_are_none_are_named_and_the_empty_one_is_no_caption(loaded, tmp_path):
@@ -138,10 +152,10 @@ def pixels(png: bytes) -> torch.Tensor:
     [
         ({"num_steps": 0}, "num_steps: found 0; expected an integer >= 1"),
         ({"guidance": 3}, "guidance: unknown key; expected one of sampler, .*fix: .*guidance_scale"),
-        ({"sampler": "euler"}, "sampler: found .euler.; expected one of ddim,"),
+        ({"sampler": "euler"}, "sampler.kind: found .euler.; expected one of ddim,"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found NaN; expected"),
         ({"seed": -1}, "seed: found -1; expected an integer >= 0"),
-        ({"sampler": "dpm_solver_pp_2m", "eta": 0.5}, "settings: eta 0.5 adds noise"),
+        ({"sampler": {"kind": "dpm_solver_pp_2m", "eta": 0.5}}, "sampler.*eta.*unknown key"),
         ({"seed": -1, "num_steps": 0}, "num_steps: found 0.*seed: found -1"),
     ],
 )
@@ -173,7 +187,7 @@ def test_a_unet_of_another_input_is_refused_naming_both(copy, name):
     rewrite(copy / "data/unet", lambda passport: passport["inputs"].update({name: "0" * 64}))
     with pytest.raises(IntegrityError) as error:
         pipeline.Pipeline.load(copy)
-    there = artifact.read_passport(copy / "data" / name, name).content_sha256
+    there = artifact.read_passport(copy / "data" / name, KINDS[name]).content_sha256
     assert "0" * 64 in str(error.value) and there in str(error.value)
 
 
@@ -230,4 +244,5 @@ def test_a_shard_of_embeddings_is_hashed_when_a_prompt_is_in_it(copy):
 
 
 def test_defaults_are_those_of_the_params_file(loaded, root):
-    assert loaded.params == config.read(SampleParams, "sample", root / "params.yaml")
+    params = config.read(SampleParams, "sample", root / "params.yaml")
+    assert (loaded.drawing, loaded.batch_size) == (params.drawing, params.batch_size)

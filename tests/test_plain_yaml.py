@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm import plain_yaml
-from ldm.errors import ConfigError
+from ldm.core import plain_yaml
+from ldm.core.errors import ConfigError
 
 
 def test_values_come_with_the_lines_of_their_keys() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm import plots
+from ldm.training import plots
 
 ROWS = [
     {"step": 10, "loss": 0.123456789012, "rate": 1.0},

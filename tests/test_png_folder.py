@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm import png_folder
-from ldm.errors import ConfigError, MachineError
+from ldm.core.errors import ConfigError, MachineError
+from ldm.tools import png_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -52,7 +52,7 @@ def test_overwriting_replaces_names_and_no_others(tmp_path):
 def test_processes_at_the_same_folder_lose_nothing(tmp_path):
     program = f"""
 from pathlib import Path
-from ldm import png_folder
+from ldm.tools import png_folder
 import os
 with png_folder.opened(Path({str(tmp_path / "p")!r}), 0, False) as folder:
     for i in range(100):
@@ -122,7 +122,7 @@ def test_a_size_limit_cuts_no_file(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from ldm import png_folder
+from ldm.tools import png_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with png_folder.opened(Path({str(tmp_path / "p")!r}), 0, False) as folder:
     folder.add(b"a" * 900)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm import progress
-from ldm.errors import Stopped
+from ldm.core import progress
+from ldm.core.errors import Stopped
 from tests.toy_training import Batches, params, run_toy
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import denoising
-from ldm.denoising import LatentBatches
-from tests import test_training
+from ldm.denoiser import training
+from ldm.denoiser.training import LatentBatches
+from tests import test_training_loop
 from tests.import_closure import ROOT
 from tests.promises import PROMISES, written
 from tests.toy_training import Batches, Toy, params, run_toy
@@ -22,7 +22,7 @@ def test_the_table_in_the_readme_is_the_table() -> None:
 
 def test_nothing_differs(tmp_path: Path) -> None:
     first, again = (run_toy(tmp_path / name, params()) for name in "ab")
-    assert test_training.equal(first[0].state_dict(), again[0].state_dict()) and first[1] == again[1]
+    assert test_training_loop.equal(first[0].state_dict(), again[0].state_dict()) and first[1] == again[1]
 
 
 def test_another_number_of_threads(tmp_path: Path) -> None:
@@ -31,12 +31,12 @@ def test_another_number_of_threads(tmp_path: Path) -> None:
         torch.set_num_threads(num_threads)
         toys.append(run_toy(tmp_path / str(num_threads), params(log_every_steps=1))[0])
     torch.set_num_threads(before)
-    assert test_training.largest_difference(toys[0].state_dict(), toys[1].state_dict()) < 1e-5
+    assert test_training_loop.largest_difference(toys[0].state_dict(), toys[1].state_dict()) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_another_number_of_passes(tmp_path: Path, precision: str) -> None:
-    """Processes have a test of their own: test_training.test_two_processes_agree_with_one."""
+    """Processes have a test of their own: test_training_loop.test_two_processes_agree_with_one."""
     tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
     changes = {"precision": precision, "log_every_steps": 1}
     histories = [
@@ -51,7 +51,7 @@ def test_what_is_drawn_depends_on_nothing_else(tmp_path: Path) -> None:
     write_all(tmp_path)
     folders = [tmp_path / name for name in ("latents", "captions", "embeddings", "autoencoder")]
     chosen = unet_params()
-    batches = LatentBatches(denoising.load(*folders).train, chosen)
+    batches = LatentBatches(training.load(*folders).train, chosen)
     size, before = chosen.training.batch_size, torch.get_num_threads()
     whole = batches(3, slice(0, size))
     for num_parts in (2, 4, 8):

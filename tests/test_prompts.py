@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from ldm import prompts
-from ldm.errors import ConfigError
+from ldm.core.errors import ConfigError
+from ldm.sampling import prompts
 
 
 def test_one_text_or_several_become_a_list():

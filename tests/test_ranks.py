@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import ranks
-from ldm.errors import MachineError
+from ldm.compute import ranks
+from ldm.core.errors import MachineError
 from tests.forked import run_two
 from tests.reliability.disagreements import KINDS
 from tests.toy_training import accelerator, params

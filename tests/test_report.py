@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from ldm import config, metrics, report
-from ldm.evaluation import CHECKS, features_in
-from ldm.params.evaluate import EvaluateParams
-from ldm.samples import Prompt
+from ldm.core import config
+from ldm.evaluation import metrics, report
+from ldm.evaluation.measure import CHECKS, features_in
+from ldm.evaluation.params import EvaluateParams
+from ldm.sampling.samples import Prompt
 from tests.import_closure import ROOT
 from tests.trained_data import CHANGES
 

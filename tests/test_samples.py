@@ -5,20 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from ldm import config, samples
-from ldm.corpora import SPLITS
-from ldm.errors import ConfigError, IntegrityError
+from ldm.core import config
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.shards import SPLITS, Shards, write
 from ldm.images import decode_png
-from ldm.params.sample import SampleParams
-from ldm.provenance import Origin
-from ldm.shards import Shards, write
+from ldm.sampling import samples
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
 from tests.import_closure import ROOT
-from tests.trained_data import CHANGES
+from tests.trained_data import CHANGES, DRAWING
 
-PARAMS = config.read(SampleParams, "sample", ROOT / "params.yaml").model_copy(update={"seed": 3})
+PARAMS = config.read(SampleParams, "sample", ROOT / "params.yaml")
 
 
-def params(**changes) -> SampleParams:
+def params(seed: int = 3, **changes) -> SampleParams:
+    changes["drawing"] = PARAMS.drawing.changed(DRAWING | {"seed": seed}).model_dump()
     return SampleParams.model_validate(PARAMS.model_dump() | CHANGES["sample"] | changes)
 
 
@@ -47,7 +48,7 @@ def pictures(unit: samples.Unit) -> samples.Pictures:
 def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
     sets = samples.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params())
     assert [part.name for part in sets] == ["held_out", "unseen", "seen", "sweep_1", "sweep_2.5"]
-    assert [part.guidance_scale for part in sets] == [PARAMS.guidance_scale] * 3 + [1, 2.5]
+    assert [part.guidance_scale for part in sets] == [PARAMS.drawing.guidance_scale] * 3 + [1, 2.5]
     assert [len(part.prompts) for part in sets] == [6, 5, 8, 4, 4]
     held_out, unseen, seen, sweep, again = (part.prompts for part in sets)
     assert sweep == again

@@ -79,7 +79,7 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     found = seeds.do(run)
     assert (found["commit"], found["metrics"]) == ("abc", {"scene_accuracy_unseen": 0.5})
     assert [changed[f"train_{part}"]["training"]["seed"] for part in ("autoencoder", "clip", "unet")] == [4, 3, 2]
-    assert changed["sample"]["seed"] == 1 and changed["num_lines"] == 5
+    assert changed["sample"]["drawing"]["seed"] == 1 and changed["num_lines"] == 5
     assert changed["machine"]["threads"] is None and "threads" not in found
     assert not list(tmp_path.iterdir())
     found = seeds.do(run, share=[1])

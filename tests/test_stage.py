@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from ldm import cores, stage
-from ldm.errors import IntegrityError, MachineError, Stopped
-from ldm.params.machine import MachineParams
+from ldm.compute import cores, process
+from ldm.core import stage
+from ldm.core.errors import IntegrityError, MachineError, Stopped
+from ldm.core.machine import MachineParams
 from tests.stage_scripts import forget_accelerator
 from tests.training_data import KEPT
 
@@ -25,15 +26,15 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 ONE_PROCESS = """
 import sys
 sys.path.insert(0, {root!r})
-from ldm import cores, stage
+from ldm.compute import cores, process
 cores.free_threads = lambda num_threads: num_threads  # whatever else runs here
-from ldm.params.machine import MachineParams
+from ldm.core.machine import MachineParams
 
 machine = MachineParams(
     threads=None, num_workers=0, attention="math", compile=False,
     num_kept_runs=None, max_run_age_days=None, keep_finished_states=False,
 )
-accelerator = stage.start("fp32", machine)
+accelerator = process.start("fp32", machine)
 import torch
 print(accelerator.num_processes, accelerator.mixed_precision, torch.get_num_threads())
 """
@@ -43,15 +44,16 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
-from ldm import stage
-from ldm.params.machine import MachineParams
+from ldm.compute import process
+from ldm.core import stage
+from ldm.core.machine import MachineParams
 
 def main():
     machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})
-    accelerator = stage.start("fp32", machine)
+    accelerator = process.start("fp32", machine)
     assert torch.get_num_threads() == 2
-    with stage.output(Path("out"), accelerator) as folder:
-        (folder / str(accelerator.process_index)).write_text(str(list(stage.share_of(5, accelerator))))
+    with process.output(Path("out"), accelerator) as folder:
+        (folder / str(accelerator.process_index)).write_text(str(list(process.share_of(5, accelerator))))
     assert Path("out/1").is_file()
     return "summary"
 
@@ -173,7 +175,7 @@ def fill(folder: Path, text: str) -> None:
 def write_pair(root: Path, fails: bool) -> int:
     """Write both outputs; exit code."""
     try:
-        with stage.outputs(None, *(root / name for name in PAIR)) as folders:
+        with stage.outputs(*(root / name for name in PAIR)) as folders:
             for folder in folders:
                 fill(folder, "new")
             if fails:
@@ -255,7 +257,7 @@ def test_an_error_while_outputs_are_renamed_brings_the_former_ones_back(
 
     monkeypatch.setattr(os, "rename", rename)
     paths = [tmp_path / name for name in PAIR]
-    with pytest.raises(MachineError, match="Input/output error"), stage.outputs(None, *paths) as folders:
+    with pytest.raises(MachineError, match="Input/output error"), stage.outputs(*paths) as folders:
         for folder in folders:
             fill(folder, "new")
     assert written(tmp_path) == dict.fromkeys(PAIR, "old")
@@ -266,7 +268,7 @@ def test_two_runs_do_not_write_the_same_output(tmp_path: Path) -> None:
     with stage.output(tmp_path / "out") as folder:
         (folder / "mine").write_text("")
         said = rf"\.out\.lock: a run is already .*pid {os.getpid()}"
-        with pytest.raises(MachineError, match=said), stage.outputs(None, tmp_path / "other", tmp_path / "out"):
+        with pytest.raises(MachineError, match=said), stage.outputs(tmp_path / "other", tmp_path / "out"):
             pass
         assert (folder / "mine").exists()
         assert not list(tmp_path.glob(".other*")), "nothing is held or built"
@@ -301,7 +303,7 @@ def test_a_launcher_config_may_not_change_the_result(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(MachineError, match=words):
-        stage.start("fp32", MACHINE, num_accumulation_steps=2)
+        process.start("fp32", MACHINE, num_accumulation_steps=2)
 
 
 @pytest.mark.parametrize("answer", ["no", "bf16"])
@@ -313,7 +315,7 @@ def test_the_params_overrule_what_a_launcher_config_says(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", answer)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    accelerator = stage.start(precision, MACHINE, num_accumulation_steps=3)
+    accelerator = process.start(precision, MACHINE, num_accumulation_steps=3)
     assert accelerator.mixed_precision == mixed_precision
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"

@@ -3,22 +3,30 @@
 import csv
 import json
 import os
+import random
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldm import artifact, config, samples, stage
-from ldm.corpora import SPLITS
-from ldm.errors import ConfigError, IntegrityError, MachineError
+from ldm.core import artifact, config, stage
+from ldm.core.errors import ConfigError, IntegrityError, MachineError
+from ldm.core.shards import SPLITS, Shards, write
+from ldm.evaluation import measure
 from ldm.images import to_tensor
-from ldm.params.sample import SampleParams
-from ldm.provenance import Origin
-from ldm.shards import Shards, write
+from ldm.sampling import samples
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
 from tests import trained_data
+from tests.kinds import KINDS
 from tests.stage_scripts import run
 from tests.trained_data import change
+
+
+class Killed(BaseException):
+    """As a signal that cannot be caught."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,30 @@ def test_two_processes_write_the_bytes_of_one(here, trained):
         assert [key for key in found if found[key] != expected[key]] == []
 
 
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(here, trained, monkeypatch):
+    (here / "data/evaluation").unlink()
+    shutil.rmtree(here / "runs", ignore_errors=True)
+    measured: list[str] = []
+    honest, draw = measure.Instruments.measure, random.Random(0)
+
+    def dies(self, subject, rows, batch_size):
+        if draw.random() < 0.3:
+            raise Killed
+        measured.append(f"{subject.name}-{rows.start}")
+        return honest(self, subject, rows, batch_size)
+
+    monkeypatch.setattr(measure.Instruments, "measure", dies)
+    num_kills = 0
+    while not (here / "data/evaluation").exists():
+        try:
+            run("evaluate")
+        except Killed:
+            num_kills += 1
+    assert num_kills > 2 and len(set(measured)) == len(measured), "a unit was measured twice"
+    assert contents(here / "data/evaluation") == contents(trained / "data/evaluation")
+    assert not list((here / "runs/evaluate").glob("*/unit-*")), "what was kept is of no use any more"
+
+
 def test_sample_writes_sets_grid_and_passport(trained):
     folder = trained / "data/samples"
     passport, found = samples.read(folder)
@@ -85,7 +117,7 @@ def test_sample_writes_sets_grid_and_passport(trained):
     assert (folder / "grid.png").is_file()
     assert sorted(p.name for p in folder.iterdir()) == sorted([*found, "grid.png", "passport.json"])
     for name in ("unet", "autoencoder", "embeddings"):
-        there = artifact.read_passport(trained / "data" / name, name).content_sha256
+        there = artifact.read_passport(trained / "data" / name, KINDS[name]).content_sha256
         assert passport.inputs[name] == there
     assert passport.inputs["captions_val"] == Shards(trained / "data/captions/val").sha256
     claims = [prompt.claim for prompt in found["seen"].prompts]
@@ -116,7 +148,8 @@ def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):
     with pytest.raises(ConfigError, match=r"guidance_scale: [0-9.]+, and data/unet was trained with caption_dropout 0"):
         run("sample")
     assert not (here / "data/samples").exists()
-    change(here, "sample", guidance_scale=1, sweep={"guidance_scales": [], "num_prompts": 4})
+    drawing = params["sample"]["drawing"] | {"guidance_scale": 1}
+    change(here, "sample", drawing=drawing, sweep={"guidance_scales": [], "num_prompts": 4})
     assert "seen 8 of 8" in run("sample")
 
 
@@ -147,11 +180,14 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
     assert all(0 <= numbers[name] <= 1 for name in wanted)
     assert (numbers["oracle_real"], numbers["oracle_shuffled"]) == (1, 0)
     assert (numbers["num_samples_held_out"], numbers["num_samples_seen"], numbers["num_reference_images"]) == (6, 8, 20)
-    assert numbers["own_clip_extractor_sha256"] == artifact.read_passport(trained / "data/clip", "clip").content_sha256
+    assert (
+        numbers["own_clip_extractor_sha256"]
+        == artifact.read_passport(trained / "data/clip", KINDS["clip"]).content_sha256
+    )
     with (folder / "guidance_sweep.csv").open() as file:
         assert [row["guidance_scale"] for row in csv.DictReader(file)] == ["1", "2.5"]
     assert "| whole scene |" in (folder / "table.md").read_text()
-    passport = artifact.read_passport(folder, "evaluation")
+    passport = artifact.read_passport(folder, KINDS["evaluation"])
     assert passport.content_sha256 == artifact.sha256_file(folder / "metrics.json")
     assert passport.inputs["samples"] == samples.read(trained / "data/samples")[0].content_sha256
     assert passport.inputs["images_val"] == Shards(trained / "data/images/val").sha256
@@ -214,8 +250,8 @@ def test_a_corpus_without_claims_is_searched_instead(here):
 
 def test_round_trips_by_another_autoencoder_are_refused(here, trained):
     (here / "data/autoencoder").unlink()
-    passport, tensors = artifact.read(trained / "data/autoencoder", "autoencoder")
+    passport, tensors = artifact.read(trained / "data/autoencoder", KINDS["autoencoder"])
     changed = {name: tensor + 1 for name, tensor in tensors.items()}
-    artifact.write(here / "data/autoencoder", "autoencoder", passport.config, changed, {}, {})
+    artifact.write(here / "data/autoencoder", KINDS["autoencoder"], passport.config, changed, {}, {})
     with pytest.raises(IntegrityError, match="made with autoencoder"):
         run("evaluate")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ldm.errors import ConfigError, IntegrityError
-from ldm.params.paths import PathsParams
-from ldm.shards import Shards
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.paths import PathsParams
+from ldm.core.shards import Shards
 from tests.corpora import CLEANING
 from tests.training_data import KEPT
 

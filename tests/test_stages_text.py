@@ -5,9 +5,9 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,23 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ldm import artifact, clip, images, runs, shards
-from ldm.autoencoder import Autoencoder, LatentScale, to_signal
-from ldm.cache import LATENTS, Cache, TextEmbeddings
-from ldm.errors import ConfigError, IntegrityError, Stopped
-from ldm.params.networks import AutoencoderParams
-from ldm.params.train_clip import ClipParams
-from ldm.plots import read_table
+from ldm import images
+from ldm.autoencoder import encoding
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.network import Autoencoder, LatentScale, to_signal
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.core import artifact, shards
+from ldm.core.errors import ConfigError, IntegrityError, Stopped
+from ldm.precompute.cache import Cache
+from ldm.text import clip
+from ldm.text.embeddings import TextEmbeddings
+from ldm.text.encoder import TextEncoder
+from ldm.text.params import ClipParams
+from ldm.tools import runs
+from ldm.training.plots import read_table
 from tests.import_closure import ROOT
-from tests.stage_scripts import run, script
+from tests.kinds import KINDS
+from tests.stage_scripts import run
 from tests.training_data import KEPT
 
 COUNTS = {"train": 10, "val": 6, "unseen": 0, "held_out": 0}
@@ -136,7 +144,7 @@ def write_autoencoder(scale: float = 1.0) -> Autoencoder:
     model = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
     with torch.no_grad():
         model.quant_conv.weight *= scale
-    artifact.write(Path("data/autoencoder"), "autoencoder", AUTOENCODER, model.state_dict(), {}, {})
+    artifact.write(Path("data/autoencoder"), KINDS["autoencoder"], AUTOENCODER, model.state_dict(), {}, {})
     return model
 
 
@@ -325,10 +333,12 @@ def test_outputs_do_not_depend_on_the_number_of_processes(here: Path):
     assert len(one[0]) > 5 and len(one[2]) > 8
 
 
-def counted(module: ModuleType, stop_after: int | None = None) -> list[int]:
-    """Sizes of the pieces that a stage encodes from now on; it is asked to stop at one of them."""
+@contextmanager
+def counted(name: str, stop_after: int | None = None) -> Iterator[list[int]]:
+    """Sizes of the pieces that a stage encodes meanwhile; it is asked to stop at one of them."""
+    owner, attribute = (encoding, "encode") if name == "encode_latents" else (TextEncoder, "in_batches")
+    real: Callable[..., Any] = getattr(owner, attribute)
     sizes: list[int] = []
-    real: Callable[..., Any] = module.encode
 
     def encode(*arguments: Any) -> Any:
         done = real(*arguments)
@@ -337,8 +347,9 @@ def counted(module: ModuleType, stop_after: int | None = None) -> list[int]:
             os.kill(os.getpid(), signal.SIGTERM)
         return done
 
-    module.encode = encode
-    return sizes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, attribute, encode)
+        yield sizes
 
 
 @pytest.mark.parametrize(("name", "out"), [("encode_latents", "data/latents"), ("embed_text", "data/embeddings")])
@@ -349,17 +360,14 @@ def test_a_stopped_precompute_goes_on_with_what_is_missing(here: Path, name: str
     whole = contents(out)
     shutil.rmtree("runs")
     shutil.rmtree(out)
-    stopped, again = script(name), script(name)
-    first = counted(stopped, stop_after=2)
-    with pytest.raises(Stopped) as caught:
-        stopped.main()
+    with counted(name, stop_after=2) as first, pytest.raises(Stopped) as caught:
+        run(name)
     assert caught.value.exit_code == 75 and len(first) == 2 and not Path(out).exists()
-    second = counted(again)
-    again.main()
+    with counted(name) as second:
+        run(name)
     assert contents(out) == whole
-    fresh = script(name)
-    third = counted(fresh)
-    fresh.main()
+    with counted(name) as third:
+        run(name)
     assert contents(out) == whole
     # The null embedding is one row, and is not kept.
     assert third == ([1] if name == "embed_text" else [])
@@ -379,9 +387,8 @@ def test_a_damaged_unit_is_computed_again(here: Path, capfd: pytest.CaptureFixtu
     data = bytearray(unit.read_bytes())
     data[-5] ^= 1
     unit.write_bytes(data)
-    again = script("encode_latents")
-    sizes = counted(again)
-    again.main()
+    with counted("encode_latents") as sizes:
+        run("encode_latents")
     assert len(sizes) == 1 and contents("data/latents") == whole
     assert "it is computed again" in capfd.readouterr().err
 
@@ -405,9 +412,8 @@ def test_an_added_shard_is_encoded_alone_to_the_bytes_of_a_fresh_run(here: Path)
     assert shards.Shards(Path("data/images/train")).shard_sha256[: len(old)] == old
     sizes: dict[str, list[int]] = {}
     for name in ("encode_latents", "embed_text"):
-        module = script(name)
-        sizes[name] = counted(module)
-        module.main()
+        with counted(name) as sizes[name]:
+            run(name)
     assert sizes == {"encode_latents": [3], "embed_text": [4, 1]}
     incremental = contents("data/latents") | contents("data/embeddings")
     shutil.rmtree("runs")
@@ -420,9 +426,8 @@ def test_units_of_another_encoder_are_neither_used_nor_left(here: Path):
     write_autoencoder()
     run("encode_latents")
     write_autoencoder(scale=1.1)
-    module = script("encode_latents")
-    sizes = counted(module)
-    module.main()
+    with counted("encode_latents") as sizes:
+        run("encode_latents")
     assert sum(sizes) == NUM_ENCODED
     assert len(list(Path("runs/encode_latents").iterdir())) == 1
 

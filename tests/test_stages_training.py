@@ -15,12 +15,16 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm import artifact, attention, runs
-from ldm.autoencoder import Autoencoder
-from ldm.errors import ConfigError, MachineError, Stopped
-from ldm.params.networks import AutoencoderParams, UNetParams
-from ldm.unet import UNet
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.compute import attention
+from ldm.core import artifact
+from ldm.core.errors import ConfigError, MachineError, Stopped
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.unet import UNet
+from ldm.tools import runs
 from tests.import_closure import ROOT
+from tests.kinds import KINDS
 from tests.stage_scripts import script
 from tests.training_data import AUTOENCODER, KEPT, UNET, write_all
 
@@ -68,7 +72,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def weights(root: Path, name: str) -> dict[str, Tensor]:
-    return artifact.read(root / "data" / OUT[name], OUT[name])[1]
+    return artifact.read(root / "data" / OUT[name], KINDS[OUT[name]])[1]
 
 
 def files(root: Path, name: str) -> dict[str, bytes]:
@@ -96,7 +100,7 @@ def stopped_at(train: Callable[..., Any], step: int) -> Callable[..., Any]:
 
 def test_train_autoencoder_writes_model_and_results(workspace: Path):
     line = script("train_autoencoder").main()
-    passport, tensors = artifact.read(workspace / "data/autoencoder", "autoencoder")
+    passport, tensors = artifact.read(workspace / "data/autoencoder", KINDS["autoencoder"])
     network = Autoencoder(AutoencoderParams.model_validate(passport.config))
     network.load_state_dict(tensors)
     assert passport.facts == {"factor": 4, "latent_channels": 4}
@@ -111,7 +115,7 @@ def test_train_autoencoder_writes_model_and_results(workspace: Path):
 
 def test_train_unet_writes_model_and_results(workspace: Path):
     script("train_unet").main()
-    passport, tensors = artifact.read(workspace / "data/unet", "unet")
+    passport, tensors = artifact.read(workspace / "data/unet", KINDS["unet"])
     network = UNet(UNetParams.model_validate(passport.config["network"]))
     network.load_state_dict(tensors)
     assert passport.config["diffusion"]["prediction"] == "flow"
@@ -220,14 +224,14 @@ def test_a_finished_training_is_extended_and_its_passport_says_so(workspace: Pat
     kept = MACHINE | {"keep_finished_states": True}
     write_params(workspace, machine=kept)
     script(name).main()
-    short = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    short = artifact.read_passport(workspace / "data" / OUT[name], KINDS[OUT[name]])
     assert "resumed_from" not in short.facts
     state = next((workspace / "runs" / name).glob("*/step-000000006"))
     changed = params | {"training": params["training"] | {"num_steps": 9}, "num_pictures": 1}
     write_params(workspace, machine=kept, **{name: changed})
     runs.ask(workspace / "runs", name)
     script(name).main()
-    passport = artifact.read_passport(workspace / "data" / OUT[name], OUT[name])
+    passport = artifact.read_passport(workspace / "data" / OUT[name], KINDS[OUT[name]])
     sha256 = artifact.sha256_file(state / "manifest.json")
     differs = {"params.training.num_steps": [6, 9]}
     assert passport.facts["resumed_from"] == [{"step": 6, "manifest_sha256": sha256, "differs": differs}]
@@ -249,8 +253,8 @@ def test_training_goes_on_from_a_trained_unet(workspace: Path):
     (workspace / "data/unet").rename(workspace / "models")
     write_params(workspace, train_unet=UNET | {"init_from": "models"})
     script("train_unet").main()
-    passport = artifact.read_passport(workspace / "data/unet", "unet")
-    assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", "unet").content_sha256
+    passport = artifact.read_passport(workspace / "data/unet", KINDS["unet"])
+    assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", KINDS["unet"]).content_sha256
 
 
 def test_a_wrong_width_is_one_line(workspace: Path):

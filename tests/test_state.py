@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from ldm import artifact, state
-from ldm.errors import IntegrityError, MachineError, NumericsError
-from ldm.params.machine import MachineParams
-from ldm.state import Run, State
+from ldm.compute import state
+from ldm.compute.state import Run, State
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError, MachineError, NumericsError
+from ldm.core.machine import MachineParams
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -202,7 +203,7 @@ def test_a_second_run_in_the_directory_is_refused(tmp_path: Path):
 
 
 def test_the_lock_falls_with_its_process(tmp_path: Path):
-    code = "import sys, os, signal; from ldm.state import Run; from pathlib import Path\n"
+    code = "import sys, os, signal; from ldm.compute.state import Run; from pathlib import Path\n"
     code += "r = Run(Path(sys.argv[1]), 'train', {}); r.open(); os.kill(os.getpid(), signal.SIGKILL)"
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
     assert died.returncode == -signal.SIGKILL

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.stopping import StopRequest
+from ldm.compute.stopping import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 CHILD = """
 import sys, time
-from ldm.stopping import StopRequest
+from ldm.compute.stopping import StopRequest
 end = time.monotonic() + 20
 with StopRequest() as stop:
     print("ready", flush=True)
@@ -72,7 +72,7 @@ def test_the_death_of_an_ancestor_stops_the_run(tmp_path: Path, number: signal.S
 SAVING = """
 import sys, time
 from pathlib import Path
-from ldm.stopping import StopRequest
+from ldm.compute.stopping import StopRequest
 end = time.monotonic() + 20
 with StopRequest() as stop:
     print("ready", flush=True)

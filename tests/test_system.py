@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ldm import cli, stage, system
-from ldm.errors import ConfigError, IntegrityError, MachineError
+from ldm.core import stage, system
+from ldm.core.errors import ConfigError, IntegrityError, MachineError
+from ldm.tools import cli
 from tests.import_closure import ROOT
 
-LDM = [sys.executable, "-m", "ldm.cli"]
-STAGE = [sys.executable, "-c", r"from ldm import stage; stage.run(lambda: 'a \u5706 is drawn')"]
+LDM = [sys.executable, "-m", "ldm.tools.cli"]
+STAGE = [sys.executable, "-c", r"from ldm.core import stage; stage.run(lambda: 'a \u5706 is drawn')"]
 
 
 def program(*command: str, **options: object) -> subprocess.CompletedProcess[str]:

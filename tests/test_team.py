@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ldm import verify
+from ldm.tools import verify
 from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
@@ -91,7 +91,7 @@ def test_two_developers_share_results_and_experiments(
     assert second.repro() == set()
     assert verify.local(second.root).problems == verify.remote(None, second.root).problems == []
     params = second.root / "params.yaml"
-    params.write_text(setting(sample__guidance_scale=2)(params.read_text()))
+    params.write_text(setting(sample__drawing__guidance_scale=2)(params.read_text()))
     assert second.repro() == STRONGER
     second.commit()
     second.run("git", "push", "--quiet", "origin", "main")
@@ -109,7 +109,7 @@ def test_two_developers_share_results_and_experiments(
 
 def share_an_experiment(first: Repository, second: Repository) -> None:
     name = "own_clip_score_margin_seen"
-    second.run("dvc", "exp", "run", "--set-param", "sample.guidance_scale=2.5", "--name", "stronger")
+    second.run("dvc", "exp", "run", "--set-param", "sample.drawing.guidance_scale=2.5", "--name", "stronger")
     there = value_of(second, name)
     second.run("dvc", "exp", "push", "origin", "stronger")
     first.run("dvc", "exp", "pull", "origin", "stronger")

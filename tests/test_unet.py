@@ -6,9 +6,11 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from pydantic import ValidationError
 
-from ldm import attention
-from ldm.params.networks import AutoencoderParams, UNetParams
-from ldm.unet import UNet, sinusoids
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.compute import attention
+from ldm.denoiser import unet
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.unet import UNet, sinusoids
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 
 TINY = {
@@ -250,3 +252,20 @@ def test_the_autoencoder_factor_counts_patch_and_levels():
     assert params.factor == 16
     with pytest.raises(ValidationError, match="channels 10 is not a multiple of norm_groups 4"):
         AutoencoderParams.model_validate(fields | {"patch_px": 1, "channels": [10]})
+
+
+def test_a_unet_of_format_1_is_read_as_one_of_format_2():
+    flat = {"loss_weighting": "min_snr", "min_snr_gamma": 5.0, "time_sampling": "logit_normal"}
+    flat |= {"logit_normal_mean": 0.5, "logit_normal_std": 2.0, "schedule": "flow"}
+    (upgrade,) = unet.KIND.upgrades
+    found = upgrade({"network": {"channels": [8]}, "diffusion": flat})
+    assert found == {
+        "network": {"channels": [8]},
+        "diffusion": {
+            "loss_weighting": {"kind": "min_snr", "gamma": 5.0},
+            "time_sampling": {"kind": "logit_normal", "mean": 0.5, "std": 2.0},
+            "schedule": "flow",
+        },
+    }
+    uniform = upgrade({"diffusion": flat | {"loss_weighting": "uniform", "time_sampling": "uniform"}})["diffusion"]
+    assert uniform == {"loss_weighting": {"kind": "uniform"}, "time_sampling": {"kind": "uniform"}, "schedule": "flow"}

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from ldm import artifact, cli, verify
+from ldm.core import artifact
+from ldm.tools import cli, verify
 from tests.import_closure import ROOT
+from tests.kinds import KINDS
 from tests.repository import Repository, setting
 
 MODEL = "data/unet/model.safetensors"
@@ -189,7 +191,7 @@ def test_a_passport_that_tells_of_other_inputs(root: Path, capsys: pytest.Captur
     artifact.write_json(folder / "passport.json", artifact.sealed(passport))
     Repository.at(root).run("dvc", "commit", "--force", "encode_latents")
     code, said = run(capsys)
-    there = artifact.read_passport(root / "data/autoencoder", "autoencoder").content_sha256
+    there = artifact.read_passport(root / "data/autoencoder", KINDS["autoencoder"]).content_sha256
     assert code == 4 and f"made with autoencoder {'0' * 64}; expected autoencoder {there}" in said
     assert said.count("expected") == 1
 
@@ -314,7 +316,7 @@ def test_without_git_it_is_one_line_or_only_the_lock_counts(root: Path, capsys: 
 READ_ONLY = """
 mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" || exit 99
 touch x 2> /dev/null && exit 98
-"$2" -m ldm.cli check && "$2" -m ldm.cli verify
+"$2" -m ldm.tools.cli check && "$2" -m ldm.tools.cli verify
 """
 
 

@@ -1,4 +1,4 @@
-"""A training of a second or less, used in one process by test_training.py and, as a script, in several.
+"""A training of a second or less, used in one process by test_training_loop.py and, as a script, in several.
 
 Script: `toy_training.py OUT` reads OUT/scenarios.json (name -> changed params, `bad` and `kill_at`), and writes
 OUT/NAME.safetensors and OUT/NAME.json for each; a scenario that is stopped is started again.
@@ -21,12 +21,13 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm import fingerprint, randomness
-from ldm.errors import Stopped
-from ldm.history import History
-from ldm.params.training import TrainingParams
-from ldm.state import Run
-from ldm.training import train
+from ldm import randomness
+from ldm.compute import fingerprint
+from ldm.compute.state import Run
+from ldm.core.errors import Stopped
+from ldm.training.history import History
+from ldm.training.loop import train
+from ldm.training.params import TrainingParams
 
 DEFAULTS = {
     "num_steps": 20,

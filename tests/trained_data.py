@@ -6,15 +6,19 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from ldm import artifact, clip, corpora
-from ldm.autoencoder import Autoencoder
-from ldm.cache import LATENTS, CacheWriter
-from ldm.corpora import preparation
-from ldm.params.networks import AutoencoderParams, UNetParams
-from ldm.params.prepare import PrepareParams
-from ldm.params.train_clip import ClipParams
-from ldm.unet import UNet
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.core import artifact
+from ldm.corpora import kinds, preparation
+from ldm.corpora.params import PrepareParams
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.unet import UNet
+from ldm.precompute.cache import CacheWriter
+from ldm.text import clip
+from ldm.text.params import ClipParams
 from tests.import_closure import ROOT
+from tests.kinds import KINDS
 from tests.stage_scripts import run
 
 CLIP = {
@@ -72,12 +76,12 @@ PREPARE = {
     "max_reject_fraction": 0.0,
     "num_examples": 1,
 }
+DRAWING: dict[str, Any] = {"num_steps": 2, "precision": "fp32"}
+"""Changes of `sample.drawing`."""
 CHANGES: dict[str, dict[str, Any]] = {
     "machine": {"threads": 1, "attention": "math"},
     "embed_text": {"batch_size": 64},
     "sample": {
-        "num_steps": 2,
-        "precision": "fp32",
         "batch_size": 4,
         "num_prompts_held_out": 6,
         "num_prompts_unseen": 5,
@@ -106,11 +110,12 @@ def make(root: Path, caption_dropout: float = 0.1) -> None:
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in CHANGES.items():
         params[section] |= values
+    params["sample"]["drawing"] |= DRAWING
     write_params(root, params)
     prepare = PrepareParams.model_validate(PREPARE)
     data = root / "data"
     (data / "prepare").mkdir(parents=True)
-    pairs = corpora.pairs(prepare, root)
+    pairs = kinds.pairs(prepare, root)
     preparation.prepare(pairs, data / "images", data / "captions", data / "prepare", prepare, num_workers=0)
     clip.build(ClipParams.model_validate(CLIP), 0).save(data / "clip", {}, {})
     run("embed_text")
@@ -122,19 +127,19 @@ def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]
     autoencoder, unet = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)), UNet(UNetParams(**UNET))
     for parameter in unet.parameters():  # the last layers of a fresh network are zero, which would hide the prompt
         torch.nn.init.normal_(parameter, std=0.3)
-    decoder = artifact.write(data / "autoencoder", "autoencoder", AUTOENCODER, autoencoder.state_dict(), {}, {})
+    decoder = artifact.write(data / "autoencoder", KINDS["autoencoder"], AUTOENCODER, autoencoder.state_dict(), {}, {})
     writer = CacheWriter(data / "latents" / "train", LATENTS)
     writer.write_shard(0, {"mean": torch.zeros(1, 4, 8, 8)})
     scale = {"latent_scale": {"mean": [0.1, 0.0, 0.0, 0.0], "std": [1.0, 2.0, 1.0, 1.0]}}
     latents = writer.finish(1, {}, {"autoencoder": decoder.content_sha256}, scale)
     inputs = {
         "autoencoder": decoder.content_sha256,
-        "embeddings": artifact.read_passport(data / "embeddings", "embeddings").content_sha256,
+        "embeddings": artifact.read_passport(data / "embeddings", KINDS["embeddings"]).content_sha256,
         "latents_train": latents.content_sha256,
     }
     settings = {"network": UNET, "diffusion": diffusion | {"caption_dropout": caption_dropout}}
     facts = scale | {"caption_dropout": caption_dropout}
-    artifact.write(data / "unet", "unet", settings, unet.state_dict(), inputs, facts)
+    artifact.write(data / "unet", KINDS["unet"], settings, unet.state_dict(), inputs, facts)
 
 
 def write_params(root: Path, params: dict[str, Any]) -> None:

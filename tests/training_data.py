@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm import artifact, images, randomness, shards
-from ldm.autoencoder import Autoencoder
-from ldm.cache import CAPTIONS, EMBEDDINGS, LATENTS, NULL, CacheWriter
-from ldm.params.networks import AutoencoderParams
-from ldm.params.train_autoencoder import TrainAutoencoderParams
-from ldm.params.train_unet import TrainUNetParams
+from ldm import images, randomness
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.training_params import TrainAutoencoderParams
+from ldm.core import artifact, shards
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.precompute.cache import CacheWriter
+from ldm.text.embeddings import CAPTIONS, NULL
+from ldm.text.embeddings import KIND as EMBEDDINGS
+from tests.kinds import KINDS
 from tests.toy_training import DEFAULTS
 
 NUM_SAMPLES = {"train": 13, "val": 6}
@@ -60,11 +65,8 @@ UNET: dict[str, Any] = {
     "diffusion": {
         "schedule": "flow",
         "prediction": "flow",
-        "loss_weighting": "uniform",
-        "min_snr_gamma": 5.0,
-        "time_sampling": "logit_normal",
-        "logit_normal_mean": 0.0,
-        "logit_normal_std": 1.0,
+        "loss_weighting": {"kind": "uniform"},
+        "time_sampling": {"kind": "logit_normal", "mean": 0.0, "std": 1.0},
         "time_shift": 1.0,
         "stratified_times": True,
         "caption_dropout": 0.25,
@@ -108,7 +110,7 @@ def write_autoencoder(directory: Path) -> str:
     params = AutoencoderParams.model_validate(AUTOENCODER["network"])
     torch.manual_seed(0)
     config, tensors = params.model_dump(mode="json"), Autoencoder(params).state_dict()
-    return artifact.write(directory, "autoencoder", config, tensors, {}, {}).content_sha256
+    return artifact.write(directory, KINDS["autoencoder"], config, tensors, {}, {}).content_sha256
 
 
 def write_latents(directory: Path, autoencoder: str) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ldm.corpora import Rejected
-from ldm.params.prepare import CleaningParams
+from ldm.corpora.pairs import Rejected
+from ldm.corpora.params import CleaningParams
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # Few parsers meet strangers' bytes; Pillow looks at the content, not at the file name.
@@ -116,7 +116,7 @@ def _check_header(image: Image.Image, params: CleaningParams) -> None:
         raise Rejected("TOO_SMALL", shape)
     if long > short * params.max_aspect_ratio:
         raise Rejected("TOO_NARROW", shape)
-    # A phone's JPEG may carry a preview as a second frame; that is no animation.
+    # A phone's JPEG may carry a preview as a second frame; that is not an animation.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise Rejected("ANIMATED", f"{getattr(image, 'n_frames', 0)} frames")
 

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm import workspace
-from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
-from ldm.errors import ConfigError
-from ldm.params.prepare import FolderParams
+from ldm.core import workspace
+from ldm.core.errors import ConfigError
+from ldm.corpora import cleaning
+from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of, split_of
+from ldm.corpora.params import FolderParams
 
 
 def pairs(params: FolderParams, size_px: int, source: Path) -> Iterator[Pair | Rejection]:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ldm.corpora import Pair, split_of
-from ldm.errors import MachineError
-from ldm.params.prepare import OpenMojiParams
+from ldm.core.errors import MachineError
+from ldm.corpora.pairs import Pair, split_of
+from ldm.corpora.params import OpenMojiParams
 
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _EMOJI_STYLE = "\ufe0f"

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldm import images
-from ldm.corpora import SPLITS, Pair, Rejected, Rejection, Split
-from ldm.errors import RejectedError
-from ldm.params.prepare import PrepareParams
-from ldm.progress import each
-from ldm.shards import Shards, Writer
+from ldm.core.errors import RejectedError
+from ldm.core.progress import each
+from ldm.core.shards import SPLITS, Shards, Split, Writer
+from ldm.corpora.pairs import Pair, Rejected, Rejection
+from ldm.corpora.params import PrepareParams
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -79,7 +79,7 @@ class Report:
         if total > max_reject_fraction * self.num_seen:
             reasons = [f"{reason} {n} ({self.first_rejected[reason]})" for reason, n in self.num_rejected.most_common()]
             found = f"{total} of {self.num_seen} samples rejected: {', '.join(reasons)}"
-            fix = f"see {rejected_file}; mend or remove the samples, or raise prepare.max_reject_fraction"
+            fix = f"see {rejected_file}; repair or remove the samples, or raise prepare.max_reject_fraction"
             raise RejectedError("prepare", found, f"at most a fraction of {max_reject_fraction}", fix)
         for split in ("train", "val"):
             if not self.splits[split].num_samples:
@@ -134,7 +134,7 @@ def prepare(
 def write_passports(images: Path, captions: Path, params: PrepareParams) -> None:
     """Say what the shards in both folders are. That of the images tells nothing of captions: a changed caption must
     leave every byte beside the images alone, or the autoencoder would be trained again."""
-    from ldm import artifact  # loads torch, which a corpus that is refused can do without
+    from ldm.core import artifact
 
     of_images = {"corpus": params.corpus.kind, "image_size_px": params.image_size_px}
     for kind, directory, settings in (
@@ -142,7 +142,9 @@ def write_passports(images: Path, captions: Path, params: PrepareParams) -> None
         ("captions", captions, params.model_dump(mode="json")),
     ):
         splits = {split: Shards(directory / split, verify=False).sha256 for split in SPLITS}
-        artifact.write_passport(directory, kind, settings, {}, {"splits": splits}, artifact.sha256_json(splits))
+        artifact.write_passport(
+            directory, artifact.Kind(kind), settings, {}, {"splits": splits}, artifact.sha256_json(splits)
+        )
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ldm import workspace
-from ldm.corpora import Pair, Rejected, Rejection, cleaning, key_of, split_of
-from ldm.errors import ConfigError, IntegrityError
-from ldm.params.prepare import WebdatasetParams
+from ldm.core import workspace
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.corpora import cleaning
+from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of, split_of
+from ldm.corpora.params import WebdatasetParams
 
 _NAME = re.compile(r"((?:[^/]+/)*[^./][^./]*)\.([^/]+)")
 _BLOCK = 512
@@ -129,7 +130,7 @@ def _facts(tar: Path, parts: Parts, params: WebdatasetParams) -> Mapping[str, An
     except (ValueError, RecursionError):
         raise Rejected("BAD_JSON", parts["json"].name) from None
     if not isinstance(facts, dict):
-        raise Rejected("BAD_JSON", f"{parts['json'].name} is no mapping")
+        raise Rejected("BAD_JSON", f"{parts['json'].name} is not a mapping")
     return facts
 
 

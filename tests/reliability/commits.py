@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ldm.errors import MachineError
-from ldm.state import Run, State, read
+from ldm.compute.state import Run, State, read
+from ldm.core.errors import MachineError
 from tests.import_closure import ROOT
 from tests.reliability import workspace
 from tests.reliability.report import Result

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm import artifact, verify
-from ldm.cache import LATENTS, Cache, TextEmbeddings
-from ldm.errors import IntegrityError
-from ldm.shards import Shards
-from ldm.state import Run, State, read
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.compute.state import Run, State, read
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError
+from ldm.core.shards import Shards
+from ldm.precompute.cache import Cache
+from ldm.text.embeddings import TextEmbeddings
+from ldm.tools import verify
 from tests import training_data
+from tests.kinds import KINDS
 from tests.reliability import workspace
 from tests.reliability.report import Result
 
@@ -44,7 +48,7 @@ def embeddings(folder: Path, trials: int, seed: int) -> Result:
 def models(folder: Path, trials: int, seed: int) -> Result:
     """A bit of trained weights or their passport."""
     training_data.write_autoencoder(folder)
-    return _one_by_one(sorted(folder.iterdir()), lambda: artifact.read(folder, "autoencoder"), trials, seed)
+    return _one_by_one(sorted(folder.iterdir()), lambda: artifact.read(folder, KINDS["autoencoder"]), trials, seed)
 
 
 def states(folder: Path, trials: int, seed: int) -> Result:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ldm import stopping
+from ldm.compute import stopping
 from tests.reliability import workspace
 from tests.reliability.report import Result
 
@@ -149,11 +149,11 @@ def _record(root: Path) -> Any:
     """In the trainer: note every step that is drawn, and the exit code."""
 
     def install() -> None:
-        from ldm import denoising
+        from ldm.denoiser import training
 
         # This process's ancestors are called python, not accelerate.
         stopping._LAUNCHERS = {Path(name).name for name in (sys.executable, os.path.realpath(sys.executable), "python")}
-        real, real_exit = denoising.LatentBatches.__call__, os._exit
+        real, real_exit = training.LatentBatches.__call__, os._exit
 
         def drawn(batches: Any, step: int, rows: slice) -> Any:
             with (root / "steps.txt").open("a") as file:
@@ -166,7 +166,7 @@ def _record(root: Path) -> Any:
                 file.write(f"{code}\n")
             real_exit(code)
 
-        denoising.LatentBatches.__call__ = drawn  # type: ignore[method-assign]
+        training.LatentBatches.__call__ = drawn  # type: ignore[method-assign]
         os._exit = leave  # type: ignore[assignment]
 
     return install

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm import randomness
-from ldm.errors import Stopped
-from ldm.training import rows_of_pass
-from tests import test_training
+from ldm.core.errors import Stopped
+from ldm.training.loop import rows_of_pass
+from tests import test_training_loop
 from tests.reliability.report import Result
 from tests.toy_training import Batches, Toy, params, run_toy
 
@@ -70,7 +70,7 @@ def world_changes(folder: Path, trials: int, seed: int) -> Result:
         two = folder / f"{trial}-two"
         with suppress(Stopped):
             run_toy(folder / f"{trial}-one" / "run", params(**changes), kill_at=stop)
-        test_training.launch(two, {"run": changes}, started=folder / f"{trial}-one")
+        test_training_loop.launch(two, {"run": changes}, started=folder / f"{trial}-one")
         training, validation = json.loads((two / "run.json").read_text())
         pairs = list(zip([*whole.training, *whole.validation], [*training, *validation], strict=True))
         if not all(abs(a["loss"] - b["loss"]) <= tolerances[precision] for a, b in pairs):
@@ -139,13 +139,13 @@ def poisoned_ranks(folder: Path, trials: int, seed: int) -> Result:
         bad = {step: draw.randrange(8) for step in steps}
         changes: dict[str, Any] = {"num_steps": 60, "log_every_steps": 1, "max_nonfinite_steps": 60}
         two = folder / f"two-{done}"
-        test_training.launch(two, {"run": changes | {"bad": bad, "kill_at": draw.randrange(1, 58)}})
+        test_training_loop.launch(two, {"run": changes | {"bad": bad, "kill_at": draw.randrange(1, 58)}})
         training, _ = json.loads((two / "run.json").read_text())
         counts = [0, *(row["num_skipped"] for row in training)]
         skipped = [step for step in range(60) if counts[step + 1] > counts[step]]
         chosen = params(**changes)
         toy, _ = run_toy(folder / f"one-{done}", chosen, batches=Batches(chosen, bad))
-        difference = test_training.largest_difference(toy.state_dict(), load_file(two / "run.safetensors"))
+        difference = test_training_loop.largest_difference(toy.state_dict(), load_file(two / "run.safetensors"))
         if skipped != steps or difference > 1e-4:
             failures.append(f"{bad}: skipped {skipped}, weights differ by {difference}")
         done += len(bad)

@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from ldm import verify
+from ldm.tools import verify
 from tests.import_closure import ROOT
 from tests.reliability import workspace
 from tests.reliability.report import Result

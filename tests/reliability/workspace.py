@@ -15,7 +15,9 @@ import psutil
 import torch
 from ruamel.yaml import YAML
 
-from ldm import artifact, plots, state
+from ldm.compute import state
+from ldm.core import artifact
+from ldm.training import plots
 from tests import stage_scripts, trained_data, training_data
 from tests.forked import exit_code
 from tests.import_closure import ROOT

@@ -1,0 +1,1 @@
+"""What a stage that computes needs: devices, layers, trainings, saved states."""

@@ -1,0 +1,104 @@
+"""What a result depends on, as dotted keys: values, inputs, code and packages. A saved state is gone on from by itself
+only where all of these are as they were."""
+
+import ast
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ldm.core import artifact
+from ldm.core.config import is_beside
+
+_BESIDE = "beside."
+_KINDS = ("params", "inputs", "packages", "code")
+_MISSING = "(none)"
+
+
+def of(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The resolved section, the hashes of the inputs and of the code, and the versions of packages.
+
+    Values that no step depends on (fields marked `config.BESIDE`: how often to save, how much to look at) have keys
+    `beside.`, not `params.`. Code is every loaded module of `ldm` and the stage's script. Threads and the number of
+    processes are not part of it: they change the last bits of a result, not what is computed.
+    """
+    code = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("ldm", "__main__")}
+    return {
+        **of_params(section),
+        **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
+        **{f"code.{name}": sha256_code(Path(path)) for name, path in sorted(code.items()) if path},
+        **of_packages(),
+    }
+
+
+def of_params(section: BaseModel) -> dict[str, Any]:
+    """Every value of a section under its dotted key."""
+    return dict(_values("", section, is_free=False))
+
+
+def of_packages() -> dict[str, str]:
+    """Versions of Python and of the packages that results may depend on."""
+    python = {"packages.python": ".".join(platform.python_version_tuple()[:2])}
+    return python | {f"packages.{name}": metadata.version(name) for name in artifact.PACKAGES}
+
+
+def sha256_code(path: Path) -> str:
+    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a fingerprint that a step depends on."""
+    return {key: value for key, value in fingerprint.items() if not key.startswith(_BESIDE)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Key -> values before and now, of every key on which a step depends and that is not the same in both."""
+    before, now = identity(before), identity(now)
+    keys = sorted({*before, *now}, key=lambda key: (_KINDS.index(key.split(".")[0]), key))
+    pairs = {key: [before.get(key, _MISSING), now.get(key, _MISSING)] for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def in_words(differences: Mapping[str, list[Any]], most: int = 8) -> list[str]:
+    """One line per difference, `most` at most: both values, or only that code and inputs are others."""
+    lines = [f"{key}: {_short(before)} -> {_short(now)}" for key, (before, now) in differences.items()]
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
+def _short(value: Any) -> str:
+    """A hash by its first digits, a long value by its start."""
+    text = str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text if len(text) <= 60 else text[:57] + "..."
+
+
+def _values(prefix: str, section: BaseModel, is_free: bool) -> Iterator[tuple[str, Any]]:
+    for name, field in type(section).model_fields.items():
+        value, free = getattr(section, name), is_free or is_beside(field)
+        if isinstance(value, BaseModel):
+            yield from _values(f"{prefix}{name}.", value, free)
+        else:
+            dumped = section.model_dump(mode="json", include={name})[name]
+            yield from _flatten(f"{_BESIDE if free else 'params.'}{prefix}{name}", dumped)
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _flatten(f"{name}.{key}", entry)
+    else:
+        yield name, value
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """A docstring, of a module, class, function or attribute: text that is not used for anything."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

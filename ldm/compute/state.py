@@ -1,0 +1,395 @@
+"""Resumable state of a long computation, outside DVC's outs: `runs/<stage>/<hash of the fingerprint>/`.
+
+A state becomes visible as a whole or not at all, is hashed when it is written and when it is read, and is gone on from
+by a run with the same fingerprint, or by one for which it was asked (`ldm resume`). It is safetensors and JSON. One
+process at a time owns a run directory.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ldm.compute import fingerprint, ranks
+from ldm.core import artifact, locks
+from ldm.core.errors import IntegrityError, MachineError, NumericsError
+from ldm.core.machine import MachineParams
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+REQUEST = "resume.json"
+"""In a stage's folder of runs: which state its next run goes on from."""
+FINGERPRINT = "fingerprint.json"
+
+_TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
+_SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run needs to go on after `step` updates."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One state of a run: its folder, and the hash of its manifest, which holds the hashes of its files."""
+
+    directory: Path
+    manifest_sha256: str
+
+
+class Run:
+    """One run directory: `open` it, `choose` the newest good state, `commit` new ones, `remove` it in the end.
+
+    Work in units that need no order is kept unit by unit instead: `keep` and `kept`.
+    Only the main process opens, chooses, commits, retains and removes; every process may keep units of its own.
+    """
+
+    def __init__(
+        self, root: Path, stage: str, made_by: Mapping[str, Any], machine: MachineParams | None = None
+    ) -> None:
+        """made_by: its `fingerprint`. machine: what stays of former and finished runs; None = all former ones, and no
+        finished one."""
+        self.fingerprint = dict(made_by)
+        self.directory = root / stage / artifact.sha256_json(fingerprint.identity(made_by))[:16]
+        self._machine = machine
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Take the run directory, and say what changed if other runs of the stage exist but not this one. Former runs
+        beyond what the params keep are removed.
+
+        MachineError: another process holds it.
+        """
+        if self._lock is not None:
+            return
+        is_fresh = not self.directory.exists()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = locks.take(self.directory / "lock")
+        for left_over in self.directory.glob(".*.building"):
+            shutil.rmtree(left_over)
+        if is_fresh:
+            self._report_changes()
+        replace_json(self.directory / FINGERPRINT, self.fingerprint)
+        removed = prune(self.directory.parent, self._machine, self.directory) if self._machine else []
+        if removed:
+            print(f"old runs removed, as section machine asks: {', '.join(removed)}", flush=True)
+
+    @contextmanager
+    def opened(self, accelerator: "Accelerator") -> Generator[None]:
+        """Open on the main process while all processes work in it; closed at the end.
+
+        IntegrityError: the processes have other params, inputs, code or packages. MachineError: as `open`.
+        """
+        ranks.agree(self.fingerprint)
+        if accelerator.is_main_process:
+            self.open()
+        ranks.wait()
+        try:
+            yield
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the run directory."""
+        if self._lock is not None:
+            locks.release(self._lock)
+            self._lock = None
+
+    def remove(self) -> None:
+        """Remove the run directory, if this process holds it: its result is elsewhere now. The last state of a
+        training stays if the params ask for it."""
+        if self._lock is None:
+            return
+        states = states_of(self.directory)
+        if states and self._machine is not None and self._machine.keep_finished_states:
+            for old in states[:-1]:
+                shutil.rmtree(old)
+        else:
+            shutil.rmtree(self.directory)
+        self.close()
+
+    def choose(self) -> Saved | None:
+        """The newest state that verifies, or None. One that does not is reported and passed over."""
+        for directory in reversed(states_of(self.directory)):
+            try:
+                return check(directory)
+            except IntegrityError as error:
+                print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
+        return None
+
+    def load(self, accelerator: "Accelerator") -> State | None:
+        """The state that the main process chooses, which every process reads and verifies for itself; or None.
+
+        IntegrityError, on every process: one of them cannot read it.
+        """
+        chosen = self.choose() if accelerator.is_main_process else None
+        told: list[str] | None = ranks.from_main(chosen and [chosen.directory.name, chosen.manifest_sha256])
+        if told is None:
+            return None
+        state, problem = None, None
+        try:
+            state = read(Saved(self.directory / told[0], told[1]))
+        except IntegrityError as error:
+            problem = f"not read: {str(error).splitlines()[0]}"
+        fix = "give all processes the same folder of runs, on a file system that serves them all, and run this again"
+        ranks.refuse_any(f"{told[0]} with manifest {told[1][:12]}", problem, "read and verified", fix)
+        return state
+
+    def adopt(self, take: Callable[[State, dict[str, Any]], State]) -> None:
+        """Make the state that `ldm resume` asked for, if any, the newest one of this run.
+
+        take: (the state, its step and hash and what differs now) -> what to go on from; a `UserError` if it cannot.
+
+        Raises:
+            IntegrityError: the state is gone or damaged. MachineError: a process works in its run.
+        """
+        request = self.directory.parent / REQUEST
+        if not request.exists():
+            return
+        asked: dict[str, str] = json.loads(request.read_bytes())
+        source = self.directory.parent / asked["state"]
+        with suppress(FileNotFoundError) if source.parent == self.directory else held(source.parent):
+            saved = check(source, asked["manifest_sha256"])
+            before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
+            differs = fingerprint.differences(before, self.fingerprint)
+            state = read(saved)
+            told = {"step": state.step, "manifest_sha256": saved.manifest_sha256, "differs": differs}
+            taken = take(state, told)
+            # Only a state of another run is written: this run's own is here, and must never be gone for a moment.
+            if source.parent != self.directory:
+                self._publish(source.name, taken)
+        for newer in (path for path in states_of(self.directory) if path.name > source.name):
+            shutil.rmtree(newer)
+        request.unlink()
+        lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs))
+        print(f"going on from {source}, as `ldm resume` asked; what differs:{lines or ' nothing'}", flush=True)
+
+    def commit(self, state: State, num_kept: int) -> None:
+        """Make a state the newest one, durably, then drop all but the `num_kept` newest.
+
+        After a kill at any point, or an error, the states from before still load.
+
+        Raises:
+            NumericsError: a tensor is not finite. MachineError: it cannot be written (with needed and free bytes).
+        """
+        assert self._lock is not None, "a run commits only while it is open"
+        self._publish(f"step-{state.step:09d}", state)
+        for old in states_of(self.directory)[:-num_kept]:
+            shutil.rmtree(old)
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
+        """Keep one finished unit of work, durably, under a key that says all that it was computed from within this run.
+
+        Raises as `commit` does.
+        """
+        self._publish(f"unit-{key}", State(0, dict(tensors), dict(values or {})))
+
+    def kept(self, key: str) -> State | None:
+        """The kept unit, memory-mapped; None if it is missing or fails its hash (reported on stderr)."""
+        directory = self.directory / f"unit-{key}"
+        if not directory.exists():
+            return None
+        try:
+            check(directory)
+            return _mapped(directory)
+        except IntegrityError as error:
+            print(f"{error}\nit is computed again", file=sys.stderr, flush=True)
+            return None
+
+    def unit(self, key: str) -> State:
+        """A unit that was kept. IntegrityError: it is gone or does not verify."""
+        unit = self.kept(key)
+        if unit is None:
+            where, fix = f"{self.directory}: {key}", "run it again: only what is missing is computed"
+            raise IntegrityError(where, "gone or damaged since it was written", "a unit of work that was kept", fix)
+        return unit
+
+    def kept_keys(self) -> list[str]:
+        """Keys of all units, sorted."""
+        return sorted(path.name.removeprefix("unit-") for path in self.directory.glob("unit-*"))
+
+    def retain(self, keys: Collection[str]) -> None:
+        """Drop every unit but these, and the directories of the stage's former runs: what remains is what made the
+        newest result, and serves the next one."""
+        assert self._lock is not None, "a run drops units only while it is open"
+        for key in set(self.kept_keys()) - set(keys):
+            shutil.rmtree(self.directory / f"unit-{key}")
+        for other in self.directory.parent.iterdir():
+            if other != self.directory and other.is_dir():
+                with suppress(MachineError):
+                    lock = locks.take(other / "lock")
+                    shutil.rmtree(other)
+                    locks.release(lock)
+
+    def _publish(self, name: str, state: State) -> None:
+        """Write a state beside its place, force it to the disk, give it its name, and read it back."""
+        _refuse_nonfinite(state, self.directory, name)
+        # Named by process: an orphan of a killed launch may still be at the same unit.
+        building, final = self.directory / f".{name}.{os.getpid()}.building", self.directory / name
+        try:
+            _write(building, state)
+            if final.exists():  # only a state that did not verify is ever made again
+                shutil.rmtree(final)
+            building.rename(final)
+            _sync(self.directory)
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise self._unwritable(state, error) from error
+        check(final)
+
+    def _unwritable(self, state: State, error: Exception) -> MachineError:
+        needed = sum(tensor.nbytes for tensor in state.tensors.values())
+        found = f"{error}; {shutil.disk_usage(self.directory).free} bytes are free"
+        fix = "free space or repair the disk and run again: it goes on from the last state, which is unharmed"
+        return MachineError(str(self.directory), found, f"room for a state of {needed} bytes", fix)
+
+    def _report_changes(self) -> None:
+        others = [path for path in self.directory.parent.glob(f"*/{FINGERPRINT}")]
+        if not others or (self.directory.parent / REQUEST).exists():
+            return
+        newest = max(others, key=lambda path: path.stat().st_mtime)
+        before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+        shown = [f"  {line}" for line in fingerprint.in_words(fingerprint.differences(before, self.fingerprint))]
+        print(f"fresh run; {newest.parent} differs in", *shown, sep="\n", flush=True)
+        if states := states_of(newest.parent):
+            name = f"{newest.parent.parent.name}/{newest.parent.name}"
+            told = f"to go on from its {states[-1].name} all the same, stop this, `ldm resume {name}`, and run it again"
+            print(told, flush=True)
+
+
+def states_of(run: Path) -> list[Path]:
+    """Folders of the states in a run directory, the newest last."""
+    return sorted(run.glob("step-*"))
+
+
+def parts_of(run: Path) -> list[Path]:
+    """Folders of all states and units in a run directory."""
+    return [*states_of(run), *sorted(run.glob("unit-*"))]
+
+
+def last_used(run: Path) -> float:
+    """When a run was last opened, or a state of it saved: seconds since the epoch."""
+    return max(path.stat().st_mtime for path in (run, *run.glob(FINGERPRINT), *parts_of(run)))
+
+
+@contextmanager
+def held(run: Path) -> Generator[None]:
+    """Nobody else works in a run directory meanwhile. MachineError: somebody does."""
+    lock = locks.take(run / "lock")
+    try:
+        yield
+    finally:
+        locks.release(lock)
+
+
+def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
+    """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
+    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns what was removed, in words.
+    """
+    request = stage / REQUEST
+    asked = stage / json.loads(request.read_bytes())["state"] if request.exists() else None
+    spared = (spare, asked and asked.parent)
+    runs = sorted((path for path in stage.iterdir() if path.is_dir() and path not in spared), key=last_used)[::-1]
+    filled = [run for run in runs if parts_of(run)]
+    kept = filled if machine.num_kept_runs is None else filled[: machine.num_kept_runs]
+    removed: list[str] = []
+    for run in runs:
+        days = (time.time() - last_used(run)) / _SECONDS_PER_DAY
+        if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
+            continue
+        with suppress(MachineError, OSError), held(run):  # what cannot be removed now must not end a training
+            told = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
+            shutil.rmtree(run)
+            removed += [told] if run in filled else []
+    return removed
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
+    for tensor_name, tensor in state.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            fix = "lower learning_rate of the training it comes from, then `ldm resume STATE` with one of `ldm runs`"
+            raise NumericsError(str(directory), f"{tensor_name} is not finite in {name}", "finite numbers", fix)
+
+
+def _write(directory: Path, state: State) -> None:
+    """Files, their hashes, and the folder itself, each forced to the disk before the next."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    artifact.write_tensors(directory / _TENSORS, state.tensors)
+    # Not write_json: a loss may be NaN, and columns keep their order.
+    (directory / _VALUES).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
+    names = (_TENSORS, _VALUES)
+    for name in names:
+        _sync(directory / name)
+    artifact.write_json(directory / _MANIFEST, {name: artifact.sha256_file(directory / name) for name in names})
+    _sync(directory / _MANIFEST)
+    _sync(directory)
+
+
+def replace_json(path: Path, value: object) -> None:
+    """Write a JSON file as a whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    artifact.write_json(new, value)
+    new.replace(path)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def check(directory: Path, manifest_sha256: str | None = None) -> Saved:
+    """A state whose files have the hashes that its manifest says. IntegrityError: not so, it cannot be read, or it has
+    another manifest than `manifest_sha256`."""
+    path = directory / _MANIFEST
+    fix = "see `ldm runs` for what else is saved, or start afresh"
+    try:
+        data = path.read_bytes()
+        manifest: dict[str, str] = json.loads(data)
+        if sorted(manifest) != sorted((_TENSORS, _VALUES)):
+            raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
+        found = hashlib.sha256(data).hexdigest()
+        if manifest_sha256 not in (None, found):
+            raise IntegrityError(str(path), f"SHA-256 {found}", str(manifest_sha256), fix)
+        for name, sha256 in manifest.items():
+            artifact.check_file(directory / name, sha256)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(str(path), str(error), "the hashes of a state", fix) from None
+    return Saved(directory, found)
+
+
+def read(saved: Saved) -> State:
+    """Exactly this state. IntegrityError: it is gone, damaged, or was written again since."""
+    check(saved.directory, saved.manifest_sha256)
+    state = _mapped(saved.directory)
+    # Copies, since mapped tensors would change with their file, and a training updates them in place.
+    return State(state.step, {name: t.clone() for name, t in state.tensors.items()}, state.values)
+
+
+def _mapped(directory: Path) -> State:
+    values: dict[str, Any] = json.loads((directory / _VALUES).read_bytes())
+    return State(values.pop("step"), artifact.open_tensors(directory / _TENSORS), values)

@@ -1,0 +1,1 @@
+"""What every stage needs, prepare too: params, errors, files of results."""

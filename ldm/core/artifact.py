@@ -1,0 +1,254 @@
+"""One folder per trained artefact: weights in safetensors and a passport in JSON that says what they are and what they
+were made from.
+
+A reader hashes what it reads, compares it with the passport, and raises an error that names both values. Nothing is
+pickled.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.core.errors import IntegrityError
+
+WEIGHTS = "model.safetensors"
+PASSPORT = "passport.json"
+PACKAGES = ("numpy", "open_clip_torch", "safetensors", "torch")
+"""Whose versions results may depend on."""
+_REMAKE = "run `dvc repro`, or `dvc checkout` to bring back what dvc.lock records"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artefact, and how passports of its former formats are read."""
+
+    name: str
+    upgrades: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
+    """What makes the config of format n + 1 of that of format n; the first is for format 1. They stay for ever: models
+    lie in remotes for years."""
+
+    @property
+    def format(self) -> int:
+        """The format that is written."""
+        return 1 + len(self.upgrades)
+
+
+class Passport(BaseModel):
+    """What an artefact is: its kind, config, inputs (name -> SHA-256), content hash, facts that readers compare,
+    package versions, and a hash of all these."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    format_version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    content_sha256: str
+    facts: dict[str, Any]
+    packages: dict[str, str]
+    passport_sha256: str
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON value with sorted keys, so that equal values are equal bytes."""
+    path.write_text(
+        json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names, with the mode that the umask
+    says. OSError: the disk refused."""
+    # save_file puts a file of its own, which only its owner can read, in the place of what is there.
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
+        path.chmod(mode)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from error
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, mapped into memory: bytes are read when used. IntegrityError: the file is not
+    safetensors."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(str(path), f"no safetensors file ({error})", "safetensors", _REMAKE) from error
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """IntegrityError unless `path` is a file with this hash."""
+    if not path.is_file():
+        raise IntegrityError(str(path), "no such file", f"a file with SHA-256 {sha256}", _REMAKE)
+    found = sha256_file(path)
+    if found != sha256:
+        raise IntegrityError(str(path), f"SHA-256 {found}", sha256, _REMAKE)
+
+
+def write_passport(
+    directory: Path,
+    kind: Kind,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+    content_sha256: str,
+) -> Passport:
+    """Write `passport.json` for content that is already there."""
+    values = {
+        "kind": kind.name,
+        "format_version": kind.format,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "content_sha256": content_sha256,
+        "facts": dict(facts),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+    # Through JSON, so that the writer holds what a reader will: a tuple is a list there.
+    passport = Passport.model_validate_json(json.dumps(sealed(values)))
+    write_json(directory / PASSPORT, passport.model_dump())
+    return passport
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a passport with the hash of all the others."""
+    rest = {name: value for name, value in values.items() if name != "passport_sha256"}
+    return {**rest, "passport_sha256": sha256_json(rest)}
+
+
+def write(
+    directory: Path,
+    kind: Kind,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> Passport:
+    """Write weights and passport into `directory`.
+
+    config: JSON, enough to rebuild the network. inputs: name -> SHA-256 of what it was made from. facts: JSON that
+    readers compare.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / WEIGHTS, tensors)
+    return write_passport(directory, kind, config, inputs, facts, sha256_file(directory / WEIGHTS))
+
+
+def read_passport(directory: Path, kind: Kind) -> Passport:
+    """The passport of an artefact of this kind, its config as the newest format has it. IntegrityError: it is missing,
+    corrupt, of another kind, or of a format that this code does not know yet.
+
+    Other package versions than the writer's are a warning.
+    """
+    path = directory / PASSPORT
+    if not path.is_file():
+        raise IntegrityError(str(directory), "no passport.json", f"an artefact of kind {kind.name!r}", _REMAKE)
+    try:
+        passport = Passport.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise IntegrityError(
+            str(path), f"no passport ({error.error_count()} wrong fields)", f"a passport of kind {kind.name!r}", _REMAKE
+        ) from error
+    seal = sealed(passport.model_dump())["passport_sha256"]
+    if passport.passport_sha256 != seal:
+        raise IntegrityError(str(path), f"fields with SHA-256 {seal}", passport.passport_sha256, _REMAKE)
+    found, expected = f"kind {passport.kind!r}, format {passport.format_version}", f"kind {kind.name!r}"
+    if passport.kind != kind.name:
+        raise IntegrityError(str(path), found, expected, _REMAKE)
+    if not 1 <= passport.format_version <= kind.format:
+        fix = "update this code (git pull), or make the artefact again with this one (`dvc repro`)"
+        raise IntegrityError(str(path), found, f"{expected}, format 1 to {kind.format}", fix)
+    _warn_of_other_packages(path, passport)
+    with fitting(directory):
+        config = passport.config
+        for upgrade in kind.upgrades[passport.format_version - 1 :]:
+            config = upgrade(config)
+    return passport.model_copy(update={"config": config})
+
+
+@contextmanager
+def fitting(directory: Path) -> Generator[None]:
+    """A network is built from an artefact of this directory. IntegrityError: config or weights are not this code's."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _unfit(directory / PASSPORT, f"config.{place}: {first['msg']}") from error
+    except KeyError as error:
+        raise _unfit(directory / PASSPORT, f"no key {error}") from error
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        found = lines[1].strip() if len(lines) > 1 else lines[0]  # load_state_dict's first line is a heading
+        raise _unfit(directory / WEIGHTS, found) from error
+
+
+def _unfit(path: Path, found: str) -> IntegrityError:
+    fix = "check out the code that wrote it, or make it again with this one (`dvc repro`)"
+    return IntegrityError(str(path), found, "config and weights of a network of this code", fix)
+
+
+def read(directory: Path, kind: Kind) -> tuple[Passport, dict[str, Tensor]]:
+    """Passport and weights of an artefact of this kind, both verified. IntegrityError: missing, corrupt (with both
+    hashes), or of another kind."""
+    passport = read_passport(directory, kind)
+    check_file(directory / WEIGHTS, passport.content_sha256)
+    return passport, open_tensors(directory / WEIGHTS)
+
+
+def check_input(directory: Path, passport: Passport, name: str, sha256: str) -> None:
+    """IntegrityError unless the artefact in `directory` was made from the input `name` that has this hash."""
+    found = passport.inputs.get(name)
+    if found != sha256:
+        raise IntegrityError(str(directory), f"{passport.kind} made with {name} {found}", f"{name} {sha256}", _REMAKE)
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _warn_of_other_packages(path: Path, passport: Passport) -> None:
+    here = {name: metadata.version(name) for name in passport.packages if name in PACKAGES}
+    other = [
+        f"{name} {version} (here {here.get(name)})"
+        for name, version in passport.packages.items()
+        if here.get(name) != version
+    ]
+    if other:
+        warnings.warn(f"{path}: made with {', '.join(other)}", stacklevel=3)

@@ -1,0 +1,60 @@
+"""One process at a time: a file that is locked for as long as its holder lives.
+
+The lock is `flock`, which the system drops with its holder, however that ends. A file system that has none is refused:
+a file that only says who holds it would stay after a kill, and nothing could tell whether a holder on another machine
+still runs.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from ldm.core.errors import MachineError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def take(path: Path) -> int:
+    """Lock a file, which is made with its folder if it is missing, for as long as the returned descriptor is open.
+
+    Raises:
+        MachineError: another process holds it, or the file system has no locks. OSError: it cannot be opened.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            refusal = _refusal(path, file, error)
+            os.close(file)
+            if refusal is None:
+                raise
+            raise refusal from None
+        with suppress(FileNotFoundError):
+            if os.fstat(file).st_ino == path.stat().st_ino:
+                break
+        os.close(file)  # its holder removed it between open and flock
+    os.truncate(file, 0)
+    os.write(file, f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+    return file
+
+
+def release(file: int) -> None:
+    """Let go of what `take` returned."""
+    os.close(file)
+
+
+def _refusal(path: Path, file: int, error: OSError) -> MachineError | None:
+    if isinstance(error, BlockingIOError):
+        holder = os.read(file, 1000).decode(errors="replace")
+        fix = "wait for it, or stop it and run this again"
+        return MachineError(str(path), f"a run is already going on here ({holder})", "no other", fix)
+    if error.errno in _NO_LOCKS:
+        fix = "mount it with flock (Lustre: -o flock; NFS: version 4, or a lock daemon), or work on another disk"
+        return MachineError(str(path), f"no locks ({error.strerror})", "a file system with flock", fix)
+    return None

@@ -1,0 +1,66 @@
+"""What a corpus offers: captioned images, each of a split, or the reason why one is left out."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ldm.core.shards import Split
+
+
+class Rejected(Exception):
+    """Why a sample cannot be used: a reason code, which is counted, and what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image with its captions."""
+
+    key: str
+    """Letters, digits, "-" and "_", at most 80; equal in image and caption shards."""
+    image: UInt8[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"]]
+    """Square pixels, or a picklable function that makes them in a worker process; it may raise `Rejected`."""
+    captions: list[str]
+    """At least one."""
+    claims: list[dict[str, Any] | None]
+    """What each caption states, as JSON, for a corpus that can check it; else None."""
+    scene: dict[str, Any] | None
+    """What the image shows, as JSON, for a corpus that knows it."""
+    split: Split
+    source: dict[str, Any]
+    """Origin, as JSON: corpus, file, licence, attribution."""
+    group: str = ""
+    """Samples of different groups share a shard only if it would else be nearly empty."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A sample that the corpus has and that is not used."""
+
+    key: str
+    reason: str
+    detail: str
+    source: dict[str, Any]
+
+
+def split_of(key: str, val_fraction: float, seed: int) -> Split:
+    """A split that depends on the key alone: adding samples never moves others between splits."""
+    digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
+    return "val" if int.from_bytes(digest) < val_fraction * 2**64 else "train"
+
+
+def key_of(name: str) -> str:
+    """A shard key for any file name: the name where it is fit, else what is fit of it and a hash of the whole."""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        return name
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')[:60]}-{digest}"

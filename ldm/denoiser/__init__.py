@@ -1,0 +1,1 @@
+"""Latents and token states to a denoiser: networks, noise, loss."""

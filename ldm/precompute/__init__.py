@@ -1,0 +1,1 @@
+"""Results that are computed once, in shards and in units of work."""

@@ -1,0 +1,1 @@
+"""Noise and token states to images."""

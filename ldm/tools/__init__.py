@@ -1,0 +1,1 @@
+"""Checks, records and commands, over all stages."""

@@ -1,0 +1,194 @@
+"""Text in, images out: the trained artefacts, checked against each other and composed.
+
+from ldm import Pipeline
+pipeline = Pipeline.load()
+images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
+paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ldm.compute import attention
+from ldm.core import artifact, config
+from ldm.core.errors import ConfigError, IntegrityError, MachineError
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.sampling.generator import Generator
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams, SampleParams
+from ldm.sampling.prompts import shortened, texts_of, unknown_words
+from ldm.text.embeddings import TextEmbeddings
+from ldm.text.encoder import TextEncoder
+from ldm.text.tower import load_text
+from ldm.tools import png_folder
+
+MAX_START_NUMBER = 10**9
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A generator with the text encoder it was trained with; settings that a call does not name are those
+    of `drawing`."""
+
+    generator: Generator
+    embeddings: TextEmbeddings
+    encode: TextEncoder
+    drawing: DrawingParams
+    batch_size: int
+
+    @classmethod
+    def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
+        """The artefacts of the repository at `root`, found through its params.yaml, on a GPU if there is one.
+
+        Raises:
+            ConfigError: params.yaml is missing or wrong.
+            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there. A shard of
+                the embeddings is hashed when a prompt is in it.
+            MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
+        """
+        root = Path(root)
+        document = config.Document(root / config.PARAMS)
+        paths, params = document.read(PathsParams, "paths"), document.read(SampleParams, "sample")
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise MachineError(
+                "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
+            )
+        attention.use(document.read(MachineParams, "machine").attention, where)
+        embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
+        model, of_clip = load_text(root / paths.clip)
+        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_clip.content_sha256)
+        facts = embeddings.passport.facts
+        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
+        generator.prove_attention(params.drawing.precision)
+        return cls(
+            generator=generator,
+            embeddings=embeddings,
+            encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
+            drawing=params.drawing,
+            batch_size=params.batch_size,
+        )
+
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """Token states of prompts as `embed_text` stores them, and those it has stored where it has; a prompt that is
+        too long is cut, with a warning."""
+        self._warn_of_cuts(prompts, 3)
+        return self._embed(prompts)
+
+    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        encoded = self.encode(texts)[0].float()
+        for i, text in enumerate(texts):
+            if text in self.embeddings:
+                encoded[i] = self.embeddings.tokens(self.embeddings.rows([text]))[0]
+        return encoded
+
+    def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
+        distinct = list(dict.fromkeys(texts))
+        counts = self.encode.model.num_tokens(distinct).tolist()
+        long = [
+            (text, count) for text, count in zip(distinct, counts, strict=True) if count > self.encode.context_tokens
+        ]
+        if long:
+            (text, count), others = long[0], f" and {len(long) - 1} more" if len(long) > 1 else ""
+            found = f"{count} tokens are cut to the {self.encode.context_tokens} of training"
+            warnings.warn(f"{found}: {shortened(text)!r}{others}", stacklevel=stacklevel)
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Words that no caption of the corpus has, of which the models can know nothing."""
+        return unknown_words(texts, self.embeddings.captions)
+
+    def __call__(
+        self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
+        images.
+
+        batch_size: images that are computed at a time; None = as the params say. settings: fields of `DrawingParams`,
+        such as guidance_scale, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one of
+        them is unknown or out of range, or there is no prompt, or one is not a text.
+        """
+        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        self._warn_of_cuts(texts, 3)
+        return torch.cat([pictures for pictures, _ in self._batches(texts, drawing, 0, batch_size)])
+
+    def pngs(
+        self, prompts: str | Iterable[str], start_number: int = 0, batch_size: int | None = None, **settings: Any
+    ) -> Iterator[bytes]:
+        """The images of a call with these arguments as PNGs, each with what it was made from, batch by batch.
+
+        start_number: image i starts from the noise of (seed, start_number + i). It is image `start_number` + i of a
+        call from 0 on up to rounding, and in every bit if it has the same place in a batch of the same size.
+        """
+        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        _check_start(start_number)
+        self._warn_of_cuts(texts, 3)
+        return self._pngs(texts, drawing, start_number, batch_size)
+
+    def write(
+        self,
+        prompts: str | Iterable[str],
+        directory: str | Path,
+        start_number: int = 0,
+        overwrite: bool = False,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> list[Path]:
+        """The images of `pngs` in a folder, which is made if it is not there, and their paths.
+
+        They get the numbers from `start_number` on, 0000.png, or those after the highest that is there; with
+        `overwrite` they replace what has their numbers. Raises, before any work:
+            ConfigError: as `pngs`, or the folder is a file.
+            MachineError: the folder takes no file.
+        """
+        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        _check_start(start_number)
+        self._warn_of_cuts(texts, 3)
+        with png_folder.opened(Path(directory), start_number, overwrite) as folder:
+            return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
+
+    def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
+        """The image of this origin once more, equal to the bit on the same kind of device with as many threads.
+
+        An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
+        place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
+        """
+        for name, sha256 in self.generator.inputs.items():
+            if origin.models.get(name) != sha256:
+                fix = "check out the commit that made it, and `dvc checkout`"
+                raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
+        drawing = origin.drawing(self.drawing, "replay")
+        context = self._embed([origin.prompt] * origin.batch_size)
+        numbers = [origin.prompt_number] * origin.batch_size
+        return self.generator(context, numbers, drawing)[origin.position]
+
+    def _pngs(
+        self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None
+    ) -> Iterator[bytes]:
+        for pictures, origins in self._batches(texts, drawing, start_number, batch_size):
+            for picture, origin in zip(pictures.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
+                yield origin.png(picture)
+
+    def _batches(
+        self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None
+    ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], list[Origin]]]:
+        size = batch_size or self.batch_size
+        for start in range(0, len(texts), size):
+            batch = texts[start : start + size]
+            numbers = range(start_number + start, start_number + start + len(batch))
+            origins = self.generator.origins(batch, numbers, drawing)
+            yield self.generator(self._embed(batch), numbers, drawing), origins
+
+
+def _check_start(number: int) -> None:
+    if not isinstance(number, int) or not 0 <= number <= MAX_START_NUMBER:  # pyright: ignore[reportUnnecessaryIsInstance]
+        expected = f"a whole number from 0 to {MAX_START_NUMBER}"
+        raise ConfigError("start_number", repr(number), expected, "give the number of the first image, 0 by default")

@@ -1,0 +1,146 @@
+"""Numbered PNGs in a folder: nothing that is there is replaced unless that is asked for, not by two processes at once
+either, and a file appears whole or not at all."""
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ldm.core.errors import ConfigError, MachineError
+
+_NAME = re.compile(r"(\d{4,})\.png", re.ASCII | re.IGNORECASE)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer."""
+
+
+class PngFolder:
+    """0000.png, 0001.png, ... in a folder that is there; `paths` are those that were written."""
+
+    def __init__(self, directory: Path, first: int, overwrite: bool) -> None:
+        """first: number of the first name, unless higher ones are there: then they are followed, except with
+        `overwrite`, which replaces them one by one."""
+        self.directory = directory
+        self.paths: list[Path] = []
+        self._overwrite = overwrite
+        self._first = first
+        found = [int(match[1]) for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        self._next = first if overwrite else max([first - 1, *found]) + 1
+
+    def add(self, png: bytes) -> Path:
+        """Write one more file and return its path. MachineError: the folder or the disk does not take it."""
+        while True:
+            path = self.directory / f"{self._next:04d}.png"
+            try:
+                save(path, png, self._overwrite)
+            except FileExistsError:  # another process took the number
+                self._next += 1
+                continue
+            except OSError as error:
+                found = f"{error.strerror or error}, after {len(self.paths)} image(s)"
+                fix = f"free space or name another folder, then {self.rest}"
+                raise MachineError(str(path), found, "a disk that takes it", fix) from error
+            self._next += 1
+            self.paths.append(path)
+            return path
+
+    @property
+    def rest(self) -> str:
+        """What a user does to get the images that are not there yet."""
+        number = self._first + len(self.paths)
+        return f"give the prompts that are left and --start-number {number}" if self.paths else "run it again"
+
+
+@contextmanager
+def opened(directory: Path, first: int, overwrite: bool) -> Generator[PngFolder]:
+    """A folder for images, made if it is not there and tried before any work; what was made goes again if no image
+    came. first, overwrite: as of `PngFolder`.
+
+    Raises:
+        ConfigError: it is a file.
+        MachineError: it cannot be made or takes no file.
+    """
+    made: list[Path] = []
+    try:
+        with _refused(directory):
+            if directory.is_file():
+                raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
+            made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+            directory.mkdir(parents=True, exist_ok=True)
+            _try(directory)
+            folder = PngFolder(directory, first, overwrite)
+        yield folder
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Before the work whose result is saved there: ConfigError if the file is there already, unless `overwrite`, or has
+    no folder; MachineError if the folder takes no file."""
+    with _refused(path.parent):
+        if not path.parent.is_dir():
+            raise ConfigError(str(path), f"no folder {path.parent}", "a folder that is there", "make the folder")
+        if path.is_dir():
+            raise ConfigError(str(path), "a folder", "a file", "name a file in it")
+        if not overwrite and os.path.lexists(path):
+            fix = "name another, or add --overwrite"
+            raise ConfigError(str(path), "a file that is there already", "a new one", fix)
+        _try(path.parent)
+
+
+def save(path: Path, data: bytes, overwrite: bool) -> None:
+    """Write a file whole or not at all, with the access that the umask gives. FileExistsError: it is there, and
+    `overwrite` is false."""
+    part = _part(path.parent)
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+        if overwrite:
+            part.replace(path)
+        else:
+            _rename_to_new(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _rename_to_new(part: Path, path: Path) -> None:
+    """A rename would replace what another process has put there since anybody looked; a link does not."""
+    try:
+        path.hardlink_to(part)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        path.touch(exist_ok=False)
+        part.replace(path)
+
+
+@contextmanager
+def _refused(directory: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        found = f"no file can be made there ({error.strerror or error})"
+        fix = "name another folder, or let this one take files"
+        raise MachineError(str(directory), found, "a folder that takes files", fix) from error
+
+
+def _try(directory: Path) -> None:
+    part = _part(directory)
+    try:
+        part.write_bytes(b"a full disk takes no byte")
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(directory: Path) -> Path:
+    return directory / f".{secrets.token_hex(4)}.part"
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those that hold something stay; inner ones come first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

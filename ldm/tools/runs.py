@@ -1,0 +1,182 @@
+"""What is saved under `runs/`, for `ldm runs`; and `ldm resume`, which lets the next run of a training go on from a
+state that was made by other params, inputs or code."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.compute import fingerprint, state
+from ldm.core import config, workspace
+from ldm.core.errors import ConfigError, MachineError
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.tools import check
+
+_SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run directory: who works in it, what its states differ in from what params and code are now."""
+
+    directory: Path
+    holder: str | None
+    made_by: dict[str, Any]
+    differs: dict[str, list[Any]]
+
+    @property
+    def name(self) -> str:
+        """`<stage>/<hash>`, as `ldm resume` takes it."""
+        return f"{self.directory.parent.name}/{self.directory.name}"
+
+    @property
+    def states(self) -> list[Path]:
+        """Folders of its states, the newest last."""
+        return state.states_of(self.directory)
+
+
+def root() -> Path:
+    """Where runs lie. ConfigError: params.yaml has no such section."""
+    return workspace.runs(config.read(PathsParams, "paths").runs)
+
+
+def kept(root: Path) -> list[Kept]:
+    """All runs of all stages, in the order of the pipeline, the newest first.
+
+    Inputs are not compared here, since that would read them all: the next run does.
+    """
+    found: list[Kept] = []
+    for stage in [name for name in check.SECTIONS if (root / name).is_dir()]:
+        directories = [path for path in (root / stage).iterdir() if (path / state.FINGERPRINT).is_file()]
+        for directory in sorted(directories, key=state.last_used, reverse=True):
+            made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+            differs = fingerprint.differences(made_by, _now(stage, made_by))
+            found.append(Kept(directory, _holder(directory), made_by, differs))
+    return found
+
+
+def lines(root: Path) -> Iterator[str]:
+    """What `ldm runs` prints: a line per state, and below it what differs."""
+    for run in kept(root):
+        parts = state.parts_of(run.directory)
+        for path in run.states:
+            yield f"{run.name}/{path.name}  {_facts(run, path)}"
+        units = [path for path in parts if path not in run.states]
+        if units or not parts:
+            size = sum(state.size_of(path) for path in units) / 1e6
+            yield f"{run.name}  {len(units)} units of work, {size:.1f} MB, {_age(run.directory)}"
+        if run.holder is not None:
+            yield f"  in use ({run.holder})"
+        request = run.directory.parent / state.REQUEST
+        if request.exists() and (asked := json.loads(request.read_bytes())["state"]).startswith(run.directory.name):
+            yield f"  the next run goes on from {Path(asked).name}, as asked; {request} says so"
+        if run.differs:
+            yield from (f"  differs: {line}" for line in fingerprint.in_words(run.differs))
+        elif parts:
+            yield "  as params and code are now: the next run goes on from it by itself"
+
+
+def ask(root: Path, text: str) -> str:
+    """Let the next run of a training go on from the state that `text` names: its folder, or the start of its name or
+    hash that fits no other run. A run without a step means its newest state. Returns what will happen, in words.
+
+    Raises:
+        ConfigError: no state, or states of several runs, have such a name. IntegrityError: it is damaged.
+        MachineError: a process works in its run.
+    """
+    run, path = _find(root, text)
+    if run.holder is not None:
+        raise MachineError(run.name, f"in use ({run.holder})", "a run that nobody works in", "stop it first")
+    saved = state.check(path)
+    request = run.directory.parent / state.REQUEST
+    asked = {"state": f"{run.directory.name}/{path.name}", "manifest_sha256": saved.manifest_sha256}
+    state.replace_json(request, asked)
+    stage = run.directory.parent.name
+    shown = "".join(f"\n  {line}" for line in fingerprint.in_words(run.differs, most=20)) or " nothing"
+    return (
+        f"the next run of {stage} goes on from step {_step(path)} of {run.name}, under params and code of then\n"
+        f"what differs now:{shown}\n"
+        f"to start it: dvc repro {stage} (--force if dvc finds nothing changed); to take it back: rm {request}"
+    )
+
+
+def prune(root: Path, machine: MachineParams) -> list[str]:
+    """Remove the runs that the params do not keep, of all stages; returns them in words."""
+    stages = [root / name for name in check.SECTIONS if (root / name).is_dir()]
+    return [line for stage in stages for line in state.prune(stage, machine)]
+
+
+def _find(root: Path, text: str) -> tuple[Kept, Path]:
+    """The run and the state that a text names."""
+    runs = [run for run in kept(root) if run.states]
+    wanted = Path(text)
+    found = {
+        run.name: [path for path in run.states if wanted.resolve() in (path.resolve(), run.directory.resolve())]
+        or [path for path in run.states if _is_named(run, path, text.rstrip("/"))]
+        for run in runs
+    }
+    named = [(run, found[run.name]) for run in runs if found[run.name]]
+    if len(named) != 1:
+        some = ", ".join(f"{run.name}/{paths[-1].name}" for run, paths in named or [(run, run.states) for run in runs])
+        what = f"{len(named)} runs have such a state" if named else "no such state"
+        raise ConfigError(text, what, f"one of {some or 'none, since nothing is saved'}", "see `ldm runs` for all")
+    return named[0][0], named[0][1][-1]
+
+
+def _is_named(run: Kept, path: Path, text: str) -> bool:
+    name = f"{run.name}/{path.name}"
+    return bool(text) and any(each.startswith(text) for each in (name, f"{run.directory.name}/{path.name}"))
+
+
+def _facts(run: Kept, path: Path) -> str:
+    step, num_steps = _step(path), run.made_by.get("params.training.num_steps")
+    done = f"finished, {step} steps" if step == num_steps else f"{step} of {num_steps} steps"
+    return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _age(path: Path) -> str:
+    seconds = max(time.time() - path.stat().st_mtime, 0)
+    unit = next((name for name, size in _SECONDS.items() if seconds >= 2 * size), "seconds")
+    return f"{seconds / _SECONDS[unit]:.0f} {unit} old"
+
+
+def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint that a stage would have now, with the inputs and the modules of `made_by`."""
+    now = fingerprint.of_params(config.read(check.SECTIONS[stage], stage)) | fingerprint.of_packages()
+    for key, value in made_by.items():
+        kind, _, name = key.partition(".")
+        if kind == "inputs":
+            now[key] = value
+        elif kind == "code" and (path := _source(stage, name)) is not None:
+            now[key] = fingerprint.sha256_code(path)
+    return now
+
+
+def _source(stage: str, module: str) -> Path | None:
+    """The file of a module, in the repository that the command runs in."""
+    stem = Path("stages", stage) if module == "__main__" else Path(*module.split("."))
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+
+
+def _holder(run: Path) -> str | None:
+    """Who works in a run directory, as its lock says; it is read without being taken for writing."""
+    try:
+        file = os.open(run / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(file, 1000).decode(errors="replace")
+    finally:
+        os.close(file)
+    return None

@@ -1,0 +1,57 @@
+"""How a training runs: shared by every stage that trains."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ldm.core.config import BESIDE, Section
+
+
+class TrainingParams(Section):
+    """Steps, batch, optimizer, averaging, and how often to look and to save."""
+
+    num_steps: int = Field(gt=0, le=10**9)
+    """Optimizer updates in all."""
+    batch_size: int = Field(gt=0, le=2**20)
+    """Samples per update over all processes and accumulation steps."""
+    num_accumulation_steps: int = Field(gt=0, le=2**14)
+    """Forward-backward passes per update: more of them need less memory and give the same result."""
+    learning_rate: float = Field(gt=0, le=1)
+    """Peak of the learning rate, reached after the warm-up."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """Decay of AdamW's first and second moment."""
+    weight_decay: float = Field(ge=0, le=1)
+    """Decoupled decay of weight matrices and kernels; vectors (norms, biases) are never decayed."""
+    num_warmup_steps: int = Field(ge=0)
+    """Updates of linear warm-up."""
+    final_learning_rate_fraction: float = Field(ge=0, le=1)
+    """Where the cosine ends, as a fraction of the peak; 1 keeps the rate constant after the warm-up."""
+    max_grad_norm: float = Field(gt=0)
+    """Gradients are scaled down to this L2 norm."""
+    ema_decay: float = Field(ge=0, lt=1)
+    """Decay per update of the averaged weights, which are the result; 0 keeps the last weights."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of matrix products and convolutions; weights, optimizer and losses are float32."""
+    seed: int = Field(ge=0, lt=2**63)
+    """Seed of everything random in this stage."""
+    log_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
+    """Updates per row of the loss curve (the mean over them)."""
+    validate_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
+    """Updates between validations and pictures; the last update is always followed by both."""
+    save_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
+    """Updates between saved states."""
+    num_kept_states: int = Field(ge=1, le=1000, json_schema_extra=BESIDE)
+    """Saved states kept in the run directory."""
+    max_nonfinite_steps: int = Field(ge=1, json_schema_extra=BESIDE)
+    """Updates in a row with a non-finite loss or gradient after which the stage gives up."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.num_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_accumulation_steps "
+                f"{self.num_accumulation_steps}: every pass takes equally many samples"
+            )
+        if self.num_warmup_steps >= self.num_steps:
+            raise ValueError(f"num_warmup_steps {self.num_warmup_steps} leaves nothing of num_steps {self.num_steps}")
+        return self

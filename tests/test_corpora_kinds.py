@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from ldm.corpora import kinds, pairs
+from ldm.corpora.params import FolderParams, PrepareParams, ShapesParams
+from tests.corpora import CLEANING
+
+
+def test_split_depends_on_seed_and_key_alone_and_has_the_wanted_share():
+    keys = [f"image-{i}" for i in range(4000)]
+    splits = {key: pairs.split_of(key, 0.1, 0) for key in keys}
+    share = sum(split == "val" for split in splits.values()) / len(keys)
+    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / len(keys)) ** 0.5
+    assert all(pairs.split_of(key, 0.1, 0) == split for key, split in reversed(splits.items()))
+    assert any(pairs.split_of(key, 0.1, 1) != split for key, split in splits.items())
+
+
+def test_a_larger_validation_share_only_moves_samples_into_it():
+    for key in map(str, range(500)):
+        assert not (pairs.split_of(key, 0.1, 0) == "val" and pairs.split_of(key, 0.2, 0) == "train")
+
+
+def test_fit_names_are_kept_as_keys():
+    for name in ("a", "1F34E-FE0F", "train_00000001", "x" * 80):
+        assert pairs.key_of(name) == name
+
+
+def test_other_names_become_different_fit_keys():
+    names = ["a b", "a  b", "a.b", "a/b", "ä", "ö", "", "x" * 81, "x" * 82, "../../etc", "\udcff", "a\nb"]
+    keys = [pairs.key_of(name) for name in names]
+    assert len(set(keys)) == len(names)
+    for key in keys:
+        assert 0 < len(key) <= 80 and set(key) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+        )
+
+
+def test_dispatch_reads_a_folder_below_the_source(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stray.txt").write_text("no image")
+    corpus = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.1, seed=0)
+    params = PrepareParams(
+        corpus=corpus, image_size_px=16, num_samples_per_shard=4, max_reject_fraction=0, num_examples=1
+    )
+    assert [item.key for item in kinds.pairs(params, Path(tmp_path))] == ["stray"]
+
+
+@pytest.mark.parametrize("directory", ["/etc", "..", "a/../..", "", ".hidden", "a//b"])
+def test_a_corpus_outside_the_source_is_no_legal_value(directory):
+    with pytest.raises(ValueError, match="directory"):
+        FolderParams(kind="folder", directory=directory, cleaning=CLEANING, val_fraction=0.1, seed=0)
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0.0], [-1, 2], [1, 1, 1, 1]])
+def test_weights_that_draw_no_scene_are_no_legal_values(weights):
+    with pytest.raises(ValueError, match="object_count_weights"):
+        ShapesParams(
+            kind="shapes",
+            num_train=1,
+            num_val=1,
+            num_unseen=1,
+            num_held_out=1,
+            object_count_weights=weights,
+            relation_caption_fraction=0.5,
+            num_captions_per_image=1,
+            seed=0,
+        )

@@ -1,0 +1,193 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.autoencoder.network import Autoencoder, to_image, to_signal
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.core import config
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.shards import SPLITS, write
+from ldm.corpora.params import ShapesParams
+from ldm.corpora.shapes import corpus as shapes
+from ldm.corpora.shapes import oracle
+from ldm.evaluation import measure, metrics
+from ldm.evaluation.params import EvaluateParams
+from ldm.images import decode_png, encode_png
+from ldm.sampling.samples import Prompt
+from ldm.text import clip
+from ldm.text.params import ClipParams
+from tests.import_closure import ROOT
+from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
+
+CPU = torch.device("cpu")
+CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)
+PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
+COUNTS = {"train": 12, "val": 8, "unseen": 8, "held_out": 4}
+
+
+def png(number: int, split: str) -> bytes:
+    return encode_png(shapes.render(shapes.scene_at(number, split, CORPUS_PARAMS), 64))
+
+
+class FakeSamples:
+    """A set of samples in memory: the real images of its prompts."""
+
+    def __init__(self, split: str, numbers: range, claims: bool) -> None:
+        pairs = [shapes.pair_at(i, split, CORPUS_PARAMS, 64) for i in numbers]
+        self.prompts = [Prompt(p.captions[0], p.claims[0] if claims else None, 0, split, p.key) for p in pairs]
+        self.pngs = [png(i, split) for i in numbers]
+        self.guidance_scale = 1.0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def png(self, i: int) -> bytes:
+        return self.pngs[i]
+
+
+def sampled(claims: bool = True, seen_split: str = "val") -> dict[str, FakeSamples]:
+    return {
+        "held_out": FakeSamples("held_out", range(4), claims),
+        "unseen": FakeSamples("unseen", range(5), claims),
+        "seen": FakeSamples(seen_split, range(5), claims),
+        "sweep_1": FakeSamples("unseen", range(5, 8), claims),
+    }
+
+
+def params(**changes) -> EvaluateParams:
+    return EvaluateParams.model_validate(PARAMS.model_dump() | CHANGES["evaluate"] | changes)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> measure.RealImages:
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in COUNTS.items():
+        keys = [shapes.pair_at(i, split, CORPUS_PARAMS, 64).key for i in range(count)]
+        write(folder / split, [(key, {"png": png(i, split)}) for i, key in enumerate(keys)], 5)
+    return measure.RealImages(folder, SPLITS)
+
+
+@pytest.fixture(scope="module")
+def instruments() -> measure.Instruments:
+    torch.manual_seed(0)
+    model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
+    autoencoder = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
+    return measure.Instruments([metrics.clip_space(model, "0" * 64)], model, autoencoder, CPU)
+
+
+def by_name(found: list[measure.Subject]) -> dict[str, measure.Subject]:
+    return {subject.name: subject for subject in found}
+
+
+def test_every_set_has_its_real_images_and_their_round_trips(real):
+    found = by_name(measure.subjects(sampled(), real, params()))
+    sets = ("held_out", "unseen", "seen")
+    expected = [*sets, "sweep_1", *(prefix + name for name in sets for prefix in ("real_", "decoded_"))]
+    assert list(found) == [*expected, "real_sweep", "reference"]
+    assert [subject.name for subject in found.values() if subject.decoded] == [f"decoded_{name}" for name in sets]
+    for sampled_set, real_images in (*((name, f"real_{name}") for name in sets), ("sweep_1", "real_sweep")):
+        pngs = [[found[name].png(i) for i in range(3)] for name in (sampled_set, real_images)]
+        assert pngs[0] == pngs[1], sampled_set
+
+
+def test_the_reference_holds_no_image_of_a_prompt(real):
+    found = by_name(measure.subjects(sampled(seen_split="train"), real, params()))
+    seen, reference = ({s.png(i) for i in range(s.count)} for s in (found["real_seen"], found["reference"]))
+    assert len(seen) == 5 and found["reference"].count == 12 - 5
+    assert not seen & reference
+
+
+def test_too_few_training_images_for_a_reference_are_refused(real):
+    everything = sampled() | {"seen": FakeSamples("train", range(11), True)}
+    with pytest.raises(ConfigError, match="1 of 12 training images"):
+        measure.subjects(everything, real, params())
+
+
+def test_without_claims_a_gallery_opens_with_the_images_of_the_prompts(real):
+    samples = sampled(claims=False, seen_split="train")
+    found = by_name(measure.subjects(samples, real, params(num_retrieval_prompts=4)))
+    gallery = [found["gallery"].png(i) for i in range(found["gallery"].count)]
+    assert len(gallery) == len(set(gallery)) == 12
+    assert gallery[:4] == [samples["seen"].png(i) for i in range(4)]
+
+
+def test_every_image_with_the_caption_of_a_prompt_matches_it(real):
+    samples = sampled(claims=False, seen_split="train")
+    told = {
+        split: [["thing"] if i % 2 else [f"{split} {i}"] for i in range(COUNTS[split])] for split in ("train", "val")
+    }
+    samples["seen"].prompts[1] = replace(samples["seen"].prompts[1], prompt="thing")
+    samples["seen"].prompts[0] = replace(samples["seen"].prompts[0], prompt="train 0")
+    found = measure.matching(samples, real, told, params(num_retrieval_prompts=2))
+    assert found.shape == (2, 12) and found[0].tolist() == [True] + [False] * 11
+    keys = [pair.key for pair in (shapes.pair_at(i, "train", CORPUS_PARAMS, 64) for i in range(12))]
+    subject = by_name(measure.subjects(samples, real, params(num_retrieval_prompts=2)))["gallery"]
+    odd = {real.png("train", key) for key in keys[1::2]} | {real.png("val", key) for key in real.keys("val")[1::2]}
+    assert found[1].tolist() == [subject.png(i) in odd for i in range(12)]
+
+
+def test_an_unknown_key_is_refused(real):
+    with pytest.raises(IntegrityError, match="no sample nothing"):
+        real.png("val", "nothing")
+
+
+def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instruments):
+    subject = by_name(measure.subjects(sampled(), real, params()))["real_seen"]
+    found = instruments.measure(subject, range(5), batch_size=2)
+    for name in ("scene", "scene_strict"):
+        scene = measure.CHECKS.index(name)
+        assert found["checks"][:, scene].tolist() == [1] * 5
+        assert found["shuffled_checks"][:, scene].tolist() == [0] * 5
+    stated = [[name in stated_by(prompt.claim) for name in oracle.ATTRIBUTES] for prompt in subject.prompts]
+    assert (found["checks"][:, : len(oracle.ATTRIBUTES)] != measure.NOT_STATED).tolist() == stated
+
+
+def stated_by(claim: dict) -> set[str]:
+    return {"count", *(key for o in claim["objects"] for key in o), *(claim.keys() - {"objects"})}
+
+
+def test_round_trips_pass_through_the_autoencoder(real, instruments):
+    subject = by_name(measure.subjects(sampled(), real, params()))["decoded_seen"]
+    found = instruments.measure(subject, range(2), batch_size=2)
+    pixels = torch.from_numpy(np.stack([decode_png(subject.png(i)) for i in range(2)])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        posterior = instruments.autoencoder.encode(to_signal(pixels))
+        expected = instruments.clip.image_features(to_image(instruments.autoencoder.decode(posterior.mean)))
+    assert torch.allclose(found["features_own_clip"], expected, atol=1e-6)
+    assert not torch.allclose(found["features_own_clip"], instruments.clip.image_features(pixels), atol=1e-3)
+
+
+def test_measurements_do_not_depend_on_units_and_come_back_in_order(real, instruments):
+    found = [s for s in measure.subjects(sampled(), real, params()) if s.name in ("seen", "reference")]
+    whole = {s.name: instruments.measure(s, range(s.count), batch_size=16) for s in found}
+    work = measure.units(found, 2)
+    kept = {key: instruments.measure(subject, rows, batch_size=16) for key, (subject, rows) in reversed(work.items())}
+    again = measure.gather(work, kept.__getitem__)
+    assert again.keys() == whole.keys()
+    for name, tensors in whole.items():
+        assert again[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.allclose(again[name][key].float(), tensor.float(), atol=1e-6), (name, key)
+
+
+def test_text_features_are_those_of_the_prompts(real, instruments):
+    subject = by_name(measure.subjects(sampled(), real, params()))["held_out"]
+    found = instruments.measure(subject, range(4), batch_size=3)
+    ids = instruments.clip.tokenise([prompt.prompt for prompt in subject.prompts])
+    assert torch.allclose(found["clip_text"], instruments.clip.text_features(ids), atol=1e-6)
+
+
+def test_a_corpus_without_claims_leaves_every_check_unstated(real, instruments):
+    subject = by_name(measure.subjects(sampled(claims=False), real, params()))["seen"]
+    assert bool((instruments.measure(subject, range(5), 5)["checks"] == measure.NOT_STATED).all())
+
+
+def test_the_picture_shows_every_sample_beside_its_real_image(real):
+    samples = sampled()
+    samples["seen"].pngs = [encode_png(np.full((64, 64, 3), 50 + i, np.uint8)) for i in range(5)]
+    picture = np.asarray(measure.beside_real(samples, real, 2))
+    first = decode_png(real.png("val", samples["seen"].prompts[0].key))
+    assert (picture[4 : 4 + 128, 4 : 4 + 128] == 50).all()
+    assert (picture[4 : 4 + 128, 136 : 136 + 128] == first.repeat(2, 0).repeat(2, 1)).all()
