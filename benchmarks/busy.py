@@ -14,18 +14,18 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import IO
 
 import torch  # before ldm, which would set how threads wait: here the parent process says it
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
-from ldm.compute.precision import autocast
 from ldm.core import config
-from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.networks import build
-from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.denoiser.unet import UNet
 
 SETTINGS: dict[str, dict[str, str]] = {
     "unset": {},
@@ -44,16 +44,16 @@ def work() -> None:
     section = config.read(TrainUNetParams, "train_unet")
     params, training = section.network, section.training
     rows = training.batch_size // training.num_accumulation_steps
-    attention.select("auto", torch.device("cpu"))
+    attention.use("auto", torch.device("cpu"))
     torch.manual_seed(0)
-    unet = build(params)
+    unet = UNet(params)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     z, target = torch.randn(2, rows, params.latent_channels, params.latent_size, params.latent_size)
-    condition = Condition(torch.randn(rows, params.max_context_tokens, params.context_width))
+    context = torch.randn(rows, params.max_context_tokens, params.context_width)
 
     def step() -> None:
-        with autocast(z.device, training.precision):
-            prediction = unet(z, 1000 * torch.rand(rows), condition)
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+            prediction = unet(z, 1000 * torch.rand(rows), context)
         (prediction.float() - target).square().mean().backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()

@@ -5,21 +5,21 @@ alternate, so that both see the same machine; medians after a warm-up.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
-from ldm.compute.precision import DTYPES, autocast
 from ldm.core import config
-from ldm.core.params import Precision
-from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.params import UNetParams
-from ldm.denoiser.model.unet import UNet
-from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.denoiser.unet import UNet
 
 NUM_WARMUP_STEPS = 2
 Step = Callable[[], None]
@@ -48,13 +48,14 @@ def theirs(params: UNetParams) -> nn.Module:
 
 
 def training_step(
-    model: nn.Module, predict: Callable[..., Tensor], data: dict[str, Tensor], precision: Precision, fused: bool
+    model: nn.Module, predict: Callable[..., Tensor], data: dict[str, Tensor], autocast: bool, fused: bool
 ) -> Step:
     """A step of `model` on fixed data; `fused` is our optimizer's setting, the plain loop takes the default."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
+    device = data["z"].device.type
 
     def step() -> None:
-        with autocast(data["z"].device, precision):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             prediction = predict(data["z"], data["time"], data["context"])
         (prediction.float() - data["target"]).square().mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,13 +88,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     section = config.read(TrainUNetParams, "train_unet")
-    assert isinstance(section.network, UNetParams), "diffusers has no other network"
     params = section.network.model_copy(update={"num_context_layers": 0, "position_embedding": False})
     batch_size = section.training.batch_size // section.training.num_accumulation_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(
-        f"{device.type}, {arguments.threads} threads, attention {attention.select('auto', device)}, batch {batch_size}"
-    )
+    print(f"{device.type}, {arguments.threads} threads, attention {attention.use('auto', device)}, batch {batch_size}")
 
     shape = (batch_size, params.latent_channels, params.latent_size, params.latent_size)
     context = torch.randn(batch_size, params.max_context_tokens, params.context_width)
@@ -102,12 +100,11 @@ def main() -> None:
     reference, ours = theirs(params).to(device), UNet(params).to(device)
     ours.load_state_dict(reference.state_dict())
     steps: dict[str, Step] = {}
-    for precision in DTYPES:
-        steps[f"ours {precision}"] = training_step(
-            ours, lambda z, time, context: ours(z, time, Condition(context)), data, precision, fused=True
-        )
+    for precision in ("fp32", "bf16"):
+        autocast = precision == "bf16"
+        steps[f"ours {precision}"] = training_step(ours, ours, data, autocast, fused=True)
         steps[f"theirs {precision}"] = training_step(
-            reference, lambda *inputs: reference(*inputs).sample, data, precision, fused=False
+            reference, lambda *inputs: reference(*inputs).sample, data, autocast, fused=False
         )
     seconds = medians(steps, arguments.rounds, device)
     for name, value in seconds.items():

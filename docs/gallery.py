@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from ldm.core import config
-from ldm.core.params import PathsParams
+from ldm.core.paths import PathsParams
 from ldm.corpora.params import PrepareParams
 
 PICTURES = {
@@ -41,8 +42,8 @@ def rewritten(readme: str, kind: str, block: str) -> str:
 
 def main() -> None:
     """Print, or copy the pictures and rewrite the corpus's block of the README."""
-    paths = config.read(PathsParams, "paths", ROOT / config.PATHS).model_dump()
-    kind = config.read(PrepareParams, "prepare", ROOT / config.PARAMS).corpus.kind
+    paths = config.read(PathsParams, "paths", ROOT / "params.yaml").model_dump()
+    kind = config.read(PrepareParams, "prepare", ROOT / "params.yaml").corpus.kind
     folders = {name: ROOT / path for name, path in paths.items()}
     pictures = PICTURES.get(kind, PICTURES["shapes"])
     found = {folders[name.split("/")[0]] / name.split("/")[1]: words for name, words in pictures.items()}

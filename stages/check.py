@@ -1,5 +1,5 @@
-"""Stage `check`: validate the whole params file first, so that a mistake in any section is found within a second; also
-validate accelerate's config, with which all later stages are launched."""
+"""Stage `check`: the whole params file is validated first, so that a mistake in the last section costs a second; and
+accelerate's config with it, which all later stages start by."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 from ldm.core import stage
-from ldm.tools.check import check, launch_config
+from ldm.tools import check, launch
 
 
 def main() -> str:
     params = check.params_file()
-    launch_config.check()
+    launch.check_config()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     return f"check: params.yaml is complete and consistent ({corpus})"
 

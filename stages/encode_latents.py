@@ -1,5 +1,5 @@
-"""Stage `encode_latents`: mean and log-variance of the latent of every image, and the scale that gives latents mean 0
-and deviation 1."""
+"""Stage `encode_latents`: mean and log-variance of every image's latent, and the scale that gives them mean 0 and
+deviation 1."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm.autoencoder.encoding import latents
-from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.encoding.params import EncodeLatentsParams
-from ldm.autoencoder.encoding.shards import write_shards
-from ldm.autoencoder.model import networks
+from ldm import images
+from ldm.autoencoder import encoding, latents, network
+from ldm.autoencoder.encoding_params import EncodeLatentsParams
+from ldm.autoencoder.latents import KIND as LATENTS
 from ldm.compute import attention, fingerprint, process, state
-from ldm.core import artifact, config, images, workspace
-from ldm.core.params import MachineParams, PathsParams
+from ldm.core import artifact, config, workspace
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
 
@@ -29,13 +29,12 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     accelerator = process.start(params.precision, machine)
-    autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
+    autoencoder, passport = network.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(accelerator.device, shapes, params.precision, trains=False)
-    inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}
-    made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
+    made_by = fingerprint.of(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
     summary = ""
     with (
@@ -44,7 +43,7 @@ def main() -> str:
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
-            write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
+            encoding.write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
             scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])

@@ -1,4 +1,4 @@
-"""Stage `prepare`: turn a corpus into shards of images and shards of captions with the same keys."""
+"""Stage `prepare`: a corpus becomes shards of images and shards of captions with equal keys."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 from ldm.core import config, stage
-from ldm.core.params import MachineParams, PathsParams
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
 from ldm.corpora import kinds, preparation
 from ldm.corpora.params import PrepareParams
 
@@ -17,7 +18,7 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
     with stage.outputs(images, captions) as (image_shards, caption_shards):
-        # These results are kept even if the corpus is refused, since they show why.
+        # The results stay when the corpus is refused: they say why.
         with stage.output(results) as folder:
             pairs = kinds.pairs(params, Path(paths.source))
             report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)

@@ -1,4 +1,4 @@
-"""Stage `train_autoencoder`: train the autoencoder, which maps images to latents and back, and measure its quality."""
+"""Image shards -> the autoencoder that turns images into latents and back, and how well it does."""
 
 import sys
 from pathlib import Path
@@ -12,13 +12,13 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.autoencoder.model.network import ReconstructionObjective
-from ldm.autoencoder.model.networks import KIND, build
-from ldm.autoencoder.training.params import TrainAutoencoderParams
-from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement
+from ldm.autoencoder.network import KIND, Autoencoder, ReconstructionObjective
+from ldm.autoencoder.training import ImageBatches, Measurement
+from ldm.autoencoder.training_params import TrainAutoencoderParams
 from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.params import MachineParams, PathsParams
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
 from ldm.core.shards import Shards
 from ldm.training.loop import train
 
@@ -30,8 +30,9 @@ def main() -> str:
     accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     splits = {name: Shards(Path(paths.images) / name) for name in ("train", "val")}
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
+
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
-    autoencoder = build(params.network)
+    autoencoder = Autoencoder(params.network)
     objective = ReconstructionObjective(autoencoder, params.reconstruction)
     if machine.compile:
         objective.compile()
@@ -40,7 +41,7 @@ def main() -> str:
     attention.prove(accelerator.device, shapes, params.training.precision, trains=True)
     attention.prove(accelerator.device, shapes, "fp32", trains=False)  # the metrics
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)
+    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(params, inputs), machine)
     history = train(
         objective,
         batches,
@@ -52,6 +53,7 @@ def main() -> str:
         picture=measurement.draw,
         name="autoencoder",
     )
+
     metrics = measurement.metrics(autoencoder)
     with process.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
         if accelerator.is_main_process:

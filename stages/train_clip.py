@@ -1,5 +1,5 @@
 """Stage `train_clip`: a CLIP for this corpus, trained on it, loaded by an open_clip name or copied; and how well it
-matches images and captions."""
+tells pairs apart."""
 
 import sys
 from pathlib import Path
@@ -14,31 +14,32 @@ import torch
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.params import MachineParams, PathsParams
-from ldm.text.training import sources
-from ldm.text.training.pairs import ImagesAndCaptions, measure
-from ldm.text.training.params import TrainClipParams, TrainedClipParams
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.text import training
+from ldm.text.pretrained import pretrained
+from ldm.text.training_params import TrainClipParams
 
 
 def main() -> str:
     params = config.read(TrainClipParams, "train_clip")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    source = params.source
-    accelerator = process.start(source.training.precision if isinstance(source, TrainedClipParams) else "fp32", machine)
+    accelerator = process.start(params.training.precision if params.training else "fp32", machine)
     folders = Path(paths.images), Path(paths.captions)
-    pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
+    pairs, val = (training.ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
-    run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
-    model, history = sources.obtain(params, pairs, val, accelerator, run)
-    # A pretrained model does not depend on the corpus, so its passport names no inputs and no history.
+    run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(params, inputs), machine)
+    if params.pretrained is None:
+        model, history = training.train_new(params, pairs, val, accelerator, run)
+    else:
+        model, history, inputs = pretrained(params).to(accelerator.device), None, dict[str, str]()
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:
             with torch.no_grad():
-                metrics = measure(model.eval(), val, params, accelerator.device)
-            facts = {"source": source.model_dump(mode="json", exclude={"network", "training"})}
-            model.save(folder, inputs if history else {}, facts | (history.facts if history else {}))
+                metrics = training.measure(model.eval(), val, params, accelerator.device)
+            model.save(folder, inputs, {"pretrained": params.pretrained} | (history.facts if history else {}))
             artifact.write_json(results / "metrics.json", metrics)
             if history is not None:
                 history.write(results)

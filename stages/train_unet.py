@@ -1,4 +1,4 @@
-"""Stage `train_unet`: train the denoiser, which turns noise and a caption into a latent."""
+"""Latents and text embeddings -> the denoiser that turns noise and a caption into a latent."""
 
 import sys
 from pathlib import Path
@@ -12,16 +12,14 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.compute import fingerprint, process, state
+from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.params import MachineParams, PathsParams
-from ldm.denoiser.model.diffusion import DenoisingObjective
-from ldm.denoiser.model.networks import KIND, build
-from ldm.denoiser.training.batches import LatentBatches
-from ldm.denoiser.training.inputs import check_fits, load_inputs, prove_attention
-from ldm.denoiser.training.params import TrainUNetParams
-from ldm.denoiser.training.start import load_weights
-from ldm.denoiser.training.validation import Pictures, Validation, summary
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.denoiser import training
+from ldm.denoiser.diffusion import DenoisingObjective
+from ldm.denoiser.training_params import TrainUNetParams
+from ldm.denoiser.unet import KIND, UNet
 from ldm.training.loop import train
 
 
@@ -29,30 +27,40 @@ def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    settings = params.training
-    accelerator = process.start(settings.precision, machine, settings.num_accumulation_steps)
+    accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
-    inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
-    check_fits(params, inputs)
+    inputs = training.load(*folders)
+    training.check_fits(params, inputs)
 
-    torch.manual_seed(randomness.key(settings.seed, "weights"))
-    unet = build(params.network)
-    prove_attention(unet, inputs, params, accelerator.device)
+    torch.manual_seed(randomness.key(params.training.seed, "weights"))
+    unet = UNet(params.network)
+    decoder = inputs.autoencoder.attention_shapes(params.network.latent_size)
+    attention.prove(accelerator.device, unet.attention_shapes, params.training.precision, trains=True)
+    for precision in (params.training.precision, "fp32"):  # pictures on the way, the last picture
+        attention.prove(accelerator.device, [*unet.attention_shapes, *decoder], precision, trains=False)
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
-        sha256["init_from"] = load_weights(unet, params.init_from, params, inputs)
+        sha256["init_from"] = training.load_weights(unet, params, Path(params.init_from))
     objective = DenoisingObjective(unet, params.diffusion)
     if machine.compile:
         unet.compile()
-    validation = Validation(inputs.val, params, accelerator)
-    pictures = Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
-    batches = LatentBatches(inputs.train, params)
+    validation = training.Validation(inputs.val, params, accelerator)
+    pictures = training.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
+    run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(params, sha256), machine)
+    batches = training.LatentBatches(inputs.train, params)
     history = train(
-        objective, batches, batches.keys, settings, accelerator, run, validate=validation, picture=pictures, name="unet"
+        objective,
+        batches,
+        batches.keys,
+        params.training,
+        accelerator,
+        run,
+        validate=validation,
+        picture=pictures,
+        name="unet",
     )
 
-    metrics = summary(history.training, history.validation)
+    metrics = training.summary(history.training, history.validation)
     with process.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
         if accelerator.is_main_process:
             settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}

@@ -28,14 +28,14 @@ from typing import Any
 from dvc.utils.serialize import modify_yaml
 
 from ldm.core import artifact, config
-from ldm.core.params import PathsParams
+from ldm.core.paths import PathsParams
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"
 CLONES = ROOT / "runs/studies"
 SEEDS = {
     "autoencoder": "train_autoencoder.training.seed",
-    "clip": "train_clip.source.training.seed",
+    "clip": "train_clip.training.seed",
     "unet": "train_unet.training.seed",
     "sampling": "sample.drawing.seed",
 }
@@ -98,7 +98,7 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
         if run.seeds["autoencoder"]:  # elsewhere it would only make the passport of the latents, and so the UNet, new
             params["encode_latents"]["statistics_tolerance"] = TOLERANCE
     _repro(clone, share)
-    paths = config.read(PathsParams, "paths", clone / config.PATHS)
+    paths = config.read(PathsParams, "paths", clone / config.PARAMS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
     shutil.rmtree(clone)

@@ -1,12 +1,9 @@
 """The kinds of artefacts by name."""
 
-from ldm.autoencoder.encoding import latents
-from ldm.autoencoder.model import networks as autoencoder
-from ldm.denoiser.model import networks as denoiser
+from ldm.autoencoder import latents, network
+from ldm.denoiser import unet
 from ldm.evaluation import report
 from ldm.sampling import samples
-from ldm.text.embedding import embeddings
-from ldm.text.model import clip
+from ldm.text import clip, embeddings
 
-MODULES = (autoencoder, latents, clip, embeddings, denoiser, samples, report)
-KINDS = {module.KIND.name: module.KIND for module in MODULES}
+KINDS = {module.KIND.name: module.KIND for module in (network, latents, clip, embeddings, unet, samples, report)}

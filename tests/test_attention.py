@@ -6,7 +6,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.compute import attention
-from ldm.compute.precision import autocast
 from ldm.core.errors import MachineError
 from tests.agreement import assert_gradients_agree
 
@@ -20,29 +19,26 @@ SHAPES = [(2, 3, 16, 16, 32), (2, 3, 16, 7, 32), (1, 2, 5, 1, 8), (2, 1, 9, 12, 
 @pytest.fixture(autouse=True)
 def restored():
     yield
-    attention.select("sdpa", CPU)
+    attention.use("sdpa", CPU)
 
 
 def available(device: torch.device) -> list[str]:
     names = []
     for name in ("math", "sdpa", "xformers", "auto"):
         try:
-            attention.select(name, device)
+            attention.use(name, device)
         except MachineError:
             continue
         names.append(name)
     return names
 
 
-def written_out(q, k, v, mask=None):
-    """One query at a time, in float64; a masked key has a score of -inf."""
+def written_out(q, k, v):
+    """One query at a time, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     rows = []
     for i in range(q.shape[2]):
-        scores = torch.einsum("bkd,bkmd->bkm", q[:, :, i], k) / q.shape[-1] ** 0.5
-        if mask is not None:
-            scores = torch.where(mask[:, None], scores, -torch.inf)
-        weights = torch.exp(scores)
+        weights = torch.exp(torch.einsum("bkd,bkmd->bkm", q[:, :, i], k) / q.shape[-1] ** 0.5)
         rows.append(torch.einsum("bkm,bkmd->bkd", weights / weights.sum(-1, keepdim=True), v))
     return torch.stack(rows, dim=2)
 
@@ -54,15 +50,8 @@ def inputs(shape, device=CPU):
     return [torch.randn(size, generator=generator).to(device).requires_grad_() for size in sizes]
 
 
-def mask_of(shape, device=CPU):
-    """Half of the keys, others in every row; the first in all."""
-    mask = torch.rand(shape[0], shape[3], generator=torch.Generator().manual_seed(1)) < 0.5
-    mask[:, 0] = True
-    return mask.to(device)
-
-
-def value_and_gradients(attend, tensors, *mask):
-    out = attend(*tensors, *mask)
+def value_and_gradients(attend, tensors):
+    out = attend(*tensors)
     weight = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
     return dict(zip(("out", "q", "k", "v"), (out.detach(), *gradients), strict=True))
@@ -78,70 +67,15 @@ def test_math_is_the_formula(shape):
 def test_every_available_backend_agrees_with_math_in_value_and_gradient(shape):
     expected = value_and_gradients(attention.math, inputs(shape, DEVICE))
     for name in available(DEVICE):
-        attention.select(name, DEVICE)
+        attention.use(name, DEVICE)
         assert_gradients_agree(value_and_gradients(attention.attend, inputs(shape, DEVICE)), expected)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_masked_key_has_no_weight_in_any_backend(shape):
-    mask = mask_of(shape, DEVICE)
-    expected = value_and_gradients(written_out, inputs(shape, DEVICE), mask)
-    for name in available(DEVICE):
-        attention.select(name, DEVICE)
-        found = value_and_gradients(attention.attend, inputs(shape, DEVICE), mask)
-        assert_gradients_agree(found, expected)
-        assert not found["k"].transpose(1, 2)[~mask].any() and not found["v"].transpose(1, 2)[~mask].any(), name
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_math_and_sdpa_share_the_work_with_a_mask_too(shape):
-    attention.select("auto", CPU)
-    mask, tensors = mask_of(shape), [tensor.detach().bfloat16().requires_grad_() for tensor in inputs(shape)]
-    expected = value_and_gradients(written_out, tensors, mask)["out"]
-    found = attention.attend(*tensors, mask)
-    assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
-
-
-@pytest.mark.parametrize("backend", ["math", "sdpa"])
-def test_without_a_mask_the_bits_are_those_of_the_plain_formula(backend):
-    q, k, v = inputs(SHAPES[0])
-    plain = {
-        "math": torch.softmax(q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2), dim=-1) @ v,
-        "sdpa": torch.nn.functional.scaled_dot_product_attention(q, k, v),
-    }
-    attention.select(backend, CPU)
-    assert torch.equal(attention.attend(q, k, v), plain[backend])
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_xformers_gets_a_mask_in_the_form_that_its_kernels_take(shape, precision, monkeypatch):
-    """On a CPU it has no kernel: in its place stands the formula of its documentation, for an added bias."""
-    from xformers import ops
-    from xformers.ops.fmha.cutlass import _check_bias_alignment
-
-    def documented(q, k, v, attn_bias):
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        assert attn_bias.shape == (*q.shape[:3], k.shape[2]) and attn_bias.dtype == q.dtype
-        reasons = []
-        _check_bias_alignment(reasons, attn_bias)
-        assert reasons == []
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + attn_bias
-        return (scores.softmax(-1) @ v).transpose(1, 2)
-
-    monkeypatch.setattr(ops, "memory_efficient_attention", documented)
-    tensors, mask = inputs(shape), mask_of(shape)
-    expected = value_and_gradients(written_out, tensors, mask)["out"]
-    with autocast(CPU, precision):
-        found = attention.xformers(*tensors, mask)
-    assert (found - expected).abs().max() <= {"fp32": 1e-5, "bf16": 2e-2}[precision] * expected.abs().max()
 
 
 def test_backends_agree_under_autocast():
     tensors = inputs(SHAPES[0], DEVICE)
     expected = value_and_gradients(attention.math, tensors)
     for name in available(DEVICE):
-        attention.select(name, DEVICE)
+        attention.use(name, DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             found = attention.attend(*tensors)
         assert (found - expected["out"]).abs().max() <= 2e-2 * expected["out"].abs().max(), name
@@ -149,19 +83,19 @@ def test_backends_agree_under_autocast():
 
 def test_math_sdpa_and_auto_run_on_a_cpu_and_xformers_does_not():
     assert available(CPU) == ["math", "sdpa", "auto"]
-    assert attention.select("math", CPU) == "math"
-    assert attention.select("auto", CPU) == "math+sdpa"
+    assert attention.use("math", CPU) == "math"
+    assert attention.use("auto", CPU) == "math+sdpa"
 
 
 @pytest.mark.parametrize("asked", ["math", "sdpa", "auto"])
 def test_the_backend_in_use_has_the_name_that_was_returned(asked):
-    assert attention.select(asked, torch.device("cpu")) == attention.selected()
+    assert attention.use(asked, torch.device("cpu")) == attention.active()
 
 
 def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
-    attention.select("math", CPU)
+    attention.use("math", CPU)
     with pytest.raises(MachineError, match=r"machine\.attention: xformers cannot run on cpu .*\nfix: set it to auto"):
-        attention.select("xformers", CPU)
+        attention.use("xformers", CPU)
     q, k, v = inputs(SHAPES[0])
     assert torch.equal(attention.attend(q, k, v), attention.math(q, k, v))
 
@@ -169,7 +103,7 @@ def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
 def only(dtype, widest):
     """A backend of one type and of narrow heads, as kernels are; `use` proves any with heads of 32."""
 
-    def attend(q, k, v, mask):
+    def attend(q, k, v):
         if q.dtype != dtype or q.shape[-1] > widest:
             raise NotImplementedError(f"no kernel\nfor {q.dtype}, width {q.shape[-1]}")
         return attention.math(q, k, v)
@@ -179,7 +113,7 @@ def only(dtype, widest):
 
 def use_instead_of_xformers(monkeypatch, backend):
     monkeypatch.setitem(attention._BACKENDS, "xformers", backend)
-    assert attention.select("xformers", CPU) == "xformers"
+    assert attention.use("xformers", CPU) == "xformers"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +142,7 @@ def test_a_backend_is_proved_with_the_type_and_the_head_width_of_the_run(
 
 
 def test_gradients_are_asked_of_a_backend_only_where_a_network_is_trained(monkeypatch):
-    def forwards_alone(q, k, v, mask):
+    def forwards_alone(q, k, v):
         if q.requires_grad and q.shape[-1] > 32:
             raise NotImplementedError("no backward kernel")
         return attention.math(q, k, v)
@@ -224,14 +158,14 @@ def test_what_runs_here_runs_the_shapes_of_stable_diffusion(precision):
     shapes = [attention.Shape(256, 77, width) for width in (40, 80, 160)] + [attention.Shape(256, 256, 512)]
     for name in available(DEVICE):
         if name != "xformers":  # what it can run is its own
-            attention.select(name, DEVICE)
+            attention.use(name, DEVICE)
             attention.prove(DEVICE, shapes, precision, trains=True)
 
 
 def test_a_missing_xformers_is_a_machine_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(MachineError, match="xformers cannot run"):
-        attention.select("xformers", CPU)
+        attention.use("xformers", CPU)
 
 
 def test_the_installed_xformers_loads_its_kernels():
@@ -243,21 +177,21 @@ def test_the_installed_xformers_loads_its_kernels():
 
 def test_xformers_on_a_cpu_says_why_it_cannot_run():
     with pytest.raises(MachineError, match=r"cannot run on cpu \(No operator found .*device=cpu") as caught:
-        attention.select("xformers", CPU)
+        attention.use("xformers", CPU)
     assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="xformers has no kernels for CPUs")
 @pytest.mark.parametrize("width", [32, 64, 128])
 def test_xformers_trains_in_bf16_on_a_gpu(width):
-    attention.select("xformers", DEVICE)
+    attention.use("xformers", DEVICE)
     attention.prove(DEVICE, [attention.Shape(1024, 1024, width), attention.Shape(1024, 77, width)], "bf16", trains=True)
 
 
 def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "math", lambda q, k, v, mask: calls.append("math"))
-    monkeypatch.setattr(attention, "sdpa", lambda q, k, v, mask: calls.append("sdpa"))
+    monkeypatch.setattr(attention, "math", lambda q, k, v: calls.append("math"))
+    monkeypatch.setattr(attention, "sdpa", lambda q, k, v: calls.append("sdpa"))
     short, long = ([tensor.bfloat16() for tensor in inputs(shape)] for shape in (SHAPES[0], SHAPES[-1]))
     for tensors in (short, [tensor.detach() for tensor in short], [tensor.float() for tensor in short], long):
         attention.math_or_sdpa(*tensors)
@@ -266,8 +200,8 @@ def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
 
 @pytest.mark.parametrize(("backend", "written_out"), [("math", True), ("auto", True), ("sdpa", False)])
 def test_networks_of_other_packages_write_attention_out_where_ours_do(backend, written_out):
-    attention.select(backend, CPU)
-    with attention.sdpa_as_attend():
+    attention.use(backend, CPU)
+    with attention.kernels_of_others():
         assert torch.backends.cuda.flash_sdp_enabled() is not written_out
     assert torch.backends.cuda.flash_sdp_enabled()
 
@@ -288,9 +222,9 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_attention_of_other_packages_multiplies_in_the_type_of_its_inputs(dtype):
     """PyTorch widens bf16 to float32: slower, and on a CPU another library's products."""
-    attention.select("auto", CPU)
+    attention.use("auto", CPU)
     q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs(SHAPES[0]))
-    with attention.sdpa_as_attend(), Products() as products:
+    with attention.kernels_of_others(), Products() as products:
         torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
     assert products.types == {dtype}
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()

@@ -4,16 +4,20 @@ import diffusers
 import pytest
 import torch
 
-from ldm.autoencoder.model import networks
-from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.network import Posterior, ReconstructionObjective, gradient_error, to_image, to_signal
-from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
+from ldm.autoencoder.network import (
+    Autoencoder,
+    LatentScale,
+    Posterior,
+    ReconstructionObjective,
+    gradient_error,
+    to_image,
+    to_signal,
+)
+from ldm.autoencoder.params import AutoencoderParams, ReconstructionParams
 from ldm.compute import attention
-from ldm.core import artifact
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 
 TINY = {
-    "kind": "kl",
     "patch_px": 1,
     "channels": [8, 16],
     "num_res_blocks": 1,
@@ -36,23 +40,12 @@ TOPOLOGIES = [
 ]
 
 
-def autoencoder(**changes) -> KLAutoencoder:
+def autoencoder(**changes) -> Autoencoder:
     torch.manual_seed(0)
-    return KLAutoencoder(KLAutoencoderParams.model_validate(TINY | changes))
+    return Autoencoder(AutoencoderParams.model_validate(TINY | changes))
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_autoencoder_of_any_format_opens_as_what_was_written(tmp_path, version):
-    written, former = autoencoder(), {name: value for name, value in TINY.items() if name != "kind"}
-    kind = artifact.Kind("autoencoder", networks.KIND.upgrades[: version - 1])
-    artifact.write(tmp_path, kind, {1: former, 2: TINY}[version], written.state_dict(), {}, {})
-    found, passport = networks.load(tmp_path, torch.device("cpu"))
-    assert passport.format_version == version and passport.config == TINY
-    assert isinstance(found, KLAutoencoder) and not any(parameter.requires_grad for parameter in found.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))
-
-
-def theirs(params: KLAutoencoderParams) -> diffusers.AutoencoderKL:
+def theirs(params: AutoencoderParams) -> diffusers.AutoencoderKL:
     num_levels = len(params.channels)
     return diffusers.AutoencoderKL(
         block_out_channels=tuple(params.channels),
@@ -78,7 +71,7 @@ def batch(size: int = 8) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("middle_attention", [True, False])
 def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attention, monkeypatch):
     model, asked = autoencoder(middle_attention=middle_attention), []
-    monkeypatch.setattr(attention, "_selected", lambda q, k, v, mask: asked.append((q, k)) or attention.sdpa(q, k, v))
+    monkeypatch.setattr(attention, "_active", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
     model.decode(model.encode(torch.zeros(1, 3, 12, 12)).mode())
     shapes = {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked}
     assert shapes == set(model.attention_shapes(latent_size=6)) == ({(36, 36, 16)} if middle_attention else set())
@@ -87,10 +80,10 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attentio
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 @pytest.mark.parametrize(("changes", "shape"), TOPOLOGIES)
 def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape, backend):
-    attention.select(backend, torch.device("cpu"))
-    params = KLAutoencoderParams.model_validate(TINY | changes)
+    attention.use(backend, torch.device("cpu"))
+    params = AutoencoderParams.model_validate(TINY | changes)
     b, h, w = shape
-    ours, reference = KLAutoencoder(params), theirs(params)
+    ours, reference = Autoencoder(params), theirs(params)
     randomise(reference)
     ours.load_state_dict(reference.state_dict(), strict=True)
     torch.manual_seed(0)
@@ -155,6 +148,16 @@ def test_pixels_survive_the_round_trip_and_cover_the_range():
     # 127.5 steps per unit, rounded to the nearest, clamped outside.
     values = torch.tensor([-1.5, -1.0 + 0.6 / 127.5, -1.0 + 0.4 / 127.5, 1.2]).reshape(1, 1, 2, 2)
     assert to_image(values).flatten().tolist() == [0, 1, 0, 255]
+
+
+def test_latent_scale_standardises_each_channel_and_travels_as_facts():
+    z = torch.randn(500, 2, 4, 4) * torch.tensor([3.0, 0.5])[:, None, None] + torch.tensor([1.0, -2.0])[:, None, None]
+    scale = LatentScale(z.mean((0, 2, 3)), z.std((0, 2, 3)))
+    scaled = scale.normalise(z)
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
+    again = LatentScale.from_facts(scale.to_facts())
+    torch.testing.assert_close(again.denormalise(scaled), z)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Rules that bind sections together: each has its finding, with line, value and reason."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError
-from ldm.core.params import OF_THE_REPOSITORY
-from ldm.tools.check import check
-from tests.repository import params_of, setting
+from ldm.core.paths import OF_THE_REPOSITORY
+from ldm.tools import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
     """A recipe with a few values changed, by dotted key."""
     yaml = YAML()
-    params = yaml.load(params_of(Path(recipe).stem))
+    params = yaml.load((ROOT / "recipes" / recipe).read_text())
     for key, value in changes.items():
         *sections, last = key.split(".")
         section = params
@@ -46,7 +44,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
         file, line, text = finding.split(":", 2)
         key = text.split(":")[0].strip()
         assert file == str(path)
-        assert lines[int(line) - 1].removeprefix("  - ").strip().startswith(f"{key.split('.')[-1]}:"), finding
+        assert lines[int(line) - 1].strip().startswith(f"{key.split('.')[-1]}:"), finding
         found.append(text.strip())
     return found
 
@@ -69,7 +67,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "train_unet.network.latent_channels: found 8; expected 4 as in train_autoencoder.network",
         ),
         (
-            {"train_clip.source.network.text.width": 64},
+            {"train_clip.network.text.width": 64},
             "train_unet.network.context_width: found 32; expected 64, the width of CLIP's text tower",
         ),
         (
@@ -77,7 +75,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "embed_text.context_tokens: found 40; expected null or at most 32, all that CLIP's text tower reads",
         ),
         (
-            {"embed_text.layer": "penultimate", "train_clip.source.network.text.layers": 1},
+            {"embed_text.layer": "penultimate", "train_clip.network.text.layers": 1},
             "embed_text.layer: found penultimate; expected last: CLIP's text tower has one layer only",
         ),
         (
@@ -86,9 +84,9 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "may keep",
         ),
         (
-            {"train_unet.init_from": {"directory": "other/unet", "may_differ": []}},
-            "train_unet.init_from.directory: found other/unet; expected a path in data/models/unet, the folder where "
-            "DVC sees that weights changed",
+            {"train_unet.init_from": "other/unet"},
+            "train_unet.init_from: found other/unet; expected a path in data/models/unet, the folder where DVC sees "
+            "that weights changed",
         ),
         (
             {"train_autoencoder.reconstruction.num_gradient_scales": 6},
@@ -100,18 +98,18 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "prepare.image_size_px: found 8; expected at least 11, the window of structural similarity",
         ),
         (
-            {"train_unet.init_from": {"directory": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
-            "train_unet.init_from.directory: found data/models/unet/../../unet; expected a path in data/models/unet, "
+            {"train_unet.init_from": "data/models/unet/../../unet"},
+            "train_unet.init_from: found data/models/unet/../../unet; expected a path in data/models/unet, the folder "
+            "where DVC sees that weights changed",
+        ),
+        (
+            {"evaluate.inception_weights": "data/models/inception/../x"},
+            "evaluate.inception_weights: found data/models/inception/../x; expected a path in data/models/inception, "
             "the folder where DVC sees that weights changed",
         ),
         (
-            {"evaluate.feature_spaces": [{"kind": "inception", "weights": "data/models/inception/../x"}]},
-            "evaluate.feature_spaces.0.weights: found data/models/inception/../x; expected a path in "
-            "data/models/inception, the folder where DVC sees that weights changed",
-        ),
-        (
-            {"train_clip.source.training.batch_size": 100_000},
-            "train_clip.source.training.batch_size: found 100000; expected at most 512, the images of "
+            {"train_clip.training.batch_size": 100_000},
+            "train_clip.training.batch_size: found 100000; expected at most 512, the images of "
             "prepare.corpus.num_train",
         ),
     ],
@@ -121,13 +119,10 @@ def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: di
     assert found == [finding]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_path: Path, kind: str) -> None:
-    path = "data/models/clip/../../../elsewhere"
-    source: dict[str, Any] = {"kind": kind, "path": path, "quick_gelu": False}
-    source |= {"architecture": "ViT-H-14"} if kind == "file" else {}
-    (found,) = findings(tmp_path, {"train_clip.source": source}, "gpu-256.yaml")
-    assert found.startswith("train_clip.source.path: found data/models/clip/../../../elsewhere; expected a path in ")
+def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_path: Path) -> None:
+    outside = {"train_clip.pretrained": "data/models/clip/../../../elsewhere", "train_clip.quick_gelu": False}
+    (found,) = findings(tmp_path, outside, "gpu-256.yaml")
+    assert found.startswith("train_clip.pretrained: found data/models/clip/../../../elsewhere; expected a path in ")
 
 
 @pytest.mark.parametrize(
@@ -162,16 +157,12 @@ def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_pa
     ],
     ids=lambda change: "-".join(*change.items()),
 )
-def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
-) -> None:
-    text = (ROOT / "paths.yaml").read_text()
-    (tmp_path / "paths.yaml").write_text(setting(**{f"paths__{name}": value for name, value in change.items()})(text))
-    monkeypatch.chdir(tmp_path)
+def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(tmp_path: Path, change: dict[str, str]) -> None:
+    path = edited(tmp_path, "tiny.yaml", {f"paths.{name}": value for name, value in change.items()})
     with pytest.raises(ConfigError) as caught:
-        check.params_file(ROOT / "params.yaml")
+        check.params_file(path)
     line, fix = str(caught.value).splitlines()
-    assert re.match(r"paths.yaml:\d+: paths", line) and all(value in line for value in change.values())
+    assert re.match(rf"{path}:\d+: paths", line) and all(value in line for value in change.values())
     assert "; expected a " in line and fix.startswith("fix: ")
 
 
@@ -248,61 +239,15 @@ def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -
 
 
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"train_clip.source.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
-    assert [line.split(":")[0] for line in found] == ["train_clip.source.twins_together", "sample.seen_split"]
-
-
-def test_what_is_named_after_a_corpus_judges_its_images_only(tmp_path: Path) -> None:
-    of_shapes = {"evaluate.accuracy": {"kind": "shapes"}, "evaluate.feature_spaces": [{"kind": "shapes"}]}
-    assert findings(tmp_path, of_shapes, "openmoji.yaml") == [
-        "evaluate.accuracy.kind: found shapes; expected retrieval: this oracle cannot check the captions of the corpus "
-        "openmoji",
-        "evaluate.feature_spaces.0.kind: found shapes; expected a space for any images: this one is for those of the "
-        "corpus shapes only, not of openmoji",
-    ]
-    retrieval = {"kind": "retrieval", "num_prompts": 5, "k": 2, "num_images": 12}
-    check.params_file(edited(tmp_path, "tiny.yaml", {"evaluate.accuracy": retrieval, "evaluate.feature_spaces": []}))
-
-
-def test_a_feature_space_of_one_kind_is_named_once(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"evaluate.feature_spaces": [{"kind": "shapes"}, {"kind": "shapes"}]})
-    assert found == [
-        "evaluate: feature_spaces ['shapes', 'shapes'] name one twice; expected each kind once: metrics have its name"
-    ]
-
-
-def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
-    unknown = {"evaluate.accuracy": {"kind": "shapes", "k": 3}, "evaluate.feature_spaces": [{"kind": "clip"}]}
-    assert findings(tmp_path, unknown) == [
-        "evaluate.accuracy.k: unknown key; expected one of kind",
-        'evaluate.feature_spaces.0.kind: found "clip"; expected one of inception, shapes',
-    ]
+    found = findings(tmp_path, {"train_clip.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
+    assert [line.split(":")[0] for line in found] == ["train_clip.twins_together", "sample.seen_split"]
 
 
 def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-32"}, "gpu-256.yaml")
+    found = findings(tmp_path, {"train_clip.architecture": "ViT-B-32"}, "gpu-256.yaml")
     assert found == ["train_unet.network.context_width: found 1024; expected 512, the width of CLIP's text tower"]
-    (line,) = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-33"}, "gpu-256.yaml")
-    assert line.startswith("train_clip.source.architecture: found ViT-B-33; expected an architecture of open_clip")
-
-
-@pytest.mark.parametrize(
-    ("key", "kinds"),
-    [
-        ("train_clip.source.kind", "file, folder, open_clip, train"),
-        ("train_autoencoder.network.kind", "kl"),
-        ("train_unet.network.kind", "unet"),
-    ],
-)
-def test_a_kind_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path, key: str, kinds: str) -> None:
-    (found,) = findings(tmp_path, {key: "transformer"})
-    assert found == f'{key}: found "transformer"; expected one of {kinds}'
-
-
-def test_a_key_of_another_source_is_unknown(tmp_path: Path) -> None:
-    (found,) = findings(tmp_path, {"train_clip.source.twins_together": False}, "gpu-256.yaml")
-    expected = "expected one of kind, architecture, tag, quick_gelu"
-    assert found == f"train_clip.source.twins_together: unknown key; {expected}"
+    (line,) = findings(tmp_path, {"train_clip.architecture": "ViT-B-33"}, "gpu-256.yaml")
+    assert line.startswith("train_clip.architecture: found ViT-B-33; expected an architecture of open_clip")
 
 
 def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) -> None:
@@ -312,31 +257,6 @@ def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) 
         "sample.drawing.guidance_scale",
         "evaluate.batch_size",
     ]
-
-
-def test_params_and_paths_are_checked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = edited(tmp_path, "tiny.yaml", {"machine.threads": 0, "paths": {"source": "x"}})
-    (tmp_path / "paths.yaml").write_text((ROOT / "paths.yaml").read_text().replace("  runs: runs", "  machine: runs"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        check.params_file(path)
-    found = [re.sub(r":\d+:", ":", line.replace(f"{tmp_path}/", "")) for line in str(caught.value).splitlines()]
-    assert found[:2] == [
-        "params.yaml: paths: section in the wrong file; expected it in paths.yaml",
-        "fix: write what differs into paths.yaml, and delete the section here",
-    ]
-    assert [line.split(";")[0] for line in found[2::2]] == [
-        "params.yaml: machine.threads: found 0",
-        "paths.yaml: paths.runs: missing",
-        "paths.yaml: paths.machine: unknown key",
-    ]
-
-
-def test_a_mistake_in_a_params_file_shows_without_paths_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"^paths.yaml: no such file; expected a params file\nfix: run from the "):
-        check.params_file()
 
 
 def test_the_committed_params_are_good() -> None:

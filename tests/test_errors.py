@@ -23,9 +23,8 @@ from ldm.core.errors import (
 from ldm.core.shards import Shards
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
-from ldm.tools.check import check
+from ldm.tools import check
 from tests import kinds
-from tests.repository import params_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "ldm").rglob("*.py")), *sorted((ROOT / "stages").glob("*.py"))]
@@ -110,7 +109,7 @@ def shape(error: UserError) -> list[str]:
 
 
 def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> None:
-    good = params_of("tiny")
+    good = (ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8")
     params, (first, second, *_) = tmp_path / "params.yaml", good.split("\n\n")
     for text in (
         "",
@@ -134,7 +133,7 @@ def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> 
         lambda: artifact.check_file(params, "0" * 64),
         lambda: Shards(tmp_path),
         lambda: Origin.read(b"", "a.png"),
-        lambda: attention.select("xformers", torch.device("cpu")),
+        lambda: attention.use("xformers", torch.device("cpu")),
         lambda: config.from_values(DrawingParams, {"seed": -1}, {"seed": -1}),
     ]
     for attempt in attempts:

@@ -5,7 +5,7 @@ import pytest
 
 from ldm.core import config
 from ldm.core.errors import IntegrityError
-from ldm.core.images import decode_png, encode_png
+from ldm.images import decode_png, encode_png
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from tests.import_closure import ROOT
@@ -72,7 +72,7 @@ def test_settings_of_a_former_version_are_understood(sampler, eta):
     ("changes", "message"),
     [
         ({"settings": {"num_steps": 10**6}}, "num_steps: found 1000000, where legal is an integer >= 1"),
-        ({"settings": {"sampler": {"kind": "unheard"}}}, "sampler.*found .unheard."),
+        ({"settings": {"sampler": {"kind": "euler"}}}, "sampler.*found .euler."),
         ({"settings": {"stranger": 1}}, "stranger: unknown"),
         ({"settings": {"guidance_scale": float("nan")}}, "guidance_scale: found NaN"),
         ({"batch_size": 5000}, "one of a batch of 5000 images; expected at most 4096"),

@@ -5,21 +5,25 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 from scmrepo.git import Git
 
-from ldm.compute.closure import files_of, has_code, imported_files
-from ldm.core.params import PathsParams
+from ldm.core.paths import PathsParams
+from ldm.tools import check
 from tests.import_closure import (
     NOT_LISTED,
     ROOT,
+    closure,
     covered,
     expanded,
+    has_code,
+    imported_files,
     sections,
     stage_scripts,
 )
@@ -27,16 +31,17 @@ from tests.import_closure import (
 DVC: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
 SCRIPTS = stage_scripts()
 LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
-PARAMS = [path for path in LIBRARY if path.stem == "params"]
+PARAMS = [path for path in LIBRARY if path.stem.endswith("params") or path.stem in ("paths", "machine")]
+PARAMS_FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
 USES = ("clip", "unet", "inception")
 FOLDERS = ("ldm", "stages", "tests", "benchmarks", "studies", "docs")
 PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 DOORS = {
     "xformers": ("ldm/compute/attention.py",),
     "open_clip": ("ldm/text/",),
-    "PIL": ("ldm/core/images.py", "ldm/corpora/", "ldm/oracles/"),
+    "PIL": ("ldm/images.py", "ldm/corpora/"),
     "accelerate": ("ldm/compute/process.py", "ldm/training/loop.py", "ldm/tools/launch.py", "stages/"),
-    "yaml": ("ldm/tools/check/launch_config.py",),
+    "yaml": ("ldm/tools/launch.py",),
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),
     "safetensors": ("ldm/core/artifact.py", "ldm/precompute/cache.py", "ldm/compute/state.py"),
     "webdataset": ("ldm/core/shards.py", "ldm/corpora/webdataset.py"),
@@ -84,8 +89,8 @@ def test_there_is_a_script_for_every_stage_and_a_stage_for_every_script() -> Non
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_code_deps_are_the_import_closure(stage: str) -> None:
     listed = [dep for dep in DVC["stages"][stage]["deps"] if not dep.startswith("${")]
-    assert listed == covered(files_of(SCRIPTS[stage], ROOT)), "run `make deps`"
-    assert sorted(expanded(listed)) == sorted(files_of(SCRIPTS[stage], ROOT)), (
+    assert listed == covered(closure(SCRIPTS[stage])), "run `make deps`"
+    assert sorted(expanded(listed)) == sorted(closure(SCRIPTS[stage])), (
         "an entry stands for more than the stage imports"
     )
 
@@ -118,28 +123,6 @@ def test_a_stage_reads_only_what_an_earlier_stage_writes() -> None:
         written |= set(stage.get("outs", []))
 
 
-def test_dvc_yaml_is_short_and_readable() -> None:
-    assert sum(not dep.startswith("${") for stage in DVC["stages"].values() for dep in stage["deps"]) <= 100
-
-
-def test_packages_form_few_layers_without_a_circle() -> None:
-    def box(path: Path) -> str:
-        return path.relative_to(ROOT / "ldm").parts[0]
-
-    arrows: dict[str, set[str]] = {box(path): set() for path in LIBRARY}
-    for path in LIBRARY:
-        arrows[box(path)] |= {box(file) for file in imported_files(path, ROOT)} - {box(path), "__init__.py"}
-    arrows.pop("__init__.py")  # the lazy `from ldm import Pipeline`
-    assert len(arrows) <= 14
-    assert list(TopologicalSorter(arrows).static_order())  # CycleError names a circle
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    files = [path for path in LIBRARY if path.name != "__init__.py"]
-    arrows = {path: {file for file in imported_files(path, ROOT) if file.name != "__init__.py"} for path in files}
-    assert list(TopologicalSorter(arrows).static_order())
-
-
 def test_the_closure_sees_local_imports_and_skips_type_only_ones(tmp_path: Path) -> None:
     for file, text in {
         "ldm/__init__.py": "a = 1\n",
@@ -154,31 +137,12 @@ def test_the_closure_sees_local_imports_and_skips_type_only_ones(tmp_path: Path)
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
     imported = ["__init__.py", "a.py", "p/b.py", "p/d.py"]  # the others hold no code
-    assert files_of(tmp_path / "stages/s.py", tmp_path) == ["stages/s.py", *(f"ldm/{file}" for file in imported)]
+    assert closure(tmp_path / "stages/s.py", tmp_path) == ["stages/s.py", *(f"ldm/{file}" for file in imported)]
 
 
-def test_the_library_imports_by_statements_only() -> None:
-    """What a stage runs is read off those. The package's lazy `Pipeline` is for users; a file of open_clip is none of
-    ours."""
-    dynamic = re.compile(r"import_module\(|__import__\(|spec_from_file_location\(|run_path\(|\bexec\(")
-    found = {name(path) for path in [*LIBRARY, *SCRIPTS.values()] if dynamic.search(path.read_text(encoding="utf-8"))}
-    assert found == {"ldm/__init__.py", "ldm/text/model/clip.py"}
-
-
-def test_work_is_shared_and_kept_in_one_way() -> None:
-    """What one process does is said by `process.share_of`, and units of work are kept by `work.keep_each`; the passes
-    of a training, whose weights are those of all processes, are shared by its loop. `KeptRows` finds captions in units
-    of former runs."""
-    sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept|kept_keys)\(")
-
-    def using(pattern: re.Pattern[str]) -> set[str]:
-        files = [*LIBRARY, *SCRIPTS.values()]
-        return {name(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
-
-    assert using(sharing) == {"ldm/compute/process.py", "ldm/training/loop.py"}
-    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py", "ldm/text/embedding/embeddings.py"}
-    stages = {stage for stage, script in SCRIPTS.items() if "ldm/precompute/work.py" in files_of(script, ROOT)}
-    assert stages == {"encode_latents", "embed_text", "sample", "evaluate"}
+def test_a_sampler_is_no_part_of_any_training() -> None:
+    for stage in ("train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"):
+        assert not any("sampling" in dep or "metrics" in dep for dep in DVC["stages"][stage]["deps"])
 
 
 def test_commands_hold_no_value_and_no_machine() -> None:
@@ -210,10 +174,17 @@ def test_stages_import_no_stage_and_the_library_imports_none() -> None:
         assert not any(module.split(".")[0] in ("stages", "tests") for module in imports(path)), name(path)
 
 
+def test_params_models_need_no_heavy_package() -> None:
+    heavy = {"torch", "numpy", "accelerate", "open_clip"}
+    for path in PARAMS:
+        files = {path, *imported_files(path)}
+        assert not heavy & {module.split(".")[0] for file in files for module in imports(file, True)}, name(path)
+
+
 def test_params_models_have_no_defaults_and_say_what_every_field_means() -> None:
-    for path in LIBRARY:
+    for path in PARAMS:
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.ClassDef) and "Section" in {ast.unparse(base) for base in node.bases}:
+            if isinstance(node, ast.ClassDef):
                 _check_fields(path, node)
 
 
@@ -247,7 +218,6 @@ def test_files_and_functions_are_short() -> None:
     for path in PYTHON:
         lines = path.read_text(encoding="utf-8").count("\n")
         assert lines <= 400 or path.is_relative_to(ROOT / "tests"), f"{name(path)} has {lines} lines"
-        assert lines < 70 or path not in SCRIPTS.values(), f"{name(path)} has {lines} lines: the library does the work"
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size = (node.end_lineno or 0) - node.lineno + 1
@@ -265,7 +235,7 @@ def test_code_neither_pickles_nor_swallows() -> None:
 def test_no_path_of_a_machine_and_no_host_stands_in_the_repository() -> None:
     homes = re.compile("(?<![\\w.])/" + r"(?:work|home|root|Users|mnt|opt)/[\w.]")
     for path in repository_files():
-        if path.suffix in (".png", ".gz", ".safetensors", ".tar"):
+        if path.suffix in (".png", ".gz", ".safetensors"):
             continue
         found = homes.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{name(path)}: {found and found.group()}"
@@ -282,8 +252,30 @@ def test_the_lock_pins_and_names_no_host_or_path() -> None:
     assert names <= pinned | {"f722", "f821", "ruf012"}
 
 
-def test_git_ignores_outputs_and_dvc_looks_for_what_users_add() -> None:
-    paths: dict[str, str] = YAML(typ="safe", pure=True).load((ROOT / "paths.yaml").read_text())["paths"]
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_params_and_recipes_pass_the_check(path: Path) -> None:
+    check.params_file(path)
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_dvc_writes_a_params_file_as_it_is(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(path, tmp_path))
+    with modify_yaml(copy):
+        pass
+    assert copy.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_an_experiment_changes_the_line_of_its_value_only(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(path, tmp_path))
+    apply_overrides(copy, ["sample.drawing.seed=4711"])
+    lines = list(zip(path.read_text().splitlines(), copy.read_text().splitlines(), strict=True))
+    assert [after for before, after in lines if before != after] == ["    seed: 4711"]
+
+
+@pytest.mark.parametrize("path", PARAMS_FILES, ids=name)
+def test_git_ignores_outputs_and_dvc_looks_for_what_users_add(path: Path) -> None:
+    paths: dict[str, str] = YAML(typ="safe", pure=True).load(path.read_text())["paths"]
     brought = {paths["source"], paths["models"]}
     scm = Git(str(ROOT))
     outputs = set(paths.values()) - brought
@@ -308,6 +300,12 @@ def test_a_clone_has_the_bytes_of_the_commit_whatever_git_is_set_to(tmp_path: Pa
     assert {file: (clone / file).read_bytes() for file in files} == {f: (origin / f).read_bytes() for f in files}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=name)
+def test_recipes_open_with_what_to_expect(path: Path) -> None:
+    comment = "".join(line for line in path.read_text().splitlines(keepends=True)[:12] if line.startswith("#"))
+    assert all(word in comment for word in ("result:", "time:", "hardware:", "command:")), comment
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=name)
 def test_accelerate_configs_leave_results_to_the_params(path: Path) -> None:
     config = YAML(typ="safe", pure=True).load(path.read_text())
@@ -319,11 +317,10 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     listed = set(readme_tree())
     missing = {path for path in listed if not (ROOT / path).exists()} - {"runs"}
     assert not missing, "listed in README.md, but not there"
-    wanted = {name(path) for path in LIBRARY if path.name != "__init__.py"}
-    wanted |= {name(path.parent) for path in LIBRARY if path.name == "__init__.py" and path.parent.parent.name == "ldm"}
+    wanted = {name(path) for path in LIBRARY if path.name != "__init__.py" and path.parent.name != "shapes"}
+    wanted |= {name(path.parent) for path in LIBRARY if path.name == "__init__.py"}
     wanted |= {name(path).split("/")[0] for path in repository_files() if "/" in name(path)}
-    unlisted = {path for path in wanted if not path.startswith(".")} - listed
-    assert not unlisted, "there, but not listed in README.md"
+    assert not {path for path in wanted if not path.startswith(".")} - listed, "there, but not listed in README.md"
 
 
 def readme_tree() -> Iterator[str]:

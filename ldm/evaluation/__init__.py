@@ -1,1 +1,1 @@
-"""Evaluation of samples: measurements, metrics and reports."""
+"""What samples are worth."""

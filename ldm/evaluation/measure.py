@@ -1,56 +1,49 @@
-"""Measure images: samples, the real images of their prompts, round trips of these through the autoencoder, and a
-reference set of training images.
+"""Measuring images: samples, the real images of their prompts, the autoencoder's round trips of those, and a reference.
 
-Each measurement depends on one image (and its prompt) alone, so the work is cut into units that any process may do.
+What is measured of an image depends on that image alone, so the work is cut into units that any process may do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int8, UInt8
 from torch import Tensor
 
-from ldm import randomness
-from ldm.autoencoder.model import networks
-from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
-from ldm.compute import attention
-from ldm.core import images
+from ldm import images, randomness
+from ldm.autoencoder.network import Autoencoder, to_image, to_signal
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.shards import Shards
-from ldm.evaluation import metrics, spaces
-from ldm.evaluation.params import EvaluateParams, RetrievalParams
-from ldm.evaluation.spaces import FeatureSpace
-from ldm.oracles import kinds
-from ldm.oracles.oracle import Oracle
+from ldm.corpora.shapes import oracle
+from ldm.evaluation import metrics
+from ldm.evaluation.params import EvaluateParams
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
-from ldm.text.model import clip as text_model
-from ldm.text.model.clip import Clip
+from ldm.text.clip import Clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Measured = Mapping[str, Mapping[str, Tensor]]
-"""Tensors of `Instruments.measure`, by name of the subject."""
+CHECKS = (*oracle.ATTRIBUTES, "scene", *oracle.STRICT)
+"""Columns of `checks`."""
+NOT_STATED, WRONG, RIGHT = -1, 0, 1
 REAL, DECODED = "real_", "decoded_"
-"""Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
 _NUM_COLUMNS = 8
-"""Columns of the picture of pairs; even, so that both images of a pair are in one row."""
+"""Of the picture of pairs: even, so that a pair stays together."""
 
 
 def features_in(space: str) -> str:
-    """Name of the tensor that holds the features in a space."""
+    """Name of the tensor that holds the features of a space."""
     return f"features_{space}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A set of images to measure. With prompts, image i is measured against prompt i. If `decoded`, images pass through
-    the autoencoder first."""
+    """Images of one kind. With prompts, image i is measured against prompt i; `decoded` ones pass through the
+    autoencoder first."""
 
     name: str
     count: int
@@ -60,7 +53,7 @@ class Subject:
 
 
 class RealImages:
-    """The image shards of all splits, with access by key."""
+    """The image shards of all splits, found by key."""
 
     def __init__(self, directory: Path, splits: Sequence[str]) -> None:
         self._splits = {split: Shards(directory / split) for split in splits}
@@ -68,15 +61,15 @@ class RealImages:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Hash of the index of each split."""
+        """Hash of the index of every split."""
         return {f"images_{split}": shards.sha256 for split, shards in self._splits.items()}
 
     def keys(self, split: str) -> list[str]:
-        """Keys of a split, in order."""
+        """Keys of a split in their order."""
         return self._splits[split].keys
 
     def png(self, split: str, key: str) -> bytes:
-        """The image of one sample, as PNG. IntegrityError: there is no such sample."""
+        """The image of one sample. IntegrityError: there is none."""
         number = self._numbers[split].get(key)
         if number is None:
             where, fix = str(self._splits[split].directory), "run `dvc repro sample`"
@@ -84,25 +77,29 @@ class RealImages:
         return self._splits[split][number]["png"]
 
 
-def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
-    """All sets of images to measure; a gallery is among them only if accuracy is measured by retrieval.
+def has_claims(samples: Mapping[str, Samples]) -> bool:
+    """Whether the corpus says what its captions state, so that the oracle can check images."""
+    return any(prompt.claim is not None for prompt in samples[SEEN].prompts)
 
-    ConfigError: fewer than two training images are left for the reference, because all others gave a prompt.
+
+def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
+    """All that is measured; a gallery to search in only where claims cannot be checked.
+
+    ConfigError: fewer than two training images have given no prompt.
     """
-    # Samples, then the real images of their prompts (and round trips), then images that have no prompt.
-    chosen = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
+    found = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
     for name in [name for name in SETS if name in samples]:
         prompts = samples[name].prompts
-        chosen.append(_real(REAL + name, _origins(prompts), real, prompts))
-        chosen.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
+        found.append(_real(REAL + name, _origins(prompts), real, prompts))
+        found.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
     sweep = next((part.prompts for name, part in samples.items() if name not in SETS), None)
     if sweep is not None:
-        chosen.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
+        found.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
     prompted = {(prompt.split, prompt.key) for part in samples.values() for prompt in part.prompts}
-    chosen.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
-    if isinstance(params.accuracy, RetrievalParams):
-        chosen.append(_real(GALLERY, _gallery(samples, real, params.accuracy), real))
-    return chosen
+    found.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
+    if not has_claims(samples):
+        found.append(_real(GALLERY, _gallery(samples, real, params), real))
+    return found
 
 
 def _origins(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -128,32 +125,30 @@ def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> 
     return free
 
 
-def _gallery(samples: Mapping[str, Samples], real: RealImages, params: RetrievalParams) -> list[tuple[str, str]]:
-    """(split, key) of the images to search: the real images of the prompts, in their order, then others from training
-    and validation."""
-    own = _origins(samples[SEEN].prompts[: params.num_prompts])
+def _gallery(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[tuple[str, str]]:
+    """(split, key) of the images to search among: those of the searched prompts, in their order, then others of
+    training and validation."""
+    own = _origins(samples[SEEN].prompts[: params.num_retrieval_prompts])
     others = [*_scattered(real, "train"), *_scattered(real, "val")]
-    return list(dict.fromkeys([*own, *others]))[: max(params.num_images, len(own))]
+    return list(dict.fromkeys([*own, *others]))[: max(params.num_retrieval_images, len(own))]
 
 
 def matching(
     samples: Mapping[str, Samples],
     real: RealImages,
     captions: Mapping[str, Sequence[Sequence[str]]],
-    params: RetrievalParams,
+    params: EvaluateParams,
 ) -> Bool[Tensor, "prompts gallery"]:
-    """Whether each image of the gallery has each prompt among its captions.
-
-    captions: split (train and val) -> the captions of every image, in the order of the images.
-    """
-    by_key = {split: dict(zip(real.keys(split), texts, strict=True)) for split, texts in captions.items()}
-    gallery = [set(by_key[split][key]) for split, key in _gallery(samples, real, params)]
-    prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
-    return torch.tensor([[prompt in texts for texts in gallery] for prompt in prompts])
+    """Whether an image of the gallery has a searched prompt among its captions; `captions` are those of train and val,
+    in the order of their images."""
+    texts = {split: dict(zip(real.keys(split), told, strict=True)) for split, told in captions.items()}
+    gallery = [set(texts[split][key]) for split, key in _gallery(samples, real, params)]
+    prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_retrieval_prompts]]
+    return torch.tensor([[prompt in told for told in gallery] for prompt in prompts])
 
 
 def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
-    """Samples of a split in a fixed random order, so that the first few represent all, even in a sorted corpus."""
+    """Samples of a split in an order whose first few represent all, however the corpus is sorted."""
     keys = real.keys(split)
     order = randomness.order(np.arange(len(keys), dtype=np.int64), len(keys), randomness.key(0, "scattered", split))
     return [(split, keys[i]) for i in order.tolist()]
@@ -161,45 +156,18 @@ def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Instruments:
-    """The networks, feature spaces and oracle that images are measured with."""
+    """What images are measured with."""
 
-    spaces: Sequence[FeatureSpace]
-    """Feature spaces in which images are compared, including that of the run's own CLIP."""
-    oracle: Oracle | None
-    """Checks claims; None for a corpus without an oracle."""
+    spaces: Sequence[metrics.FeatureSpace]
+    """Where images are compared, the CLIP's own space among them."""
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
-    sha256: Mapping[str, str]
-    """Hashes of the CLIP and of the autoencoder."""
-
-    @classmethod
-    def load(cls, params: EvaluateParams, clip: Path, autoencoder: Path, device: torch.device) -> Self:
-        """Load both networks from their folders, and build the feature spaces and the oracle of the params.
-
-        IntegrityError: one of them is missing or corrupt.
-        """
-        model, clip_passport = text_model.load(clip)
-        decoder, passport = networks.load(autoencoder, device)
-        own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
-        compared_in = [own, *(spaces.build(space, device) for space in params.feature_spaces)]
-        oracle = None if isinstance(params.accuracy, RetrievalParams) else kinds.build(params.accuracy)
-        sha256 = {"autoencoder": passport.content_sha256, "clip": clip_passport.content_sha256}
-        return cls(compared_in, oracle, model, decoder, device, sha256)
-
-    def prove_attention(self, image_size_px: int) -> None:
-        """MachineError unless the attention backend can run the autoencoder on images of this size."""
-        shapes = self.autoencoder.attention_shapes(image_size_px // self.autoencoder.factor)
-        attention.prove(self.device, shapes, "fp32", trains=False)
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
-        """Measure the images `rows` of a subject.
-
-        Always `features_SPACE` [n, f] in every space. With prompts also `clip_text` [n, e], CLIP's text features, and
-        with an oracle `checks` and `shuffled_checks` [n, attributes], codes for the image's own claim and for the claim
-        of another prompt.
-        """
+        """Per image: `features_SPACE` [n, f] of every space; with prompts also CLIP's `clip_text` [n, e] and the
+        oracle's `checks` and `shuffled_checks` [n, len(CHECKS)], the latter with the claim of another prompt."""
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
         ]
@@ -210,33 +178,40 @@ class Instruments:
         pixels = images.to_tensor([subject.png(i) for i in rows]).to(self.device)
         if subject.decoded:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
-        tensors = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
-        if subject.prompts is not None:
-            ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
-            tensors["clip_text"] = self.clip.text_features(ids).float().cpu()
-            if self.oracle is not None:
-                tensors |= _checks(self.oracle, subject.prompts, rows, pixels)
-        return tensors
+        found = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
+        if subject.prompts is None:
+            return found
+        ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
+        found["clip_text"] = self.clip.text_features(ids).float().cpu()
+        own = [subject.prompts[i] for i in rows]
+        away = metrics.shuffle_distance(subject.count)
+        others = [subject.prompts[(i + away) % subject.count] for i in rows]
+        readings = _read(own, pixels)
+        found["checks"], found["shuffled_checks"] = _checks(own, readings), _checks(others, readings)
+        return found
 
 
-def _checks(
-    oracle: Oracle, prompts: Sequence[Prompt], rows: range, pixels: UInt8[Tensor, "b 3 h w"]
-) -> dict[str, Tensor]:
-    """Check every image against the claim of its own prompt, and against the claim of another prompt."""
-    offset = metrics.shuffle_offset(len(prompts))
-    claims = [(prompts[i].claim, prompts[(i + offset) % len(prompts)].claim) for i in rows]
+def _read(prompts: Sequence[Prompt], pixels: UInt8[Tensor, "b 3 h w"]) -> list[oracle.SceneReading | None]:
+    """What the oracle sees in each image; nothing where no caption can be checked."""
     arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    codes = np.stack([oracle.codes(image, pair) for image, pair in zip(arrays, claims, strict=True)])
-    own, others = torch.from_numpy(codes).unbind(1)
-    return {"checks": own, "shuffled_checks": others}
+    return [oracle.read(a) if p.claim is not None else None for p, a in zip(prompts, arrays, strict=True)]
 
 
-def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
-    """The work in units of at most `size` images of one subject, by name; the units of a subject are in the order of
-    its images."""
+def _checks(prompts: Sequence[Prompt], readings: Sequence[oracle.SceneReading | None]) -> Int8[Tensor, "b checks"]:
+    rows = [
+        {} if prompt.claim is None or reading is None else oracle.compare(prompt.claim, reading)
+        for prompt, reading in zip(prompts, readings, strict=True)
+    ]
+    codes = [[int(row[name]) if name in row else NOT_STATED for name in CHECKS] for row in rows]
+    return torch.tensor(codes, dtype=torch.int8)
+
+
+def units(found: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
+    """The work in pieces of at most `size` images of one subject, by name; those of a subject in the order of its
+    images."""
     return {
         f"{subject.name}-{start:08d}": (subject, range(start, min(start + size, subject.count)))
-        for subject in subjects
+        for subject in found
         for start in range(0, subject.count, size)
     }
 
@@ -244,19 +219,19 @@ def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, ra
 def gather(
     work: Mapping[str, tuple[Subject, range]], tensors_of: Callable[[str], Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """All measurements by subject, in the order of its images. tensors_of: name of a unit of `work` -> its tensors."""
+    """All measurements by subject, in the order of its images. tensors_of: those of a unit of `work`, by its name."""
     parts: dict[str, list[Mapping[str, Tensor]]] = {}
     for key, (subject, _) in work.items():
         parts.setdefault(subject.name, []).append(tensors_of(key))
     return {
-        subject: {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
-        for subject, units in parts.items()
+        subject: {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        for subject, found in parts.items()
     }
 
 
 def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":
-    """Picture of samples, each beside the real image of its prompt: at most `count` of seen prompts, then of held-out
-    (or else unseen) ones."""
+    """Samples of seen and then of held-out (or else unseen) prompts, at most `count` of each, every one beside the real
+    image of its prompt."""
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(samples).items():

@@ -1,71 +1,34 @@
-"""Section `evaluate`: when a sample counts as right, and what samples are compared with, in which feature spaces."""
+"""Section `evaluate`: what samples are compared with, and in which space."""
 
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ldm.core.config import Section
-from ldm.oracles.params import OracleParams
-
-
-class RetrievalParams(Section):
-    """Accuracy by retrieval, for captions that no oracle can check. A sample is right if one of the real images nearest
-    to it has its prompt as a caption. Distances are those of image features of the run's own CLIP."""
-
-    kind: Literal["retrieval"]
-    """How accuracy is measured."""
-    num_prompts: int = Field(ge=1, le=10**6)
-    """Seen prompts whose samples are used as queries (fewer if there are fewer)."""
-    k: int = Field(ge=1, le=1000)
-    """How many of the nearest real images are considered."""
-    num_images: int = Field(ge=2, le=10**6)
-    """Real images to search, including those of the prompts (fewer if there are fewer)."""
-
-
-class ShapesSpaceParams(Section):
-    """Features of a small fixed network for the corpus `shapes`; distances are comparable between runs."""
-
-    kind: Literal["shapes"]
-    """Kind of feature space, named after its corpus."""
-
-
-class InceptionSpaceParams(Section):
-    """Pooled features of torchvision's Inception v3."""
-
-    kind: Literal["inception"]
-    """Kind of feature space."""
-    weights: str
-    """State dict of torchvision's network: a safetensors file below the folder `inception` of `paths.models`."""
-
-
-FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
 
 
 class EvaluateParams(Section):
     """Section `evaluate` of params.yaml."""
 
-    accuracy: Annotated[OracleParams | RetrievalParams, Field(discriminator="kind")]
-    """When a sample counts as right: if the corpus's oracle confirms what its prompt claims, or by retrieval."""
-    feature_spaces: list[FeatureSpaceParams]
-    """Where distances are measured besides the feature space of the run's own CLIP, in the order of tables."""
+    inception_weights: str | None
+    """State dict of torchvision's Inception v3, a safetensors file in `inception` of `paths.models`: distances are
+    measured in its space too; null = only in those of the run's own CLIP and of the corpus, if it has one."""
     num_reference_images: int = Field(ge=2, le=10**6)
-    """Training images that samples are compared with; none of them gave a prompt (fewer if there are fewer)."""
+    """Training images, none of which gave a prompt, that samples are compared with (fewer if there are fewer)."""
     num_kid_subsets: int = Field(ge=1, le=1000)
     """Random subsets that the kernel distance is averaged over."""
     kid_subset_size: int = Field(ge=2, le=10000)
-    """Images per subset (fewer if there are fewer)."""
+    """Images in such a subset (fewer if there are fewer)."""
+    num_retrieval_prompts: int = Field(ge=1, le=10**6)
+    """For a corpus whose captions cannot be checked: seen prompts whose images are searched by the sampled image (fewer
+    if there are fewer); any image with that caption counts as found."""
+    retrieval_k: int = Field(ge=1, le=1000)
+    """How many of the nearest real images count as found."""
+    num_retrieval_images: int = Field(ge=2, le=10**6)
+    """Real images to search among, those that belong to the prompts included (fewer if there are fewer)."""
     num_pairs: int = Field(ge=1, le=256)
-    """Samples of seen prompts shown beside the real images of these prompts, and as many of held-out prompts."""
+    """Samples shown beside the real images of their prompts, of seen and as many of held-out ones."""
     batch_size: int = Field(ge=1, le=2**16)
-    """Images per batch of a feature extractor or the autoencoder."""
+    """Images given to the feature extractor or the autoencoder at a time."""
     num_samples_per_unit: int = Field(ge=1, le=10**6)
-    """Images per unit of work; units are shared among processes."""
+    """Images in a unit of work that processes share out."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the subsets of the kernel distance."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        kinds = [space.kind for space in self.feature_spaces]
-        if len(set(kinds)) != len(kinds):
-            raise ValueError(f"feature_spaces {kinds} name one twice; expected each kind once: metrics have its name")
-        return self

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ldm.compute import process, ranks
+from ldm.compute import ranks
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
@@ -30,7 +30,7 @@ def keep_each(
     name, unit: words for the progress bar, such as "sample" and "shard".
 
     Raises:
-        Stopped: the process was asked to stop; the current unit is finished first. Besides, what `Run.keep` raises.
+        Stopped: the process was asked to stop; the unit at hand was finished first. What `Run.keep` raises.
     """
     for key in _share(list(work), name, unit, accelerator):
         if run.kept(key) is None:
@@ -39,7 +39,7 @@ def keep_each(
 
 
 def _share(keys: Sequence[str], name: str, unit: str, accelerator: Accelerator) -> Iterator[str]:
-    mine = process.share_of(keys, accelerator)
+    mine = keys[accelerator.process_index :: accelerator.num_processes]
     with StopRequest() as stop:
         for key in each(mine, name, unit, len(mine), is_shown=accelerator.is_main_process):
             yield key

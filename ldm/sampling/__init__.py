@@ -1,1 +1,1 @@
-"""From noise and token states to images."""
+"""Noise and token states to images."""

@@ -1,4 +1,4 @@
-"""The trained networks, checked against each other and combined into a function from conditions to images."""
+"""Token states in, images out: the trained networks, checked against each other and composed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,83 +9,80 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ldm.autoencoder.encoding import latents
-from ldm.autoencoder.encoding.latents import LatentScale
-from ldm.autoencoder.model import networks as autoencoder_network
-from ldm.autoencoder.model.network import Autoencoder, to_image
+from ldm.autoencoder import latents
+from ldm.autoencoder import network as autoencoder_network
+from ldm.autoencoder.network import Autoencoder, LatentScale, to_image
 from ldm.compute import attention
-from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import Precision
-from ldm.denoiser.model import networks
-from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
-from ldm.denoiser.model.network import Network
-from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.denoiser.diffusion import Denoiser, Prediction, Schedule, denoiser
+from ldm.denoiser.params import DiffusionParams, UNetParams
+from ldm.denoiser.unet import KIND, UNet
+from ldm.sampling import samplers
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
-from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.embeddings import TextEmbeddings
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Generator:
-    """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
-    those that the UNet was trained with."""
+    """UNet and autoencoder: token states in, images out. `passport` is the UNet's."""
 
-    unet: Network
+    unet: UNet
+    latent_shape: tuple[int, int, int]
     autoencoder: Autoencoder
     schedule: Schedule
     prediction: Prediction
     scale: LatentScale
-    embeddings: TextEmbeddings
-    null_condition: Condition
+    null_context: Float[Tensor, "n d"]
     passport: artifact.Passport
     directory: Path
     device: torch.device
 
     @classmethod
     def load(cls, unet: Path, autoencoder: Path, embeddings: TextEmbeddings, device: torch.device) -> Self:
-        """Load both networks from their folders.
+        """Read the folders of both networks.
 
-        IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
+        IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or on
         other embeddings.
         """
         decoder, of_decoder = autoencoder_network.load(autoencoder, device)
-        network, diffusion, passport = networks.load(unet, device)
+        passport, tensors = artifact.read(unet, KIND)
         artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
         artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
+        with artifact.fitting(unet):
+            diffusion = DiffusionParams.model_validate(passport.config["diffusion"])
+            params = UNetParams.model_validate(passport.config["network"])
+            network = UNet(params)
+            network.load_state_dict(tensors)
         return cls(
-            unet=network,
+            unet=network.eval().requires_grad_(False).to(device),
+            latent_shape=(params.latent_channels, params.latent_size, params.latent_size),
             autoencoder=decoder,
             schedule=Schedule(diffusion.schedule),
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
-            embeddings=embeddings,
-            null_condition=Condition(embeddings.null_tokens[None], pooled=embeddings.null_pooled[None]).to(device),
+            null_context=embeddings.null_tokens.to(device),
             passport=passport,
             directory=unet,
             device=device,
         )
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
-        return self.unet.latent_shape
-
-    @property
     def image_size_px(self) -> tuple[int, int]:
-        """Height and width of the images."""
+        """Height and width of its images."""
         return self.latent_shape[1] * self.autoencoder.factor, self.latent_shape[2] * self.autoencoder.factor
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Hashes of everything that the images are made from, by name."""
+        """Hashes of all that its images are made from."""
         trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
         return {"unet": self.passport.content_sha256, **trained_on}
 
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
-        """The origin record of each image in a batch."""
+        """The origin record of each image of a batch."""
         return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.inputs)
 
     def check_latents(self, folder: Path) -> None:
@@ -94,7 +91,7 @@ class Generator:
         artifact.check_input(self.directory, self.passport, "latents_train", found.content_sha256)
 
     def check_guidance(self, guidance_scales: Sequence[float]) -> None:
-        """ConfigError if guidance is requested, but the UNet was never trained with the null embedding."""
+        """ConfigError if guidance is asked of a UNet that has never seen the null embedding."""
         asked = [scale for scale in guidance_scales if scale != 1]
         if asked and self.passport.facts["caption_dropout"] == 0:
             found = f"{asked[0]:g}, and {self.directory} was trained with caption_dropout 0"
@@ -102,35 +99,30 @@ class Generator:
             expected = "1: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
 
-    def prove_attention(self, precision: Precision) -> None:
-        """MachineError unless the attention backend in use can run both networks: the UNet in `precision`, the decoder
-        in float32."""
+    def prove_attention(self, precision: attention.Precision) -> None:
+        """MachineError unless the attention backend in use can compute both networks: the UNet in `precision`, the
+        decoder in float32."""
         decoder = self.autoencoder.attention_shapes(self.latent_shape[-1])
         attention.prove(self.device, self.unet.attention_shapes, precision, trains=False)
         attention.prove(self.device, decoder, "fp32", trains=False)
 
-    def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions that `embed_text` has stored. IntegrityError: one of them was not embedded."""
-        rows = self.embeddings.rows(captions)
-        return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
-
     @torch.no_grad()
     def __call__(
-        self, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
+        self, context: Float[Tensor, "b n d"], prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
+        """One image per row of token states, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
         self.check_guidance([drawing.guidance_scale])
-        z = self._latents(self._guided(condition.to(self.device), drawing), prompt_numbers, drawing)
+        z = self._latents(self._guided(context.to(self.device), drawing), prompt_numbers, drawing)
         return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
 
-    def _guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        null_condition = self.null_condition.expand(len(condition.tokens))
-        conditional = denoiser(self.unet, self.schedule, self.prediction, condition)
-        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_condition)
-        guided = guidance.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
+    def _guided(self, context: Float[Tensor, "b n d"], drawing: DrawingParams) -> Denoiser:
+        null_context = self.null_context.expand(len(context), -1, -1)
+        conditional = denoiser(self.unet, self.schedule, self.prediction, context)
+        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_context)
+        guided = samplers.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
 
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            with autocast(self.device, drawing.precision):
+            with torch.autocast(self.device.type, _DTYPES[drawing.precision], enabled=drawing.precision != "fp32"):
                 return guided(z, t)
 
         return denoise
@@ -138,7 +130,7 @@ class Generator:
     def _latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> Float[Tensor, "b c h w"]:
-        noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
-        times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
-        fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
-        return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, noise, times, fresh)
+        noise = samplers.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
+        times = samplers.time_grid(self.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
+        fresh = samplers.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
+        return samplers.build(drawing.sampler)(denoise, self.schedule, noise, times, fresh)

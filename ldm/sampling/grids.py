@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from ldm.denoiser.model.schedules import ScheduleName, alpha_sigma
+from ldm.denoiser.schedules import ScheduleName, alpha_sigma
 
 Spacing = Literal["uniform", "log_snr"]
 
 _LOG_SNR_ENDS = (1 - 1e-3, 1e-3)
-"""Times between which a grid is uniform in log-SNR, which is infinite at time 0 and may be at time 1."""
+"""Times between which a grid is uniform in log-SNR, which is infinite at 0 and may be at 1."""
 _NUM_BISECTIONS = 60
 
 
@@ -33,7 +33,7 @@ def times(schedule: ScheduleName, num_steps: int, spacing: Spacing, shift: float
     """
     assert num_steps > 0 and shift > 0, f"{num_steps} steps, shift {shift}"
     assert 0 < first <= 1, f"first time {first}"
-    start = 1.0 if first == 1 else first / (shift - (shift - 1) * first)  # the inverse of the shift below
+    start = 1.0 if first == 1 else first / (shift - (shift - 1) * first)  # the shift, inverted
     even = [start * (num_steps - i) / num_steps for i in range(num_steps + 1)]
     if spacing == "log_snr":
         high, low = min(start, _LOG_SNR_ENDS[0]), min(start, _LOG_SNR_ENDS[1])
@@ -56,5 +56,16 @@ def _time_at(schedule: ScheduleName, half_log_snr: float) -> float:
 
 
 def steps(schedule: ScheduleName, times: Sequence[float]) -> Iterator[tuple[State, State]]:
-    """The states where each step starts and ends."""
+    """Where each step starts and ends."""
     return pairwise([State(schedule, time) for time in times])
+
+
+def fresh_noise(t: State, s: State, eta: float) -> float:
+    """Standard deviation of the noise that a step of DDIM from t to s adds: eta times that of z_s given z_t and z_0
+    (Ho et al. 2020, equation 7, for any alpha and sigma)."""
+    return eta * math.sqrt(max(s.sigma**2 * (1 - (t.alpha / s.alpha * s.sigma / t.sigma) ** 2), 0.0))
+
+
+def extrapolation(h_before: float, h: float) -> float:
+    """1 / 2r of DPM-Solver++(2M), from two steps in half log-SNR; 0 where either is infinite."""
+    return 0.0 if math.isinf(h) or math.isinf(h_before) else h / h_before / 2

@@ -1,26 +1,25 @@
-"""Section `sample`: how noise becomes an image, and which prompts are sampled."""
+"""Section `sample`: how noise becomes an image, and of which prompts images are made."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section, from_values
-from ldm.core.params import Precision
-from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class SweepParams(Section):
-    """Sampling at several guidance scales, to choose one of them. Prompts are those of unseen validation compositions,
-    or of validation for a corpus that keeps none back."""
+    """Prompts of unseen validation compositions (or of validation, for a corpus that keeps none back) sampled at
+    several guidance scales, to choose one."""
 
     guidance_scales: list[GuidanceScale] = Field(max_length=32)
-    """The guidance scales; an empty list = no sweep."""
+    """The scales; an empty list = no sweep."""
     num_prompts: int = Field(ge=2, le=10**6)
-    """Prompts per scale: the same for every scale, and none that the samples use (fewer if the split has fewer)."""
+    """Prompts per scale, the same for every scale and other ones than those of the samples (fewer if the split has
+    fewer)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -29,23 +28,50 @@ class SweepParams(Section):
         return self
 
 
+class DDIMParams(Section):
+    """DDIM (Song et al. 2021): first order, may add noise."""
+
+    kind: Literal["ddim"]
+    """Its name."""
+    eta: float = Field(ge=0, le=1)
+    """Noise that a step adds: 0 = none, 1 = ancestral sampling."""
+
+
+class DPMSolverParams(Section):
+    """DPM-Solver++(2M) (Lu et al. 2022): second order, adds no noise."""
+
+    kind: Literal["dpm_solver_pp_2m"]
+    """Its name."""
+
+
+SamplerParams = Annotated[DDIMParams | DPMSolverParams, Field(discriminator="kind")]
+
+
+def sampler_forms() -> list[str]:
+    """How every sampler is named in one word: ddim,eta=0 and the like."""
+    kinds: tuple[type[Section], ...] = get_args(get_args(SamplerParams)[0])
+    fields = [dict(kind.model_fields) for kind in kinds]
+    names = [get_args(found.pop("kind").annotation)[0] for found in fields]
+    return [",".join([name, *(f"{key}=VALUE" for key in found)]) for name, found in zip(names, fields, strict=True)]
+
+
 class DrawingParams(Section):
-    """Settings of one image, besides its prompt and the number of its noise; exactly these are recorded in its PNG."""
+    """What makes one image, besides its prompt and the number of its noise; this, and no more, goes into its PNG."""
 
     sampler: SamplerParams
-    """The sampler, which computes each step."""
+    """The rule of a step."""
     num_steps: int = Field(ge=1, le=1000)
-    """Steps from noise to latent. The sampler says how often a step calls the network; guidance doubles that."""
+    """Steps from noise to latent; each calls the network once, twice under guidance."""
     spacing: Literal["uniform", "log_snr"]
-    """Spacing of steps: uniform in time, or uniform in log-SNR."""
+    """Steps even in time, or even in log-SNR."""
     time_shift: float = Field(gt=0, le=100)
-    """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
+    """More than 1 spends more steps on high noise: t becomes s t / (1 + (s - 1) t); 1 = none."""
     guidance_scale: GuidanceScale
-    """Scale of classifier-free guidance; 1 = no guidance, 0 = the prompt is ignored."""
+    """Classifier-free guidance; 1 = none, 0 = the prompt is ignored."""
     guidance_interval: tuple[Time, Time]
-    """Times [low, high] between which guidance is applied; [0, 1] = always."""
-    precision: Precision
-    """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32."""
+    """Times between which guidance acts, low and high; [0, 1] = always."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of matrix products and convolutions of the UNet; the autoencoder decodes in fp32."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the noise."""
 
@@ -57,36 +83,34 @@ class DrawingParams(Section):
         return self
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with other values of some fields; a sampler may be given by its name alone.
-
-        ConfigError: a name is unknown, or a value is illegal by itself or together with the others; lists all of them.
-        """
+        """These with other values of some fields; a sampler may be a name alone. ConfigError: a name is unknown, or a
+        value is illegal alone or beside the others; all of them are named."""
         named = {"sampler": {"kind": settings["sampler"]}} if isinstance(settings.get("sampler"), str) else {}
         settings = {**settings, **named}
         return from_values(type(self), self.model_dump() | settings, settings)
 
 
 class SampleParams(Section):
-    """Section `sample` of params.yaml; `ldm generate` uses it for all options that are not given."""
+    """Section `sample` of params.yaml; `ldm generate` takes from it what it is not told."""
 
     drawing: DrawingParams
     batch_size: int = Field(ge=1, le=2**16)
-    """Images per batch; batches are shared among processes."""
+    """Images sampled at a time."""
     num_prompts_held_out: int = Field(ge=0, le=10**6)
     """Prompts from the held-out split, or from validation for a corpus that holds nothing out (fewer if the split has
-    fewer). 0 = none, so that settings can be chosen without looking at them."""
+    fewer); 0 = none, so that settings are chosen without a look at them."""
     num_prompts_unseen: int = Field(ge=0, le=10**6)
     """Prompts of unseen validation compositions (fewer if there are fewer; none for a corpus that keeps none back)."""
     num_prompts_seen: int = Field(ge=2, le=10**6)
     """Prompts from `seen_split` (fewer if it has fewer)."""
     seen_split: Literal["train", "val"]
-    """Split of seen prompts: `val` for corpora in which validation repeats what training showed in other combinations,
-    `train` for corpora in which every sample shows something new."""
+    """Where seen prompts come from: `val` where validation repeats what training showed in other combinations, `train`
+    where every sample shows something of its own."""
     sweep: SweepParams
-    """The guidance sweep."""
-    num_samples_per_shard: int = Field(ge=1, le=10**6, json_schema_extra=BESIDE)
-    """Images per tar of the result."""
+    """Guidance sweep."""
+    num_samples_per_shard: int = Field(ge=1, le=10**6)
+    """Images in a tar of the result, which is also the unit of work that processes share out."""
     num_grid_columns: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
-    """Images per row of `grid.png`."""
+    """Images in a row of `grid.png`."""
     num_grid_rows: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
-    """Rows of seen prompts in `grid.png`, and as many rows of held-out prompts below them."""
+    """Rows of seen prompts, and as many of held-out ones below them."""

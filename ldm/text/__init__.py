@@ -1,1 +1,1 @@
-"""The text encoder: CLIP, from captions to token states."""
+"""Captions to token states: CLIP."""

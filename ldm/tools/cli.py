@@ -1,4 +1,4 @@
-"""The command `ldm`: generate and replay images, write params from recipes, check params and results, resume runs."""
+"""The command `ldm`: images from the trained artefacts and their replay, checks of a params file and of results."""
 
 import argparse
 import sys
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ldm.core import config, system
 from ldm.core.config import PARAMS
 from ldm.core.errors import ConfigError, IntegrityError, Interrupted
-from ldm.sampling import prompts, samplers
-from ldm.tools import recipe
+from ldm.sampling import prompts
+from ldm.sampling.params import sampler_forms
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -29,17 +29,8 @@ _EXAMPLES = """examples:
 """
 
 
-class _Command(argparse.ArgumentParser):
-    """The parser of one command. `more` makes the last part of its help, and is called only when help is printed."""
-
-    more: Callable[[], str] | None = None
-
-    def format_help(self) -> str:
-        return super().format_help() + (self.more() if self.more else "")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code of `system.run`."""
+    """Run one command; returns the exit code, as `system.run` says."""
 
     def work() -> None:
         options = _parser().parse_args(arguments)
@@ -53,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="ldm", description=about, epilog=_EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"ldm {_version('ldm')}, torch {_version('torch')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = """Write one PNG per prompt, from the trained artefacts. What is not given is as in params.yaml: sample.
 Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go on after the highest one."""
     generate = commands.add_parser(
@@ -64,15 +55,10 @@ Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go o
     example = "example: ldm replay pictures/0000.png"
     replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
     _replay_options(replay)
-    about = "Validate a params file, section by section and as a whole; one of recipes/ with the default beneath."
+    about = "Validate a params file, section by section and as a whole."
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
-    check.more = _kinds
-    about = "Write params.yaml: the default with what a recipe changes. Without NAME, list the recipes."
-    writer = commands.add_parser("recipe", help="write params.yaml from a recipe", description=about)
-    writer.more = lambda: f"\n{recipe.listing()}\n"
-    _recipe_options(writer)
     about = (
         "Read every byte of the results that dvc.lock records, in the workspace and in DVC's cache, say where dvc.lock \
 differs from HEAD, and follow the passports from data to metrics; or read every byte in a remote."
@@ -123,7 +109,7 @@ image 3 of a call from 0, up to rounding; in every bit if it has the same place 
         "--sampler",
         type=_sampler,
         metavar="NAME[,KEY=VALUE]",
-        help=f"rule of a step: {', '.join(samplers.forms())}",
+        help=f"rule of a step: {', '.join(sampler_forms())}",
     )
     add("--seed", type=int, metavar="S", help="seed of the noise")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
@@ -140,24 +126,18 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
     replay.set_defaults(command=_replay)
 
 
-def _recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one of those below, or the path of a file like them")
-    parser.add_argument("--force", action="store_true", help="over edits of params.yaml that would be lost")
-    parser.set_defaults(command=_recipe)
-
-
 def _sampler(text: str) -> dict[str, Any]:
-    """Parse a sampler such as dpm_solver_pp_2m or ddim,eta=0.5."""
+    """Reads a sampler such as dpm_solver_pp_2m or ddim,eta=0.5."""
     kind, *options = text.split(",")
     pairs = [option.partition("=") for option in options]
     try:
         return {"kind": kind, **{key: float(value) for key, _, value in pairs}}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(samplers.forms())}") from None
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(sampler_forms())}") from None
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
-    """Make a parser of whole numbers from `low` to `high`."""
+    """Reads a whole number from `low` to `high`."""
 
     def read(text: str) -> int:
         try:
@@ -179,7 +159,6 @@ def _generate(options: argparse.Namespace) -> None:
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
     document = config.Document()
-    # Refuse bad settings before the networks are loaded.
     document.read(SampleParams, "sample").drawing.changed(settings)
     with _plain_warnings(), png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
         try:
@@ -214,14 +193,11 @@ def _write(
 
 
 def _load(options: argparse.Namespace, document: config.Document, num_threads: int | None) -> "Pipeline":
-    """Load the pipeline with as many threads as the stages use, unless `num_threads` is given.
-
-    The last bits of an image depend on the number of threads.
-    """
+    """With as many threads as the stages take, unless a number is given: the last bits of an image depend on it."""
     import torch
 
     from ldm.compute import cores
-    from ldm.core.params import MachineParams
+    from ldm.core.machine import MachineParams
     from ldm.tools import pipeline
 
     machine = document.read(MachineParams, "machine")
@@ -231,7 +207,7 @@ def _load(options: argparse.Namespace, document: config.Document, num_threads: i
 
 @contextmanager
 def _plain_warnings() -> Generator[None]:
-    """Print each warning on one line, without its place in the code."""
+    """Warnings as a line each, without the place in the code."""
 
     def show(message: Warning | str, *_: object) -> None:
         print(f"warning: {message}", file=sys.stderr)
@@ -244,12 +220,11 @@ def _plain_warnings() -> Generator[None]:
 def _replay(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from ldm.core import images
+    from ldm import images
     from ldm.sampling.origin import Origin
     from ldm.sampling.params import SampleParams
     from ldm.tools import png_folder
 
-    # Read and check the PNG before the networks are loaded.
     where = str(options.image)
     if not options.image.is_file():
         raise ConfigError(where, "no such file", "a PNG", "name one that `ldm generate` wrote")
@@ -267,7 +242,6 @@ def _replay(options: argparse.Namespace) -> None:
     if found.shape[:2] != pipeline.generator.image_size_px:
         sizes = [f"{height} x {width}" for height, width in (found.shape[:2], pipeline.generator.image_size_px)]
         raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
-    # Make the image again, and compare every value.
     again = pipeline.replay(origin).permute(1, 2, 0).contiguous().numpy()
     if options.output is not None:
         png_folder.save(options.output, origin.png(again), options.overwrite)
@@ -282,25 +256,12 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ldm.tools.check import check, launch_config
+    from ldm.tools import check, launch
 
-    params = check.whole(recipe.document(options.path))
-    launch_config.check()
+    params = check.params_file(options.path)
+    launch.check_config()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
-
-
-def _kinds() -> str:
-    """Every value of a params file that has a `kind`, with its possible kinds."""
-    from ldm.tools.check.check import SECTIONS
-
-    found = {key: kinds for name, section in SECTIONS.items() for key, kinds in config.kinds(section, name).items()}
-    lines = [f"  {key}: {', '.join(kinds)}" for key, kinds in found.items()]
-    return "\n".join(["", "values with a `kind`, and what it may be:", *lines, ""])
-
-
-def _recipe(options: argparse.Namespace) -> None:
-    print(recipe.write(options.name, options.force) if options.name else recipe.listing())
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -317,7 +278,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _runs(options: argparse.Namespace) -> None:
     from ldm.core import config
-    from ldm.core.params import MachineParams
+    from ldm.core.machine import MachineParams
     from ldm.tools import runs
 
     root = runs.root()

@@ -1,4 +1,4 @@
-"""Text in, images out: the trained artefacts, checked against each other and put together.
+"""Text in, images out: the trained artefacts, checked against each other and composed.
 
 from ldm import Pipeline
 pipeline = Pipeline.load()
@@ -13,82 +13,83 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.compute import attention
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
-from ldm.core.params import MachineParams, PathsParams
-from ldm.denoiser.model.condition import Condition
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams, SampleParams
 from ldm.sampling.prompts import shortened, texts_of, unknown_words
-from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embeddings import TextEmbeddings
+from ldm.text.encoder import TextEncoder
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
 
 MAX_START_NUMBER = 10**9
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A generator and the text encoder that it was trained with. `drawing` holds the settings that a call does not
-    name."""
+    """A generator with the text encoder it was trained with; settings that a call does not name are those
+    of `drawing`."""
 
     generator: Generator
+    embeddings: TextEmbeddings
     encode: TextEncoder
     drawing: DrawingParams
     batch_size: int
 
     @classmethod
     def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
-        """The artefacts of the repository at `root`, found through its paths.yaml, on a GPU if there is one.
+        """The artefacts of the repository at `root`, found through its params.yaml, on a GPU if there is one.
 
         Raises:
-            ConfigError: paths.yaml or params.yaml is missing or wrong.
-            IntegrityError: an artefact is missing or corrupt, or was not made from the others present. A shard of
+            ConfigError: params.yaml is missing or wrong.
+            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there. A shard of
                 the embeddings is hashed when a prompt is in it.
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
         root = Path(root)
         document = config.Document(root / config.PARAMS)
-        paths = config.read(PathsParams, "paths", root / config.PATHS)
-        params = document.read(SampleParams, "sample")
+        paths, params = document.read(PathsParams, "paths"), document.read(SampleParams, "sample")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if where.type == "cuda" and not torch.cuda.is_available():
             raise MachineError(
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
-        attention.select(document.read(MachineParams, "machine").attention, where)
+        attention.use(document.read(MachineParams, "machine").attention, where)
         embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
-        model, clip_passport = load_text(root / paths.clip)
-        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
+        model, of_clip = load_text(root / paths.clip)
+        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_clip.content_sha256)
         facts = embeddings.passport.facts
         generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
         generator.prove_attention(params.drawing.precision)
         return cls(
             generator=generator,
+            embeddings=embeddings,
             encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
             drawing=params.drawing,
             batch_size=params.batch_size,
         )
 
-    def embed(self, prompts: Sequence[str]) -> Condition:
-        """Tokens and pooled features of prompts as `embed_text` stores them, and those it has stored where it has; a
-        prompt that is too long is cut, with a warning."""
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        """Token states of prompts as `embed_text` stores them, and those it has stored where it has; a prompt that is
+        too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
         return self._embed(prompts)
 
-    def _embed(self, texts: Sequence[str]) -> Condition:
-        tokens, pooled = self.encode(texts)
-        encoded = Condition(tokens.float(), pooled=pooled.float())
-        stored = [i for i, text in enumerate(texts) if text in self.generator.embeddings]
-        if not stored:
-            return encoded
-        return encoded.with_rows(torch.tensor(stored), self.generator.condition([texts[i] for i in stored]))
+    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
+        encoded = self.encode(texts)[0].float()
+        for i, text in enumerate(texts):
+            if text in self.embeddings:
+                encoded[i] = self.embeddings.tokens(self.embeddings.rows([text]))[0]
+        return encoded
 
     def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
         distinct = list(dict.fromkeys(texts))
@@ -98,21 +99,22 @@ class Pipeline:
         ]
         if long:
             (text, count), others = long[0], f" and {len(long) - 1} more" if len(long) > 1 else ""
-            cut = f"{count} tokens are cut to the {self.encode.context_tokens} of training"
-            warnings.warn(f"{cut}: {shortened(text)!r}{others}", stacklevel=stacklevel)
+            found = f"{count} tokens are cut to the {self.encode.context_tokens} of training"
+            warnings.warn(f"{found}: {shortened(text)!r}{others}", stacklevel=stacklevel)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words that no caption of the corpus has, and that the models therefore cannot know."""
-        return unknown_words(texts, self.generator.embeddings.captions)
+        """Words that no caption of the corpus has, of which the models can know nothing."""
+        return unknown_words(texts, self.embeddings.captions)
 
     def __call__(
         self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """One image per prompt, in order. Image i starts from the noise of (seed, i), so equal calls give equal images.
+        """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
+        images.
 
-        batch_size: images computed at a time; None = as in the params. settings: fields of `DrawingParams`,
+        batch_size: images that are computed at a time; None = as the params say. settings: fields of `DrawingParams`,
         such as guidance_scale, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one of
-        them is unknown or out of range, there is no prompt, or one is not a string.
+        them is unknown or out of range, or there is no prompt, or one is not a text.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         self._warn_of_cuts(texts, 3)
@@ -121,11 +123,10 @@ class Pipeline:
     def pngs(
         self, prompts: str | Iterable[str], start_number: int = 0, batch_size: int | None = None, **settings: Any
     ) -> Iterator[bytes]:
-        """The images of a call with these arguments as PNGs that carry their origins, computed batch by batch.
+        """The images of a call with these arguments as PNGs, each with what it was made from, batch by batch.
 
-        start_number: image i starts from the noise of (seed, start_number + i). Up to
-        rounding it equals image `start_number` + i of a call from 0 on; if it has the same place in a batch of the same
-        size, it does in every bit.
+        start_number: image i starts from the noise of (seed, start_number + i). It is image `start_number` + i of a
+        call from 0 on up to rounding, and in every bit if it has the same place in a batch of the same size.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
@@ -141,12 +142,12 @@ class Pipeline:
         batch_size: int | None = None,
         **settings: Any,
     ) -> list[Path]:
-        """Write the images of `pngs` into a folder, which is created if it is missing; return their paths.
+        """The images of `pngs` in a folder, which is made if it is not there, and their paths.
 
-        They are numbered from `start_number` on (0000.png), or after the highest number in the folder; with `overwrite`
-        they replace files of the same numbers. Raises, before any work:
+        They get the numbers from `start_number` on, 0000.png, or those after the highest that is there; with
+        `overwrite` they replace what has their numbers. Raises, before any work:
             ConfigError: as `pngs`, or the folder is a file.
-            MachineError: the folder is not writable.
+            MachineError: the folder takes no file.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
@@ -155,7 +156,7 @@ class Pipeline:
             return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
 
     def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
-        """Make the image of this origin again: equal in every bit on the same kind of device with as many threads.
+        """The image of this origin once more, equal to the bit on the same kind of device with as many threads.
 
         An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
         place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
@@ -165,9 +166,9 @@ class Pipeline:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
         drawing = origin.drawing(self.drawing, "replay")
-        condition = self._embed([origin.prompt] * origin.batch_size)
+        context = self._embed([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
-        return self.generator(condition, numbers, drawing)[origin.position]
+        return self.generator(context, numbers, drawing)[origin.position]
 
     def _pngs(
         self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None

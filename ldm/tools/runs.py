@@ -1,5 +1,5 @@
-"""`ldm runs` lists what is saved under `runs/`; `ldm resume` lets the next run of a training resume from a state of
-other params, inputs or code."""
+"""What is saved under `runs/`, for `ldm runs`; and `ldm resume`, which lets the next run of a training go on from a
+state that was made by other params, inputs or code."""
 
 import fcntl
 import json
@@ -13,15 +13,16 @@ from typing import Any
 from ldm.compute import fingerprint, state
 from ldm.core import config, workspace
 from ldm.core.errors import ConfigError, MachineError
-from ldm.core.params import MachineParams, PathsParams
-from ldm.tools.check import check
+from ldm.core.machine import MachineParams
+from ldm.core.paths import PathsParams
+from ldm.tools import check
 
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A run directory: which process works in it, and how the params and code of its states differ from today's."""
+    """A run directory: who works in it, what its states differ in from what params and code are now."""
 
     directory: Path
     holder: str | None
@@ -40,23 +41,23 @@ class Kept:
 
 
 def root() -> Path:
-    """The folder of all runs. ConfigError: paths.yaml does not name it."""
+    """Where runs lie. ConfigError: params.yaml has no such section."""
     return workspace.runs(config.read(PathsParams, "paths").runs)
 
 
 def kept(root: Path) -> list[Kept]:
     """All runs of all stages, in the order of the pipeline, the newest first.
 
-    Inputs are not compared, since that would read them all: the next run does that.
+    Inputs are not compared here, since that would read them all: the next run does.
     """
-    runs: list[Kept] = []
+    found: list[Kept] = []
     for stage in [name for name in check.SECTIONS if (root / name).is_dir()]:
         directories = [path for path in (root / stage).iterdir() if (path / state.FINGERPRINT).is_file()]
         for directory in sorted(directories, key=state.last_used, reverse=True):
             made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
             differs = fingerprint.differences(made_by, _now(stage, made_by))
-            runs.append(Kept(directory, _holder(directory), made_by, differs))
-    return runs
+            found.append(Kept(directory, _holder(directory), made_by, differs))
+    return found
 
 
 def lines(root: Path) -> Iterator[str]:
@@ -81,8 +82,8 @@ def lines(root: Path) -> Iterator[str]:
 
 
 def ask(root: Path, text: str) -> str:
-    """Let the next run of a training resume from the state that `text` names: its folder, or the start of its name or
-    hash, if no other run fits. A run without a step means its newest state. Returns a description of what will happen.
+    """Let the next run of a training go on from the state that `text` names: its folder, or the start of its name or
+    hash that fits no other run. A run without a step means its newest state. Returns what will happen, in words.
 
     Raises:
         ConfigError: no state, or states of several runs, have such a name. IntegrityError: it is damaged.
@@ -105,7 +106,7 @@ def ask(root: Path, text: str) -> str:
 
 
 def prune(root: Path, machine: MachineParams) -> list[str]:
-    """Remove the runs of all stages that the params do not keep; return a description of each."""
+    """Remove the runs that the params do not keep, of all stages; returns them in words."""
     stages = [root / name for name in check.SECTIONS if (root / name).is_dir()]
     return [line for stage in stages for line in state.prune(stage, machine)]
 
@@ -114,12 +115,12 @@ def _find(root: Path, text: str) -> tuple[Kept, Path]:
     """The run and the state that a text names."""
     runs = [run for run in kept(root) if run.states]
     wanted = Path(text)
-    named_states = {
+    found = {
         run.name: [path for path in run.states if wanted.resolve() in (path.resolve(), run.directory.resolve())]
         or [path for path in run.states if _is_named(run, path, text.rstrip("/"))]
         for run in runs
     }
-    named = [(run, named_states[run.name]) for run in runs if named_states[run.name]]
+    named = [(run, found[run.name]) for run in runs if found[run.name]]
     if len(named) != 1:
         some = ", ".join(f"{run.name}/{paths[-1].name}" for run, paths in named or [(run, run.states) for run in runs])
         what = f"{len(named)} runs have such a state" if named else "no such state"
@@ -133,8 +134,7 @@ def _is_named(run: Kept, path: Path, text: str) -> bool:
 
 
 def _facts(run: Kept, path: Path) -> str:
-    step = _step(path)
-    num_steps = next((value for key, value in run.made_by.items() if key.endswith(".training.num_steps")), None)
+    step, num_steps = _step(path), run.made_by.get("params.training.num_steps")
     done = f"finished, {step} steps" if step == num_steps else f"{step} of {num_steps} steps"
     return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
 
@@ -150,20 +150,25 @@ def _age(path: Path) -> str:
 
 
 def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint that a stage would have now, with the inputs of `made_by`."""
-    inputs = {key: value for key, value in made_by.items() if key.startswith("inputs.")}
-    script = Path("stages", f"{stage}.py")
-    code = {
-        key: sha256
-        for key, sha256 in (fingerprint.of_code(script) if script.is_file() else {}).items()
-        if key in made_by or fingerprint.file_of(key) not in fingerprint.AROUND  # units depend on none of those
-    }
-    section = config.read(check.SECTIONS[stage], stage)
-    return {**fingerprint.of_params(section), **inputs, **code, **fingerprint.of_packages()}
+    """The fingerprint that a stage would have now, with the inputs and the modules of `made_by`."""
+    now = fingerprint.of_params(config.read(check.SECTIONS[stage], stage)) | fingerprint.of_packages()
+    for key, value in made_by.items():
+        kind, _, name = key.partition(".")
+        if kind == "inputs":
+            now[key] = value
+        elif kind == "code" and (path := _source(stage, name)) is not None:
+            now[key] = fingerprint.sha256_code(path)
+    return now
+
+
+def _source(stage: str, module: str) -> Path | None:
+    """The file of a module, in the repository that the command runs in."""
+    stem = Path("stages", stage) if module == "__main__" else Path(*module.split("."))
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
 def _holder(run: Path) -> str | None:
-    """The process that works in a run directory, as its lock file describes it, or None. Needs only read access."""
+    """Who works in a run directory, as its lock says; it is read without being taken for writing."""
     try:
         file = os.open(run / "lock", os.O_RDONLY)
     except FileNotFoundError:

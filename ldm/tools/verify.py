@@ -1,8 +1,8 @@
-"""Hash every result again, in the workspace, in DVC's cache or in a remote, and compare it with dvc.lock, and dvc.lock
-with the commit.
+"""Is every byte of the results what dvc.lock says, and is that what the commit says: in the workspace, in DVC's cache,
+in a remote?
 
-DVC hashes a file when it adds it. From then on it trusts its cache by file mode, and a remote by name. Here every byte
-is read.
+DVC hashes a file when it adds it and trusts its cache by file mode from then on; a remote it trusts by name. Here every
+byte is read again.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import Any
 
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.core.params import PathsParams
+from ldm.core.paths import PathsParams
 from ldm.core.progress import each
 from ldm.tools import lineage
 
@@ -29,36 +29,34 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Object:
-    """One file of the recorded outs: its MD5 and its place in the workspace."""
+    """One file that the recorded outs hold: its MD5 and its place in the workspace."""
 
     md5: str
     path: Path
     stage: str
     """The stage that produces it."""
     listing: str | None = None
-    """MD5 of the listing that contains it, for a file of a folder."""
+    """Hash of the listing that contains it, for a file of a folder."""
     lock: Path | None = None
     """The file that records the stage's hashes, for a listing."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was verified, and the result."""
+    """Number of bytes and objects read, findings of what is wrong, notes of what else to know, and whose word the
+    bytes were compared with."""
 
     num_objects: int
     num_bytes: int
     problems: list[IntegrityError]
     notes: list[str]
-    """What else the user should know."""
     record: str
-    """The record that the bytes were compared with, in words."""
 
 
 def local(root: Path = Path()) -> Report:
-    """Hash everything in the recorded outs, in the workspace and in the cache, then follow the passports.
+    """Hash everything that the recorded outs hold, in the workspace and in the cache, then follow the passports.
 
-    Outs are recorded by the dvc.lock and the .dvc files of the workspace; the notes say where they differ from
-    those of HEAD.
+    Outs are recorded by the dvc.lock and the .dvc files of the workspace; the notes say where those of HEAD differ.
 
     Raises:
         ConfigError: `root` is not a DVC repository in git, or nothing was run in it. IntegrityError: dvc.lock is
@@ -71,12 +69,12 @@ def local(root: Path = Path()) -> Report:
         objects = _objects(repo, stores, stores.cache, problems)
         num_bytes = 0
         for item in each(objects, "verify", "file", len(objects)):
-            copies = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
+            found = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
             num_bytes += item.path.stat().st_size if item.path.is_file() else 0
-            if any(md5 != item.md5 for md5 in copies.values()):
-                problems += _describe(item, copies, stores, stores.cache)
+            if any(md5 != item.md5 for md5 in found.values()):
+                problems += _describe(item, found, stores, stores.cache)
         problems += _unrecorded(repo, objects)
-        paths = config.read(PathsParams, "paths", root / config.PATHS)
+        paths = config.read(PathsParams, "paths", root / config.PARAMS)
         frozen = {stage.addressing for stage in repo.index.stages if stage.frozen}
         problems += lineage.check(root, paths, frozen)
         record, notes = _record(repo)
@@ -84,7 +82,7 @@ def local(root: Path = Path()) -> Report:
 
 
 def remote(name: str | None = None, root: Path = Path()) -> Report:
-    """Hash everything that a remote should have of the recorded outs, and list what no commit uses.
+    """Hash everything that the recorded outs should have in a remote, and list what no commit uses.
 
     Raises as `local` does. ConfigError: there is no such remote.
     """
@@ -96,9 +94,9 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
         num_bytes = 0
         distinct = {item.md5: item for item in objects}.values()
         for item in each(distinct, "verify --remote", "file", len(distinct)):
-            md5 = stores.md5(store, item.md5)
-            if md5 != item.md5:
-                problems += _describe(item, {f"remote {store.path}": md5}, stores, store)
+            found = stores.md5(store, item.md5)
+            if found != item.md5:
+                problems += _describe(item, {f"remote {store.path}": found}, stores, store)
             else:
                 num_bytes += int(store.fs.size(store.oid_to_path(item.md5)))
         record, notes = _record(repo)
@@ -107,7 +105,7 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
 
 @contextmanager
 def _opened(root: Path) -> Generator[Any]:
-    """DVC's view of a repository, while it is read. Exceptions of DVC become errors of the user."""
+    """DVC's view of a repository, while it is read; what DVC complains of is a user's error."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.scm import SCMError
 
@@ -119,7 +117,7 @@ def _opened(root: Path) -> Generator[Any]:
                 raise ConfigError("dvc.lock", "records no results", "the results of `dvc repro`", "run `dvc repro`")
             yield repo
         except NotDvcRepoError:
-            raise ConfigError(where, "not a DVC repository", "one", "run it in the repository") from None
+            raise ConfigError(where, "no DVC repository", "one", "run it in the repository") from None
         except SCMError as error:
             fix = "use a git clone; or, to check without git, `dvc config core.no_scm true`"
             raise ConfigError(where, _line(error), "a git repository", fix) from None
@@ -135,7 +133,7 @@ def _repo(root: Path, scratch: str) -> Any:
     from dvc.repo import Repo
 
     class ReadOnly(Repo):
-        """A repository whose temporary files are elsewhere, since DVC may not write into this one."""
+        """One that keeps its own notes elsewhere, since it may not write where DVC does."""
 
         tmp_dir: Any = scratch
 
@@ -151,15 +149,14 @@ def _repo(root: Path, scratch: str) -> Any:
 
 
 def _record(repo: Any) -> tuple[str, list[str]]:
-    """The record that bytes are compared with, in words, and a note for each file of records that differs from HEAD."""
+    """Whose word bytes are compared with, and a note for each file of records that is not the one of HEAD."""
     from dvc.exceptions import DvcException
     from dvc.scm import NoSCM
     from scmrepo.exceptions import SCMError as GitError
 
     if isinstance(repo.scm, NoSCM):
         return "dvc.lock says (there is no git to compare it with)", []
-    here = _records(repo)
-    notes: list[str] = []
+    here, notes = _records(repo), list[str]()
     try:
         commit = str(repo.scm.get_rev())[:7]
         with repo.switch("HEAD"):
@@ -176,20 +173,20 @@ def _record(repo: Any) -> tuple[str, list[str]]:
 
 
 def _records(repo: Any) -> dict[str, dict[str, Any]]:
-    """dvc.lock and each .dvc file -> stage -> its record, in the workspace or the commit that `repo` looks at."""
+    """dvc.lock and each .dvc file -> stage -> what it records, in the workspace or the commit that `repo` looks at."""
     from dvc.utils.serialize import load_yaml
 
-    records: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted({str(stage.path_in_repo) for stage in repo.index.stages}):
         name = path if path.endswith(".dvc") else str(Path(path).with_name("dvc.lock"))
         place = repo.fs.join(repo.root_dir, name)
         values = load_yaml(place, fs=repo.fs) if repo.fs.exists(place) else {}
-        records[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
-    return records
+        found[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
+    return found
 
 
 def _changes(here: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """Stages whose records differ, each with the keys that do."""
+    """Stages whose record is another, each with what of it is."""
     changes: list[str] = []
     for name in sorted({*here, *committed}):
         ours, theirs = here.get(name), committed.get(name)
@@ -206,14 +203,14 @@ def _line(error: Exception) -> str:
 
 
 class _Stores:
-    """Where objects are stored by hash: the cache, and remotes by name."""
+    """Where objects lie by hash: the cache, and remotes by name."""
 
     def __init__(self, repo: Any) -> None:
         self._repo = repo
         self.cache: Any = repo.cache.local
         self.names: list[str] = sorted(repo.config["remote"])
         self.memory = Path(repo.site_cache_dir) / "index"
-        """The folder where DVC records what it pushed."""
+        """Where DVC remembers what it pushed."""
 
     def remote(self, name: str | None) -> Any:
         name = name or self._repo.config["core"].get("remote")
@@ -223,7 +220,7 @@ class _Stores:
         return self._repo.cloud.get_remote_odb(name)
 
     def md5(self, store: Any, oid: str) -> str | None:
-        """MD5 of what a store holds under a hash; None if it holds nothing; or the reason why it cannot be read."""
+        """MD5 of what a store holds under a hash, or None."""
         path = store.oid_to_path(oid)
         digest = hashlib.md5(usedforsecurity=False)
         try:
@@ -239,13 +236,13 @@ class _Stores:
         return digest.hexdigest() + (".dir" if oid.endswith(".dir") else "")
 
     def holders(self, oid: str) -> list[str]:
-        """Names of the remotes that hold a good copy; a remote that does not answer counts as one without."""
+        """Names of the remotes that hold a good copy; one that does not answer holds none."""
         return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
 
 
 def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityError]) -> list[Object]:
-    """All files of the recorded outs. The listing of a folder is an object too. If `store` has no good copy of it, that
-    is a problem; the listing is then read from the cache, or made from the workspace if it has the same hash."""
+    """All files of the recorded outs. The listing of a folder is an object too: if `store` has no good one, that is a
+    problem, and the folder is read by another copy, or by the listing of what is in the workspace, if that is it."""
     objects: list[Object] = []
     for out in repo.index.outs:
         if not out.use_cache or not out.hash_info:
@@ -254,21 +251,21 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityErr
         if not md5.endswith(".dir"):
             objects.append(Object(md5, path, stage))
             continue
-        actual = stores.md5(store, md5)
+        found = stores.md5(store, md5)
         good = [other for other in (store, stores.cache) if stores.md5(other, md5) == md5]
         listing = json.loads(good[0].fs.cat_file(good[0].oid_to_path(md5))) if good else _listing(path, md5)
-        if actual != md5:
+        if found != md5:
             lock = None if str(out.stage.path).endswith(".dvc") else Path(out.stage.path).with_name("dvc.lock")
-            copies = {f"the listing in {store.path}": actual}
+            seen = {f"the listing in {store.path}": found}
             if listing and not good:
-                copies["the workspace"] = md5
-            problems += _describe(Object(md5, path, stage, lock=lock), copies, stores, store)
+                seen["the workspace"] = md5
+            problems += _describe(Object(md5, path, stage, lock=lock), seen, stores, store)
         objects += [Object(entry["md5"], path / entry["relpath"], stage, md5) for entry in listing or []]
     return objects
 
 
 def _listing(folder: Path, md5: str) -> list[dict[str, str]] | None:
-    """The listing that DVC would write for a folder, if it has this hash: then every file of the folder is right."""
+    """The listing that DVC would write of a folder, if it has this hash: then every file of the folder is right."""
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
 
@@ -280,50 +277,45 @@ def _listing(folder: Path, md5: str) -> list[dict[str, str]] | None:
     return tree.as_list() if tree.oid == md5 else None
 
 
-def _describe(item: Object, copies: dict[str, str | None], stores: _Stores, store: Any) -> list[IntegrityError]:
-    """One error for each bad copy, with both hashes and the way to a good copy. copies: place -> MD5 there, as
-    `_Stores.md5` returns it."""
-    # All bad copies of an object have one fix, which depends on where a good one is.
-    fix, expected = _fix(item, copies, stores, store), f"MD5 {item.md5}"
-    bad = {place: md5 for place, md5 in copies.items() if md5 != item.md5}
-    return [
-        IntegrityError(str(item.path), f"{place} has {_in_words(md5)}", expected, fix) for place, md5 in bad.items()
-    ]
+def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[IntegrityError]:
+    """One error for each bad copy, with both hashes and the way to a good one."""
+    fix, expected = _fix(item, found, stores, store), f"MD5 {item.md5}"
+    wrong = {where: md5 for where, md5 in found.items() if md5 != item.md5}
+    return [IntegrityError(str(item.path), f"{where} has {_told(md5)}", expected, fix) for where, md5 in wrong.items()]
 
 
-def _fix(item: Object, copies: dict[str, str | None], stores: _Stores, store: Any) -> str:
+def _fix(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> str:
     """Where a good copy is, and commands that bring it back."""
     is_listing = item.md5.endswith(".dir")
     cached = stores.cache.oid_to_path(item.md5)
     old, path, stage = shlex.quote(cached), shlex.quote(str(item.path)), shlex.quote(item.stage)
-    if copies.get("the cache") == item.md5:
+    if found.get("the cache") == item.md5:
         return f"the cache has a good copy: rm -f {path}; dvc checkout {path}"
-    if copies.get("the workspace") == item.md5 and is_listing:
+    if found.get("the workspace") == item.md5 and is_listing:
         again = f"dvc commit -f {stage}"
         if item.lock is not None:
-            # `dvc commit` would also record params and code that changed after the stage ran.
+            # It would also record params and code that were changed since the stage ran.
             lock, kept = (shlex.quote(f"{item.lock}{end}") for end in ("", ".kept"))
             again = f"cp {lock} {kept}; {again}; mv {kept} {lock}"
         return f"every file of the folder is right, its listing is made again from them: rm -f {old}; {again}"
-    if copies.get("the workspace") == item.md5:
+    if found.get("the workspace") == item.md5:
         folder = shlex.quote(str(Path(cached).parent))
         return f"the workspace has a good copy: mkdir -p {folder}; rm -f {old}; cp {path} {old}; chmod 444 {old}"
     if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
-        # DVC considers a folder pushed if the remote has its listing, and remembers that.
+        # DVC takes a folder for pushed if its listing is there, and remembers that.
         paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
         again = f"delete {paths} from the remote; rm -rf {shlex.quote(str(stores.memory))}; dvc push"
         return f"the cache has a good copy: {again}"
     if holders := stores.holders(item.md5):
-        broken = old if is_listing else f"{old} {path}"
-        again = f"rm -f {broken}; dvc fetch --remote {holders[0]} {stage}; dvc checkout {path}"
+        bad = old if is_listing else f"{old} {path}"
+        again = f"rm -f {bad}; dvc fetch --remote {holders[0]} {stage}; dvc checkout {path}"
         return f"remote {', '.join(holders)} has a good copy: {again}"
-    lost = f"no good copy in the cache or in remotes {stores.names}"
-    return f"{lost}: ask whoever has one, or dvc repro --force {stage}"
+    nobody = f"no good copy in the cache or in remotes {stores.names}"
+    return f"{nobody}: ask whoever has one, or dvc repro --force {stage}"
 
 
 def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
-    """Files in the folders of outs that are not recorded. Folders whose listing is lost are left out: nothing is known
-    of them."""
+    """Files in the folders of outs that are not recorded; nobody knows of a folder whose listing is lost."""
     known, listings = {item.path for item in objects}, {item.listing for item in objects}
     for out in repo.index.outs:
         folder = Path(out.fs_path)
@@ -334,13 +326,13 @@ def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
 
 
 def _leftovers(repo: Any, store: Any) -> list[str]:
-    """Files of a remote that no commit known here uses: abandoned results, or the remains of an interrupted push."""
+    """Files of a remote that no commit known here uses: results given up, or what a cut push left."""
     from dvc.exceptions import DvcException
 
-    # DVC would warn about every commit without dvc.lock, and about listings that were never pushed.
+    # DVC would warn of every commit without dvc.lock, and of listings that were never pushed.
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
-        # force: a listing that is missing everywhere is skipped; DVC would ask.
+        # force: a listing that is nowhere is passed over, where DVC would ask.
         groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
     except DvcException as error:
         return [f"leftovers are not known: {error}"]
@@ -349,14 +341,14 @@ def _leftovers(repo: Any, store: Any) -> list[str]:
     return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in used]
 
 
-def _in_words(md5: str | None) -> str:
+def _told(md5: str | None) -> str:
     return "no file" if md5 is None else md5 if md5.startswith("unreadable") else f"MD5 {md5}"
 
 
 def md5_of_file(path: Path) -> str | None:
     """MD5 of a file's bytes, in hex, or None if there is no file, or the reason why it cannot be read.
 
-    PermissionError: this user may not read it.
+    PermissionError: its owner does not let us read it.
     """
     try:
         if not path.is_file():

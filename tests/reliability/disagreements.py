@@ -15,7 +15,6 @@ import torch
 
 from ldm.compute import state
 from ldm.core.errors import IntegrityError, Stopped
-from ldm.training import loop
 from tests.forked import Ended, run_two
 from tests.reliability.report import Result
 from tests.toy_training import Batches, Toy, params, run_toy
@@ -154,15 +153,15 @@ def _other_weights(root: Path, victim: int, draw: random.Random) -> str:
 
     def work(rank: int) -> None:
         if rank == victim and not is_fresh:
-            real = loop._Training.restore
+            real = loop._Loop.restore
 
-            def restore(running: loop._Training, found: state.State) -> None:
+            def restore(running: loop._Loop, found: state.State) -> None:
                 real(running, found)
                 moments = [value for part in running.optimizer.state.values() for value in part.values()]
                 tensors = [*running.weights.values(), *running.ema.values(), *moments]
                 tensors[number % len(tensors)].data.flatten()[0] += 1e-3
 
-            loop._Training.restore = restore  # type: ignore[method-assign]
+            loop._Loop.restore = restore  # type: ignore[method-assign]
         toy = Toy(seed=3) if rank == victim and is_fresh else Toy()
         _train(root, rank, toy=toy, runs=root / ("fresh" if is_fresh else "runs"))
 

@@ -30,17 +30,17 @@ NAMES = ("images", "captions", "latents", "embeddings", "autoencoder", "unet")
 def for_training(root: Path, **training: Any) -> Path:
     """Inputs of train_autoencoder and train_unet, which take a fraction of a second each."""
     training_data.write_all(root / "data")
-    given = YAML(typ="safe").load((ROOT / "paths.yaml").read_text())
+    given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs", "autoencoder": "data/autoencoder"}
     sections = {
+        "paths": paths,
         "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | training_data.KEPT,
         "train_autoencoder": training_data.AUTOENCODER
         | {"training": training_data.AUTOENCODER["training"] | {"num_accumulation_steps": 1} | training},
         "train_unet": training_data.UNET | {"training": training_data.UNET["training"] | training},
     }
     (root / "params.yaml").write_text(json.dumps(sections))
-    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
     return root
 
 
@@ -53,8 +53,7 @@ def for_precompute(root: Path) -> Path:
     os.chdir(before)
     shutil.rmtree(root / "runs", ignore_errors=True)
     training = training_data.UNET["training"] | {"num_steps": 4, "save_every_steps": 2, "validate_every_steps": 4}
-    source = {"kind": "train", "network": trained_data.CLIP, "training": training, "twins_together": False}
-    trained_data.change(root, "train_clip", source=source, num_validation_pairs=4)
+    trained_data.change(root, "train_clip", network=trained_data.CLIP, training=training, num_validation_pairs=4)
     trained_data.change(root, "encode_latents", statistics_tolerance=1.0, precision="fp32")
     trained_data.change(root, "embed_text", num_captions_per_shard=16)
     return root
@@ -130,11 +129,6 @@ def kill(child: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Signal a process that may be gone."""
     with suppress(ProcessLookupError, psutil.Error):
         os.kill(child, number)
-
-
-def is_running(child: int) -> bool:
-    """Whether a child, for which nobody has waited yet, has not ended."""
-    return psutil.Process(child).status() != psutil.STATUS_ZOMBIE
 
 
 def contents(root: Path, *folders: str) -> dict[str, str]:

@@ -1,0 +1,19 @@
+"""Section `encode_latents`: how images become cached latents."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ldm.core.config import BESIDE, Section
+
+
+class EncodeLatentsParams(Section):
+    """Section `encode_latents` of params.yaml."""
+
+    batch_size: int = Field(gt=0, le=2**16)
+    """Images encoded at a time."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of the encoder's matrix products and convolutions."""
+    statistics_tolerance: float = Field(gt=0, le=1, json_schema_extra=BESIDE)
+    """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel; more than
+    0.05 is for corpora too small to measure them."""

@@ -1,1 +1,0 @@
-"""The autoencoder network, its loss, and the layers that it shares with the UNet."""

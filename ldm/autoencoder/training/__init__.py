@@ -1,1 +1,0 @@
-"""Training of an autoencoder: its batches, and the quality of its reconstructions."""

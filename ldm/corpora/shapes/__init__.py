@@ -1,0 +1,1 @@
+"""The default corpus: scenes of coloured shapes, and the oracle that reads them."""

@@ -1,1 +1,0 @@
-"""Denoising networks, noise schedules, and the loss."""

@@ -1,1 +1,0 @@
-"""Training of a denoiser: inputs, batches, initial weights and validation."""

@@ -1,1 +1,0 @@
-"""Oracles, which check images of a corpus against claims, and feature spaces for such images."""

@@ -1,1 +1,0 @@
-"""Every caption encoded to token states once, and stored in shards."""

@@ -1,0 +1,91 @@
+"""Which CLIPs are read: those whose every part open_clip builds by itself.
+
+A configuration can name models of other libraries, which would be fetched from the network and built by code that
+nobody here has seen, and a checkpoint can come in the layout of another library.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pickle import PickleError
+from typing import Any
+
+_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
+_TOKENIZER = {"clean", "reduction_mask"}
+_FOREIGN = ("hf_", "timm_")
+_NUM_SHOWN = 3
+
+
+def foreign_key(model_cfg: Any) -> str | None:
+    """The first key of open_clip's model configuration that names a part of another library, or that open_clip's own
+    towers and tokenizer do not know, with its value; None if there is none.
+
+    An image tower of the package timm is one of ours if open_clip itself describes the very same model: then its name
+    is one of timm's own.
+    """
+    if not isinstance(model_cfg, Mapping):
+        return f"{model_cfg!r}, which is not a mapping"
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    known = {
+        "": {*_MODEL, "vision_cfg", "text_cfg"},
+        "vision_cfg.": _own(CLIPVisionCfg),
+        "text_cfg.": _own(CLIPTextCfg) - {"tokenizer_mode"},
+        "text_cfg.tokenizer_kwargs.": _TOKENIZER,
+    }
+    vision = model_cfg.get("vision_cfg")
+    if isinstance(vision, Mapping) and "timm_model_name" in vision and _is_of_open_clip(model_cfg):
+        known["vision_cfg."] |= {key for key in vision if key.startswith("timm_")}
+    for place, keys in known.items():
+        part: Any = model_cfg
+        for name in place.split(".")[:-1]:
+            part = part.get(name) or {}
+        if not isinstance(part, Mapping):
+            return f"{place[:-1]}: {part!r}, which is not a mapping"
+        if strangers := sorted(f"{place}{key}: {value!r}" for key, value in part.items() if key not in keys):
+            return strangers[0]
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
+    return f"no {min(missing)}" if missing else None
+
+
+def _own(cfg: type) -> set[str]:
+    return {field.name for field in fields(cfg) if not field.name.startswith(_FOREIGN)}
+
+
+def _is_of_open_clip(model_cfg: Mapping[str, Any]) -> bool:
+    import open_clip
+
+    def comparable(cfg: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in cfg.items() if key != "quick_gelu"}
+
+    names = open_clip.list_models()
+    return any(comparable(open_clip.get_model_config(name) or {}) == comparable(model_cfg) for name in names)
+
+
+def why_not_loaded(error: Exception) -> str:
+    """The first real reasons in an error of `load_state_dict`, on one line; any other error as it is."""
+    text = str(error)
+    parts: list[str] = []
+    for kind in ("Missing", "Unexpected"):
+        if match := re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. ?$", text, re.MULTILINE):
+            keys = re.findall('"([^"]+)"', match[1])
+            parts.append(f"{kind.lower()} keys: {_few(keys)}")
+    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", text)
+    if sizes:
+        parts.append(f"shapes: {_few([f'{key} {found} instead of {expected}' for key, found, expected in sizes])}")
+    if parts:
+        return "; ".join(parts)
+    if isinstance(error, PickleError) or "TorchScript" in text:
+        return "it holds objects or code instead of tensors alone, which are never loaded, or is not an archive"
+    reason = " ".join(text.split())[:200]
+    return f"{type(error).__name__}: {reason}" if reason else "there is nothing in it"
+
+
+def is_of_transformers(error: Exception) -> bool:
+    """Whether an error of `load_state_dict` complains of the keys of a CLIP in the layout of transformers."""
+    return re.search(r'"(text_model|vision_model)\.(encoder|embeddings)\.', str(error)) is not None
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = len(names) - _NUM_SHOWN
+    return ", ".join(names[:_NUM_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

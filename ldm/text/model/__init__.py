@@ -1,1 +1,0 @@
-"""CLIP: tokens, token states, image features and text features."""
