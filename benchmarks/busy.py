@@ -24,8 +24,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
 from ldm.core import config
-from ldm.denoiser.training_params import TrainUNetParams
-from ldm.denoiser.unet import UNet
+from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.training.params import TrainUNetParams
 
 SETTINGS: dict[str, dict[str, str]] = {
     "unset": {},

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
 from ldm.core import config
-from ldm.denoiser.params import UNetParams
-from ldm.denoiser.training_params import TrainUNetParams
-from ldm.denoiser.unet import UNet
+from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.training.params import TrainUNetParams
 
 NUM_WARMUP_STEPS = 2
 Step = Callable[[], None]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ldm.core import config
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 from ldm.corpora.params import PrepareParams
 
 PICTURES = {

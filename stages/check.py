@@ -7,12 +7,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 from ldm.core import stage
-from ldm.tools import check, launch
+from ldm.tools.check import check, launch_config
 
 
 def main() -> str:
     params = check.params_file()
-    launch.check_config()
+    launch_config.check()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     return f"check: params.yaml is complete and consistent ({corpus})"
 

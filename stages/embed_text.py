@@ -14,16 +14,16 @@ from torch import Tensor
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
 from ldm.precompute.cache import CacheWriter
-from ldm.text import clip, encoding
-from ldm.text.captions import Captions
-from ldm.text.embedding_params import EmbedTextParams
-from ldm.text.embeddings import CAPTIONS, NULL
-from ldm.text.embeddings import KIND as EMBEDDINGS
-from ldm.text.encoder import TextEncoder
+from ldm.text.embedding.embeddings import CAPTIONS, NULL
+from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
+from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embedding.params import EmbedTextParams
+from ldm.text.embedding.shards import context_tokens_of, write_shards
+from ldm.text.model import clip
+from ldm.text.model.captions import Captions
 
 
 def main() -> str:
@@ -36,7 +36,7 @@ def main() -> str:
     model, of_clip = clip.load(Path(paths.clip))
     model = model.to(accelerator.device)
     num_tokens = model.num_tokens(captions)
-    context_tokens = encoding.context_tokens_of(params, model, int(num_tokens.max()))
+    context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
     num_truncated = int((num_tokens > context_tokens).sum())
     inputs = {"clip": of_clip.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
     made_by = fingerprint.of(params, inputs)
@@ -52,9 +52,7 @@ def main() -> str:
         process.outputs(accelerator, Path(paths.embeddings), Path(paths.embeddings_results)) as (folder, results),
     ):
         writer = CacheWriter(folder, EMBEDDINGS)
-        num_shards = encoding.write_shards(
-            writer, captions, encode_part, params.num_captions_per_shard, accelerator, run
-        )
+        num_shards = write_shards(writer, captions, encode_part, params.num_captions_per_shard, accelerator, run)
         if accelerator.is_main_process:
             null = {name: tensor[0] for name, tensor in encode_part([""]).items()}
             artifact.write_tensors(folder / NULL, null)

@@ -10,14 +10,14 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm import images
-from ldm.autoencoder import encoding, latents, network
-from ldm.autoencoder.encoding_params import EncodeLatentsParams
-from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.encoding import latents
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.params import EncodeLatentsParams
+from ldm.autoencoder.encoding.shards import write_shards
+from ldm.autoencoder.model import network
 from ldm.compute import attention, fingerprint, process, state
-from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core import artifact, config, images, workspace
+from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
 
@@ -43,7 +43,7 @@ def main() -> str:
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
-            encoding.write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
+            write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
             scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])

@@ -13,19 +13,17 @@ from ldm.core import stage
 
 import torch
 
-from ldm import images
-from ldm.autoencoder import network
+from ldm.autoencoder.model import network
 from ldm.compute import attention, fingerprint, process, state
-from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core import artifact, config, images, workspace
+from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
 from ldm.evaluation import measure, metrics, report, shapes_extractor
 from ldm.evaluation.params import EvaluateParams
 from ldm.precompute.work import keep_each
-from ldm.sampling import samples
-from ldm.text import clip
-from ldm.text.captions import Captions
+from ldm.sampling.plan import samples
+from ldm.text.model import clip
+from ldm.text.model.captions import Captions
 from ldm.training import plots
 
 

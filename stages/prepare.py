@@ -6,8 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 from ldm.core import config, stage
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core.params import MachineParams, PathsParams
 from ldm.corpora import kinds, preparation
 from ldm.corpora.params import PrepareParams
 

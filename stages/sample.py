@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS, Shards
 from ldm.precompute.work import keep_each
-from ldm.sampling import samples
 from ldm.sampling.generator import Generator
-from ldm.sampling.params import SampleParams
-from ldm.text.embeddings import TextEmbeddings
+from ldm.sampling.plan import samples
+from ldm.sampling.plan.params import SampleParams
+from ldm.text.embedding.embeddings import TextEmbeddings
 
 
 def main() -> str:

@@ -12,13 +12,12 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.autoencoder.network import KIND, Autoencoder, ReconstructionObjective
-from ldm.autoencoder.training import ImageBatches, Measurement
-from ldm.autoencoder.training_params import TrainAutoencoderParams
+from ldm.autoencoder.model.network import KIND, Autoencoder, ReconstructionObjective
+from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement
 from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import Shards
 from ldm.training.loop import train
 

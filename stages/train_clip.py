@@ -14,11 +14,10 @@ import torch
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
-from ldm.text import training
-from ldm.text.pretrained import pretrained
-from ldm.text.training_params import TrainClipParams
+from ldm.core.params import MachineParams, PathsParams
+from ldm.text.training.pairs import ImagesAndCaptions, measure, train_new
+from ldm.text.training.params import TrainClipParams
+from ldm.text.training.pretrained import pretrained
 
 
 def main() -> str:
@@ -27,18 +26,18 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = process.start(params.training.precision if params.training else "fp32", machine)
     folders = Path(paths.images), Path(paths.captions)
-    pairs, val = (training.ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
+    pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(params, inputs), machine)
     if params.pretrained is None:
-        model, history = training.train_new(params, pairs, val, accelerator, run)
+        model, history = train_new(params, pairs, val, accelerator, run)
     else:
         model, history, inputs = pretrained(params).to(accelerator.device), None, dict[str, str]()
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:
             with torch.no_grad():
-                metrics = training.measure(model.eval(), val, params, accelerator.device)
+                metrics = measure(model.eval(), val, params, accelerator.device)
             model.save(folder, inputs, {"pretrained": params.pretrained} | (history.facts if history else {}))
             artifact.write_json(results / "metrics.json", metrics)
             if history is not None:

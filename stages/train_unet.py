@@ -14,12 +14,13 @@ import torch
 from ldm import randomness
 from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, workspace
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
-from ldm.denoiser import training
-from ldm.denoiser.diffusion import DenoisingObjective
-from ldm.denoiser.training_params import TrainUNetParams
-from ldm.denoiser.unet import KIND, UNet
+from ldm.core.params import MachineParams, PathsParams
+from ldm.denoiser.model.diffusion import DenoisingObjective
+from ldm.denoiser.model.unet import KIND, UNet
+from ldm.denoiser.training.batches import LatentBatches
+from ldm.denoiser.training.inputs import check_fits, load_inputs, load_weights
+from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.training.loop import train
 
 
@@ -29,8 +30,8 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
-    inputs = training.load(*folders)
-    training.check_fits(params, inputs)
+    inputs = load_inputs(*folders)
+    check_fits(params, inputs)
 
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
     unet = UNet(params.network)
@@ -40,14 +41,14 @@ def main() -> str:
         attention.prove(accelerator.device, [*unet.attention_shapes, *decoder], precision, trains=False)
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
-        sha256["init_from"] = training.load_weights(unet, params, Path(params.init_from))
+        sha256["init_from"] = load_weights(unet, params, Path(params.init_from))
     objective = DenoisingObjective(unet, params.diffusion)
     if machine.compile:
         unet.compile()
-    validation = training.Validation(inputs.val, params, accelerator)
-    pictures = training.Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
+    validation = Validation(inputs.val, params, accelerator)
+    pictures = Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(params, sha256), machine)
-    batches = training.LatentBatches(inputs.train, params)
+    batches = LatentBatches(inputs.train, params)
     history = train(
         objective,
         batches,
@@ -60,7 +61,7 @@ def main() -> str:
         name="unet",
     )
 
-    metrics = training.summary(history.training, history.validation)
+    metrics = summary(history.training, history.validation)
     with process.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
         if accelerator.is_main_process:
             settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.corpora.shapes import corpus as shapes
-from ldm.corpora.shapes import oracle
+from ldm.corpora import shapes as shapes
+from ldm.oracles import shapes as oracle
 
 Point = tuple[float, float]
 Deform = Callable[[str, float, random.Random], list[Point]]

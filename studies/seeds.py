@@ -28,7 +28,7 @@ from typing import Any
 from dvc.utils.serialize import modify_yaml
 
 from ldm.core import artifact, config
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"

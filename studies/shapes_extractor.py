@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm.core import artifact, config
+from ldm.corpora import shapes as shapes
 from ldm.corpora.params import PrepareParams, ShapesParams
-from ldm.corpora.shapes import corpus as shapes
 from ldm.evaluation import shapes_extractor as design
 from studies import outlines
 

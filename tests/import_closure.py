@@ -84,7 +84,7 @@ def sections(script: Path) -> list[str]:
                 assert isinstance(name, ast.Constant), f"{script}:{node.lineno}: name the section in place"
                 names.append(str(name.value))
             elif (owner, node.func.attr) == ("check", "params_file"):
-                from ldm.tools.check import SECTIONS
+                from ldm.tools.check.check import SECTIONS
 
                 names += SECTIONS
     return [name for name in dict.fromkeys(names) if name not in NOT_LISTED]

@@ -1,9 +1,11 @@
 """The kinds of artefacts by name."""
 
-from ldm.autoencoder import latents, network
-from ldm.denoiser import unet
+from ldm.autoencoder.encoding import latents
+from ldm.autoencoder.model import network
+from ldm.denoiser.model import unet
 from ldm.evaluation import report
-from ldm.sampling import samples
-from ldm.text import clip, embeddings
+from ldm.sampling.plan import samples
+from ldm.text.embedding import embeddings
+from ldm.text.model import clip
 
 KINDS = {module.KIND.name: module.KIND for module in (network, latents, clip, embeddings, unet, samples, report)}

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from ldm.autoencoder.network import (
+from ldm.autoencoder.model.network import (
     Autoencoder,
     LatentScale,
     Posterior,
@@ -13,7 +13,7 @@ from ldm.autoencoder.network import (
     to_image,
     to_signal,
 )
-from ldm.autoencoder.params import AutoencoderParams, ReconstructionParams
+from ldm.autoencoder.model.params import AutoencoderParams, ReconstructionParams
 from ldm.compute import attention
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 

@@ -7,9 +7,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from ldm import images, randomness
-from ldm.autoencoder import training
-from ldm.autoencoder.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm import randomness
+from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.training import reconstruction
+from ldm.core import images
 from ldm.core.shards import Shards
 from tests.toy_training import accelerator
 from tests.training_data import NUM_SAMPLES, autoencoder_params, write_images
@@ -34,8 +35,8 @@ def test_psnr_agrees_with_torchmetrics():
     image, other = pictures()
     for i in range(1, 4):
         expected = peak_signal_noise_ratio(other[i].double(), image[i].double(), data_range=255.0)
-        assert training.psnr(image, other)[i].item() == pytest.approx(expected.item(), rel=1e-6)
-    off_by_one = training.psnr(torch.zeros(1, 3, 4, 4).byte(), torch.ones(1, 3, 4, 4).byte())
+        assert reconstruction.psnr(image, other)[i].item() == pytest.approx(expected.item(), rel=1e-6)
+    off_by_one = reconstruction.psnr(torch.zeros(1, 3, 4, 4).byte(), torch.ones(1, 3, 4, 4).byte())
     assert off_by_one.item() == pytest.approx(20 * np.log10(255))
 
 
@@ -53,14 +54,14 @@ def test_ssim_agrees_with_scipy():
         mx, my = blur(x), blur(y)
         structure = (2 * (blur(x * y) - mx * my) + c2) / (blur(x * x) - mx**2 + blur(y * y) - my**2 + c2)
         expected[i] += ((2 * mx * my + c1) / (mx**2 + my**2 + c1) * structure).mean() / 3
-    values = training.ssim(image, other).numpy()
+    values = reconstruction.ssim(image, other).numpy()
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-10)
     assert values[0] == 1.0 and (np.diff(values) < 0).all()
 
 
 def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[str, Shards]):
     params = autoencoder_params()
-    batches = training.ImageBatches(splits["train"], params)
+    batches = reconstruction.ImageBatches(splits["train"], params)
     whole = batches(3, slice(0, 8))
     samples = randomness.order(np.arange(24, 32), NUM_SAMPLES["train"], 0)
     expected = images.to_tensor([splits["train"][i]["png"] for i in samples])
@@ -75,24 +76,24 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     params = autoencoder_params()
     torch.manual_seed(0)
     autoencoder = Autoencoder(params.network).eval()
-    measurement = training.Measurement(splits["val"], params, accelerator(params.training))
-    image = training.load_images(splits["val"], range(6))
+    measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
+    image = splits["val"].images(range(6))
     with torch.no_grad():
         other = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
     metrics = measurement.metrics(autoencoder)
-    assert metrics["psnr_db"] == pytest.approx(training.psnr(image, other).mean().item(), abs=2e-3)
-    assert metrics["ssim"] == pytest.approx(training.ssim(image, other).mean().item(), abs=1e-4)
+    assert metrics["psnr_db"] == pytest.approx(reconstruction.psnr(image, other).mean().item(), abs=2e-3)
+    assert metrics["ssim"] == pytest.approx(reconstruction.ssim(image, other).mean().item(), abs=1e-4)
     with torch.no_grad():
         curves = measurement.curves(ReconstructionObjective(autoencoder, params.reconstruction))
-    assert curves["psnr_db"] == pytest.approx(training.psnr(image, other)[:4].mean().item(), abs=2e-3)
+    assert curves["psnr_db"] == pytest.approx(reconstruction.psnr(image, other)[:4].mean().item(), abs=2e-3)
 
 
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):
     params = autoencoder_params()
     objective = ReconstructionObjective(Autoencoder(params.network), params.reconstruction)
-    measurement = training.Measurement(splits["val"], params, accelerator(params.training))
+    measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
     measurement.draw(objective, tmp_path / "picture.png")
-    image = training.load_images(splits["val"], range(1))
+    image = splits["val"].images(range(1))
     with Image.open(tmp_path / "picture.png") as picture:
         drawn = np.asarray(picture)[4 : 4 + 128, 4 : 4 + 128]
     assert np.array_equal(drawn[::8, ::8].transpose(2, 0, 1), image[0].numpy())

@@ -1,6 +1,6 @@
 import torch
 
-from ldm.blocks import Attention, ResBlock, Upsample, start_at_zero
+from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
 
 
 def test_a_residual_block_starts_as_the_identity_or_as_its_shortcut():

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, NumericsError
 from ldm.precompute.cache import Cache, CacheWriter
-from ldm.text.embeddings import CAPTIONS, NULL, TextEmbeddings
-from ldm.text.embeddings import KIND as EMBEDDINGS
+from ldm.text.embedding.embeddings import CAPTIONS, NULL, TextEmbeddings
+from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
 
 ROWS = torch.arange(7 * 4, dtype=torch.float16).reshape(7, 2, 2)
 NAMES = np.arange(7, dtype=np.int64)

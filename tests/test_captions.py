@@ -5,7 +5,7 @@ import pytest
 from ldm.core import shards
 from ldm.core.errors import IntegrityError
 from ldm.core.shards import Shards
-from ldm.text.captions import Captions
+from ldm.text.model.captions import Captions
 
 
 def write(directory, part, keys):

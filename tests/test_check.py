@@ -9,8 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError
-from ldm.core.paths import OF_THE_REPOSITORY
-from ldm.tools import check
+from ldm.core.params import OF_THE_REPOSITORY
+from ldm.tools.check import check
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.core.errors import IntegrityError
-from ldm.images import decode_png, encode_png
-from ldm.sampling import samples
-from ldm.sampling.origin import Origin
+from ldm.core.images import decode_png, encode_png
+from ldm.sampling.plan import samples
+from ldm.sampling.plan.origin import Origin
 from ldm.tools import cli, pipeline
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT

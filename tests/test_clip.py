@@ -13,11 +13,11 @@ from PIL import Image
 
 from ldm.compute import attention
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.text import clip
-from ldm.text.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
-from ldm.text.params import ClipParams
-from ldm.text.pretrained import pretrained
-from ldm.text.training_params import TrainClipParams
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
+from ldm.text.training.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
+from ldm.text.training.params import TrainClipParams
+from ldm.text.training.pretrained import pretrained
 
 CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 

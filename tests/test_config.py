@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ldm.core import config
 from ldm.core.errors import ConfigError
-from ldm.tools import check
+from ldm.tools.check import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -330,5 +330,5 @@ def test_all_sections_report_at_once_and_strangers_are_refused(tmp_path: Path) -
 
 
 def test_reading_params_needs_no_torch() -> None:
-    code = "import sys, ldm.tools.check; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, ldm.tools.check.check; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

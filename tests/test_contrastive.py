@@ -8,9 +8,9 @@ import torch
 
 from ldm import randomness
 from ldm.core.errors import ConfigError
-from ldm.text import clip
-from ldm.text.contrastive import Batches, ContrastiveObjective, caption_accuracy
-from ldm.text.params import ClipParams
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
+from ldm.text.training.contrastive import Batches, ContrastiveObjective, caption_accuracy
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 VISION = {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8}

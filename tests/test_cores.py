@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ldm.compute import cores, process
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 from tests.stage_scripts import forget_accelerator
 from tests.training_data import KEPT
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm import images
+from ldm.core import images
 from ldm.core.errors import RejectedError
 from ldm.core.shards import Shards
 from ldm.corpora import preparation

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ldm.core.shards import SPLITS, Split
+from ldm.corpora import shapes as shapes
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
-from ldm.corpora.shapes import corpus as shapes
 from tests.corpora import shapes_params
 
 PARAMS: ShapesParams = shapes_params(num_train=400, num_val=200, num_held_out=200)

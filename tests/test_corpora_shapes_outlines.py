@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ldm.corpora.shapes import corpus as shapes
-from ldm.corpora.shapes import outlines
+from ldm.corpora import shapes as shapes
+from ldm.oracles import outlines
 
 SCALE = 16
 

@@ -7,12 +7,14 @@ import torch
 from PIL import Image
 
 from ldm import randomness
-from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.denoiser import training
-from ldm.denoiser.diffusion import DenoisingObjective, training_times
-from ldm.denoiser.unet import UNet
+from ldm.denoiser.model.diffusion import DenoisingObjective, training_times
+from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.training.batches import LatentBatches
+from ldm.denoiser.training.inputs import Inputs, check_fits, load_inputs, load_weights
+from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.precompute.cache import Cache
 from tests.kinds import KINDS
 from tests.toy_training import accelerator
@@ -26,16 +28,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(root: Path) -> training.Inputs:
-    return training.load(*(root / name for name in ("latents", "captions", "embeddings", "autoencoder")))
+def load(root: Path) -> Inputs:
+    return load_inputs(*(root / name for name in ("latents", "captions", "embeddings", "autoencoder")))
 
 
 @pytest.fixture(scope="module")
-def inputs(root: Path) -> training.Inputs:
+def inputs(root: Path) -> Inputs:
     return load(root)
 
 
-def test_facts_and_hashes(inputs: training.Inputs, root: Path):
+def test_facts_and_hashes(inputs: Inputs, root: Path):
     assert {k: v for k, v in inputs.facts.items() if k != "null_sha256"} == {
         "latent_scale": {"mean": [1.0] * 4, "std": [3.0] * 4},
         "context_tokens": NUM_TOKENS,
@@ -51,7 +53,7 @@ def test_facts_and_hashes(inputs: training.Inputs, root: Path):
     assert inputs.sha256.keys() == names and len(set(inputs.sha256.values())) == len(names)
 
 
-def test_latents_are_scaled_posterior_samples(inputs: training.Inputs, root: Path):
+def test_latents_are_scaled_posterior_samples(inputs: Inputs, root: Path):
     samples = np.array([5, 0, 12])
     stored = Cache(root / "latents/train", LATENTS).gather("mean", samples).float()
     noise = torch.randn(3, CHANNELS, LATENT_SIZE, LATENT_SIZE)
@@ -59,7 +61,7 @@ def test_latents_are_scaled_posterior_samples(inputs: training.Inputs, root: Pat
     torch.testing.assert_close(inputs.train.latents(samples, noise), expected)
 
 
-def test_the_caption_depends_on_seed_sample_and_epoch_alone(inputs: training.Inputs):
+def test_the_caption_depends_on_seed_sample_and_epoch_alone(inputs: Inputs):
     samples, zeros = np.arange(13), np.zeros(13, dtype=np.int64)
     pairs = inputs.train
     seen = torch.stack([pairs.context(samples, 0, zeros + epoch) for epoch in range(30)])
@@ -74,8 +76,8 @@ def test_the_caption_depends_on_seed_sample_and_epoch_alone(inputs: training.Inp
     assert 0.3 < (other == seen).float().mean() < 0.8
 
 
-def test_batches_are_slices_of_the_global_batch(inputs: training.Inputs):
-    batches = training.LatentBatches(inputs.train, unet_params())
+def test_batches_are_slices_of_the_global_batch(inputs: Inputs):
+    batches = LatentBatches(inputs.train, unet_params())
     whole = batches(5, slice(0, 8))
     for rows in (slice(0, 3), slice(3, 8)):
         part = batches(5, rows)
@@ -87,9 +89,9 @@ def test_batches_are_slices_of_the_global_batch(inputs: training.Inputs):
     assert correlation.abs() < 0.2, "posterior noise and diffusion noise are two"
 
 
-def test_dropped_captions_become_the_stored_null_embedding(inputs: training.Inputs):
+def test_dropped_captions_become_the_stored_null_embedding(inputs: Inputs):
     for rate in (0.0, 0.25):
-        batches = training.LatentBatches(inputs.train, unet_params(diffusion={"caption_dropout": rate}))
+        batches = LatentBatches(inputs.train, unet_params(diffusion={"caption_dropout": rate}))
         taken = [batches(step, slice(0, 8)) for step in range(100)]
         dropped = torch.cat([batch["dropped"] for batch in taken])
         is_null = torch.cat([(batch["context"] == 7.0).flatten(1).all(1) for batch in taken])
@@ -97,24 +99,22 @@ def test_dropped_captions_become_the_stored_null_embedding(inputs: training.Inpu
         assert abs(dropped.float().mean().item() - rate) < 4 * (rate * (1 - rate) / 800) ** 0.5 + 1e-9
 
 
-def test_stratified_times_have_one_in_each_slice(inputs: training.Inputs):
+def test_stratified_times_have_one_in_each_slice(inputs: Inputs):
     uniform = {"time_sampling": {"kind": "uniform"}}
-    stratified = training.LatentBatches(inputs.train, unet_params(diffusion=uniform))
+    stratified = LatentBatches(inputs.train, unet_params(diffusion=uniform))
     assert [int(t * 8) for t in stratified(2, slice(0, 8))["t"].tolist()] == list(range(8))
-    free = training.LatentBatches(inputs.train, unet_params(diffusion={**uniform, "stratified_times": False}))
+    free = LatentBatches(inputs.train, unet_params(diffusion={**uniform, "stratified_times": False}))
     t = torch.cat([free(step, slice(0, 8))["t"] for step in range(100)])
     assert abs(t.mean().item() - 0.5) < 4 * (1 / 12 / 800) ** 0.5
     assert (torch.bincount((t * 8).long(), minlength=8) > 60).all()
 
 
-def test_the_last_slice_of_stratified_times_does_not_reach_pure_noise(
-    inputs: training.Inputs, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_last_slice_of_stratified_times_does_not_reach_pure_noise(inputs: Inputs, monkeypatch: pytest.MonkeyPatch):
     """In float32 (2047 + u) / 2048 is 1 for u above 1 - 6e-5: once in 16,000 steps of such a batch."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))
     for sampling in ({"kind": "uniform"}, {"kind": "logit_normal", "mean": 0.0, "std": 1.0}):
         params = unet_params(diffusion={"time_sampling": sampling}, training={"batch_size": 2048})
-        assert 0.99 < training.LatentBatches(inputs.train, params)(0, slice(2047, 2048))["t"].item() < 1
+        assert 0.99 < LatentBatches(inputs.train, params)(0, slice(2047, 2048))["t"].item() < 1
 
 
 class Blind(torch.nn.Module):
@@ -125,9 +125,9 @@ class Blind(torch.nn.Module):
 
 
 @pytest.mark.parametrize("num_accumulation_steps", [1, 4])
-def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: training.Inputs, num_accumulation_steps: int):
+def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: Inputs, num_accumulation_steps: int):
     params = unet_params(training={"num_accumulation_steps": num_accumulation_steps})
-    validation = training.Validation(inputs.val, params, accelerator(params.training))
+    validation = Validation(inputs.val, params, accelerator(params.training))
     found = validation(DenoisingObjective(Blind(), params.diffusion))
     posterior, noise = torch.randn(
         2, 5, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=randomness.generator(0, "validation noise")
@@ -141,7 +141,7 @@ def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: training.Inputs
     assert found["mse_noisiest"] == pytest.approx(mse[int(place.argmax())].item(), rel=1e-5)
 
 
-def test_buckets_are_slices_of_the_training_times(inputs: training.Inputs):
+def test_buckets_are_slices_of_the_training_times(inputs: Inputs):
     params = unet_params()
 
     class Time(Blind):
@@ -150,16 +150,16 @@ def test_buckets_are_slices_of_the_training_times(inputs: training.Inputs):
             return torch.zeros_like(z)
 
     seen: list[torch.Tensor] = []
-    validation = training.Validation(inputs.val, params, accelerator(params.training))
+    validation = Validation(inputs.val, params, accelerator(params.training))
     validation(DenoisingObjective(Time(), params.diffusion))
     expected = training_times((torch.arange(5) + 0.5) / 5, params.diffusion)
     torch.testing.assert_close(torch.cat(seen).sort().values, expected, atol=1e-5, rtol=0)
 
 
-def test_pictures_show_captions_and_noise_levels(inputs: training.Inputs, tmp_path: Path):
+def test_pictures_show_captions_and_noise_levels(inputs: Inputs, tmp_path: Path):
     params = unet_params()
     objective = DenoisingObjective(UNet(params.network), params.diffusion).eval()
-    pictures = training.Pictures(inputs.val, inputs.autoencoder, params, torch.device("cpu"))
+    pictures = Pictures(inputs.val, inputs.autoencoder, params, torch.device("cpu"))
     pictures(objective, tmp_path / "a.png")
     pictures(objective, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -196,11 +196,11 @@ def test_a_missing_latent_is_refused(root: Path, tmp_path: Path):
         ({"max_context_tokens": 4}, "max_context_tokens: found 4; expected 5, as the embeddings have"),
     ],
 )
-def test_a_network_of_another_shape_is_refused(inputs: training.Inputs, changes: dict[str, int], message: str):
+def test_a_network_of_another_shape_is_refused(inputs: Inputs, changes: dict[str, int], message: str):
     with pytest.raises(ConfigError, match=message):
-        training.check_fits(unet_params(network=changes), inputs)
-    training.check_fits(unet_params(), inputs)
-    training.check_fits(unet_params(network={"max_context_tokens": 4, "num_context_layers": 0}), inputs)
+        check_fits(unet_params(network=changes), inputs)
+    check_fits(unet_params(), inputs)
+    check_fits(unet_params(network={"max_context_tokens": 4, "num_context_layers": 0}), inputs)
 
 
 def test_training_can_start_from_a_trained_denoiser(tmp_path: Path):
@@ -209,17 +209,17 @@ def test_training_can_start_from_a_trained_denoiser(tmp_path: Path):
     torch.nn.init.normal_(trained.conv_out.weight)
     config = {"network": params.network.model_dump(mode="json"), "diffusion": {}}
     passport = artifact.write(tmp_path, KINDS["unet"], config, trained.state_dict(), {}, {})
-    assert training.load_weights(fresh, params, tmp_path) == passport.content_sha256
+    assert load_weights(fresh, params, tmp_path) == passport.content_sha256
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"head_width: found 4; expected 8, as in"):
-        training.load_weights(fresh, unet_params(network={"head_width": 4}), tmp_path)
+        load_weights(fresh, unet_params(network={"head_width": 4}), tmp_path)
     with pytest.raises(
         IntegrityError, match=r"no such folder; expected a trained UNet\nfix: correct train_unet\.init_from"
     ):
-        training.load_weights(fresh, params, tmp_path / "none")
+        load_weights(fresh, params, tmp_path / "none")
 
 
 def test_summary_takes_the_last_validation():
     rows = [{"caption_dropout": 0.1}, {"caption_dropout": float("nan")}, {"caption_dropout": 0.3}]
     validation = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
-    assert training.summary(rows, validation) == {"validation_loss": 1.0, "caption_dropout_observed": 0.2}
+    assert summary(rows, validation) == {"validation_loss": 1.0, "caption_dropout_observed": 0.2}

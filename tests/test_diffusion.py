@@ -7,8 +7,8 @@ from diffusers.training_utils import compute_snr
 from pydantic import ValidationError
 from torch import nn
 
-from ldm.denoiser import diffusion
-from ldm.denoiser.params import DiffusionParams
+from ldm.denoiser.model import diffusion
+from ldm.denoiser.model.params import DiffusionParams
 
 DIFFUSERS = {
     "linear": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},

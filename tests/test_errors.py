@@ -21,9 +21,9 @@ from ldm.core.errors import (
     UserError,
 )
 from ldm.core.shards import Shards
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import DrawingParams
-from ldm.tools import check
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import DrawingParams
+from ldm.tools.check import check
 from tests import kinds
 
 ROOT = Path(__file__).parents[1]

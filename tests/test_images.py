@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm import images
+from ldm.core import images
 from ldm.core.errors import IntegrityError
 
 

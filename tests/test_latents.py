@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.autoencoder.latents import Statistics, check_scaled, measure, metrics
+from ldm.autoencoder.encoding.latents import Statistics, check_scaled, measure, metrics
 from ldm.core.errors import IntegrityError
 
 

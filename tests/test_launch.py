@@ -13,6 +13,7 @@ from accelerate.commands.config.config_args import ClusterConfig, default_config
 
 from ldm.core.errors import MachineError
 from ldm.tools import launch
+from ldm.tools.check import launch_config
 from tests.import_closure import ROOT
 from tests.stage_scripts import script
 from tests.training_data import KEPT
@@ -42,7 +43,7 @@ SCRIPT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from ldm.compute import cores
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 machine = MachineParams(threads=None, num_workers=0, attention="math", compile=False, **{KEPT!r})
 print(cores.threads(machine), sys.argv[1:])
 """
@@ -58,20 +59,20 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_config_is_where_accelerate_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not {"HF_HOME", "XDG_CACHE_HOME"} & os.environ.keys():
-        assert launch.config_path() == Path(default_config_file)
+        assert launch_config.config_path() == Path(default_config_file)
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "huggingface/accelerate"
-    assert launch.config_path() == folder / "default_config.yaml"
+    assert launch_config.config_path() == folder / "default_config.yaml"
     folder.mkdir(parents=True)
     (folder / "default_config.json").touch()
-    assert launch.config_path() == folder / "default_config.json"
+    assert launch_config.config_path() == folder / "default_config.json"
     (folder / "default_config.yaml").touch()
-    assert launch.config_path() == folder / "default_config.yaml"
+    assert launch_config.config_path() == folder / "default_config.yaml"
 
 
 def test_known_keys_are_those_of_the_installed_accelerate() -> None:
-    assert launch._known_keys() - launch._OLD_KEYS == set(ClusterConfig.__dataclass_fields__)
+    assert launch_config._known_keys() - launch_config._OLD_KEYS == set(ClusterConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -87,20 +88,20 @@ def test_known_keys_are_those_of_the_installed_accelerate() -> None:
 )
 def test_answers_that_do_no_harm_are_let_through(config: Path, changes: dict[str, Any]) -> None:
     config.write_text(yaml.safe_dump(ANSWERS | changes))
-    launch.check_config()
+    launch_config.check()
     load_config_from_file(str(config))
 
 
 def test_no_config_is_needed_and_json_is_read_too(config: Path) -> None:
-    launch.check_config()
+    launch_config.check()
     config.with_suffix(".json").write_text(json.dumps(ANSWERS | {"mixed_precision": "fp16"}))
     with pytest.raises(MachineError, match=r"default_config.json: mixed_precision: found fp16; expected 'no' or bf16"):
-        launch.check_config()
+        launch_config.check()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_of_the_repository_pass(path: Path) -> None:
-    assert list(launch._findings(yaml.safe_load(path.read_text()))) == []
+    assert list(launch_config._findings(yaml.safe_load(path.read_text()))) == []
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_the_configs_of_the_repository_pass(path: Path) -> None:
 def test_a_config_that_no_stage_could_run_with_is_refused(config: Path, changes: dict[Any, Any], words: str) -> None:
     config.write_text(yaml.safe_dump(ANSWERS | changes))
     with pytest.raises(MachineError) as caught:
-        launch.check_config()
+        launch_config.check()
     line, fix = str(caught.value).splitlines()
     assert line.startswith(f"{config}: {words}")
     assert fix.startswith("fix: ")
@@ -147,7 +148,7 @@ def test_a_config_that_no_stage_could_run_with_is_refused(config: Path, changes:
 def test_a_config_that_cannot_be_read_is_refused(config: Path, text: Any, words: str) -> None:
     config.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MachineError, match=f"{words}.*\nfix: "):
-        launch.check_config()
+        launch_config.check()
 
 
 def test_the_first_stage_and_the_launcher_refuse_it(

@@ -8,10 +8,10 @@ import torch
 
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.text import clip, layout
-from ldm.text.params import ClipParams
-from ldm.text.pretrained import pretrained
-from ldm.text.training_params import TrainClipParams
+from ldm.text.model import clip, layout
+from ldm.text.model.params import ClipParams
+from ldm.text.training.params import TrainClipParams
+from ldm.text.training.pretrained import pretrained
 
 VISION = {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8}
 TEXT = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "num_merges": 300}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldm.core import artifact, config
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 from ldm.tools import lineage
 from tests.repository import Repository
 

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder.network import Autoencoder, to_image, to_signal
-from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
+from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.images import decode_png, encode_png
 from ldm.core.shards import SPLITS, write
+from ldm.corpora import shapes as shapes
 from ldm.corpora.params import ShapesParams
-from ldm.corpora.shapes import corpus as shapes
-from ldm.corpora.shapes import oracle
 from ldm.evaluation import measure, metrics
 from ldm.evaluation.params import EvaluateParams
-from ldm.images import decode_png, encode_png
-from ldm.sampling.samples import Prompt
-from ldm.text import clip
-from ldm.text.params import ClipParams
+from ldm.oracles import shapes as oracle
+from ldm.sampling.plan.samples import Prompt
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
 from tests.import_closure import ROOT
 from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.denoiser import diffusion
-from ldm.denoiser.diffusion import Denoiser, Schedule
-from ldm.denoiser.params import DiffusionParams
+from ldm.denoiser.model import diffusion
+from ldm.denoiser.model.diffusion import Denoiser, Schedule
+from ldm.denoiser.model.params import DiffusionParams
 from ldm.sampling import samplers
-from ldm.sampling.params import DDIMParams, DPMSolverParams, DrawingParams
-from ldm.tools import objectives
+from ldm.sampling.plan.params import DDIMParams, DPMSolverParams, DrawingParams
+from ldm.tools.check import objectives
 from tests.training_data import UNET
 
 SCHEDULES = ("flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr")

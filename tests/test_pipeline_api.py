@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder.network import to_image
+from ldm.autoencoder.model.network import to_image
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
-from ldm.denoiser.diffusion import z0_from_prediction
-from ldm.images import decode_png
+from ldm.core.images import decode_png
+from ldm.denoiser.model.diffusion import z0_from_prediction
 from ldm.sampling import samplers
 from ldm.sampling.generator import Generator
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import SampleParams
-from ldm.text.embeddings import TextEmbeddings
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import SampleParams
+from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.tools import pipeline
 from tests import trained_data
 from tests.kinds import KINDS

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.denoiser import training
-from ldm.denoiser.training import LatentBatches
+from ldm.denoiser.training.batches import LatentBatches
+from ldm.denoiser.training.inputs import load_inputs
 from tests import test_training_loop
 from tests.import_closure import ROOT
 from tests.promises import PROMISES, written
@@ -51,7 +51,7 @@ def test_what_is_drawn_depends_on_nothing_else(tmp_path: Path) -> None:
     write_all(tmp_path)
     folders = [tmp_path / name for name in ("latents", "captions", "embeddings", "autoencoder")]
     chosen = unet_params()
-    batches = LatentBatches(training.load(*folders).train, chosen)
+    batches = LatentBatches(load_inputs(*folders).train, chosen)
     size, before = chosen.training.batch_size, torch.get_num_threads()
     whole = batches(3, slice(0, size))
     for num_parts in (2, 4, 8):

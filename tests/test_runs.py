@@ -15,7 +15,8 @@ import torch
 from ldm.compute import fingerprint
 from ldm.compute.state import Run, State
 from ldm.core import config
-from ldm.tools import check, cli
+from ldm.tools import cli
+from ldm.tools.check import check
 from tests.import_closure import ROOT
 from tests.repository import setting
 
@@ -39,7 +40,7 @@ def params_text() -> str:
 
 def made_by(stage: str) -> dict[str, Any]:
     section = config.read(check.SECTIONS[stage], stage)
-    code = {"code.ldm.denoiser.unet": "ldm/denoiser/unet.py", "code.__main__": f"stages/{stage}.py"}
+    code = {"code.ldm.denoiser.model.unet": "ldm/denoiser/model/unet.py", "code.__main__": f"stages/{stage}.py"}
     values = {**fingerprint.of_params(section), **fingerprint.of_packages(), "inputs.latents_train": "a" * 64}
     return values | {name: fingerprint.sha256_code(Path(path)) for name, path in code.items()}
 
@@ -76,13 +77,13 @@ def test_states_are_listed_with_step_size_and_age(capsys: pytest.CaptureFixture[
 
 def test_what_differs_is_listed_with_both_values(capsys: pytest.CaptureFixture[str]):
     edit(train_unet__training__learning_rate=0.5, train_unet__training__save_every_steps=3)
-    unet = Path("ldm/denoiser/unet.py")
+    unet = Path("ldm/denoiser/model/unet.py")
     unet.write_text(unet.read_text() + "# a comment\n")
     lines = said(capsys, "runs").splitlines()
     assert lines[2:] == ["  differs: params.training.learning_rate: 0.001 -> 0.5"]
     unet.write_text(unet.read_text() + "SIZE = 3\n")
     lines = said(capsys, "runs").splitlines()
-    assert len(lines) == 4 and re.match(r"  differs: code.ldm.denoiser.unet: \w{12} -> \w{12}", lines[3])
+    assert len(lines) == 4 and re.match(r"  differs: code.ldm.denoiser.model.unet: \w{12} -> \w{12}", lines[3])
 
 
 def test_finished_runs_units_and_runs_in_use_are_named(capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.denoiser.diffusion import Denoiser, Schedule
+from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import samplers
 
 FLOW = Schedule("flow")

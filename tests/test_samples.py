@@ -7,11 +7,11 @@ import torch
 
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.images import decode_png
 from ldm.core.shards import SPLITS, Shards, write
-from ldm.images import decode_png
-from ldm.sampling import samples
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import SampleParams
+from ldm.sampling.plan import samples
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import SampleParams
 from tests.import_closure import ROOT
 from tests.trained_data import CHANGES, DRAWING
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from ldm.denoiser import schedules
-from ldm.denoiser.diffusion import Schedule
+from ldm.denoiser.model import schedules
+from ldm.denoiser.model.diffusion import Schedule
 
 NAMES = ("flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr")
 TIMES = [0.0, 1e-6, 1e-3, 0.0015, 0.25, 0.4999, 0.77123, 0.999, 0.9999999, 1.0]
@@ -38,6 +38,6 @@ def test_weights_of_a_number_and_of_a_tensor_are_one_formula(prediction: str):
 
 
 def test_check_and_what_it_imports_load_neither_torch_nor_numpy():
-    code = "import sys, ldm.tools.check; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, ldm.tools.check.check; print({'torch', 'numpy'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found == "set()\n"

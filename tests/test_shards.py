@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from ldm import images
-from ldm.core import shards
+from ldm.core import images, shards
 from ldm.core.errors import IntegrityError
 
 SAMPLES = [(f"key-{i:03d}", {"json": b"{}" * i, "png": bytes(range(i % 256)) * 5}) for i in range(25)]

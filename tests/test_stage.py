@@ -15,7 +15,7 @@ import pytest
 from ldm.compute import cores, process
 from ldm.core import stage
 from ldm.core.errors import IntegrityError, MachineError, Stopped
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 from tests.stage_scripts import forget_accelerator
 from tests.training_data import KEPT
 
@@ -28,7 +28,7 @@ import sys
 sys.path.insert(0, {root!r})
 from ldm.compute import cores, process
 cores.free_threads = lambda num_threads: num_threads  # whatever else runs here
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 machine = MachineParams(
     threads=None, num_workers=0, attention="math", compile=False,
@@ -46,7 +46,7 @@ sys.path.insert(0, {root!r})
 import torch
 from ldm.compute import process
 from ldm.core import stage
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 def main():
     machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})

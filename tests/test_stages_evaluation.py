@@ -13,12 +13,12 @@ import torch
 
 from ldm.core import artifact, config, stage
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
+from ldm.core.images import to_tensor
 from ldm.core.shards import SPLITS, Shards, write
 from ldm.evaluation import measure
-from ldm.images import to_tensor
-from ldm.sampling import samples
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import SampleParams
+from ldm.sampling.plan import samples
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import SampleParams
 from tests import trained_data
 from tests.kinds import KINDS
 from tests.stage_scripts import run

@@ -15,7 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
 from tests.corpora import CLEANING
 from tests.training_data import KEPT

@@ -15,18 +15,17 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ldm import images
-from ldm.autoencoder import encoding
-from ldm.autoencoder.latents import KIND as LATENTS
-from ldm.autoencoder.network import Autoencoder, LatentScale, to_signal
-from ldm.autoencoder.params import AutoencoderParams
-from ldm.core import artifact, shards
+from ldm.autoencoder.encoding import shards as encoding
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.model.network import Autoencoder, LatentScale, to_signal
+from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError, IntegrityError, Stopped
 from ldm.precompute.cache import Cache
-from ldm.text import clip
-from ldm.text.embeddings import TextEmbeddings
-from ldm.text.encoder import TextEncoder
-from ldm.text.params import ClipParams
+from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
 from ldm.tools import runs
 from ldm.training.plots import read_table
 from tests.import_closure import ROOT

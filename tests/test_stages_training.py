@@ -15,13 +15,13 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm.autoencoder.network import Autoencoder
-from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.model.network import Autoencoder
+from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError, Stopped
-from ldm.denoiser.params import UNetParams
-from ldm.denoiser.unet import UNet
+from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.unet import UNet
 from ldm.tools import runs
 from tests.import_closure import ROOT
 from tests.kinds import KINDS

@@ -17,7 +17,7 @@ from ldm.compute import state
 from ldm.compute.state import Run, State
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError, NumericsError
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 ROOT = Path(__file__).resolve().parents[1]
 

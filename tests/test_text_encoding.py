@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ldm.core.errors import ConfigError
-from ldm.text import clip, encoding
-from ldm.text.embedding_params import EmbedTextParams
-from ldm.text.encoder import TextEncoder
+from ldm.text.embedding import shards as encoding
+from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embedding.params import EmbedTextParams
+from ldm.text.model import clip
 
 
 def params(**changes: Any) -> EmbedTextParams:

@@ -9,8 +9,8 @@ import torch
 
 from ldm.core import shards
 from ldm.core.errors import IntegrityError
-from ldm.images import encode_png
-from ldm.text import training
+from ldm.core.images import encode_png
+from ldm.text.training import pairs as training
 
 TEXTS = [["a"], ["b", "other"], ["a"], ["c"], ["d"], ["d"], ["e"]]
 

@@ -6,11 +6,11 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from pydantic import ValidationError
 
-from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.compute import attention
-from ldm.denoiser import unet
-from ldm.denoiser.params import UNetParams
-from ldm.denoiser.unet import UNet, sinusoids
+from ldm.denoiser.model import unet
+from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.unet import UNet, sinusoids
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 
 TINY = {

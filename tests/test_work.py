@@ -10,7 +10,7 @@ import torch
 from ldm.compute import process
 from ldm.compute.state import Run
 from ldm.core.errors import IntegrityError, Stopped
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 from ldm.precompute import work
 from tests.stage_scripts import forget_accelerator
 from tests.training_data import KEPT

@@ -9,9 +9,9 @@ import torch
 from ldm.core import workspace
 from ldm.core.errors import UserError
 from ldm.corpora import folder, webdataset
-from ldm.denoiser import training
+from ldm.denoiser.training.inputs import load_weights
 from ldm.evaluation import metrics
-from ldm.text.pretrained import pretrained
+from ldm.text.training.pretrained import pretrained
 from tests.corpora import CLEANING
 
 CORPUS = SimpleNamespace(directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
@@ -19,7 +19,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "folder": lambda path: list(folder.pairs(CORPUS, 16, path)),
     "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
     "clip": lambda path: pretrained(SimpleNamespace(pretrained=str(path), pretrained_is_path=True)),
-    "unet": lambda path: training.load_weights(None, None, path),
+    "unet": lambda path: load_weights(None, None, path),
     "inception": lambda path: metrics.inception_space(path, torch.device("cpu")),
 }
 """Whatever reads what users bring."""

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from ldm.autoencoder.latents import KIND as LATENTS
-from ldm.autoencoder.network import Autoencoder
-from ldm.autoencoder.params import AutoencoderParams
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.model.network import Autoencoder
+from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.core import artifact
 from ldm.corpora import kinds, preparation
 from ldm.corpora.params import PrepareParams
-from ldm.denoiser.params import UNetParams
-from ldm.denoiser.unet import UNet
+from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.unet import UNet
 from ldm.precompute.cache import CacheWriter
-from ldm.text import clip
-from ldm.text.params import ClipParams
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
 from tests.stage_scripts import run

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm import images, randomness
-from ldm.autoencoder.latents import KIND as LATENTS
-from ldm.autoencoder.network import Autoencoder
-from ldm.autoencoder.params import AutoencoderParams
-from ldm.autoencoder.training_params import TrainAutoencoderParams
-from ldm.core import artifact, shards
-from ldm.denoiser.training_params import TrainUNetParams
+from ldm import randomness
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.model.network import Autoencoder
+from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.core import artifact, images, shards
+from ldm.denoiser.training.params import TrainUNetParams
 from ldm.precompute.cache import CacheWriter
-from ldm.text.embeddings import CAPTIONS, NULL
-from ldm.text.embeddings import KIND as EMBEDDINGS
+from ldm.text.embedding.embeddings import CAPTIONS, NULL
+from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
 from tests.kinds import KINDS
 from tests.toy_training import DEFAULTS
 

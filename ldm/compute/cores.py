@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 _LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 """Variables that `accelerate launch` or torchrun set for the processes they start."""

@@ -14,7 +14,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from ldm.compute import attention, cores, ranks
 from ldm.core import stage
 from ldm.core.errors import MachineError
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 

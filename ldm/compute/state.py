@@ -23,7 +23,7 @@ from torch import Tensor
 from ldm.compute import fingerprint, ranks
 from ldm.core import artifact, locks
 from ldm.core.errors import IntegrityError, MachineError, NumericsError
-from ldm.core.machine import MachineParams
+from ldm.core.params import MachineParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,4 +1,4 @@
-"""Webdataset tars with an index: written deterministically, read strictly, any sample at random. Knows no images.
+"""Webdataset tars with an index: written deterministically, read strictly, any sample at random.
 
 A split is a folder of `00000.tar`, `00001.tar`, ... and `index.json` with sample count, size and SHA-256 of each.
 Sample KEY with parts "json" and "png" is two neighbouring members of a tar, KEY.json and KEY.png.
@@ -8,16 +8,21 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
+from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from ldm.core import images
 from ldm.core.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "val", "unseen", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "val", "unseen", "held_out")
@@ -180,6 +185,10 @@ class Shards:
         finally:
             os.close(file)
         return {part: data[at - start : at - start + n] for part, (at, n) in zip(self.parts, spans, strict=True)}
+
+    def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
+        """The images of samples, which are their parts `png`, decoded."""
+        return images.to_tensor([self[number]["png"] for number in numbers])
 
     def _read_shard(self, path: Path, shard: _Shard, verify: bool) -> np.ndarray:
         """Keys go to `self.keys`; returns offset and size of every part as int64 [samples, parts, 2]."""

@@ -18,7 +18,7 @@ def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
     corpus, size_px = params.corpus, params.image_size_px
     match corpus:
         case ShapesParams():
-            from ldm.corpora.shapes import corpus as shapes
+            from ldm.corpora import shapes as shapes
 
             return shapes.pairs(corpus, size_px)
         case OpenMojiParams():

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ldm import images
+from ldm.core import images
 from ldm.core.errors import RejectedError
 from ldm.core.progress import each
 from ldm.core.shards import SPLITS, Shards, Split, Writer

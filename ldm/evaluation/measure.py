@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Bool, Int8, UInt8
 from torch import Tensor
 
-from ldm import images, randomness
-from ldm.autoencoder.network import Autoencoder, to_image, to_signal
+from ldm import randomness
+from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
+from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.shards import Shards
-from ldm.corpora.shapes import oracle
 from ldm.evaluation import metrics
 from ldm.evaluation.params import EvaluateParams
-from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
-from ldm.text.clip import Clip
+from ldm.oracles import shapes as oracle
+from ldm.sampling.plan.samples import SEEN, SETS, Prompt, Samples, shown
+from ldm.text.model.clip import Clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image

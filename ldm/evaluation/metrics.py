@@ -18,7 +18,7 @@ from torch.nn import functional
 from ldm import randomness
 from ldm.core import artifact, workspace
 from ldm.core.errors import IntegrityError
-from ldm.text.clip import Clip
+from ldm.text.model.clip import Clip
 
 _Z_95 = 1.959963984540054
 _INCEPTION_SIZE_PX = 299

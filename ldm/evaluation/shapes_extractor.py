@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.core import artifact
-from ldm.corpora.shapes.corpus import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, SHAPES
+from ldm.corpora.shapes import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, SHAPES
 from ldm.evaluation.metrics import FeatureSpace
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")

@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ldm.autoencoder import latents
-from ldm.autoencoder import network as autoencoder_network
-from ldm.autoencoder.network import Autoencoder, LatentScale, to_image
+from ldm.autoencoder.encoding import latents
+from ldm.autoencoder.model import network as autoencoder_network
+from ldm.autoencoder.model.network import Autoencoder, LatentScale, to_image
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.denoiser.diffusion import Denoiser, Prediction, Schedule, denoiser
-from ldm.denoiser.params import DiffusionParams, UNetParams
-from ldm.denoiser.unet import KIND, UNet
+from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
+from ldm.denoiser.model.params import DiffusionParams, UNetParams
+from ldm.denoiser.model.unet import KIND, UNet
 from ldm.sampling import samplers
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import DrawingParams
-from ldm.text.embeddings import TextEmbeddings
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import DrawingParams
+from ldm.text.embedding.embeddings import TextEmbeddings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from ldm.denoiser.schedules import ScheduleName, alpha_sigma
+from ldm.denoiser.model.schedules import ScheduleName, alpha_sigma
 
 Spacing = Literal["uniform", "log_snr"]
 

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import randomness
-from ldm.denoiser.diffusion import Denoiser, Schedule
+from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids
 from ldm.sampling.grids import Spacing
-from ldm.sampling.params import DDIMParams, DPMSolverParams, SamplerParams
+from ldm.sampling.plan.params import DDIMParams, DPMSolverParams, SamplerParams
 
 Times = Float[Tensor, "steps+1"]
 NoiseAtStep = Callable[[int], Float[Tensor, "b c h w"]]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ldm.core import config, system
 from ldm.core.config import PARAMS
 from ldm.core.errors import ConfigError, IntegrityError, Interrupted
-from ldm.sampling import prompts
-from ldm.sampling.params import sampler_forms
+from ldm.sampling.plan import prompts
+from ldm.sampling.plan.params import sampler_forms
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -152,7 +152,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ldm.sampling.params import SampleParams
+    from ldm.sampling.plan.params import SampleParams
     from ldm.tools import png_folder
 
     texts = [text for text in _prompts_of(options) for _ in range(options.num_images)]
@@ -197,7 +197,7 @@ def _load(options: argparse.Namespace, document: config.Document, num_threads: i
     import torch
 
     from ldm.compute import cores
-    from ldm.core.machine import MachineParams
+    from ldm.core.params import MachineParams
     from ldm.tools import pipeline
 
     machine = document.read(MachineParams, "machine")
@@ -220,9 +220,9 @@ def _plain_warnings() -> Generator[None]:
 def _replay(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from ldm import images
-    from ldm.sampling.origin import Origin
-    from ldm.sampling.params import SampleParams
+    from ldm.core import images
+    from ldm.sampling.plan.origin import Origin
+    from ldm.sampling.plan.params import SampleParams
     from ldm.tools import png_folder
 
     where = str(options.image)
@@ -256,10 +256,10 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ldm.tools import check, launch
+    from ldm.tools.check import check, launch_config
 
     params = check.params_file(options.path)
-    launch.check_config()
+    launch_config.check()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
 
@@ -278,7 +278,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _runs(options: argparse.Namespace) -> None:
     from ldm.core import config
-    from ldm.core.machine import MachineParams
+    from ldm.core.params import MachineParams
     from ldm.tools import runs
 
     root = runs.root()

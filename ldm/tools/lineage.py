@@ -4,19 +4,19 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from ldm.autoencoder import network
-from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.model import network
 from ldm.core import artifact
 from ldm.core.artifact import Passport
 from ldm.core.errors import IntegrityError
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
-from ldm.denoiser import unet
+from ldm.denoiser.model import unet
 from ldm.evaluation import report
 from ldm.precompute.cache import Cache
-from ldm.sampling import samples
-from ldm.text import clip
-from ldm.text.embeddings import TextEmbeddings
+from ldm.sampling.plan import samples
+from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.model import clip
 
 Contents = dict[str, str]
 """Name -> SHA-256 of every artefact that is there, as passports name their inputs."""

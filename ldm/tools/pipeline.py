@@ -19,15 +19,14 @@ from torch import Tensor
 from ldm.compute import attention
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
+from ldm.core.params import MachineParams, PathsParams
 from ldm.sampling.generator import Generator
-from ldm.sampling.origin import Origin
-from ldm.sampling.params import DrawingParams, SampleParams
-from ldm.sampling.prompts import shortened, texts_of, unknown_words
-from ldm.text.embeddings import TextEmbeddings
-from ldm.text.encoder import TextEncoder
-from ldm.text.tower import load_text
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import DrawingParams, SampleParams
+from ldm.sampling.plan.prompts import shortened, texts_of, unknown_words
+from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.training.tower import load_text
 from ldm.tools import png_folder
 
 MAX_START_NUMBER = 10**9

@@ -13,9 +13,8 @@ from typing import Any
 from ldm.compute import fingerprint, state
 from ldm.core import config, workspace
 from ldm.core.errors import ConfigError, MachineError
-from ldm.core.machine import MachineParams
-from ldm.core.paths import PathsParams
-from ldm.tools import check
+from ldm.core.params import MachineParams, PathsParams
+from ldm.tools.check import check
 
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.core.paths import PathsParams
+from ldm.core.params import PathsParams
 from ldm.core.progress import each
 from ldm.tools import lineage
 

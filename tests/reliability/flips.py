@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.autoencoder.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.compute.state import Run, State, read
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.core.shards import Shards
 from ldm.precompute.cache import Cache
-from ldm.text.embeddings import TextEmbeddings
+from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.tools import verify
 from tests import training_data
 from tests.kinds import KINDS

@@ -149,11 +149,11 @@ def _record(root: Path) -> Any:
     """In the trainer: note every step that is drawn, and the exit code."""
 
     def install() -> None:
-        from ldm.denoiser import training
+        from ldm.denoiser.training import batches
 
         # This process's ancestors are called python, not accelerate.
         stopping._LAUNCHERS = {Path(name).name for name in (sys.executable, os.path.realpath(sys.executable), "python")}
-        real, real_exit = training.LatentBatches.__call__, os._exit
+        real, real_exit = batches.LatentBatches.__call__, os._exit
 
         def drawn(batches: Any, step: int, rows: slice) -> Any:
             with (root / "steps.txt").open("a") as file:
@@ -166,7 +166,7 @@ def _record(root: Path) -> Any:
                 file.write(f"{code}\n")
             real_exit(code)
 
-        training.LatentBatches.__call__ = drawn  # type: ignore[method-assign]
+        batches.LatentBatches.__call__ = drawn  # type: ignore[method-assign]
         os._exit = leave  # type: ignore[assignment]
 
     return install

@@ -1,0 +1,1 @@
+"""Images to latents, once, in shards; the scale of latents."""

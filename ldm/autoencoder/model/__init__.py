@@ -1,0 +1,1 @@
+"""The autoencoder, and layers that the UNet shares with it."""

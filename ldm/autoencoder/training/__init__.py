@@ -1,0 +1,1 @@
+"""What an autoencoder is trained on, and how good it is."""

@@ -1,0 +1,122 @@
+"""What training an autoencoder needs besides its network: batches of images, and how good reconstructions are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm import randomness
+from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.core import images
+from ldm.core.shards import Shards
+from ldm.training.loop import Accelerator, rows_per_pass
+
+_LEAST_MSE = 1e-3
+_WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
+
+
+class ImageBatches:
+    """Images and posterior noise of any step, drawn for the global batch and then cut to `rows`."""
+
+    def __init__(self, shards: Shards, params: TrainAutoencoderParams) -> None:
+        self._shards, self._params = shards, params.training
+        side = [pixels // params.network.factor for pixels in shards.images([0]).shape[2:]]
+        self._noise_shape = (params.network.latent_channels, *side)
+        self.latent_size = max(side)
+
+    def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
+        seed, size = self._params.seed, self._params.batch_size
+        noise = torch.randn(size, *self._noise_shape, generator=randomness.generator(seed, "posterior", step))
+        return {"image": self._shards.images(self._samples(step)[rows]), "noise": noise[rows]}
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of the samples of a step's global batch."""
+        return [self._shards.keys[sample] for sample in self._samples(step)]
+
+    def _samples(self, step: int) -> list[int]:
+        size = self._params.batch_size
+        positions = step * size + np.arange(size, dtype=np.int64)
+        return randomness.order(positions, len(self._shards), self._params.seed).tolist()
+
+
+class Measurement:
+    """Losses and reconstruction quality on a split, divided over the processes."""
+
+    def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
+        self._shards, self._params, self._accelerator = shards, params, accelerator
+        self._num_rows = rows_per_pass(params.training, accelerator)
+
+    def curves(self, objective: nn.Module) -> dict[str, float]:
+        """`loss` (without posterior noise) and `psnr_db` over the first `num_validation_samples` images."""
+        assert isinstance(objective, ReconstructionObjective)
+        total = torch.zeros(3, dtype=torch.float64)
+        for image in self._batches(min(self._params.num_validation_samples, len(self._shards))):
+            signal = to_signal(image)
+            posterior = objective.autoencoder.encode(signal)
+            loss = objective({"image": image, "noise": torch.zeros_like(posterior.mean)})["loss"].item()
+            similar = psnr(image, to_image(objective.autoencoder.decode(posterior.mode()))).sum().item()
+            total += torch.tensor([loss * len(image), similar, len(image)], dtype=torch.float64)
+        loss, similar, count = self._sum(total)
+        return {"loss": loss / count, "psnr_db": similar / count}
+
+    @torch.no_grad()
+    def metrics(self, autoencoder: Autoencoder) -> dict[str, float]:
+        """`psnr_db` and `ssim`, means per image over the whole split, in float32, of images rounded to 8 bits."""
+        total = torch.zeros(3, dtype=torch.float64)
+        for image in self._batches(len(self._shards)):
+            reconstruction = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
+            values = [psnr(image, reconstruction).sum().item(), ssim(image, reconstruction).sum().item(), len(image)]
+            total += torch.tensor(values, dtype=torch.float64)
+        similar, structural, count = self._sum(total)
+        return {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
+
+    @torch.no_grad()
+    def draw(self, objective: nn.Module, path: Path) -> None:
+        """Originals, each beside its reconstruction."""
+        assert isinstance(objective, ReconstructionObjective)
+        image = self._shards.images(range(min(self._params.num_pictures, len(self._shards))))
+        signal = to_signal(image.to(self._accelerator.device))
+        reconstruction = to_image(objective.autoencoder.decode(objective.autoencoder.encode(signal).mode())).cpu()
+        pairs = torch.stack([image, reconstruction], dim=1).flatten(0, 1)
+        images.grid(pairs, num_columns=8, captions=None).save(path)
+
+    def _batches(self, count: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+        starts = range(0, count, self._num_rows)
+        for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
+            samples = range(start, min(start + self._num_rows, count))
+            yield self._shards.images(samples).to(self._accelerator.device)
+
+    def _sum(self, total: Tensor) -> list[float]:
+        return torch.as_tensor(self._accelerator.reduce(total.to(self._accelerator.device))).tolist()
+
+
+def psnr(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio per image in dB: 10 log10(255^2 / mean squared error); 78.1 for an exact copy."""
+    mse = (image.double() - other.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / mse.clamp(min=_LEAST_MSE))
+
+
+def ssim(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity per image: mean over channels and positions where the whole window lies in the image.
+
+    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5.
+    """
+    x, y = image.double(), other.double()
+    offsets = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
+    window = torch.softmax(-offsets.square() / (2 * _WINDOW_STD_PX**2), dim=0)
+    kernel = torch.outer(window, window).expand(3, 1, -1, -1)
+
+    def blur(values: Tensor) -> Tensor:
+        return functional.conv2d(values, kernel, groups=3)
+
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""Networks that denoise, schedules of noise, and the loss."""

@@ -1,0 +1,191 @@
+"""The forward process `z_t = alpha(t) z_0 + sigma(t) noise`, what a network may predict of it, and the loss.
+
+Time t is in [0, 1]: 0 is data, 1 is (almost) pure noise. Every schedule is a pair of functions alpha, sigma; every
+prediction is a linear map of (z_0, noise) whose weights come from the same two numbers. Samplers and guidance see a
+`Denoiser` and nothing of this.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.denoiser.model import schedules
+from ldm.denoiser.model.params import (
+    DiffusionParams,
+    LogitNormalParams,
+    MinSNRParams,
+    UniformTimesParams,
+    UniformWeightingParams,
+)
+from ldm.denoiser.model.schedules import NUM_TABLE_STEPS, Prediction, ScheduleName
+
+Denoiser = Callable[[Float[Tensor, "b c h w"], Float[Tensor, " b"]], Float[Tensor, "b c h w"]]
+TIME_MARGIN = 2**-24
+"""Training times stay this far from 0 and 1: the distance of 1 to the float32 below it."""
+
+
+@cache
+def _angles(name: ScheduleName, device: torch.device) -> Float[Tensor, " steps+1"]:
+    return torch.tensor(schedules.angles(name), dtype=torch.float64, device=device)
+
+
+def _column(x: Float[Tensor, " b"], like: Tensor) -> Tensor:
+    """One number per row, shaped and typed to be multiplied with `like`."""
+    return x.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha(t) and sigma(t) of one forward process.
+
+    `flow` is alpha = 1 - t, sigma = t (Lipman et al. 2023, Liu et al. 2023). The others are variance preserving tables
+    of 1000 steps: t = k / 1000 is the state after k steps, so t = 0 is data. Between steps the angle
+    atan2(sigma, alpha) is interpolated, which keeps alpha^2 + sigma^2 = 1 and, unlike the log-SNR, is finite at both
+    ends.
+    """
+
+    name: ScheduleName
+
+    def _angle(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        position = t.double().clamp(0, 1) * NUM_TABLE_STEPS
+        below = position.floor().clamp(max=NUM_TABLE_STEPS - 1)
+        angles = _angles(self.name, t.device)
+        return torch.lerp(angles[below.long()], angles[below.long() + 1], position - below)
+
+    def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Factor of the signal at times t in [0, 1]."""
+        if self.name == "flow":
+            return 1 - t
+        angle = self._angle(t)
+        # As in schedules.alpha_sigma: exactly 0 where no signal is left.
+        return torch.where(angle < math.pi / 2, angle.cos(), 0.0).to(t.dtype)
+
+    def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Factor of the noise at times t in [0, 1]."""
+        return t if self.name == "flow" else torch.sin(self._angle(t)).to(t.dtype)
+
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log(alpha^2 / sigma^2): +inf at t = 0, -inf where no signal is left."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def condition(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The number a network is told for time t: 1000 t for `flow`, the index k - 1 into the table for the others.
+
+        These are the timesteps of diffusers' flow-matching and DDPM schedulers, so exported weights mean the same.
+        """
+        return NUM_TABLE_STEPS * t if self.name == "flow" else NUM_TABLE_STEPS * t - 1
+
+
+def add_noise(
+    schedule: Schedule, z0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """z_t = alpha(t) z_0 + sigma(t) noise."""
+    return _column(schedule.alpha(t), z0) * z0 + _column(schedule.sigma(t), z0) * noise
+
+
+def target(
+    schedule: Schedule,
+    prediction: Prediction,
+    z0: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """What the network should put out at time t.
+
+    eps: the noise (Ho et al. 2020, equation 14); x0: the clean latent; v: alpha noise - sigma z_0 (Salimans and Ho
+    2022, appendix D); flow: noise - z_0, the velocity dz_t/dt of the `flow` schedule (Liu et al. 2023, equation 1).
+    """
+    if prediction == "v":
+        return _column(schedule.alpha(t), z0) * noise - _column(schedule.sigma(t), z0) * z0
+    return {"eps": noise, "x0": z0, "flow": noise - z0}[prediction]
+
+
+def _z0_weights(
+    schedule: Schedule, prediction: Prediction, t: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """(p, q) with z_0 = p z_t + q prediction: the inverse of `add_noise` and `target` taken together."""
+    return schedules.z0_weights(schedule.alpha(t), schedule.sigma(t), prediction)
+
+
+def z0_from_prediction(
+    schedule: Schedule,
+    prediction: Prediction,
+    z: Float[Tensor, "b c h w"],
+    predicted: Float[Tensor, "b c h w"],
+    t: Float[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """The clean latent that a prediction at (z, t) implies."""
+    of_z, of_prediction = _z0_weights(schedule, prediction, t)
+    return _column(of_z, z) * z + _column(of_prediction, z) * predicted
+
+
+def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Weight of the squared error of the prediction at time t.
+
+    `min_snr` gives the error of z_0 the weight min(SNR, gamma) (Hang et al. 2023, section 3.4). An error d of the
+    prediction is an error q d of z_0, so the weight here is min(SNR, gamma) q^2: min(SNR, gamma) / SNR for eps,
+    min(SNR, gamma) / (SNR + 1) for v, and so on without a case for each.
+    """
+    match params.loss_weighting:
+        case UniformWeightingParams():
+            return torch.ones_like(t)
+        case MinSNRParams(gamma=gamma):
+            snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+            return snr.clamp(max=gamma) * _z0_weights(schedule, params.prediction, t)[1] ** 2
+
+
+def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Tensor, " b"]:
+    """Training times from uniform numbers u in [0, 1], by the inverse of the distribution function (monotone in u).
+
+    They lie inside (0, 1), whatever rounding made of u or of the time: at 0 there is no noise, at 1 there may be no
+    signal, and either is infinitely far in log-SNR.
+
+    logit_normal and the shift: Esser et al. 2024, equations 19 and 23.
+    """
+    match params.time_sampling:
+        case UniformTimesParams():
+            t = u
+        case LogitNormalParams(mean=mean, std=std):
+            t = torch.sigmoid(mean + std * torch.special.ndtri(u))
+    t = params.time_shift * t / (1 + (params.time_shift - 1) * t)
+    return t.clamp(TIME_MARGIN, 1 - TIME_MARGIN)
+
+
+def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, context: Float[Tensor, "b n d"]) -> Denoiser:
+    """The network as a function (z, t) -> z0_hat with its context bound; float32 out whatever the autocast."""
+
+    def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        predicted: Tensor = unet(z, schedule.condition(t), context)
+        return z0_from_prediction(schedule, prediction, z, predicted.to(z.dtype), t)
+
+    return denoise
+
+
+class DenoisingObjective(nn.Module):
+    """The training loss of a denoiser: weighted mean squared error of the raw prediction."""
+
+    def __init__(self, unet: nn.Module, params: DiffusionParams) -> None:
+        super().__init__()
+        self.unet = unet
+        self.schedule = Schedule(params.schedule)
+        self.params = params
+
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """(weighted loss, mean squared error) of every row of `z0`, `noise` (b c h w), `t` (b), `context` (b n d)."""
+        z0, noise, t = batch["z0"], batch["noise"], batch["t"]
+        z = add_noise(self.schedule, z0, noise, t)
+        predicted: Tensor = self.unet(z, self.schedule.condition(t), batch["context"])
+        error = predicted.float() - target(self.schedule, self.params.prediction, z0, noise, t)
+        mse = error.square().flatten(1).mean(1)
+        return loss_weight(self.schedule, self.params, t) * mse, mse
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the rows: `loss`, `mse` without the weight, and `caption_dropout`, the share of rows that are
+        `dropped` (b): the caller has given them the null context already."""
+        weighted, mse = self.losses(batch)
+        return {"loss": weighted.mean(), "mse": mse.mean(), "caption_dropout": batch["dropped"].float().mean()}

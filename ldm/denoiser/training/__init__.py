@@ -1,0 +1,1 @@
+"""What a denoiser is trained on, and how good it is."""

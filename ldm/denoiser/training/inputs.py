@@ -1,0 +1,159 @@
+"""What a denoiser is trained on: latents paired with token states of captions, and weights to start from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm import randomness
+from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.model import network
+from ldm.autoencoder.model.network import Autoencoder, LatentScale, Posterior
+from ldm.core import artifact, workspace
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.denoiser.model.unet import KIND as UNET
+from ldm.denoiser.training.params import TrainUNetParams
+from ldm.precompute.cache import Cache
+from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.model.captions import Captions
+
+Samples = npt.NDArray[np.int64]
+
+_WHERE = "params.yaml: train_unet.network"
+
+
+class LatentsAndCaptions:
+    """Latents of one split with the embeddings of their captions.
+
+    IntegrityError: latents and captions differ in number, or a caption was not embedded.
+    """
+
+    def __init__(self, latents: Cache, captions: Captions, embeddings: TextEmbeddings, scale: LatentScale) -> None:
+        if len(latents) != len(captions):
+            expected = f"{len(captions)}, as there are samples in {captions.directory}"
+            raise IntegrityError(str(latents.directory), f"{len(latents)} latents", expected, "run `dvc repro`")
+        self.embeddings, self.scale = embeddings, scale
+        self._latents = latents
+        self._texts, self.keys = captions.texts, captions.keys
+        self._rows = [embeddings.rows(texts) for texts in captions.texts]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        channels, height, width = self._latents.gather("mean", np.zeros(1, dtype=np.int64)).shape[1:]
+        return channels, height, width
+
+    def latents(self, samples: Samples, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Scaled latents: the posterior's sample that the noise picks; zero noise picks its mean."""
+        mean, log_variance = (self._latents.gather(name, samples).float() for name in ("mean", "log_variance"))
+        return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
+
+    def context(self, samples: Samples, seed: int, epochs: Samples) -> Float[Tensor, "b n d"]:
+        """Token states of one caption per sample, chosen by (seed, sample, epoch)."""
+        numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
+        rows = [self._rows[i][randomness.key(seed, "caption", i, e) % len(self._rows[i])] for i, e in numbers]
+        return self.embeddings.tokens(np.array(rows, dtype=np.int64))
+
+    def first_captions(self, num: int) -> list[str]:
+        """The first caption of each of the first samples."""
+        return [texts[0] for texts in self._texts[:num]]
+
+    def first_context(self, num: int) -> Float[Tensor, "b n d"]:
+        """Token states of `first_captions`."""
+        return self.embeddings.tokens(np.array([rows[0] for rows in self._rows[:num]], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a denoiser is trained on, and the autoencoder that shows what it makes."""
+
+    train: LatentsAndCaptions
+    val: LatentsAndCaptions
+    autoencoder: Autoencoder
+    image_size_px: int
+    sha256: dict[str, str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What readers of the trained denoiser compare with their own inputs."""
+        channels, height, _ = self.train.latent_shape
+        return {
+            "latent_scale": self.train.scale.to_facts(),
+            "null_sha256": self.train.embeddings.passport.facts["null_sha256"],
+            "context_tokens": len(self.train.embeddings.null_tokens),
+            "factor": self.image_size_px // height,
+            "image_size_px": self.image_size_px,
+            "latent_channels": channels,
+        }
+
+
+def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path) -> Inputs:
+    """Read the inputs and compare their passports.
+
+    IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
+    """
+    decoder, passport = network.load(autoencoder, torch.device("cpu"))
+    text = TextEmbeddings(embeddings)
+    sha256 = {"autoencoder": passport.content_sha256, "embeddings": text.passport.content_sha256}
+    caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
+    scale = LatentScale.from_facts(caches["train"].passport.facts["latent_scale"])
+    pairs: dict[str, LatentsAndCaptions] = {}
+    for split, cache in caches.items():
+        artifact.check_input(cache.directory, cache.passport, "autoencoder", passport.content_sha256)
+        texts = Captions(captions / split)
+        sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
+        pairs[split] = LatentsAndCaptions(cache, texts, text, scale)
+    size_px = pairs["train"].latent_shape[1] * decoder.factor
+    return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256)
+
+
+def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
+    """ConfigError unless the network takes latents and contexts of these shapes."""
+    network, (channels, height, width) = params.network, inputs.train.latent_shape
+    num_tokens, context_width = inputs.train.embeddings.null_tokens.shape
+    wanted = [
+        ("latent_channels", network.latent_channels, channels, "the latents"),
+        ("latent_size", network.latent_size, max(height, width), "the latents"),
+        ("context_width", network.context_width, context_width, "the embeddings"),
+    ]
+    if network.num_context_layers:
+        least = max(network.max_context_tokens, num_tokens)
+        wanted.append(("max_context_tokens", network.max_context_tokens, least, "the embeddings"))
+    errors = [
+        ConfigError(f"{_WHERE}.{key}", f"found {found}", f"{expected}, as {source} have", f"set {key}: {expected}")
+        for key, found, expected, source in wanted
+        if found != expected
+    ]
+    if errors:
+        raise ConfigError.many(errors)
+
+
+def load_weights(unet: nn.Module, params: TrainUNetParams, directory: Path) -> str:
+    """Start from a trained denoiser; returns its SHA-256.
+
+    IntegrityError: it is missing or corrupt. ConfigError: it has another network.
+    """
+    if not directory.is_dir():
+        fix = workspace.left_behind(directory) or "correct train_unet.init_from, or bring it back by `dvc pull`"
+        raise IntegrityError(str(directory), "no such folder", "a trained UNet", fix)
+    passport, tensors = artifact.read(directory, UNET)
+    ours, theirs = params.network.model_dump(mode="json"), passport.config["network"]
+    if ours != theirs:
+        fix = "set it so, or train from the start with init_from: null"
+        errors = [
+            ConfigError(f"{_WHERE}.{key}", f"found {value}", f"{theirs.get(key)}, as in {directory}", fix)
+            for key, value in ours.items()
+            if value != theirs.get(key)
+        ]
+        raise ConfigError.many(errors)
+    with artifact.fitting(directory):
+        unet.load_state_dict(tensors)
+    return passport.content_sha256

@@ -1,0 +1,102 @@
+"""How good a denoiser is while it trains: validation loss, and pictures of what it makes of noisy latents."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ldm import randomness
+from ldm.autoencoder.model.network import Autoencoder, to_image
+from ldm.core import images
+from ldm.denoiser.model.diffusion import DenoisingObjective, add_noise, denoiser, training_times
+from ldm.denoiser.training.inputs import LatentsAndCaptions
+from ldm.denoiser.training.params import TrainUNetParams
+from ldm.training.loop import Accelerator, rows_per_pass
+
+PICTURE_TIMES = (0.25, 0.5, 0.75, 1.0)
+NOISIEST = 0.05
+"""Share of the training times for whose end validation reports an error of its own."""
+
+
+class Validation:
+    """Loss at fixed samples, captions, noise and times, divided over the processes."""
+
+    def __init__(self, pairs: LatentsAndCaptions, params: TrainUNetParams, accelerator: Accelerator) -> None:
+        self._params, self._accelerator = params, accelerator
+        num, seed = min(params.num_validation_samples, len(pairs)), params.training.seed
+        samples = np.arange(num, dtype=np.int64)
+        # Every sample has one time; neighbours in the split, which may be alike, get times that are far apart.
+        slices = torch.from_numpy(randomness.order(samples, num, randomness.key(seed, "validation time")))
+        u = (slices + 0.5) / num
+        self._buckets = (u * params.num_validation_buckets).long()
+        # The noisiest twentieth, from which sampling starts: at least one sample.
+        self._noisiest = slices >= num - max(1, round(num * NOISIEST))
+        posterior_noise, noise = torch.randn(
+            2, num, *pairs.latent_shape, generator=randomness.generator(seed, "validation noise")
+        )
+        self._batch = {
+            "z0": pairs.latents(samples, posterior_noise),
+            "noise": noise,
+            "t": training_times(u, params.diffusion),
+            "context": pairs.first_context(num),
+        }
+
+    def __call__(self, objective: nn.Module) -> dict[str, float]:
+        """`loss`, `mse`, `mse_bucket_K`, slice K of the training times, 1 the least noise, and `mse_noisiest`, their
+        last twentieth, where sampling starts."""
+        assert isinstance(objective, DenoisingObjective)
+        device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
+        total = torch.zeros(2 + 2 * (num_buckets + 1), dtype=torch.float64)
+        num_rows = rows_per_pass(self._params.training, self._accelerator)
+        starts = range(0, len(self._buckets), num_rows)
+        for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
+            rows = slice(start, start + num_rows)
+            weighted, mse = objective.losses({name: value[rows].to(device) for name, value in self._batch.items()})
+            member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
+            member = torch.cat([member, self._noisiest[rows, None]], dim=1).double()
+            by_bucket = mse.double().cpu() @ member
+            total += torch.cat([torch.stack([weighted.sum(), mse.sum()]).double().cpu(), by_bucket, member.sum(0)])
+        total = torch.as_tensor(self._accelerator.reduce(total.to(device))).cpu()
+        sums, counts = total[2:].chunk(2)
+        *means, noisiest = (sums / counts.clamp(min=1)).tolist()
+        loss, mse = (total[:2] / len(self._buckets)).tolist()
+        buckets = {f"mse_bucket_{i}": value for i, value in enumerate(means, 1)}
+        return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest}
+
+
+class Pictures:
+    """What the denoiser makes of validation latents in one step, at fixed noise levels, as images."""
+
+    def __init__(
+        self, pairs: LatentsAndCaptions, autoencoder: Autoencoder, params: TrainUNetParams, device: torch.device
+    ) -> None:
+        num = min(params.num_pictures, len(pairs))
+        noise = torch.randn(num, *pairs.latent_shape, generator=randomness.generator(params.training.seed, "pictures"))
+        z0 = pairs.latents(np.arange(num, dtype=np.int64), torch.zeros_like(noise))
+        self._z0, self._noise, self._context = z0.to(device), noise.to(device), pairs.first_context(num).to(device)
+        self._captions = pairs.first_captions(num)
+        self._autoencoder, self._scale = autoencoder.to(device).eval(), pairs.scale.to(device)
+
+    @torch.no_grad()
+    def __call__(self, objective: nn.Module, path: Path) -> None:
+        """One row per sample: the latent itself, then one-step predictions from more and more noise."""
+        assert isinstance(objective, DenoisingObjective)
+        schedule = objective.schedule
+        denoise = denoiser(objective.unet, schedule, objective.params.prediction, self._context)
+        columns = [self._z0]
+        for time in PICTURE_TIMES:
+            t = torch.full((len(self._z0),), time, device=self._z0.device)
+            columns.append(denoise(add_noise(schedule, self._z0, self._noise, t), t))
+        decoded = [to_image(self._autoencoder.decode(self._scale.denormalise(z))).cpu() for z in columns]
+        labels = [label for caption in self._captions for label in (caption, *(f"t = {t}" for t in PICTURE_TIMES))]
+        images.grid(torch.stack(decoded, dim=1).flatten(0, 1), len(columns), labels).save(path)
+
+
+def summary(training: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a finished training: the last validation, and the share of captions that were dropped."""
+    rates = [row["caption_dropout"] for row in training if not math.isnan(row["caption_dropout"])]
+    last = {f"validation_{name}": round(value, 6) for name, value in validation[-1].items() if name != "step"}
+    return {**last, "caption_dropout_observed": round(sum(rates) / len(rates), 4)}

@@ -1,0 +1,1 @@
+"""Which images are made, and what each was made from."""

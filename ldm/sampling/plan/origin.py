@@ -1,0 +1,98 @@
+"""What a generated image was made from, carried in the PNG itself: enough to make it again."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ldm.core import images
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.sampling.plan.params import DrawingParams
+from ldm.sampling.plan.prompts import texts_of
+
+MAX_REPLAY_BATCH = 4096
+"""Images that are computed to make one of them again: a larger batch is more than a machine may take for a picture from
+anywhere."""
+_CHUNK = "ldm"
+_FIX = "name a PNG that `ldm generate` or stage `sample` wrote"
+
+
+class Origin(BaseModel):
+    """Prompt, noise, settings and models of one image, and its place in the batch it was computed in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    prompt_number: int = Field(ge=0, lt=2**63)
+    """Its noise is that of (settings["seed"], prompt_number)."""
+    settings: dict[str, Any]
+    """The fields of `DrawingParams` that it was made with."""
+    batch_size: int = Field(ge=1, le=100_000)
+    position: int = Field(ge=0, lt=100_000)
+    models: dict[str, str]
+    """Name -> SHA-256 of all that it was made from. Nothing about the machine: `evaluate` depends on these bytes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.position >= self.batch_size:
+            raise ValueError(f"position {self.position} in a batch of {self.batch_size}")
+        return self
+
+    @classmethod
+    def of_batch(
+        cls,
+        prompts: Sequence[str],
+        prompt_numbers: Sequence[int],
+        settings: dict[str, Any],
+        models: dict[str, str],
+    ) -> list[Self]:
+        """One per image of a batch."""
+        return [
+            cls(
+                prompt=prompt,
+                prompt_number=number,
+                settings=settings,
+                batch_size=len(prompts),
+                position=position,
+                models=models,
+            )
+            for position, (prompt, number) in enumerate(zip(prompts, prompt_numbers, strict=True))
+        ]
+
+    @classmethod
+    def read(cls, png: bytes, where: str) -> Self:
+        """The origin that a PNG carries. IntegrityError: it carries none."""
+        text = images.read_text(png, _CHUNK)
+        if text is None:
+            raise IntegrityError(where, "no PNG that says what it was made from", f"a text chunk {_CHUNK!r}", _FIX)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise IntegrityError(where, f"{error.error_count()} wrong fields", "an origin", _FIX) from error
+
+    def drawing(self, others: DrawingParams, where: str) -> DrawingParams:
+        """The settings, and the values of `others` for what they do not name. IntegrityError: no params file may have
+        such settings, or the batch asks for more than a replay may compute."""
+        try:
+            drawing = others.changed(_of_this_format(self.settings))
+            texts_of(self.prompt)
+        except ConfigError as error:
+            found = str(error).splitlines()[0].replace("; expected", ", where legal is")
+            raise IntegrityError(where, f"an origin with {found}", "a legal one", _FIX) from error
+        if self.batch_size > MAX_REPLAY_BATCH:
+            expected = f"at most {MAX_REPLAY_BATCH}, all of which a replay computes"
+            raise IntegrityError(where, f"one of a batch of {self.batch_size} images", expected, _FIX)
+        return drawing
+
+    def png(self, image: Any) -> bytes:
+        """uint8 [h, w, 3] as a PNG that carries this origin."""
+        return images.encode_png(image, {_CHUNK: self.model_dump_json()})
+
+
+def _of_this_format(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a PNG, which once held the whole section `sample`, with a sampler's name beside its `eta`."""
+    if not isinstance(settings.get("sampler"), str):
+        return settings
+    eta = {"eta": settings.get("eta")} if settings["sampler"] == "ddim" else {}
+    drawing = {name: value for name, value in settings.items() if name in DrawingParams.model_fields}
+    return {**drawing, "sampler": {"kind": settings["sampler"], **eta}}

@@ -1,0 +1,234 @@
+"""Samples on disk: which prompts become images, and those images as shards that remember prompt, claim and origin.
+
+A folder of samples holds one split of shards per set of prompts (parts png, and json {"prompt", "claim",
+"prompt_number", "split", "key"}), `grid.png` and a passport with the hash of every set.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ldm import randomness
+from ldm.core import artifact, images, shards
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.sampling.plan.origin import Origin
+from ldm.sampling.plan.params import SampleParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.sampling.generator import Generator
+    from ldm.text.embedding.embeddings import TextEmbeddings
+
+Pictures = tuple[UInt8[Tensor, "b 3 h w"], Sequence[Origin]]
+"""Images, and what each was made from."""
+
+KIND = artifact.Kind("samples")
+HELD_OUT, UNSEEN, SEEN = "held_out", "unseen", "seen"
+SETS = (HELD_OUT, UNSEEN, SEEN)
+"""Sets that are sampled with the settings of the params; the others are the sweep's."""
+_SWEEP = "sweep"
+_FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption to sample, and the sample of the corpus that it comes from."""
+
+    prompt: str
+    claim: dict[str, Any] | None
+    """What the caption states, for a corpus that can check it."""
+    prompt_number: int
+    """Number of the noise it starts from."""
+    split: str
+    key: str
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that are sampled at one guidance scale."""
+
+    name: str
+    guidance_scale: float
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """As many prompts of one set as fit a shard, or fewer."""
+
+    part: PromptSet
+    rows: range
+
+    @property
+    def key(self) -> str:
+        """Its name among the units of a run."""
+        return f"{self.part.name}-{self.rows.start:08d}"
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Its prompts."""
+        return self.part.prompts[self.rows.start : self.rows.stop]
+
+
+def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[PromptSet]:
+    """The sets of `SETS` and one per scale of the sweep, whose prompts have the same numbers at every scale.
+
+    captions: all splits. A prompt is the first caption of a sample, samples are taken in an order scattered over their
+    split, and none is taken twice. The sweep is drawn from the unseen compositions, or from val for a corpus that keeps
+    none back; `unseen` is then left out, and `held_out` drawn from val. A set of no prompts is left out too. Sets that
+    ask more of a split than it has share it in proportion. ConfigError: a set would have one prompt, too few to
+    compare.
+    """
+    unseen = UNSEEN if len(captions[UNSEEN]) else "val"
+    wanted = [
+        (HELD_OUT, HELD_OUT if len(captions[HELD_OUT]) else "val", params.num_prompts_held_out),
+        (UNSEEN, UNSEEN, params.num_prompts_unseen if len(captions[UNSEEN]) else 0),
+        (SEEN, params.seen_split, params.num_prompts_seen),
+        (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
+    ]
+    asked, taken, prompts = Counter[str](), Counter[str](), dict[str, list[Prompt]]()
+    for _, split, count in wanted:
+        asked[split] += count
+    for name, split, count in wanted:
+        available = len(captions[split])
+        share = min(count, count * available // max(asked[split], 1))
+        if count and share < 2:
+            found = (
+                f"{asked[split]} prompts asked of the {available} samples of {split}, which leaves {share} for {name}"
+            )
+            fix = "change the numbers of prompts, or give the split more samples"
+            raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
+        places = range(taken[split], taken[split] + share)
+        prompts[name] = _take(captions[split], split, places, taken.total()) if places else []
+        taken[split] += share
+    sets = [PromptSet(name, params.drawing.guidance_scale, prompts[name]) for name in SETS if prompts[name]]
+    return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
+
+
+def _take(captions: shards.Shards, split: str, places: range, first_number: int) -> list[Prompt]:
+    # The choice does not depend on the seed of the noise: two seeds are compared on the same prompts.
+    positions = np.array(places, dtype=np.int64)
+    chosen = randomness.order(positions, len(captions), randomness.key(0, "prompts", split))
+    prompts: list[Prompt] = []
+    for number, sample in enumerate(chosen.tolist(), first_number):
+        told = json.loads(captions[sample]["json"])
+        prompts.append(Prompt(told["captions"][0], told["claims"][0], number, split, captions.keys[sample]))
+    return prompts
+
+
+def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
+    """The work in pieces of at most `size` prompts of one set."""
+    return [
+        Unit(part, range(start, min(start + size, len(part.prompts))))
+        for part in sets
+        for start in range(0, len(part.prompts), size)
+    ]
+
+
+@torch.no_grad()
+def draw(
+    unit: Unit, generator: "Generator", embeddings: "TextEmbeddings", params: SampleParams
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Images of a unit and their origins as `pictures` reads them, computed at most `batch_size` at a time."""
+    drawing = params.drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
+    batches: list[Tensor] = []
+    origins: list[Origin] = []
+    for start in range(0, len(unit.prompts), params.batch_size):
+        batch = unit.prompts[start : start + params.batch_size]
+        prompts, numbers = [prompt.prompt for prompt in batch], [prompt.prompt_number for prompt in batch]
+        origins += generator.origins(prompts, numbers, drawing)
+        batches.append(generator(embeddings.tokens(embeddings.rows(prompts)), numbers, drawing))
+    return {"images": torch.cat(batches)}, {"origins": [origin.model_dump() for origin in origins]}
+
+
+def pictures(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Pictures:
+    """What `draw` made."""
+    return tensors["images"], [Origin(**origin) for origin in values["origins"]]
+
+
+def write(
+    folder: Path,
+    sets: Sequence[PromptSet],
+    pictures_of: Callable[[Unit], Pictures],
+    params: SampleParams,
+    inputs: Mapping[str, str],
+) -> None:
+    """Write the images of all units as shards, each PNG with its origin, and the passport; one process."""
+    facts: dict[str, Any] = {}
+    for part in sets:
+        work = units([part], params.num_samples_per_shard)
+        samples = (sample for unit in work for sample in _samples(unit, *pictures_of(unit)))
+        shards.write(folder / part.name, samples, params.num_samples_per_shard)
+        sha256 = shards.Shards(folder / part.name).sha256
+        facts[part.name] = {"sha256": sha256, "guidance_scale": part.guidance_scale}
+    sha256 = artifact.sha256_json({name: fact["sha256"] for name, fact in facts.items()})
+    artifact.write_passport(folder, KIND, params.model_dump(mode="json"), inputs, {"sets": facts}, sha256)
+
+
+def grid(folder: Path, params: SampleParams) -> "Image":
+    """Rows of seen prompts, and below them rows of held-out ones (or of unseen ones), with the prompts as captions."""
+    cells: list[bytes] = []
+    captions: list[str] = []
+    for name, title in shown(path.name for path in folder.iterdir()).items():
+        samples = shards.Shards(folder / name, verify=False)
+        count = min(len(samples), params.num_grid_rows * params.num_grid_columns)
+        whole_rows = count - count % params.num_grid_columns or count
+        cells += [samples[i]["png"] for i in range(whole_rows)]
+        captions += [f"{title}: {json.loads(samples[i]['json'])['prompt']}" for i in range(whole_rows)]
+    return images.grid(images.to_tensor(cells), params.num_grid_columns, captions)
+
+
+def shown(names: Iterable[str]) -> dict[str, str]:
+    """The sets that pictures show, with their titles: seen prompts, then held-out ones, or unseen ones if there are no
+    held-out ones."""
+    known = set(names)
+    others = [name for name in (HELD_OUT, UNSEEN) if name in known][:1]
+    return {name: name.replace("_", " ") for name in (SEEN, *others)}
+
+
+class Samples:
+    """One set of samples for reading."""
+
+    def __init__(self, directory: Path, sha256: str, guidance_scale: float) -> None:
+        self._shards = shards.Shards(directory)
+        if self._shards.sha256 != sha256:
+            raise IntegrityError(str(directory / "index.json"), f"SHA-256 {self._shards.sha256}", sha256, _FIX)
+        self.guidance_scale = guidance_scale
+        self.prompts = [Prompt(**json.loads(self._shards[i]["json"])) for i in range(len(self._shards))]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def png(self, i: int) -> bytes:
+        """Image of prompt i."""
+        return self._shards[i]["png"]
+
+
+def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
+    """All sets by name, those of `SETS` first. IntegrityError: missing, corrupt or of another kind."""
+    passport = artifact.read_passport(folder, KIND)
+    facts: dict[str, Any] = passport.facts["sets"]
+    sweep = sorted(facts.keys() - set(SETS), key=lambda name: facts[name]["guidance_scale"])
+    names = [*(name for name in SETS if name in facts), *sweep]
+    return passport, {name: Samples(folder / name, **facts[name]) for name in names}
+
+
+def _samples(
+    unit: Unit, pictures: UInt8[Tensor, "b 3 h w"], origins: Sequence[Origin]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+    for prompt, origin, array in zip(unit.prompts, origins, arrays, strict=True):
+        yield f"{prompt.prompt_number:08d}", {"png": origin.png(array), "json": _json(prompt)}
+
+
+def _json(prompt: Prompt) -> bytes:
+    return json.dumps(asdict(prompt), sort_keys=True, ensure_ascii=False).encode()

@@ -1,0 +1,1 @@
+"""Captions to token states, once, in shards."""

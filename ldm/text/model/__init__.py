@@ -1,0 +1,1 @@
+"""CLIP: tokens, token states, image and text features."""

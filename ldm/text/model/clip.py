@@ -1,0 +1,259 @@
+"""CLIP through open_clip: build, save, load, and turn captions and images into features.
+
+This folder is the only door to open_clip. A caption becomes token ids `[start, ..., end, 0, ...]`, those become one
+state per token (what the UNet attends to) and one pooled feature (what is compared with images). States after the end
+token are padding: with a causal tower no earlier token sees them, with a bidirectional one they are masked out of every
+attention, so they never influence the states of the caption; they are functions of it themselves and are handed on, as
+Stable Diffusion does. open_clip's mask knows padding by id 0, which is also the token of a "!" inside a run of
+punctuation: a bidirectional tower does not attend to that one.
+"""
+
+import gzip
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from ldm import randomness
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError
+from ldm.text.model import layout
+from ldm.text.model.params import ClipParams
+
+Layer = Literal["last", "penultimate"]
+
+KIND = artifact.Kind("clip")
+MERGES = "merges.txt.gz"
+_FULL_VOCABULARY = 49408
+_BYTES_AND_ENDS = 514
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its images: side in pixels, per-channel mean and standard deviation of [0, 1] values, and how
+    to resize."""
+
+    size_px: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize: Literal["shortest", "squash"]
+
+    def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """Resize (shortest side and centre crop, or squash), scale to [0, 1], normalise."""
+        x = self._resized(image.float() / 255)
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
+        return (x - mean) / std
+
+    def _resized(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        height, width = x.shape[-2:]
+        size = self.size_px
+        if (height, width) == (size, size):
+            return x
+        shortest = min(height, width)
+        squash = self.resize == "squash"
+        target = (size, size) if squash else (size * height // shortest, size * width // shortest)
+        x = F.interpolate(x, size=target, mode=self.interpolation, antialias=True, align_corners=False).clamp(0, 1)
+        top, left = (round((side - size) / 2) for side in target)
+        return x[..., top : top + size, left : left + size]
+
+
+class Clip(nn.Module):
+    """An open_clip model with its tokenizer and its preprocessing."""
+
+    def __init__(
+        self, model: nn.Module, model_cfg: Mapping[str, Any], preprocess: Preprocess, merges: bytes | None
+    ) -> None:
+        """model_cfg: open_clip's model configuration. merges: the gzipped byte-pair merges of a cut vocabulary, or None
+        for all of them."""
+        super().__init__()
+        self.model: Any = model
+        self.model_cfg = dict(model_cfg)
+        self.preprocess = preprocess
+        self.merges = merges
+        self.tokenizer = _tokenizer(self.model_cfg["text_cfg"], merges)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per caption, start and end included."""
+        return int(self.model.context_length)
+
+    @property
+    def context_width(self) -> int:
+        """Width of a token's state."""
+        return int(self._text_tower.ln_final.normalized_shape[0])
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the space that images and captions share."""
+        return int(self.model_cfg["embed_dim"])
+
+    @property
+    def _text_tower(self) -> Any:
+        return self.model.text if hasattr(self.model, "text") else self.model
+
+    def num_tokens(self, captions: Sequence[str]) -> Int[np.ndarray, " b"]:
+        """Tokens that each whole caption takes, start and end included, however long."""
+        return np.array([len(self.tokenizer.encode(caption)) + 2 for caption in captions], dtype=np.int64)
+
+    def tokenise(self, captions: Sequence[str], num_tokens: int | None = None) -> Int[Tensor, "b n"]:
+        """Token ids [start, ..., end, 0, ...] of `context_length`; a caption of more than `num_tokens` (null =
+        `context_length`) is cut and ends in the end token."""
+        ids = self.tokenizer(list(captions), context_length=num_tokens or self.context_length)
+        return F.pad(ids, (0, self.context_length - ids.shape[1]))
+
+    def encode_text(
+        self, ids: Int[Tensor, "b n"], layer: Layer, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b f"]]:
+        """States of every token after the last or penultimate block, with the final layer norm or without, and pooled
+        features of length 1.
+
+        Stable Diffusion 1 takes the last block with norm, Stable Diffusion 2 the penultimate one with norm.
+        """
+        blocks = -1 if layer == "last" else -2
+        out = self.model.forward_intermediates(text=ids, text_indices=-blocks, normalize_intermediates=norm)
+        return out["text_intermediates"][blocks], out["text_features"]
+
+    def text_features(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b f"]:
+        """Pooled features of captions, of length 1."""
+        return self.model.encode_text(ids, normalize=True)
+
+    def image_features(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
+        """Features of images of any size, of length 1."""
+        return self.model.encode_image(self.preprocess(image), normalize=True)
+
+    def save(self, directory: Path, inputs: Mapping[str, str], facts: Mapping[str, Any]) -> artifact.Passport:
+        """Write an artefact of kind `clip`, from which `load` rebuilds the model with no other input."""
+        directory.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {
+            "model_cfg": self.model_cfg,
+            "preprocess": asdict(self.preprocess),
+            "merges_sha256": None,
+        }
+        if self.merges is not None:
+            (directory / MERGES).write_bytes(self.merges)
+            config["merges_sha256"] = artifact.sha256_file(directory / MERGES)
+        return artifact.write(directory, KIND, config, self.model.state_dict(), inputs, facts)
+
+
+def load(directory: Path) -> tuple[Clip, artifact.Passport]:
+    """The model of an artefact that `Clip.save` wrote, frozen, in evaluation mode; nothing is fetched. IntegrityError:
+    missing, corrupt, no CLIP, or one with parts of other libraries."""
+    passport, tensors = artifact.read(directory, KIND)
+    config = passport.config
+    cfg = config["model_cfg"]
+    fix = "take a CLIP of open_clip's own parts, or make this one again with `dvc repro train_clip`"
+    if (key := layout.foreign_key(cfg)) is not None:
+        found = f"model_cfg has {key}"
+        raise IntegrityError(str(directory / artifact.PASSPORT), found, "parts that open_clip builds by itself", fix)
+    clip = Clip(_model(cfg), cfg, Preprocess(**config["preprocess"]), merges_of(directory, passport))
+    try:
+        clip.model.load_state_dict(tensors)
+    except RuntimeError as error:
+        found = layout.why_not_loaded(error)
+        raise IntegrityError(str(directory / artifact.WEIGHTS), found, "weights of its model_cfg", fix) from None
+    return clip.eval().requires_grad_(False), passport
+
+
+def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:
+    """The gzipped merges of an artefact with a cut vocabulary, or None. IntegrityError: missing or corrupt."""
+    if passport.config["merges_sha256"] is None:
+        return None
+    artifact.check_file(directory / MERGES, passport.config["merges_sha256"])
+    return (directory / MERGES).read_bytes()
+
+
+def build(params: ClipParams, seed: int) -> Clip:
+    """A new model with weights drawn from `seed`."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    cfg = _model_cfg(params)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.key(seed, "clip weights"))
+        model = _model(cfg)
+        text = model.text if hasattr(model, "text") else model
+        nn.init.normal_(text.token_embedding.weight, std=params.text.embedding_std)
+    preprocess = Preprocess(
+        params.vision.image_size_px, tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD), "bicubic", "shortest"
+    )
+    return Clip(model, cfg, preprocess, None if params.text.num_merges is None else _cut_merges(params.text.num_merges))
+
+
+def _model_cfg(params: ClipParams) -> dict[str, Any]:
+    """open_clip's model configuration of a new model. A bidirectional tower needs `custom_text`: open_clip masks
+    padding only there."""
+    vision, text = params.vision, params.text
+    vocab_size = _FULL_VOCABULARY if text.num_merges is None else _BYTES_AND_ENDS + text.num_merges
+    return {
+        "embed_dim": params.embed_dim,
+        "quick_gelu": False,
+        "custom_text": not text.causal,
+        "vision_cfg": {
+            "image_size": vision.image_size_px,
+            "patch_size": vision.patch_size_px,
+            "width": vision.width,
+            "layers": vision.layers,
+            "head_width": vision.head_width,
+        },
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+            "no_causal_mask": not text.causal,
+        },
+    }
+
+
+def _model(cfg: Mapping[str, Any]) -> Any:
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    arguments = {name: value for name, value in cfg.items() if name != "custom_text"}
+    arguments["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
+    if not cfg.get("custom_text", False):
+        return CLIP(**arguments)
+    model: Any = CustomTextCLIP(**arguments)
+    model.text.use_pad_mask = bool(cfg["text_cfg"].get("no_causal_mask", False))
+    return model
+
+
+@cache
+def _open_clip_tokenizer() -> Any:
+    """The one file `open_clip/tokenizer.py`, since the package imports torchvision, timm and transformers with it."""
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None, "open_clip is a dependency"
+    spec = spec_from_file_location("open_clip_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    assert spec is not None and spec.loader is not None, "a Python file"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _cut_merges(num_merges: int) -> bytes:
+    """The first merges of open_clip's vocabulary, gzipped in its own format, equal bytes every time."""
+    with gzip.open(_open_clip_tokenizer().default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[: num_merges + 1]
+    return gzip.compress("\n".join(lines).encode(), mtime=0)
+
+
+def _tokenizer(text_cfg: Mapping[str, Any], merges: bytes | None) -> Any:
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if merges is not None:
+        options["bpe_path"] = io.BytesIO(merges)
+    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **options)
+    vocab_size = text_cfg.get("vocab_size", _FULL_VOCABULARY)
+    if tokenizer.vocab_size != vocab_size:
+        raise IntegrityError(
+            "CLIP tokenizer", f"{tokenizer.vocab_size} tokens", f"{vocab_size} tokens", "make the CLIP artefact again"
+        )
+    return tokenizer

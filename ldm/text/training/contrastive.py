@@ -1,0 +1,169 @@
+"""Training a CLIP: which pairs a batch holds, the contrastive loss over all processes, and how well pairs are told
+apart."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm import randomness
+from ldm.compute import attention
+from ldm.core.errors import ConfigError
+from ldm.text.model.clip import Clip
+
+_MAX_LOGIT_SCALE = math.log(100.0)
+
+
+class ContrastiveObjective(nn.Module):
+    """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3), open_clip's own, over the whole batch of
+    all processes.
+
+    Where captions repeat in a batch, equal captions have equal features, so over the whole batch the loss is that of
+    UniCL (Yang et al. 2022, equations 1 to 3), in which a caption belongs to all images that have it: no image is held
+    against its own caption. Since images of one caption cannot be told apart, it does not end at 0 then.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """batch: `image` uint8 [b, 3, h, w] and `ids` int [b, n], this process's rows. Returns `loss` (a mean over
+        these rows) and `logit_scale`.
+
+        Features are gathered from all processes with their gradients, so the mean of the losses over processes and its
+        gradient are those of one process with the whole batch. As in open_clip the scale is kept within [1, 100]; loss
+        and scale are float32 under autocast.
+        """
+        model = self.clip.model
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+        with attention.kernels_of_others():
+            images = model.encode_image(self.clip.preprocess(batch["image"])).float()
+            texts = model.encode_text(batch["ids"]).float()
+        with torch.autocast(images.device.type, enabled=False):
+            scale = model.logit_scale.float().exp()
+            loss = _clip_loss()(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
+        return {"loss": loss, "logit_scale": scale.detach()}
+
+
+def _clip_loss() -> Any:
+    from open_clip.loss import ClipLoss
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return ClipLoss()
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=dist.get_rank(), world_size=dist.get_world_size())
+
+
+class Batches:
+    """Which pairs the batch of a step holds: a pure function of the step.
+
+    A batch holds a sample and a caption text once, since equal captions cannot be told apart: a duplicate is replaced
+    by the next sample numbers. Where a corpus has fewer distinct captions than a batch has pairs, as one that is
+    captioned by class, a batch holds a sample once and captions repeat.
+    """
+
+    def __init__(self, captions: Sequence[list[str]], batch_size: int, seed: int, twins_together: bool) -> None:
+        """captions: those of every sample. With `twins_together` samples 2i and 2i + 1 enter together, with captions
+        of the same rank, as each other's hard negatives (an odd last sample never enters).
+
+        ConfigError: there are fewer samples than a batch holds, or all have the same caption.
+        """
+        self._captions, self._batch_size, self._seed = captions, batch_size, seed
+        self._group_size = 2 if twins_together else 1
+        self._num_groups = len(captions) // self._group_size
+        num_distinct = len({text for texts in captions for text in texts})
+        if num_distinct < 2:
+            fix = "write captions that differ, or take a trained CLIP by train_clip.pretrained"
+            raise ConfigError("train_clip", f"{num_distinct} distinct caption in all", "at least 2", fix)
+        most = self._num_groups * self._group_size
+        if batch_size > most:
+            where = "params.yaml: train_clip.training.batch_size"
+            fix = f"lower batch_size to {most} or less, or add images"
+            raise ConfigError(where, f"{batch_size}", f"at most {most}, the samples to train on", fix)
+        self._can_differ = num_distinct >= batch_size
+
+    def at_step(self, step: int) -> tuple[list[int], list[str]]:
+        """Sample numbers and one caption of each, for the whole batch of a step."""
+        groups = self._draw(step, distinct=True) if self._can_differ else None
+        if groups is None:  # also where the captions that samples of several are seen with happen to be too few
+            groups = self._draw(step, distinct=False)
+        assert groups is not None, "there are enough samples"
+        samples = [group * self._group_size + i for group in groups for i in range(self._group_size)]
+        return samples, [text for texts in groups.values() for text in texts]
+
+    def _draw(self, step: int, distinct: bool) -> dict[int, list[str]] | None:
+        """Groups of samples that enter together, with their captions; None if too few have captions of their own."""
+        count, size = self._num_groups, self._group_size
+        positions = np.arange(step * self._batch_size // size, (step + 1) * self._batch_size // size)
+        groups: dict[int, list[str]] = {}
+        used: set[str] = set()
+        passed: dict[int, int] = {}  # group that was looked at -> where to look next; none is looked at twice
+        for first in randomness.order(positions, count, self._seed).tolist():
+            while len(passed) < count:
+                group = _follow(passed, first)
+                passed[group] = (group + 1) % count
+                texts = self._texts(step, group)
+                if not distinct or (used.isdisjoint(texts) and len(set(texts)) == size):
+                    break
+            else:
+                return None
+            groups[group] = texts
+            used.update(texts)
+        return groups
+
+    def _texts(self, step: int, group: int) -> list[str]:
+        choices = self._captions[group * self._group_size : (group + 1) * self._group_size]
+        if all(len(texts) == 1 for texts in choices):
+            return [texts[0] for texts in choices]
+        rank = randomness.key(self._seed, "caption", step, group)
+        return [texts[rank % len(texts)] for texts in choices]
+
+
+def _follow(passed: dict[int, int], first: int) -> int:
+    """The first group from `first` on, in a circle, that was not looked at; the ways there become short."""
+    way, group = list[int](), first
+    while group in passed:
+        way.append(group)
+        group = passed[group]
+    for step in way:
+        passed[step] = group
+    return group
+
+
+def retrieval(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> dict[str, float]:
+    """How well features of length 1 tell b matching pairs apart.
+
+    `retrieval_images` and `retrieval_captions`: share of captions whose nearest image, and of images whose nearest
+    caption, is their own (recall at 1; chance is 1 / b). `cosine_matched`: mean cosine of matching pairs;
+    `cosine_margin`: the same minus that of pairs shifted by one.
+    """
+    similarity = images.double() @ texts.double().T
+    own = torch.arange(len(images), device=images.device)
+    matched = similarity.diagonal().mean()
+    return {
+        "retrieval_images": float((similarity.argmax(0) == own).double().mean()),
+        "retrieval_captions": float((similarity.argmax(1) == own).double().mean()),
+        "cosine_matched": float(matched),
+        "cosine_margin": float(matched - similarity[own, own.roll(1)].mean()),
+    }
+
+
+def caption_accuracy(images: Float[Tensor, "b f"], texts: Float[Tensor, "k f"], own: Sequence[set[int]]) -> float:
+    """Share of images whose nearest caption is one of their own, `own` being rows of `texts`."""
+    nearest: list[int] = (images.double() @ texts.double().T).argmax(1).tolist()
+    return sum(row in rows for row, rows in zip(nearest, own, strict=True)) / len(own)
+
+
+def twin_accuracy(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> float:
+    """Share of images that are nearer to their own caption than to their twin's, where rows 2i and 2i + 1 are twins;
+    chance is 0.5."""
+    own = (images * texts).sum(-1)
+    other = (images * texts.reshape(-1, 2, texts.shape[-1]).flip(1).reshape(texts.shape)).sum(-1)
+    return float((own > other).double().mean())

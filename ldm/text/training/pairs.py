@@ -1,0 +1,111 @@
+"""Images and captions of a split for a CLIP's training, and how well it tells pairs apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.compute.process import Accelerator
+from ldm.compute.state import Run
+from ldm.core.shards import Shards
+from ldm.text.model import clip
+from ldm.text.model.captions import Captions
+from ldm.text.training import contrastive
+from ldm.text.training.params import TrainClipParams
+from ldm.training.history import History
+from ldm.training.loop import train
+
+_BATCH_SIZE = 256
+
+
+class ImagesAndCaptions:
+    """Images and captions of one split, in memory and on the disk."""
+
+    def __init__(self, images: Path, captions: Path) -> None:
+        self.images = Shards(images)
+        self.captions = Captions(captions)
+        self.captions.check_keys(self.images)
+
+    def pixels(self, samples: Sequence[int]) -> Tensor:
+        """Images of samples."""
+        return self.images.images(samples)
+
+    def distinct(self, count: int) -> tuple[list[int], list[str]]:
+        """The first samples whose first captions differ from all before, at most `count`, and those captions."""
+        first = {texts[0]: sample for sample, texts in reversed(list(enumerate(self.captions.texts)))}
+        samples = sorted(first.values())[:count]
+        return samples, [self.captions.texts[sample][0] for sample in samples]
+
+    def twins(self, count: int) -> tuple[list[int], list[str]]:
+        """The first pairs 2i, 2i + 1 with different first captions, at most `count` samples, and those captions."""
+        texts = [texts[0] for texts in self.captions.texts]
+        firsts = [i for i in range(0, len(texts) - 1, 2) if texts[i] != texts[i + 1]][: count // 2]
+        samples = [sample for i in firsts for sample in (i, i + 1)]
+        return samples, [texts[sample] for sample in samples]
+
+
+def measure(
+    model: clip.Clip, val: ImagesAndCaptions, params: TrainClipParams, device: torch.device
+) -> dict[str, float]:
+    """Retrieval among distinct captions of the validation split and, where there are twins, how well those are told
+    apart."""
+    samples, texts = val.distinct(params.num_validation_pairs)
+    metrics = {**contrastive.retrieval(*features(model, val, samples, texts, device)), "num_pairs": len(samples)}
+    num_images = min(params.num_validation_pairs, len(val.captions))
+    if len(samples) < num_images:  # captions repeat, so these pairs are few: all images are asked for their caption too
+        places = {text: place for place, text in enumerate(texts)}
+        own = [{places[text] for text in val.captions.texts[i] if text in places} for i in range(num_images)]
+        found = image_features(model, val, range(num_images), device), text_features(model, texts, device)
+        metrics["caption_accuracy"] = contrastive.caption_accuracy(*found, own)
+    if params.twins_together and (twins := val.twins(params.num_validation_pairs))[0]:
+        metrics["twin_accuracy"] = contrastive.twin_accuracy(*features(model, val, *twins, device))
+    return metrics
+
+
+def features(
+    model: clip.Clip, pairs: ImagesAndCaptions, samples: Sequence[int], texts: Sequence[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Image and text features of pairs, of length 1."""
+    return image_features(model, pairs, samples, device), text_features(model, texts, device)
+
+
+def image_features(model: clip.Clip, pairs: ImagesAndCaptions, samples: Sequence[int], device: torch.device) -> Tensor:
+    """Features of samples' images, of length 1."""
+    starts = range(0, len(samples), _BATCH_SIZE)
+    batches = (pairs.pixels(samples[start : start + _BATCH_SIZE]) for start in starts)
+    return torch.cat([model.image_features(pixels.to(device)).float() for pixels in batches])
+
+
+def text_features(model: clip.Clip, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Features of captions, of length 1."""
+    starts = range(0, len(texts), _BATCH_SIZE)
+    batches = (model.tokenise(texts[start : start + _BATCH_SIZE]) for start in starts)
+    return torch.cat([model.text_features(ids.to(device)).float() for ids in batches])
+
+
+def train_new(
+    params: TrainClipParams, pairs: ImagesAndCaptions, val: ImagesAndCaptions, accelerator: Accelerator, run: Run
+) -> tuple[clip.Clip, History]:
+    """A new model, trained on `pairs`."""
+    assert params.network is not None and params.training is not None, "params without pretrained have both"
+    training = params.training
+    model = clip.build(params.network, training.seed).to(accelerator.device)
+
+    batches = contrastive.Batches(pairs.captions.texts, training.batch_size, training.seed, params.twins_together)
+
+    def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
+        samples, texts = batches.at_step(step)
+        return {"image": pairs.pixels(samples[rows]), "ids": model.tokenise(texts[rows])}
+
+    def keys_at_step(step: int) -> list[str]:
+        return [pairs.captions.keys[sample] for sample in batches.at_step(step)[0]]
+
+    def validate(_: nn.Module) -> dict[str, float]:
+        return measure(model, val, params, accelerator.device)
+
+    objective = contrastive.ContrastiveObjective(model)
+    history = train(
+        objective, batch_at_step, keys_at_step, training, accelerator, run, validate=validate, name="train_clip"
+    )
+    return model, history

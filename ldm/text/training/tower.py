@@ -1,0 +1,101 @@
+"""The text half of a CLIP artefact, for whoever reads captions only: half of the CPU time to a first image was spent on
+what the package open_clip imports (torchvision, timm, transformers)."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ldm.core import artifact
+from ldm.text.model.clip import KIND, Clip, Preprocess, load, merges_of
+
+_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask", "tokenizer_kwargs"}
+"""Of open_clip's `text_cfg`, those that `TextTower` knows: all that its own architectures with such a tower use."""
+
+
+def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
+    """What `ldm.text.model.clip.load` returns, but without an image tower, unless the text tower has options that only
+    open_clip knows: states and features of a caption are equal up to rounding. IntegrityError: missing, corrupt or no
+    CLIP."""
+    cfg: dict[str, Any] = artifact.read_passport(directory, KIND).config["model_cfg"]
+    if set(cfg["text_cfg"]) - _OPTIONS:
+        return load(directory)
+    passport, tensors = artifact.read(directory, KIND)
+    tower = TextTower(cfg)
+    names = {name.removeprefix("text."): name for name in tensors}  # with `custom_text` the tower has a name of its own
+    tower.load_state_dict({name: tensors[names[name]] for name in tower.state_dict()})
+    clip = Clip(tower, cfg, Preprocess(**passport.config["preprocess"]), merges_of(directory, passport))
+    return clip.eval().requires_grad_(False), passport
+
+
+class TextTower(nn.Module):
+    """open_clip's text transformer under its own names (Radford et al. 2021, section 2.4): causal, or bidirectional
+    with padding masked out of every attention."""
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        """cfg: open_clip's configuration of the whole model."""
+        super().__init__()
+        text = cfg["text_cfg"]
+        width, self.heads = text.get("width", 512), text.get("heads", 8)
+        self.context_length = int(text.get("context_length", 77))
+        self.is_causal = not text.get("no_causal_mask", False)
+        self.masks_padding = not self.is_causal and bool(cfg.get("custom_text", False))
+        activation = _QuickGelu if cfg.get("quick_gelu", False) else nn.GELU
+        self.token_embedding = nn.Embedding(text.get("vocab_size", 49408), width)
+        self.positional_embedding = nn.Parameter(torch.empty(self.context_length, width))
+        blocks = [_Block(width, self.heads, activation()) for _ in range(text.get("layers", 12))]
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, cfg["embed_dim"]))
+
+    def forward_intermediates(
+        self, text: Int[Tensor, "b n"], text_indices: int, normalize_intermediates: bool
+    ) -> dict[str, Any]:
+        """As open_clip's: `text_intermediates`, states [b, n, d] after each of the last `text_indices` blocks, and
+        `text_features` [b, f] of length 1."""
+        mask = self._mask(text)
+        x = self.token_embedding(text) + self.positional_embedding
+        states: list[Tensor] = []
+        for block in self.transformer["resblocks"].children():
+            x = block(x, mask)
+            states.append(x)
+        taken = states[-text_indices:]
+        ends = self.ln_final(x)[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]
+        return {
+            "text_intermediates": [self.ln_final(state) for state in taken] if normalize_intermediates else taken,
+            "text_features": F.normalize(ends @ self.text_projection, dim=-1),
+        }
+
+    def _mask(self, text: Int[Tensor, "b n"]) -> Tensor | None:
+        """-inf where a token may not look, else 0: [n, n], or [b heads, n, n] if it depends on the caption."""
+        if self.is_causal:
+            size = (self.context_length, self.context_length)
+            return torch.full(size, -torch.inf, device=text.device).triu(1)
+        if not self.masks_padding:
+            return None
+        padding = (text == 0)[:, None].expand(-1, text.shape[1], -1).repeat_interleave(self.heads, 0)
+        return torch.zeros(padding.shape, device=text.device).masked_fill(padding, -torch.inf)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": activation, "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Tensor | None) -> Float[Tensor, "b n d"]:
+        h = self.ln_1(x)
+        x = x + self.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _QuickGelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
