@@ -21,7 +21,7 @@ from ldm.core.shards import SPLITS
 from ldm.evaluation import measure, metrics, report, shapes_extractor
 from ldm.evaluation.params import EvaluateParams
 from ldm.precompute.work import keep_each
-from ldm.sampling.plan import samples
+from ldm.sampling import samples
 from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 from ldm.training import plots

@@ -17,9 +17,9 @@ from ldm.core import config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS, Shards
 from ldm.precompute.work import keep_each
+from ldm.sampling import plan, samples
 from ldm.sampling.generator import Generator
-from ldm.sampling.plan import samples
-from ldm.sampling.plan.params import SampleParams
+from ldm.sampling.params import SampleParams
 from ldm.text.embedding.embeddings import TextEmbeddings
 
 
@@ -33,26 +33,26 @@ def main() -> str:
     generator.check_latents(Path(paths.latents))
     generator.prove_attention(params.drawing.precision)
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
-    sets = samples.choose(captions, params)
+    sets = plan.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
     made_by = fingerprint.of(params, {**inputs, "device": accelerator.device.type})
     run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)
-    work = {unit.key: unit for unit in samples.units(sets, params.num_samples_per_shard)}
+    work = {unit.key: unit for unit in plan.units(sets, params.num_samples_per_shard)}
 
-    def draw(unit: samples.Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return samples.draw(unit, generator, embeddings, params)
+    def draw(unit: plan.Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return plan.draw(unit, generator, embeddings, params)
 
-    def pictures_of(unit: samples.Unit) -> samples.Pictures:
+    def pictures_of(unit: plan.Unit) -> plan.Pictures:
         kept = run.unit(unit.key)
-        return samples.pictures(kept.tensors, kept.values)
+        return plan.pictures(kept.tensors, kept.values)
 
     with run.opened(accelerator):
         keep_each(run, work, draw, "sample", "shard", accelerator)
         with process.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:
-                samples.write(folder, sets, pictures_of, params, inputs)
-                samples.grid(folder, params).save(folder / "grid.png")
+                plan.write(folder, sets, pictures_of, params, inputs)
+                plan.grid(folder, params).save(folder / "grid.png")
         run.remove()
     asked = {name: getattr(params, f"num_prompts_{name}") for name in samples.SETS}
     counts = ", ".join(

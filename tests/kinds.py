@@ -4,7 +4,7 @@ from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.model import network
 from ldm.denoiser.model import unet
 from ldm.evaluation import report
-from ldm.sampling.plan import samples
+from ldm.sampling import samples
 from ldm.text.embedding import embeddings
 from ldm.text.model import clip
 

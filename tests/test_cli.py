@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png, encode_png
-from ldm.sampling.plan import samples
-from ldm.sampling.plan.origin import Origin
+from ldm.sampling import samples
+from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT

@@ -21,8 +21,8 @@ from ldm.core.errors import (
     UserError,
 )
 from ldm.core.shards import Shards
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import DrawingParams
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from ldm.tools.check import check
 from tests import kinds
 

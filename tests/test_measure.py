@@ -15,7 +15,7 @@ from ldm.corpora.params import ShapesParams
 from ldm.evaluation import measure, metrics
 from ldm.evaluation.params import EvaluateParams
 from ldm.oracles import shapes as oracle
-from ldm.sampling.plan.samples import Prompt
+from ldm.sampling.samples import Prompt
 from ldm.text.model import clip
 from ldm.text.model.params import ClipParams
 from tests.import_closure import ROOT

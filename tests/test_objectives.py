@@ -12,8 +12,9 @@ from torch import Tensor
 from ldm.denoiser.model import diffusion
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.denoiser.model.params import DiffusionParams
-from ldm.sampling import samplers
-from ldm.sampling.plan.params import DDIMParams, DPMSolverParams, DrawingParams
+from ldm.sampling import grids, samplers, trajectory
+from ldm.sampling.params import DrawingParams
+from ldm.sampling.samplers import DDIMParams, DPMSolverParams
 from ldm.tools.check import objectives
 from tests.training_data import UNET
 
@@ -72,10 +73,10 @@ def sampled(chosen: DiffusionParams, sample: DrawingParams, wrong: Callable[[flo
     """Samples of every scale, over it: of mean and deviation 1 if all is right."""
     schedule, generator = Schedule(chosen.schedule), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 1, num, dtype=torch.float64, generator=generator).expand(len(SCALES), -1, -1, -1)
-    times = samplers.time_grid(schedule, sample.num_steps, sample.spacing, sample.time_shift)
+    times = grids.times(schedule.name, sample.num_steps, sample.spacing, sample.time_shift)
     fresh = [torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator) for _ in times]
     sampler = samplers.build(sample.sampler)
-    return sampler(network(chosen, wrong), schedule, noise, times, lambda step: fresh[step]) / SCALES
+    return trajectory.follow(sampler, network(chosen, wrong), schedule, noise, times, lambda step: fresh[step]) / SCALES
 
 
 def exact(t: float) -> Wrong:
@@ -87,9 +88,9 @@ def bf16(t: float) -> Wrong:
 
 
 def badly_trained(chosen: DiffusionParams, sample: DrawingParams) -> Callable[[float], Wrong]:
-    times = samplers.time_grid(Schedule(chosen.schedule), sample.num_steps, sample.spacing, sample.time_shift)[:-1]
+    times = grids.times(chosen.schedule, sample.num_steps, sample.spacing, sample.time_shift)[:-1]
     generator = torch.Generator().manual_seed(1)
-    by_time = dict(zip(times.tolist(), shares(chosen, times).tolist(), strict=True))
+    by_time = dict(zip(times, shares(chosen, torch.tensor(times, dtype=torch.float64)).tolist(), strict=True))
 
     def wrong(t: float) -> Wrong:
         relative = min(1.0, 0.01 / math.sqrt(max(min(by_time[t], 1.0), 1e-9)))

@@ -6,8 +6,8 @@ import pytest
 from ldm.core import config
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png, encode_png
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import DrawingParams
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from tests.import_closure import ROOT
 
 PARAMS = config.Document(ROOT / "params.yaml").data["sample"]["drawing"]

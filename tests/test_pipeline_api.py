@@ -13,10 +13,10 @@ from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.images import decode_png
 from ldm.denoiser.model.diffusion import z0_from_prediction
-from ldm.sampling import samplers
+from ldm.sampling import trajectory
 from ldm.sampling.generator import Generator
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import SampleParams
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.tools import pipeline
 from tests import trained_data
@@ -54,7 +54,7 @@ def test_a_text_becomes_an_image_and_the_same_call_the_same_image(loaded):
 def test_one_unguided_step_is_one_decoded_prediction(loaded):
     generator, prompts = loaded.generator, ["a red star", "a blue cross"]
     found = loaded(prompts, guidance_scale=1, num_steps=1, seed=3)
-    noise = samplers.prompt_noise(3, [0, 1], (4, 8, 8))
+    noise = trajectory.prompt_noise(3, [0, 1], (4, 8, 8))
     t = torch.ones(2)
     with torch.no_grad():
         predicted = generator.unet(noise, 1000 * t, loaded.embed(prompts))

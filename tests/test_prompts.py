@@ -4,7 +4,7 @@ import time
 import pytest
 
 from ldm.core.errors import ConfigError
-from ldm.sampling.plan import prompts
+from ldm.sampling import prompts
 
 
 def test_one_text_or_several_become_a_list():

@@ -8,7 +8,7 @@ from ldm.core import config
 from ldm.evaluation import metrics, report
 from ldm.evaluation.measure import CHECKS, features_in
 from ldm.evaluation.params import EvaluateParams
-from ldm.sampling.plan.samples import Prompt
+from ldm.sampling.samples import Prompt
 from tests.import_closure import ROOT
 from tests.trained_data import CHANGES
 

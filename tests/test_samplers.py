@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -6,10 +8,25 @@ import torch
 from torch import Tensor
 
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
-from ldm.sampling import samplers
+from ldm.sampling import grids, guidance, samplers, trajectory
 
 FLOW = Schedule("flow")
 MEAN, STD = 0.7, 0.4
+
+
+def time_grid(schedule: Schedule, num_steps: int, spacing: grids.Spacing, shift: float, first: float = 1.0) -> Tensor:
+    return torch.tensor(grids.times(schedule.name, num_steps, spacing, shift, first), dtype=torch.float64)
+
+
+def follow(
+    rule: samplers.Rule,
+    denoise: Denoiser,
+    schedule: Schedule,
+    z: Tensor,
+    times: Tensor,
+    noise_at_step: Callable[[int], Tensor] = trajectory.no_noise,
+) -> Tensor:
+    return trajectory.follow(rule, denoise, schedule, z, times.tolist(), noise_at_step)
 
 
 def gaussian_denoiser(schedule: Schedule, mean: float = MEAN, std: float = STD) -> Denoiser:
@@ -34,8 +51,8 @@ def noise() -> Tensor:
 
 
 def endpoint_error(sampler, schedule: Schedule, num_steps: int, noise: Tensor) -> float:
-    times = samplers.time_grid(schedule, num_steps, "uniform", 1.0)
-    z = sampler(gaussian_denoiser(schedule), schedule, noise, times)
+    times = time_grid(schedule, num_steps, "uniform", 1.0)
+    z = follow(sampler, gaussian_denoiser(schedule), schedule, noise, times)
     return float((z - exact_endpoint(noise)).abs().max())
 
 
@@ -53,12 +70,12 @@ def test_both_samplers_reach_the_exact_endpoint_of_gaussian_data(name, of_ddim, 
 def test_a_sampler_starts_at_any_time_from_the_latent_there(sampler, first, noise):
     """The flow of Gaussian data is known: the latent at `first` goes on to where the one at 1 went."""
     schedule, denoise = FLOW, gaussian_denoiser(FLOW)
-    fine = samplers.time_grid(schedule, 2000, "uniform", 1.0)
+    fine = time_grid(schedule, 2000, "uniform", 1.0)
     half = fine[fine >= first - 1e-9]
-    there = sampler(denoise, schedule, noise, half)
-    whole = sampler(denoise, schedule, noise, fine)
+    there = follow(sampler, denoise, schedule, noise, half)
+    whole = follow(sampler, denoise, schedule, noise, fine)
     assert float(half[-1]) == pytest.approx(first)
-    found = sampler(denoise, schedule, there, samplers.time_grid(schedule, 200, "uniform", 1.0, first))
+    found = follow(sampler, denoise, schedule, there, time_grid(schedule, 200, "uniform", 1.0, first))
     assert float((found - whole).abs().max()) < 2e-2
 
 
@@ -66,7 +83,7 @@ def test_a_sampler_starts_at_any_time_from_the_latent_there(sampler, first, nois
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_grid_from_any_time_falls_to_zero(spacing, shift):
     for name in ("flow", "cosine", "zero_terminal_snr"):
-        times = samplers.time_grid(Schedule(name), 8, spacing, shift, 0.6)
+        times = time_grid(Schedule(name), 8, spacing, shift, 0.6)
         assert len(times) == 9 and float(times[0]) == pytest.approx(0.6) and times[-1] == 0
         assert bool((times.diff() < 0).all())
 
@@ -91,47 +108,55 @@ def test_ancestral_sampling_of_gaussian_data_has_the_exact_mean_and_variance(eta
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 200, 200, dtype=torch.float64, generator=generator)
     fresh = [torch.randn(noise.shape, dtype=torch.float64, generator=generator) for _ in range(100)]
-    times = samplers.time_grid(FLOW, 100, "uniform", 1.0)
-    z = samplers.ddim(gaussian_denoiser(FLOW), FLOW, noise, times, fresh.__getitem__, eta)
+    times = time_grid(FLOW, 100, "uniform", 1.0)
+    z = follow(partial(samplers.ddim, eta=eta), gaussian_denoiser(FLOW), FLOW, noise, times, fresh.__getitem__)
     assert abs(float(z.mean()) - MEAN) < 0.01
     assert abs(float(z.std()) - STD) < 0.015
+
+
+def test_an_ancestral_step_from_pure_noise_keeps_none_of_it():
+    noise, fresh = torch.randn(2, 1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([1.0, 0.6], dtype=torch.float64)
+    ancestral = partial(samplers.ddim, eta=1.0)
+    z = follow(ancestral, lambda z, t: torch.zeros_like(z), FLOW, noise, times, lambda _: fresh)
+    torch.testing.assert_close(z, 0.6 * fresh)
 
 
 @pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
 def test_2m_takes_its_first_two_steps_from_pure_noise_without_extrapolation(name, noise):
     schedule, answers = Schedule(name), iter([1.0, -2.0])
     times = torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
-    found = samplers.dpm_solver_pp_2m(lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    found = follow(samplers.dpm_solver_pp_2m, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
     answers = iter([1.0, -2.0])
-    expected = samplers.ddim(lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    expected = follow(samplers.ddim, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_one_step_is_the_denoised_start():
     noise = torch.randn(1, 1, 2, 2)
-    times = samplers.time_grid(FLOW, 1, "log_snr", 1.0)
+    times = time_grid(FLOW, 1, "log_snr", 1.0)
     expected = gaussian_denoiser(FLOW)(noise, torch.ones(1))
     for sampler in (samplers.ddim, samplers.dpm_solver_pp_2m):
-        assert torch.equal(sampler(gaussian_denoiser(FLOW), FLOW, noise, times), expected)
+        assert torch.equal(follow(sampler, gaussian_denoiser(FLOW), FLOW, noise, times), expected)
 
 
 @pytest.mark.parametrize("name", ["flow", "linear", "cosine", "zero_terminal_snr"])
 @pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
 def test_grid_falls_strictly_from_one_to_zero(name, spacing):
-    times = samplers.time_grid(Schedule(name), 12, spacing, 3.0)
+    times = time_grid(Schedule(name), 12, spacing, 3.0)
     assert times[0] == 1 and times[-1] == 0 and len(times) == 13
     assert bool((times.diff() < 0).all())
 
 
 def test_log_snr_grid_is_even_in_log_snr():
-    inner = samplers.time_grid(Schedule("linear"), 10, "log_snr", 1.0)[1:-1]
+    inner = time_grid(Schedule("linear"), 10, "log_snr", 1.0)[1:-1]
     steps = Schedule("linear").log_snr(inner).diff()
     assert torch.allclose(steps, steps[0].expand_as(steps), rtol=1e-6)
 
 
 def test_shift_is_the_formula_of_stable_diffusion_3():
-    t = samplers.time_grid(FLOW, 4, "uniform", 1.0)
-    assert torch.allclose(samplers.time_grid(FLOW, 4, "uniform", 3.0), 3 * t / (1 + 2 * t))
+    t = time_grid(FLOW, 4, "uniform", 1.0)
+    assert torch.allclose(time_grid(FLOW, 4, "uniform", 3.0), 3 * t / (1 + 2 * t))
 
 
 def mixture_denoiser(schedule: Schedule) -> Denoiser:
@@ -164,7 +189,7 @@ def test_ddim_agrees_with_diffusers(noise):
     schedule = Schedule("scaled_linear")
     scheduler = DDIMScheduler(**COMMON, clip_sample=False, timestep_spacing="trailing")
     expected, times = diffusers_sample(scheduler, schedule, noise)
-    found = samplers.ddim(mixture_denoiser(schedule), schedule, noise, times)
+    found = follow(samplers.ddim, mixture_denoiser(schedule), schedule, noise, times)
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
@@ -177,7 +202,7 @@ def test_ancestral_ddim_agrees_with_diffusers(noise):
     )
     scheduler = DDIMScheduler(**COMMON, clip_sample=False, timestep_spacing="trailing")
     expected, times = diffusers_sample(scheduler, schedule, noise, eta=0.6, variance_noise=fresh)
-    found = samplers.ddim(mixture_denoiser(schedule), schedule, noise, times, lambda _: fresh, 0.6)
+    found = follow(partial(samplers.ddim, eta=0.6), mixture_denoiser(schedule), schedule, noise, times, lambda _: fresh)
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
@@ -187,7 +212,7 @@ def test_2m_agrees_with_diffusers(noise):
     schedule = Schedule("scaled_linear")
     scheduler = DPMSolverMultistepScheduler(**COMMON, timestep_spacing="trailing", final_sigmas_type="zero")
     expected, times = diffusers_sample(scheduler, schedule, noise)
-    found = samplers.dpm_solver_pp_2m(mixture_denoiser(schedule), schedule, noise, times)
+    found = follow(samplers.dpm_solver_pp_2m, mixture_denoiser(schedule), schedule, noise, times)
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
@@ -197,12 +222,12 @@ def constant(value: float) -> Denoiser:
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 2.0), (1.0, 3.0), (4.0, 6.0)])
 def test_guidance_extrapolates_from_the_unconditional(scale, expected):
-    guided = samplers.guide(constant(3.0), constant(2.0), scale, (0.0, 1.0))
+    guided = guidance.guide(constant(3.0), constant(2.0), scale, (0.0, 1.0))
     assert torch.equal(guided(torch.zeros(2, 1, 1, 1), torch.full((2,), 0.5)), torch.full((2, 1, 1, 1), expected))
 
 
 def test_guidance_acts_within_its_interval_only():
-    guided = samplers.guide(constant(3.0), constant(2.0), 4.0, (0.25, 0.75))
+    guided = guidance.guide(constant(3.0), constant(2.0), 4.0, (0.25, 0.75))
     rows = guided(torch.zeros(5, 1, 1, 1), torch.tensor([0.2, 0.25, 0.5, 0.75, 0.8]))
     assert rows.flatten().tolist() == [3, 6, 6, 6, 3]
 
@@ -212,19 +237,19 @@ def test_unguided_sampling_never_calls_the_unconditional_denoiser():
         raise AssertionError("called")
 
     z, t = torch.zeros(1, 1, 1, 1), torch.full((1,), 0.9)
-    assert samplers.guide(constant(3.0), refuse, 1.0, (0.0, 1.0))(z, t) == 3
-    assert samplers.guide(constant(3.0), refuse, 4.0, (0.0, 0.8))(z, t) == 3
+    assert guidance.guide(constant(3.0), refuse, 1.0, (0.0, 1.0))(z, t) == 3
+    assert guidance.guide(constant(3.0), refuse, 4.0, (0.0, 0.8))(z, t) == 3
 
 
 def test_noise_belongs_to_the_prompt_not_to_its_batch():
-    whole = samplers.prompt_noise(0, [0, 1, 2, 3], (4, 2, 2))
-    assert torch.equal(torch.cat([samplers.prompt_noise(0, [n], (4, 2, 2)) for n in range(4)]), whole)
+    whole = trajectory.prompt_noise(0, [0, 1, 2, 3], (4, 2, 2))
+    assert torch.equal(torch.cat([trajectory.prompt_noise(0, [n], (4, 2, 2)) for n in range(4)]), whole)
     assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole, samplers.prompt_noise(1, [0, 1, 2, 3], (4, 2, 2)))
-    steps = samplers.prompt_noise_at_step(0, [0, 1], (4, 2, 2))
+    assert not torch.equal(whole, trajectory.prompt_noise(1, [0, 1, 2, 3], (4, 2, 2)))
+    steps = trajectory.prompt_noise_at_step(0, [0, 1], (4, 2, 2))
     assert not torch.equal(steps(0), steps(1)) and not torch.equal(steps(0), whole[:2])
 
 
 def test_noise_is_standard_normal():
-    noise = samplers.prompt_noise(0, range(64), (4, 16, 16))
+    noise = trajectory.prompt_noise(0, range(64), (4, 16, 16))
     assert abs(float(noise.mean())) < 0.015 and abs(float(noise.std()) - 1) < 0.015

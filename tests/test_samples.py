@@ -9,9 +9,9 @@ from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png
 from ldm.core.shards import SPLITS, Shards, write
-from ldm.sampling.plan import samples
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import SampleParams
+from ldm.sampling import plan, samples
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
 from tests.import_closure import ROOT
 from tests.trained_data import CHANGES, DRAWING
 
@@ -38,7 +38,7 @@ def value(name: str, i: int) -> int:
     return i + (100 if name == "held_out" else 0)
 
 
-def pictures(unit: samples.Unit) -> samples.Pictures:
+def pictures(unit: plan.Unit) -> plan.Pictures:
     greys = torch.tensor([value(unit.part.name, i) for i in unit.rows], dtype=torch.uint8)
     numbers = [prompt.prompt_number for prompt in unit.prompts]
     origins = Origin.of_batch([prompt.prompt for prompt in unit.prompts], numbers, {}, {})
@@ -46,7 +46,7 @@ def pictures(unit: samples.Unit) -> samples.Pictures:
 
 
 def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
-    sets = samples.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params())
+    sets = plan.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params())
     assert [part.name for part in sets] == ["held_out", "unseen", "seen", "sweep_1", "sweep_2.5"]
     assert [part.guidance_scale for part in sets] == [PARAMS.drawing.guidance_scale] * 3 + [1, 2.5]
     assert [len(part.prompts) for part in sets] == [6, 5, 8, 4, 4]
@@ -62,18 +62,18 @@ def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path)
 
 
 def test_settings_are_chosen_without_a_look_at_held_out_prompts(tmp_path):
-    sets = samples.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params(num_prompts_held_out=0))
+    sets = plan.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params(num_prompts_held_out=0))
     assert [part.name for part in sets] == ["unseen", "seen", "sweep_1", "sweep_2.5"]
-    samples.write(tmp_path / "samples", sets, pictures, params(), {})
+    plan.write(tmp_path / "samples", sets, pictures, params(), {})
     assert list(samples.shown(samples.read(tmp_path / "samples")[1])) == ["seen", "unseen"]
 
 
 def test_without_held_out_samples_the_sets_share_validation(tmp_path):
     splits = captions(tmp_path, train=50, val=20, unseen=0, held_out=0)
-    sets = {part.name: part.prompts for part in samples.choose(splits, params())}
+    sets = {part.name: part.prompts for part in plan.choose(splits, params())}
     keys = [prompt.key for name in ("held_out", "seen", "sweep_1") for prompt in sets[name]]
     assert len(set(keys)) == 18 and all(key.startswith("val-") for key in keys)
-    seen = samples.choose(splits, params(seen_split="train"))[1].prompts
+    seen = plan.choose(splits, params(seen_split="train"))[1].prompts
     assert all(prompt.key.startswith("train-") for prompt in seen)
     numbers = sorted(int(prompt.key.split("-")[1]) for prompt in seen)
     assert numbers[-1] > 25, "prompts stand for the whole split"
@@ -81,23 +81,23 @@ def test_without_held_out_samples_the_sets_share_validation(tmp_path):
 
 def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):
     splits = captions(tmp_path, train=5, val=9, unseen=0, held_out=8)
-    sets = samples.choose(splits, params())
+    sets = plan.choose(splits, params())
     assert [len(part.prompts) for part in sets] == [6, 6, 3, 3]  # 8 + 4 are asked of the 9
     assert len({prompt.key for part in sets[:3] for prompt in part.prompts}) == 15
     found = "50 prompts asked of the 9 samples of val, which leaves 0 for sweep"
     with pytest.raises(ConfigError, match=found):
-        samples.choose(splits, params(num_prompts_seen=46))
+        plan.choose(splits, params(num_prompts_seen=46))
 
 
 def test_two_seeds_are_compared_on_the_same_prompts(tmp_path):
     splits = captions(tmp_path, train=5, val=20, unseen=12, held_out=8)
-    assert samples.choose(splits, params(seed=0)) == samples.choose(splits, params(seed=1))
+    assert plan.choose(splits, params(seed=0)) == plan.choose(splits, params(seed=1))
 
 
 @pytest.fixture
-def written(tmp_path) -> tuple[Path, list[samples.PromptSet]]:
-    sets = samples.choose(captions(tmp_path / "captions", train=5, val=20, unseen=12, held_out=8), params())
-    samples.write(tmp_path / "samples", sets, pictures, params(), {"unet": "1" * 64})
+def written(tmp_path) -> tuple[Path, list[plan.PromptSet]]:
+    sets = plan.choose(captions(tmp_path / "captions", train=5, val=20, unseen=12, held_out=8), params())
+    plan.write(tmp_path / "samples", sets, pictures, params(), {"unet": "1" * 64})
     return tmp_path / "samples", sets
 
 
@@ -125,7 +125,7 @@ def test_a_set_of_another_run_is_refused(written):
 
 def test_the_grid_shows_seen_rows_above_held_out_rows(written):
     folder, _ = written
-    grid = np.asarray(samples.grid(folder, params(num_grid_columns=3, num_grid_rows=2)))
+    grid = np.asarray(plan.grid(folder, params(num_grid_columns=3, num_grid_rows=2)))
     step_x, step_y = grid.shape[1] // 3, grid.shape[0] // 4
     greys = grid[step_y // 4 :: step_y, step_x // 2 :: step_x, 0]
     assert greys.tolist() == [[0, 1, 2], [3, 4, 5], [100, 101, 102], [103, 104, 105]]

@@ -16,9 +16,9 @@ from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.images import to_tensor
 from ldm.core.shards import SPLITS, Shards, write
 from ldm.evaluation import measure
-from ldm.sampling.plan import samples
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import SampleParams
+from ldm.sampling import plan, samples
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
 from tests import trained_data
 from tests.kinds import KINDS
 from tests.stage_scripts import run
@@ -198,16 +198,16 @@ def replace_samples_by_real_images(here: Path) -> None:
     params = config.read(SampleParams, "sample", here / "params.yaml")
     captions = {split: Shards(here / "data/captions" / split) for split in SPLITS}
     images = {split: Shards(here / "data/images" / split) for split in SPLITS}
-    sets = samples.choose(captions, params)
+    sets = plan.choose(captions, params)
     passport, _ = samples.read(here / "data/samples")
     (here / "data/samples").unlink()
 
-    def pictures(unit: samples.Unit) -> samples.Pictures:
+    def pictures(unit: plan.Unit) -> plan.Pictures:
         pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in unit.prompts]
         texts, numbers = [p.prompt for p in unit.prompts], [p.prompt_number for p in unit.prompts]
         return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {})
 
-    samples.write(here / "data/samples", sets, pictures, params, passport.inputs)
+    plan.write(here / "data/samples", sets, pictures, params, passport.inputs)
 
 
 @pytest.mark.parametrize(("name", "out"), [("evaluate", "evaluation"), ("sample", "samples")])

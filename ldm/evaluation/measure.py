@@ -21,7 +21,7 @@ from ldm.core.shards import Shards
 from ldm.evaluation import metrics
 from ldm.evaluation.params import EvaluateParams
 from ldm.oracles import shapes as oracle
-from ldm.sampling.plan.samples import SEEN, SETS, Prompt, Samples, shown
+from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.text.model.clip import Clip
 
 if TYPE_CHECKING:

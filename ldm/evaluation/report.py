@@ -16,7 +16,7 @@ from ldm.evaluation import metrics
 from ldm.evaluation.measure import CHECKS, DECODED, GALLERY, NOT_STATED, REAL, REAL_SWEEP, REFERENCE, RIGHT, features_in
 from ldm.evaluation.metrics import Estimate
 from ldm.evaluation.params import EvaluateParams
-from ldm.sampling.plan.samples import SEEN, SETS, Samples
+from ldm.sampling.samples import SEEN, SETS, Samples
 
 KIND = artifact.Kind("evaluation")
 SUMMARY = (*(f"scene_accuracy_{name}" for name in SETS), "relation_accuracy", "retrieval_accuracy")

@@ -18,9 +18,9 @@ from ldm.core.errors import ConfigError
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.params import DiffusionParams, UNetParams
 from ldm.denoiser.model.unet import KIND, UNet
-from ldm.sampling import samplers
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import DrawingParams
+from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,7 +119,7 @@ class Generator:
         null_context = self.null_context.expand(len(context), -1, -1)
         conditional = denoiser(self.unet, self.schedule, self.prediction, context)
         unconditional = denoiser(self.unet, self.schedule, self.prediction, null_context)
-        guided = samplers.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
+        guided = guidance.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
 
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             with torch.autocast(self.device.type, _DTYPES[drawing.precision], enabled=drawing.precision != "fp32"):
@@ -130,7 +130,7 @@ class Generator:
     def _latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> Float[Tensor, "b c h w"]:
-        noise = samplers.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
-        times = samplers.time_grid(self.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
-        fresh = samplers.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
-        return samplers.build(drawing.sampler)(denoise, self.schedule, noise, times, fresh)
+        noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
+        times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
+        fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
+        return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, noise, times, fresh)

@@ -58,14 +58,3 @@ def _time_at(schedule: ScheduleName, half_log_snr: float) -> float:
 def steps(schedule: ScheduleName, times: Sequence[float]) -> Iterator[tuple[State, State]]:
     """Where each step starts and ends."""
     return pairwise([State(schedule, time) for time in times])
-
-
-def fresh_noise(t: State, s: State, eta: float) -> float:
-    """Standard deviation of the noise that a step of DDIM from t to s adds: eta times that of z_s given z_t and z_0
-    (Ho et al. 2020, equation 7, for any alpha and sigma)."""
-    return eta * math.sqrt(max(s.sigma**2 * (1 - (t.alpha / s.alpha * s.sigma / t.sigma) ** 2), 0.0))
-
-
-def extrapolation(h_before: float, h: float) -> float:
-    """1 / 2r of DPM-Solver++(2M), from two steps in half log-SNR; 0 where either is infinite."""
-    return 0.0 if math.isinf(h) or math.isinf(h_before) else h / h_before / 2

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.core import config, system
 from ldm.core.config import PARAMS
 from ldm.core.errors import ConfigError, IntegrityError, Interrupted
-from ldm.sampling.plan import prompts
-from ldm.sampling.plan.params import sampler_forms
+from ldm.sampling import prompts, samplers
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -109,7 +108,7 @@ image 3 of a call from 0, up to rounding; in every bit if it has the same place 
         "--sampler",
         type=_sampler,
         metavar="NAME[,KEY=VALUE]",
-        help=f"rule of a step: {', '.join(sampler_forms())}",
+        help=f"rule of a step: {', '.join(samplers.forms())}",
     )
     add("--seed", type=int, metavar="S", help="seed of the noise")
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
@@ -133,7 +132,7 @@ def _sampler(text: str) -> dict[str, Any]:
     try:
         return {"kind": kind, **{key: float(value) for key, _, value in pairs}}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(sampler_forms())}") from None
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(samplers.forms())}") from None
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -152,7 +151,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from ldm.sampling.plan.params import SampleParams
+    from ldm.sampling.params import SampleParams
     from ldm.tools import png_folder
 
     texts = [text for text in _prompts_of(options) for _ in range(options.num_images)]
@@ -221,8 +220,8 @@ def _replay(options: argparse.Namespace) -> None:
     import numpy as np
 
     from ldm.core import images
-    from ldm.sampling.plan.origin import Origin
-    from ldm.sampling.plan.params import SampleParams
+    from ldm.sampling.origin import Origin
+    from ldm.sampling.params import SampleParams
     from ldm.tools import png_folder
 
     where = str(options.image)

@@ -14,7 +14,7 @@ from ldm.core.shards import SPLITS, Shards
 from ldm.denoiser.model import unet
 from ldm.evaluation import report
 from ldm.precompute.cache import Cache
-from ldm.sampling.plan import samples
+from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model import clip
 

@@ -21,9 +21,9 @@ from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
 from ldm.sampling.generator import Generator
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import DrawingParams, SampleParams
-from ldm.sampling.plan.prompts import shortened, texts_of, unknown_words
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams, SampleParams
+from ldm.sampling.prompts import shortened, texts_of, unknown_words
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.training.tower import load_text

@@ -21,7 +21,8 @@ from ldm.corpora.params import PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams
-from ldm.sampling.plan.params import DDIMParams, SampleParams
+from ldm.sampling.params import SampleParams
+from ldm.sampling.samplers import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.training.params import TrainClipParams
 from ldm.tools.check import objectives

@@ -10,7 +10,7 @@ where `cosine` has alpha = 5e-5. Either is invisible in the loss. So the error i
    what an even spread would put there. It is not the weight of the error of z_0: eps with `linear` gives that 4e-5 at
    t = 1 and is sound, since what a network gets wrong scales with what it puts out.
 2. An error of the prediction is an error of z0_hat |q| times as large (`schedules.z0_weights`).
-3. The sampler's own steps carry the error on, through the exact denoiser of Gaussian data, to the end.
+3. The sampler itself carries the error on, through the exact denoiser of Gaussian data, to the end.
 
 Data are N(m, m^2) with m from `SCALES`: 1 is a single latent value; 16 is the mean of a 32 x 32 latent (as an
 orthonormal coefficient) whose brightness varies by half a deviation, which noise hides last and sampling decides first.
@@ -32,6 +32,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist
 
+import numpy as np
+import numpy.typing as npt
+
 from ldm.denoiser.model import schedules
 from ldm.denoiser.model.params import (
     DiffusionParams,
@@ -40,8 +43,8 @@ from ldm.denoiser.model.params import (
     UniformTimesParams,
     UniformWeightingParams,
 )
-from ldm.sampling import grids
-from ldm.sampling.plan.params import DDIMParams, DPMSolverParams, DrawingParams
+from ldm.sampling import grids, samplers
+from ldm.sampling.params import DrawingParams
 
 RELATIVE_ERROR = 0.01
 NEAR = 0.05
@@ -66,15 +69,14 @@ class Visit:
 
 def visits(diffusion: DiffusionParams, drawing: DrawingParams) -> list[Visit]:
     """Every time at which sampling asks a network that was trained so, for the data of `SCALES` that fare worst."""
-    times = grids.times(diffusion.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
-    shares = _shares(diffusion, times[:-1])
-    relative = [RELATIVE_ERROR / math.sqrt(min(share, 1.0)) if share > 0 else 1.0 for share in shares]
-    gains = [_gain(diffusion, time) for time in times[:-1]]
     by_scale: list[list[Visit]] = []
     for scale in SCALES:
-        carried = _carried(diffusion, drawing, times, scale)
+        times, carried = _carried(diffusion, drawing, scale)
+        shares = _shares(diffusion, times)
+        relative = [RELATIVE_ERROR / math.sqrt(min(share, 1.0)) if share > 0 else 1.0 for share in shares]
+        gains = [_gain(diffusion, time) for time in times]
         errors = [min(1.0, error) * factor for error, factor in zip(relative, carried, strict=True)]
-        by_scale.append([Visit(*numbers) for numbers in zip(times[:-1], shares, gains, errors, strict=True)])
+        by_scale.append([Visit(*numbers) for numbers in zip(times, shares, gains, errors, strict=True)])
     return max(by_scale, key=sample_error)
 
 
@@ -127,30 +129,27 @@ def _gain(diffusion: DiffusionParams, t: float) -> float:
     return abs(schedules.z0_weights(*schedules.alpha_sigma(diffusion.schedule, t), diffusion.prediction)[1])
 
 
-def _carried(diffusion: DiffusionParams, drawing: DrawingParams, times: list[float], scale: float) -> list[float]:
-    """For every step: error of the sample over `scale`, if the prediction there is wrong by all of its size.
+def _carried(diffusion: DiffusionParams, drawing: DrawingParams, scale: float) -> tuple[list[float], list[float]]:
+    """The times at which the sampler asks, and for each the error of the sample over `scale`, if the prediction there
+    is wrong by all of its size.
 
-    Backwards through z_s = kept z_t + taken (D + ahead (D - D_before)), where D is z0_hat, which the denoiser makes of
-    z with the slope `pull`: `of_z` and `of_before` are what the sample gains from z_s and, by the step behind, from D.
+    The sampler itself runs, on as many rows as it asks times: z0_hat is wrong by 1 at one time in each row. Denoiser
+    and rules are linear, so the constant part of both (the mean of the data, the noise) can be left out.
     """
-    match drawing.sampler:
-        case DDIMParams(eta=eta):
-            is_second_order = False
-        case DPMSolverParams():
-            eta, is_second_order = 0.0, True
-    steps = list(grids.steps(diffusion.schedule, times))
-    h = [math.inf, *(s.half_log_snr - t.half_log_snr for t, s in steps)]
-    found, of_z, of_before = list[float](), 1.0, 0.0
-    for i in reversed(range(len(steps))):
-        t, s = steps[i]
-        kept = math.sqrt(max(s.sigma**2 - grids.fresh_noise(t, s, eta) ** 2, 0.0)) / t.sigma
-        taken = s.alpha - kept * t.alpha
-        ahead = grids.extrapolation(h[i], h[i + 1]) if is_second_order else 0.0
-        pull = t.alpha * scale**2 / (t.alpha**2 * scale**2 + t.sigma**2)
-        of_d = of_z * taken * (1 + ahead) + of_before
-        of_z, of_before = of_z * kept + of_d * pull, -of_z * taken * ahead
-        found.append(abs(of_d) * _gain(diffusion, t.time) * _size(diffusion.prediction, t, scale) / scale)
-    return found[::-1]
+    times = grids.times(diffusion.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
+    steps, rule = list(grids.steps(diffusion.schedule, times)), samplers.build(drawing.sampler)
+    asked: list[float] = []
+    rule(lambda z, time: (asked.append(time), z)[1], np.zeros(1), steps, lambda _: np.zeros(1))
+    errors = iter(np.eye(len(asked)))
+
+    def denoise(z: npt.NDArray[np.float64], time: float) -> npt.NDArray[np.float64]:
+        t = grids.State(diffusion.schedule, time)
+        return t.alpha * scale**2 / (t.alpha**2 * scale**2 + t.sigma**2) * z + next(errors)
+
+    final = rule(denoise, np.zeros(len(asked)), steps, lambda _: np.zeros(len(asked)))
+    states = [grids.State(diffusion.schedule, time) for time in asked]
+    sizes = [_gain(diffusion, t.time) * _size(diffusion.prediction, t, scale) / scale for t in states]
+    return asked, [abs(error) * size for error, size in zip(final.tolist(), sizes, strict=True)]
 
 
 def _size(prediction: schedules.Prediction, t: grids.State, scale: float) -> float:

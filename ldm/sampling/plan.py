@@ -1,12 +1,8 @@
-"""Samples on disk: which prompts become images, and those images as shards that remember prompt, claim and origin.
-
-A folder of samples holds one split of shards per set of prompts (parts png, and json {"prompt", "claim",
-"prompt_number", "split", "key"}), `grid.png` and a passport with the hash of every set.
-"""
+"""Which prompts become images, in which units of work, and the images of all units as one folder of samples."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +14,10 @@ from torch import Tensor
 
 from ldm import randomness
 from ldm.core import artifact, images, shards
-from ldm.core.errors import ConfigError, IntegrityError
-from ldm.sampling.plan.origin import Origin
-from ldm.sampling.plan.params import SampleParams
+from ldm.core.errors import ConfigError
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import SampleParams
+from ldm.sampling.samples import HELD_OUT, KIND, SEEN, SETS, UNSEEN, Prompt, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,26 +27,7 @@ if TYPE_CHECKING:
 
 Pictures = tuple[UInt8[Tensor, "b 3 h w"], Sequence[Origin]]
 """Images, and what each was made from."""
-
-KIND = artifact.Kind("samples")
-HELD_OUT, UNSEEN, SEEN = "held_out", "unseen", "seen"
-SETS = (HELD_OUT, UNSEEN, SEEN)
-"""Sets that are sampled with the settings of the params; the others are the sweep's."""
 _SWEEP = "sweep"
-_FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A caption to sample, and the sample of the corpus that it comes from."""
-
-    prompt: str
-    claim: dict[str, Any] | None
-    """What the caption states, for a corpus that can check it."""
-    prompt_number: int
-    """Number of the noise it starts from."""
-    split: str
-    key: str
 
 
 @dataclass(frozen=True)
@@ -185,41 +163,6 @@ def grid(folder: Path, params: SampleParams) -> "Image":
         cells += [samples[i]["png"] for i in range(whole_rows)]
         captions += [f"{title}: {json.loads(samples[i]['json'])['prompt']}" for i in range(whole_rows)]
     return images.grid(images.to_tensor(cells), params.num_grid_columns, captions)
-
-
-def shown(names: Iterable[str]) -> dict[str, str]:
-    """The sets that pictures show, with their titles: seen prompts, then held-out ones, or unseen ones if there are no
-    held-out ones."""
-    known = set(names)
-    others = [name for name in (HELD_OUT, UNSEEN) if name in known][:1]
-    return {name: name.replace("_", " ") for name in (SEEN, *others)}
-
-
-class Samples:
-    """One set of samples for reading."""
-
-    def __init__(self, directory: Path, sha256: str, guidance_scale: float) -> None:
-        self._shards = shards.Shards(directory)
-        if self._shards.sha256 != sha256:
-            raise IntegrityError(str(directory / "index.json"), f"SHA-256 {self._shards.sha256}", sha256, _FIX)
-        self.guidance_scale = guidance_scale
-        self.prompts = [Prompt(**json.loads(self._shards[i]["json"])) for i in range(len(self._shards))]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def png(self, i: int) -> bytes:
-        """Image of prompt i."""
-        return self._shards[i]["png"]
-
-
-def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
-    """All sets by name, those of `SETS` first. IntegrityError: missing, corrupt or of another kind."""
-    passport = artifact.read_passport(folder, KIND)
-    facts: dict[str, Any] = passport.facts["sets"]
-    sweep = sorted(facts.keys() - set(SETS), key=lambda name: facts[name]["guidance_scale"])
-    names = [*(name for name in SETS if name in facts), *sweep]
-    return passport, {name: Samples(folder / name, **facts[name]) for name in names}
 
 
 def _samples(

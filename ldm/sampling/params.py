@@ -1,11 +1,12 @@
 """Section `sample`: how noise becomes an image, and of which prompts images are made."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section, from_values
+from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
@@ -26,33 +27,6 @@ class SweepParams(Section):
         if len(set(self.guidance_scales)) != len(self.guidance_scales):
             raise ValueError(f"guidance_scales {self.guidance_scales} name one twice")
         return self
-
-
-class DDIMParams(Section):
-    """DDIM (Song et al. 2021): first order, may add noise."""
-
-    kind: Literal["ddim"]
-    """Its name."""
-    eta: float = Field(ge=0, le=1)
-    """Noise that a step adds: 0 = none, 1 = ancestral sampling."""
-
-
-class DPMSolverParams(Section):
-    """DPM-Solver++(2M) (Lu et al. 2022): second order, adds no noise."""
-
-    kind: Literal["dpm_solver_pp_2m"]
-    """Its name."""
-
-
-SamplerParams = Annotated[DDIMParams | DPMSolverParams, Field(discriminator="kind")]
-
-
-def sampler_forms() -> list[str]:
-    """How every sampler is named in one word: ddim,eta=0 and the like."""
-    kinds: tuple[type[Section], ...] = get_args(get_args(SamplerParams)[0])
-    fields = [dict(kind.model_fields) for kind in kinds]
-    names = [get_args(found.pop("kind").annotation)[0] for found in fields]
-    return [",".join([name, *(f"{key}=VALUE" for key in found)]) for name, found in zip(names, fields, strict=True)]
 
 
 class DrawingParams(Section):

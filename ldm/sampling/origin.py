@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.sampling.plan.params import DrawingParams
-from ldm.sampling.plan.prompts import texts_of
+from ldm.sampling.params import DrawingParams
+from ldm.sampling.prompts import texts_of
 
 MAX_REPLAY_BATCH = 4096
 """Images that are computed to make one of them again: a larger batch is more than a machine may take for a picture from

@@ -1,1 +1,0 @@
-"""Which images are made, and what each was made from."""
