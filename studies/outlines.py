@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.oracles import shapes as oracle
 
 Point = tuple[float, float]

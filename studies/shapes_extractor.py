@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm.core import artifact, config
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.corpora.params import PrepareParams, ShapesParams
 from ldm.evaluation import shapes_extractor as design
 from studies import outlines

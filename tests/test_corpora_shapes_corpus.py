@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm.core.shards import SPLITS, Split
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
 from tests.corpora import shapes_params

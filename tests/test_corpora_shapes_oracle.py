@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.oracles import shapes as oracle
 from studies import outlines as study
 from tests.corpora import shapes_params

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.oracles import outlines
 
 SCALE = 16

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.evaluation import metrics
 from ldm.evaluation import shapes_extractor as design
 from studies import outlines

@@ -10,7 +10,7 @@ from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png
 from ldm.core.shards import SPLITS, write
-from ldm.corpora import shapes as shapes
+from ldm.corpora import shapes
 from ldm.corpora.params import ShapesParams
 from ldm.evaluation import measure, metrics
 from ldm.evaluation.params import EvaluateParams

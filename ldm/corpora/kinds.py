@@ -18,7 +18,7 @@ def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
     corpus, size_px = params.corpus, params.image_size_px
     match corpus:
         case ShapesParams():
-            from ldm.corpora import shapes as shapes
+            from ldm.corpora import shapes
 
             return shapes.pairs(corpus, size_px)
         case OpenMojiParams():
