@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from ldm.corpora import shapes
+from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.oracles import shapes as oracle
 
 Point = tuple[float, float]
@@ -29,14 +30,14 @@ _POINTS_PER_SIDE = 40
 
 def as_it_is(shape: str, radius: float, rng: random.Random) -> list[Point]:
     """The outline that the corpus draws."""
-    return shapes.outline(shape, radius)
+    return vocabulary.outline(shape, radius)
 
 
 def rounded(fraction: float) -> Deform:
     """Corners, inner ones too, become arcs of `fraction` of the radius, or of what the sides leave room for."""
 
     def deform(shape: str, radius: float, rng: random.Random) -> list[Point]:
-        corners = [np.array(corner) for corner in shapes.outline(shape, radius)]
+        corners = [np.array(corner) for corner in vocabulary.outline(shape, radius)]
         arcs = zip(corners[-1:] + corners[:-1], corners, corners[1:] + corners[:1], strict=True)
         return [point for before, corner, after in arcs for point in _arc(before, corner, after, fraction * radius)]
 
@@ -61,7 +62,7 @@ def bent(fraction: float) -> Deform:
     """Sides become parabolas whose middles stand out (negative: in) by `fraction` of the radius."""
 
     def deform(shape: str, radius: float, rng: random.Random) -> list[Point]:
-        corners = [complex(*corner) for corner in shapes.outline(shape, radius)]
+        corners = [complex(*corner) for corner in vocabulary.outline(shape, radius)]
         points: list[complex] = []
         for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
             outward = -1j * (end - start) / abs(end - start) * fraction * radius
@@ -100,7 +101,7 @@ def scaled_waist(factor: float) -> Deform:
     """Arms of a cross `factor` times as wide, inner corners of a star `factor` times as far from its centre."""
 
     def deform(shape: str, radius: float, rng: random.Random) -> list[Point]:
-        points = shapes.outline(shape, radius)
+        points = vocabulary.outline(shape, radius)
         if shape == "star":
             return [(x * factor, y * factor) if i % 2 else (x, y) for i, (x, y) in enumerate(points)]
         width = min(abs(x) for x, _ in points)
@@ -112,7 +113,7 @@ def scaled_waist(factor: float) -> Deform:
 def squeezed(fraction: float) -> Deform:
     """Wider than high by `fraction`."""
     return lambda shape, radius, rng: [
-        (x * (1 + fraction / 2), y * (1 - fraction / 2)) for x, y in shapes.outline(shape, radius)
+        (x * (1 + fraction / 2), y * (1 - fraction / 2)) for x, y in vocabulary.outline(shape, radius)
     ]
 
 
@@ -121,7 +122,7 @@ def turned(degrees: float) -> Deform:
     turn = complex(math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
 
     def deform(shape: str, radius: float, rng: random.Random) -> list[Point]:
-        points = [complex(x, y) * turn for x, y in shapes.outline(shape, radius)]
+        points = [complex(x, y) * turn for x, y in vocabulary.outline(shape, radius)]
         return [(point.real, point.imag) for point in points]
 
     return deform
@@ -139,16 +140,16 @@ def blurred(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.7)))
 
 
-_ANGULAR = tuple(shape for shape in shapes.SHAPES if shape != "circle")
+_ANGULAR = tuple(shape for shape in vocabulary.SHAPES if shape != "circle")
 DEFORMATIONS: dict[str, tuple[Sequence[str], Deform]] = {
-    "as it is": (shapes.SHAPES, as_it_is),
+    "as it is": (vocabulary.SHAPES, as_it_is),
     **{f"corners rounded by {p} % of the radius": (_ANGULAR, rounded(p / 100)) for p in (10, 20, 30)},
     **{f"sides bent by {p:+} % of the radius": (_ANGULAR, bent(p / 100)) for p in (5, 10, -5, -10)},
     **{f"disc of {n} corners": (("circle",), polygonal(n)) for n in (6, 8, 10, 12)},
-    **{f"wobble of {p} % of the radius": (shapes.SHAPES, wobbly(p / 100)) for p in (5, 10)},
+    **{f"wobble of {p} % of the radius": (vocabulary.SHAPES, wobbly(p / 100)) for p in (5, 10)},
     **{f"arms of a cross {f} times as wide": (("cross",), scaled_waist(f)) for f in (0.75, 1.3)},
     **{f"inner corners of a star {f} times as far out": (("star",), scaled_waist(f)) for f in (0.75, 1.3)},
-    **{f"wider than high by {p} %": (shapes.SHAPES, squeezed(p / 100)) for p in (10, 20)},
+    **{f"wider than high by {p} %": (vocabulary.SHAPES, squeezed(p / 100)) for p in (10, 20)},
     **{f"turned by {d} degrees": (_ANGULAR, turned(d)) for d in (5, 10)},
 }
 """Name -> shapes that it may happen to, and how."""
@@ -166,18 +167,18 @@ def render(scene: shapes.Scene, size_px: int, deform: Deform, rng: random.Random
 
 def random_scene(rng: random.Random, names: Sequence[str], sizes: Sequence[str], count: int) -> shapes.Scene:
     """Objects of any colours and of given shapes and sizes, placed as the corpus places them; nothing is held out."""
-    arrangement = rng.choice(list(shapes.ANCHORS) if count == 1 else list(shapes.AXES))
+    arrangement = rng.choice(list(vocabulary.ANCHORS) if count == 1 else list(vocabulary.AXES))
     objects: list[shapes.Object] = []
-    for i, (colour, shape) in enumerate(rng.sample(list(product(shapes.COLOURS, names)), count)):
+    for i, (colour, shape) in enumerate(rng.sample(list(product(vocabulary.COLOURS, names)), count)):
         along, across = (i + 0.5) / count + rng.uniform(-0.04, 0.04) / count, 0.5 + rng.uniform(-0.02, 0.02)
         x, y = (across, along) if arrangement == "vertical" else (along, across)
         if count == 1:
-            x, y = (v + rng.uniform(-0.02, 0.02) for v in shapes.ANCHORS[arrangement])
+            x, y = (v + rng.uniform(-0.02, 0.02) for v in vocabulary.ANCHORS[arrangement])
         size = rng.choice(sizes)
-        radius = shapes.RADII[size] * rng.uniform(0.94, 1.06) * min(1.0, 2 / count)
-        objects.append(shapes.Object(colour, shape, size, x, y, radius, _near(rng, shapes.COLOURS[colour], 8)))
-    background = rng.choice(list(shapes.BACKGROUNDS))
-    return shapes.Scene(tuple(objects), arrangement, background, _near(rng, shapes.BACKGROUNDS[background], 4))
+        radius = vocabulary.RADII[size] * rng.uniform(0.94, 1.06) * min(1.0, 2 / count)
+        objects.append(shapes.Object(colour, shape, size, x, y, radius, _near(rng, vocabulary.COLOURS[colour], 8)))
+    background = rng.choice(list(vocabulary.BACKGROUNDS))
+    return shapes.Scene(tuple(objects), arrangement, background, _near(rng, vocabulary.BACKGROUNDS[background], 4))
 
 
 def _near(rng: random.Random, rgb: shapes.Rgb, width: int) -> shapes.Rgb:
@@ -201,7 +202,7 @@ def passed(
     for _ in range(num_scenes):
         scene = random_scene(rng, names, [size], count)
         claim = {"count": count, "objects": [{"colour": o.colour, "shape": o.shape} for o in scene.objects]}
-        result = oracle.score(claim, degrade(render(scene, size_px, deform, rng)))
+        (result,) = oracle.check(degrade(render(scene, size_px, deform, rng)), [claim])
         hits = {key: hits[key] + result[key] for key in hits}
     return {key: value / num_scenes for key, value in hits.items()}
 
@@ -218,7 +219,7 @@ def main() -> None:
     }
     rows |= {name: (name, 1, 64, np.asarray) for name in DEFORMATIONS if name != "as it is"}
     for title, (name, count, size_px, degrade) in rows.items():
-        found = [passed(name, s, num_scenes, count=count, size_px=size_px, degrade=degrade) for s in shapes.RADII]
+        found = [passed(name, s, num_scenes, count=count, size_px=size_px, degrade=degrade) for s in vocabulary.RADII]
         cells = [f"{100 * share[key]:.1f} %" for share in found for key in ("shape", "outline")]
         print("|".join(["", f" {title} ", *(f" {cell} " for cell in cells), ""]), flush=True)
 

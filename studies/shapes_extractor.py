@@ -1,4 +1,4 @@
-"""Trains the network of `ldm/evaluation/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
+"""Trains the network of `ldm/oracles/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
 
 `python studies/shapes_extractor.py` takes about four minutes on one core; it writes the weights beside that file and
 prints accuracies and the hash that belongs into it. Other kinds of CPU give other bits, hence the committed weights.
@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from ldm.core import artifact, config
 from ldm.corpora import shapes
+from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.corpora.params import PrepareParams, ShapesParams
-from ldm.evaluation import shapes_extractor as design
+from ldm.oracles import shapes_extractor as design
 from studies import outlines
 
 SEED = 0
@@ -56,7 +57,7 @@ def labels(scenes: list[shapes.Scene]) -> dict[str, Int64[Tensor, "b"]]:
 def _labels(scene: shapes.Scene) -> dict[str, int]:
     row = {
         "layout": design.LAYOUTS.index((len(scene.objects), scene.arrangement)),
-        "background": list(shapes.BACKGROUNDS).index(scene.background),
+        "background": list(vocabulary.BACKGROUNDS).index(scene.background),
     }
     for i, o in enumerate(scene.objects):
         row |= {f"{look}_{i}": names.index(getattr(o, look)) for look, names in design.LOOKS.items()}
@@ -71,7 +72,7 @@ def draw(num_scenes: int, seed: int) -> Scenes:
     amounts: list[list[float]] = []
     for _ in range(num_scenes):
         count = rng.choices(range(1, len(COUNT_WEIGHTS) + 1), COUNT_WEIGHTS)[0]
-        scene = outlines.random_scene(rng, shapes.SHAPES, tuple(shapes.RADII), count)
+        scene = outlines.random_scene(rng, vocabulary.SHAPES, tuple(vocabulary.RADII), count)
         amount = [rng.choice((0.0, rng.uniform(0, 1))) for _ in design.DAMAGES]
         image = damaged(scene, amount, rng, noise)
         scenes.append(scene)

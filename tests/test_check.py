@@ -44,7 +44,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
         file, line, text = finding.split(":", 2)
         key = text.split(":")[0].strip()
         assert file == str(path)
-        assert lines[int(line) - 1].strip().startswith(f"{key.split('.')[-1]}:"), finding
+        assert lines[int(line) - 1].removeprefix("  - ").strip().startswith(f"{key.split('.')[-1]}:"), finding
         found.append(text.strip())
     return found
 
@@ -103,9 +103,9 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "where DVC sees that weights changed",
         ),
         (
-            {"evaluate.inception_weights": "data/models/inception/../x"},
-            "evaluate.inception_weights: found data/models/inception/../x; expected a path in data/models/inception, "
-            "the folder where DVC sees that weights changed",
+            {"evaluate.feature_spaces": [{"kind": "inception", "weights": "data/models/inception/../x"}]},
+            "evaluate.feature_spaces.0.weights: found data/models/inception/../x; expected a path in "
+            "data/models/inception, the folder where DVC sees that weights changed",
         ),
         (
             {"train_clip.training.batch_size": 100_000},
@@ -241,6 +241,33 @@ def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
     found = findings(tmp_path, {"train_clip.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
     assert [line.split(":")[0] for line in found] == ["train_clip.twins_together", "sample.seen_split"]
+
+
+def test_what_is_named_after_a_corpus_judges_its_images_only(tmp_path: Path) -> None:
+    of_shapes = {"evaluate.accuracy": {"kind": "shapes"}, "evaluate.feature_spaces": [{"kind": "shapes"}]}
+    assert findings(tmp_path, of_shapes, "openmoji.yaml") == [
+        "evaluate.accuracy.kind: found shapes; expected retrieval: this oracle cannot check the captions of the corpus "
+        "openmoji",
+        "evaluate.feature_spaces.0.kind: found shapes; expected a space for any images: this one is for those of the "
+        "corpus shapes only, not of openmoji",
+    ]
+    retrieval = {"kind": "retrieval", "num_prompts": 5, "k": 2, "num_images": 12}
+    check.params_file(edited(tmp_path, "tiny.yaml", {"evaluate.accuracy": retrieval, "evaluate.feature_spaces": []}))
+
+
+def test_a_feature_space_of_one_kind_is_named_once(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"evaluate.feature_spaces": [{"kind": "shapes"}, {"kind": "shapes"}]})
+    assert found == [
+        "evaluate: feature_spaces ['shapes', 'shapes'] name one twice; expected each kind once: metrics have its name"
+    ]
+
+
+def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
+    unknown = {"evaluate.accuracy": {"kind": "shapes", "k": 3}, "evaluate.feature_spaces": [{"kind": "clip"}]}
+    assert findings(tmp_path, unknown) == [
+        "evaluate.accuracy.k: unknown key; expected one of kind",
+        'evaluate.feature_spaces.0.kind: found "clip"; expected one of inception, shapes',
+    ]
 
 
 def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from ldm.core.shards import SPLITS, Split
 from ldm.corpora import shapes
+from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
 from tests.corpora import shapes_params
@@ -22,11 +23,11 @@ def _image(pair: Pair) -> np.ndarray:
 
 
 def test_vocabulary_has_the_promised_breadth() -> None:
-    assert len(shapes.COLOURS) >= 8 and len(shapes.SHAPES) >= 6 and len(shapes.RADII) >= 2
-    assert len(shapes.RELATIONS) >= 4 and len(shapes.BACKGROUNDS) >= 3
+    assert len(vocabulary.COLOURS) >= 8 and len(vocabulary.SHAPES) >= 6 and len(vocabulary.RADII) >= 2
+    assert len(vocabulary.RELATIONS) >= 4 and len(vocabulary.BACKGROUNDS) >= 3
     for split in RESERVED:
-        assert len(shapes.RESERVED_PAIRS[split]) == round(len(shapes.COLOURS) * len(shapes.SHAPES) / 10)
-        assert len(shapes.RESERVED_TRIPLES[split]) == round(len(shapes.SHAPES) ** 2 * len(shapes.AXES) / 10)
+        assert len(shapes.RESERVED_PAIRS[split]) == round(len(vocabulary.COLOURS) * len(vocabulary.SHAPES) / 10)
+        assert len(shapes.RESERVED_TRIPLES[split]) == round(len(vocabulary.SHAPES) ** 2 * len(vocabulary.AXES) / 10)
 
 
 def test_settings_are_chosen_on_other_compositions_than_those_of_the_last_look() -> None:
@@ -45,7 +46,7 @@ def test_every_split_is_on_its_side_of_the_reserved_compositions(split: Split) -
 def test_both_kinds_of_composition_are_reserved_and_relations_have_no_second_name(split: Split) -> None:
     red_circle = shapes.Object("red", "circle", "small", 0.5, 0.25, 0.12, (215, 35, 35))
     for colour, shape in shapes.RESERVED_PAIRS[split]:
-        alone = shapes.Object(colour, shape, "large", 0.5, 0.5, shapes.RADII["large"], shapes.COLOURS[colour])
+        alone = shapes.Object(colour, shape, "large", 0.5, 0.5, vocabulary.RADII["large"], vocabulary.COLOURS[colour])
         assert split in shapes.reserved_for(shapes.Scene((alone,), "centre", "white", (245, 245, 245)))
     for first, axis, second in shapes.RESERVED_TRIPLES[split]:
         pair = tuple(shapes.Object("cyan", s, "small", 0.5, 0.5, 0.12, (0, 0, 0)) for s in (first, second))

@@ -12,9 +12,10 @@ from ldm.core.images import decode_png, encode_png
 from ldm.core.shards import SPLITS, write
 from ldm.corpora import shapes
 from ldm.corpora.params import ShapesParams
-from ldm.evaluation import measure, metrics
-from ldm.evaluation.params import EvaluateParams
+from ldm.evaluation import measure, spaces
+from ldm.evaluation.params import EvaluateParams, RetrievalParams
 from ldm.oracles import shapes as oracle
+from ldm.oracles.oracle import NOT_STATED
 from ldm.sampling.samples import Prompt
 from ldm.text.model import clip
 from ldm.text.model.params import ClipParams
@@ -24,6 +25,7 @@ from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
 CPU = torch.device("cpu")
 CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)
 PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
+RETRIEVAL = {"kind": "retrieval", "num_prompts": 5, "k": 2, "num_images": 12}
 COUNTS = {"train": 12, "val": 8, "unseen": 8, "held_out": 4}
 
 
@@ -74,7 +76,7 @@ def instruments() -> measure.Instruments:
     torch.manual_seed(0)
     model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
     autoencoder = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
-    return measure.Instruments([metrics.clip_space(model, "0" * 64)], model, autoencoder, CPU)
+    return measure.Instruments([spaces.own_clip(model, "0" * 64)], oracle.ORACLE, model, autoencoder, CPU)
 
 
 def by_name(found: list[measure.Subject]) -> dict[str, measure.Subject]:
@@ -105,9 +107,9 @@ def test_too_few_training_images_for_a_reference_are_refused(real):
         measure.subjects(everything, real, params())
 
 
-def test_without_claims_a_gallery_opens_with_the_images_of_the_prompts(real):
+def test_for_retrieval_a_gallery_opens_with_the_images_of_the_prompts(real):
     samples = sampled(claims=False, seen_split="train")
-    found = by_name(measure.subjects(samples, real, params(num_retrieval_prompts=4)))
+    found = by_name(measure.subjects(samples, real, params(accuracy=RETRIEVAL | {"num_prompts": 4})))
     gallery = [found["gallery"].png(i) for i in range(found["gallery"].count)]
     assert len(gallery) == len(set(gallery)) == 12
     assert gallery[:4] == [samples["seen"].png(i) for i in range(4)]
@@ -115,15 +117,16 @@ def test_without_claims_a_gallery_opens_with_the_images_of_the_prompts(real):
 
 def test_every_image_with_the_caption_of_a_prompt_matches_it(real):
     samples = sampled(claims=False, seen_split="train")
-    told = {
+    texts = {
         split: [["thing"] if i % 2 else [f"{split} {i}"] for i in range(COUNTS[split])] for split in ("train", "val")
     }
     samples["seen"].prompts[1] = replace(samples["seen"].prompts[1], prompt="thing")
     samples["seen"].prompts[0] = replace(samples["seen"].prompts[0], prompt="train 0")
-    found = measure.matching(samples, real, told, params(num_retrieval_prompts=2))
+    retrieval = RETRIEVAL | {"num_prompts": 2}
+    found = measure.matching(samples, real, texts, RetrievalParams.model_validate(retrieval))
     assert found.shape == (2, 12) and found[0].tolist() == [True] + [False] * 11
     keys = [pair.key for pair in (shapes.pair_at(i, "train", CORPUS_PARAMS, 64) for i in range(12))]
-    subject = by_name(measure.subjects(samples, real, params(num_retrieval_prompts=2)))["gallery"]
+    subject = by_name(measure.subjects(samples, real, params(accuracy=retrieval)))["gallery"]
     odd = {real.png("train", key) for key in keys[1::2]} | {real.png("val", key) for key in real.keys("val")[1::2]}
     assert found[1].tolist() == [subject.png(i) in odd for i in range(12)]
 
@@ -137,11 +140,11 @@ def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instrume
     subject = by_name(measure.subjects(sampled(), real, params()))["real_seen"]
     found = instruments.measure(subject, range(5), batch_size=2)
     for name in ("scene", "scene_strict"):
-        scene = measure.CHECKS.index(name)
+        scene = oracle.ORACLE.attributes.index(name)
         assert found["checks"][:, scene].tolist() == [1] * 5
         assert found["shuffled_checks"][:, scene].tolist() == [0] * 5
     stated = [[name in stated_by(prompt.claim) for name in oracle.ATTRIBUTES] for prompt in subject.prompts]
-    assert (found["checks"][:, : len(oracle.ATTRIBUTES)] != measure.NOT_STATED).tolist() == stated
+    assert (found["checks"][:, : len(oracle.ATTRIBUTES)] != NOT_STATED).tolist() == stated
 
 
 def stated_by(claim: dict) -> set[str]:
@@ -179,9 +182,15 @@ def test_text_features_are_those_of_the_prompts(real, instruments):
     assert torch.allclose(found["clip_text"], instruments.clip.text_features(ids), atol=1e-6)
 
 
-def test_a_corpus_without_claims_leaves_every_check_unstated(real, instruments):
+def test_nothing_is_checked_of_a_prompt_without_a_claim(real, instruments):
     subject = by_name(measure.subjects(sampled(claims=False), real, params()))["seen"]
-    assert bool((instruments.measure(subject, range(5), 5)["checks"] == measure.NOT_STATED).all())
+    assert bool((instruments.measure(subject, range(5), 5)["checks"] == NOT_STATED).all())
+
+
+def test_without_an_oracle_nothing_is_checked(real, instruments):
+    subject = by_name(measure.subjects(sampled(), real, params()))["seen"]
+    found = replace(instruments, oracle=None).measure(subject, range(5), 5)
+    assert set(found) == {"features_own_clip", "clip_text"}
 
 
 def test_the_picture_shows_every_sample_beside_its_real_image(real):

@@ -3,8 +3,6 @@ import pytest
 import torch
 from scipy import linalg, stats
 
-from ldm.core import artifact
-from ldm.core.errors import IntegrityError
 from ldm.evaluation import metrics
 
 
@@ -68,7 +66,7 @@ def test_kernel_distance_depends_on_its_seed_alone():
 
 @pytest.mark.parametrize(("num_true", "count"), [(0, 10), (10, 10), (7, 10), (940, 1000), (1, 1)])
 def test_wilson_interval_agrees_with_scipy(num_true, count):
-    found = metrics.share([True] * num_true + [False] * (count - num_true))
+    found = metrics.proportion([True] * num_true + [False] * (count - num_true))
     expected = stats.binomtest(num_true, count).proportion_ci(0.95, method="wilson")
     assert (found.value, found.count) == (num_true / count, count)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
@@ -76,7 +74,7 @@ def test_wilson_interval_agrees_with_scipy(num_true, count):
 
 def test_interval_of_a_mean():
     values = torch.tensor([1.0, 2, 3, 6])
-    found = metrics.mean(values)
+    found = metrics.mean_interval(values)
     half = stats.norm.ppf(0.975) * np.std([1, 2, 3, 6], ddof=1) / 2
     assert (found.low, found.value, found.high) == pytest.approx((3 - half, 3, 3 + half))
 
@@ -92,39 +90,14 @@ def test_clip_score_is_one_for_equal_features_and_its_margin_the_rest():
 
 def test_shuffled_captions_are_a_derangement():
     for count in range(2, 9):
-        order = torch.arange(count).roll(metrics.shuffle_distance(count))
+        order = torch.arange(count).roll(metrics.shuffle_offset(count))
         assert not bool((order == torch.arange(count)).any())
 
 
 def test_an_image_is_found_when_fewer_than_k_others_are_nearer():
     gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.3], [0, 1]]), dim=1)
     queries = gallery[:1].repeat(3, 1)
-    assert metrics.found_by_image(queries, gallery, torch.eye(3, 4) > 0, k=2).tolist() == [True, True, False]
+    assert metrics.is_retrieved(queries, gallery, torch.eye(3, 4) > 0, k=2).tolist() == [True, True, False]
     alike = torch.tensor([[False, False, True, True]])
-    assert metrics.found_by_image(queries[:1], gallery, alike, k=3).tolist() == [True]
-    assert metrics.found_by_image(queries[:1], gallery, alike, k=2).tolist() == [False]
-
-
-def test_inception_refuses_other_weights(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    with pytest.raises(IntegrityError, match="no such file"):
-        metrics.inception_space(path, torch.device("cpu"))
-    artifact.write_tensors(path, {"a": torch.zeros(1)})
-    with pytest.raises(IntegrityError, match="other tensors"):
-        metrics.inception_space(path, torch.device("cpu"))
-
-
-def test_inception_features_are_those_of_torchvision(tmp_path):
-    from torchvision.models import Inception3
-
-    torch.manual_seed(0)
-    net = Inception3(num_classes=10, aux_logits=True, transform_input=False, init_weights=False).eval()
-    path = tmp_path / "weights.safetensors"
-    artifact.write_tensors(path, net.state_dict())
-    space = metrics.inception_space(path, torch.device("cpu"))
-    image = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = net(image / 127.5 - 1)
-        found = net.fc(space.extract(image))
-    assert space.sha256 == artifact.sha256_file(path)
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert metrics.is_retrieved(queries[:1], gallery, alike, k=3).tolist() == [True]
+    assert metrics.is_retrieved(queries[:1], gallery, alike, k=2).tolist() == [False]

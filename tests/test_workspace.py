@@ -10,7 +10,8 @@ from ldm.core import workspace
 from ldm.core.errors import UserError
 from ldm.corpora import folder, webdataset
 from ldm.denoiser.training.inputs import load_weights
-from ldm.evaluation import metrics
+from ldm.evaluation import spaces
+from ldm.evaluation.params import InceptionSpaceParams
 from ldm.text.training.pretrained import pretrained
 from tests.corpora import CLEANING
 
@@ -20,7 +21,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
     "clip": lambda path: pretrained(SimpleNamespace(pretrained=str(path), pretrained_is_path=True)),
     "unet": lambda path: load_weights(None, None, path),
-    "inception": lambda path: metrics.inception_space(path, torch.device("cpu")),
+    "inception": lambda path: spaces.build(
+        InceptionSpaceParams(kind="inception", weights=str(path)), torch.device("cpu")
+    ),
 }
 """Whatever reads what users bring."""
 

@@ -109,10 +109,14 @@ class WebdatasetParams(Section):
     """Chooses the validation split."""
 
 
+CorpusParams = ShapesParams | OpenMojiParams | FolderParams | WebdatasetParams
+"""All of them."""
+
+
 class PrepareParams(Section):
     """Section `prepare`."""
 
-    corpus: Annotated[ShapesParams | OpenMojiParams | FolderParams | WebdatasetParams, Field(discriminator="kind")]
+    corpus: Annotated[CorpusParams, Field(discriminator="kind")]
     """Where captioned images come from."""
     image_size_px: int = Field(ge=8, le=4096)
     """Side of the square images."""

@@ -5,7 +5,6 @@ A scene is drawn from (seed, split, number) alone. The attributes a caption stat
 """
 
 import hashlib
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,27 +19,8 @@ from PIL import Image, ImageDraw
 from ldm.core.shards import Split
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
+from ldm.corpora.shapes_vocabulary import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, SHAPES, Rgb, outline
 
-Rgb = tuple[int, int, int]
-
-COLOURS: dict[str, Rgb] = {
-    "red": (215, 35, 35),
-    "green": (30, 130, 50),
-    "blue": (45, 75, 215),
-    "yellow": (245, 215, 40),
-    "purple": (110, 25, 150),
-    "orange": (245, 130, 25),
-    "cyan": (50, 205, 220),
-    "pink": (245, 140, 190),
-}
-BACKGROUNDS: dict[str, Rgb] = {"white": (245, 245, 245), "grey": (122, 122, 122), "black": (15, 15, 15)}
-SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
-RADII = {"small": 0.13, "large": 0.2}
-"""Half the extent of an object as a fraction of the image side."""
-ANCHORS = {"centre": (0.5, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "left": (0.25, 0.5), "right": (0.75, 0.5)}
-"""Centre of an object at a named place, as (x, y) fractions of the image side."""
-AXES = {"vertical": ("top", "bottom"), "horizontal": ("left", "right")}
-RELATIONS = {"above": "vertical", "below": "vertical", "left of": "horizontal", "right of": "horizontal"}
 _FORWARD = {"vertical": "above", "horizontal": "left of"}
 _BACKWARD = {"vertical": "below", "horizontal": "right of"}
 _JITTER = 0.02
@@ -90,7 +70,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it states; see `ldm.oracles.shapes.score` for the layout of a claim."""
+    """A sentence and what it states; see `ldm.oracles.shapes.compare` for the layout of a claim."""
 
     text: str
     claim: dict[str, object]
@@ -172,32 +152,6 @@ def scene_at(number: int, split: Split, params: ShapesParams) -> Scene:
         both = (scene, _twin(scene))
         if all(reserved_for(s) == wanted for s in both):
             return both[number % 2]
-
-
-def outline(shape: str, radius: float) -> list[tuple[float, float]]:
-    """The polygon of `shape` around the origin, of half extent `radius`; y points down."""
-    match shape:
-        case "circle":
-            angles = [2 * math.pi * i / 48 for i in range(48)]
-            return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
-        case "square":
-            side = 0.9 * radius
-            return [(-side, -side), (side, -side), (side, side), (-side, side)]
-        case "triangle":
-            return [(0.0, -radius), (radius, 0.85 * radius), (-radius, 0.85 * radius)]
-        case "diamond":
-            return [(0.0, -radius), (0.8 * radius, 0.0), (0.0, radius), (-0.8 * radius, 0.0)]
-        case "star":
-            lengths = [radius * (1.08 if i % 2 == 0 else 0.42) for i in range(10)]
-            return [(r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate(lengths)]
-        case "cross":
-            w, r = 0.34 * radius, radius
-            return [
-                *((-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w)),
-                *((w, r), (-w, r), (-w, w), (-r, w), (-r, -w), (-w, -w)),
-            ]
-        case _:
-            raise AssertionError(f"no such shape: {shape}")
 
 
 def render(scene: Scene, size_px: int) -> UInt8[np.ndarray, "h w 3"]:

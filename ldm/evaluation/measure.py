@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int8, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ldm import randomness
@@ -19,18 +19,19 @@ from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics
-from ldm.evaluation.params import EvaluateParams
-from ldm.oracles import shapes as oracle
+from ldm.evaluation.params import EvaluateParams, RetrievalParams
+from ldm.evaluation.spaces import FeatureSpace
+from ldm.oracles.oracle import Oracle
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.text.model.clip import Clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHECKS = (*oracle.ATTRIBUTES, "scene", *oracle.STRICT)
-"""Columns of `checks`."""
-NOT_STATED, WRONG, RIGHT = -1, 0, 1
+Measured = Mapping[str, Mapping[str, Tensor]]
+"""Tensors of `Instruments.measure` by subject."""
 REAL, DECODED = "real_", "decoded_"
+"""Before the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
 _NUM_COLUMNS = 8
 """Of the picture of pairs: even, so that a pair stays together."""
@@ -78,29 +79,24 @@ class RealImages:
         return self._splits[split][number]["png"]
 
 
-def has_claims(samples: Mapping[str, Samples]) -> bool:
-    """Whether the corpus says what its captions state, so that the oracle can check images."""
-    return any(prompt.claim is not None for prompt in samples[SEEN].prompts)
-
-
 def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
-    """All that is measured; a gallery to search in only where claims cannot be checked.
+    """All that is measured; a gallery to search in only where retrieval decides what is right.
 
     ConfigError: fewer than two training images have given no prompt.
     """
-    found = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
+    chosen = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
     for name in [name for name in SETS if name in samples]:
         prompts = samples[name].prompts
-        found.append(_real(REAL + name, _origins(prompts), real, prompts))
-        found.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
+        chosen.append(_real(REAL + name, _origins(prompts), real, prompts))
+        chosen.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
     sweep = next((part.prompts for name, part in samples.items() if name not in SETS), None)
     if sweep is not None:
-        found.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
+        chosen.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
     prompted = {(prompt.split, prompt.key) for part in samples.values() for prompt in part.prompts}
-    found.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
-    if not has_claims(samples):
-        found.append(_real(GALLERY, _gallery(samples, real, params), real))
-    return found
+    chosen.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
+    if isinstance(params.accuracy, RetrievalParams):
+        chosen.append(_real(GALLERY, _gallery(samples, real, params.accuracy), real))
+    return chosen
 
 
 def _origins(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -126,26 +122,26 @@ def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> 
     return free
 
 
-def _gallery(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[tuple[str, str]]:
+def _gallery(samples: Mapping[str, Samples], real: RealImages, params: RetrievalParams) -> list[tuple[str, str]]:
     """(split, key) of the images to search among: those of the searched prompts, in their order, then others of
     training and validation."""
-    own = _origins(samples[SEEN].prompts[: params.num_retrieval_prompts])
+    own = _origins(samples[SEEN].prompts[: params.num_prompts])
     others = [*_scattered(real, "train"), *_scattered(real, "val")]
-    return list(dict.fromkeys([*own, *others]))[: max(params.num_retrieval_images, len(own))]
+    return list(dict.fromkeys([*own, *others]))[: max(params.num_images, len(own))]
 
 
 def matching(
     samples: Mapping[str, Samples],
     real: RealImages,
     captions: Mapping[str, Sequence[Sequence[str]]],
-    params: EvaluateParams,
+    params: RetrievalParams,
 ) -> Bool[Tensor, "prompts gallery"]:
     """Whether an image of the gallery has a searched prompt among its captions; `captions` are those of train and val,
     in the order of their images."""
-    texts = {split: dict(zip(real.keys(split), told, strict=True)) for split, told in captions.items()}
-    gallery = [set(texts[split][key]) for split, key in _gallery(samples, real, params)]
-    prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_retrieval_prompts]]
-    return torch.tensor([[prompt in told for told in gallery] for prompt in prompts])
+    by_key = {split: dict(zip(real.keys(split), texts, strict=True)) for split, texts in captions.items()}
+    gallery = [set(by_key[split][key]) for split, key in _gallery(samples, real, params)]
+    prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
+    return torch.tensor([[prompt in texts for texts in gallery] for prompt in prompts])
 
 
 def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
@@ -159,16 +155,18 @@ def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
 class Instruments:
     """What images are measured with."""
 
-    spaces: Sequence[metrics.FeatureSpace]
+    spaces: Sequence[FeatureSpace]
     """Where images are compared, the CLIP's own space among them."""
+    oracle: Oracle | None
+    """What checks claims, for a corpus that has one."""
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
-        """Per image: `features_SPACE` [n, f] of every space; with prompts also CLIP's `clip_text` [n, e] and the
-        oracle's `checks` and `shuffled_checks` [n, len(CHECKS)], the latter with the claim of another prompt."""
+        """Per image: `features_SPACE` [n, f] of every space; with prompts also CLIP's `clip_text` [n, e] and, by the
+        oracle, `checks` and `shuffled_checks` [n, attributes], the latter with the claim of another prompt."""
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
         ]
@@ -179,40 +177,33 @@ class Instruments:
         pixels = images.to_tensor([subject.png(i) for i in rows]).to(self.device)
         if subject.decoded:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
-        found = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
-        if subject.prompts is None:
-            return found
-        ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
-        found["clip_text"] = self.clip.text_features(ids).float().cpu()
-        own = [subject.prompts[i] for i in rows]
-        away = metrics.shuffle_distance(subject.count)
-        others = [subject.prompts[(i + away) % subject.count] for i in rows]
-        readings = _read(own, pixels)
-        found["checks"], found["shuffled_checks"] = _checks(own, readings), _checks(others, readings)
-        return found
+        tensors = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
+        if subject.prompts is not None:
+            ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
+            tensors["clip_text"] = self.clip.text_features(ids).float().cpu()
+            if self.oracle is not None:
+                tensors |= _checks(self.oracle, subject.prompts, rows, pixels)
+        return tensors
 
 
-def _read(prompts: Sequence[Prompt], pixels: UInt8[Tensor, "b 3 h w"]) -> list[oracle.SceneReading | None]:
-    """What the oracle sees in each image; nothing where no caption can be checked."""
+def _checks(
+    oracle: Oracle, prompts: Sequence[Prompt], rows: range, pixels: UInt8[Tensor, "b 3 h w"]
+) -> dict[str, Tensor]:
+    """Every image against the claim of its own prompt, and against that of another one."""
+    offset = metrics.shuffle_offset(len(prompts))
+    claims = [(prompts[i].claim, prompts[(i + offset) % len(prompts)].claim) for i in rows]
     arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return [oracle.read(a) if p.claim is not None else None for p, a in zip(prompts, arrays, strict=True)]
+    codes = np.stack([oracle.codes(image, pair) for image, pair in zip(arrays, claims, strict=True)])
+    own, others = torch.from_numpy(codes).unbind(1)
+    return {"checks": own, "shuffled_checks": others}
 
 
-def _checks(prompts: Sequence[Prompt], readings: Sequence[oracle.SceneReading | None]) -> Int8[Tensor, "b checks"]:
-    rows = [
-        {} if prompt.claim is None or reading is None else oracle.compare(prompt.claim, reading)
-        for prompt, reading in zip(prompts, readings, strict=True)
-    ]
-    codes = [[int(row[name]) if name in row else NOT_STATED for name in CHECKS] for row in rows]
-    return torch.tensor(codes, dtype=torch.int8)
-
-
-def units(found: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
+def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
     """The work in pieces of at most `size` images of one subject, by name; those of a subject in the order of its
     images."""
     return {
         f"{subject.name}-{start:08d}": (subject, range(start, min(start + size, subject.count)))
-        for subject in found
+        for subject in subjects
         for start in range(0, subject.count, size)
     }
 
@@ -225,8 +216,8 @@ def gather(
     for key, (subject, _) in work.items():
         parts.setdefault(subject.name, []).append(tensors_of(key))
     return {
-        subject: {name: torch.cat([part[name] for part in found]) for name in found[0]}
-        for subject, found in parts.items()
+        subject: {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
+        for subject, units in parts.items()
     }
 
 

@@ -1,1 +1,1 @@
-"""What a corpus can say of a picture: how much of a caption it shows."""
+"""What judges the images of a corpus: checks of claims, feature spaces."""

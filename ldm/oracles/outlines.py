@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ldm.corpora.shapes import outline
+from ldm.corpora.shapes_vocabulary import outline
 
 _TABLE_RADIUS = 40
 _TABLE_SIDE = 100
@@ -101,7 +101,7 @@ def gap(shape: str, coverage: Float[np.ndarray, "h w"]) -> float:
     """The largest distance between an object's edge and the best-fitting outline of `shape`, in radii of that outline.
 
     Args:
-        shape: one of `shapes.SHAPES`.
+        shape: one of `shapes_vocabulary.SHAPES`.
         coverage: share of each pixel that the object covers, in [0, 1]; not all zero.
 
     Edges are compared through a Gaussian of deviation s = `_RESOLUTION` radii: where the edge has moved by d along

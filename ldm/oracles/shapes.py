@@ -1,27 +1,31 @@
-"""Reads a shapes scene back from pixels, by rule and without the caption, and scores what a caption claimed of it.
+"""The oracle of the corpus `shapes`: reads a scene back from pixels, by rule and without the caption, and compares it
+with what a caption claims.
 
-The reading uses the palette, outlines and sizes that `ldm.corpora.shapes` draws with, and nothing learned:
+The reading uses the palette, outlines and sizes that the corpus draws with, and nothing learned:
 background from the border, objects as connected regions that differ from it, colour by the nearest palette entry,
 shape by overlap with each outline, size by extent, place by centroid. The overlap forgives rounded corners and bent
 sides; whether an edge lies where its outline does is a question of its own (`ldm.oracles.outlines`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, permutations
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ldm.corpora.shapes import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, RELATIONS, SHAPES, outline
+from ldm.corpora.shapes_vocabulary import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, RELATIONS, SHAPES, outline
 from ldm.oracles import outlines
+from ldm.oracles.oracle import Claim, Oracle
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "place", "relation", "background")
+"""What a claim may state."""
 STRICT = ("outline", "scene_strict")
-"""What `score` says beyond the attributes and "scene": every edge where it should be, and that with the whole scene."""
+"""What `compare` says beyond these and "scene": every edge where it should be, and that with the whole scene."""
 
 _COLOUR_NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -220,17 +224,12 @@ def _outlined(claimed: list[dict[str, str]], objects: list[Reading]) -> bool:
     return all(o.shape == shape and o.is_outlined for shape, o in stated)
 
 
-def score(claim: dict[str, Any], image: UInt8[np.ndarray, "h w 3"]) -> dict[str, bool]:
-    """Check a claim against a square RGB image: `compare` of what is read from it."""
-    return compare(claim, read(image))
-
-
-def compare(claim: dict[str, Any], reading: SceneReading) -> dict[str, bool]:
+def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
     """Check a claim against what was read from an image.
 
     Args:
         claim: {"count": int, "objects": [{"colour", "shape", "size"?, "place"?}, ...], "relation"?: one of
-            `shapes.RELATIONS` (objects[0] relation objects[1] ...), "background"?: name}.
+            `RELATIONS` (objects[0] relation objects[1] ...), "background"?: name}.
         reading: of any image, by `read`.
 
     Returns:
@@ -261,3 +260,25 @@ def compare(claim: dict[str, Any], reading: SceneReading) -> dict[str, bool]:
         result["outline"] = is_outlined
     result["scene_strict"] = result["scene"] and result.get("outline", True)
     return result
+
+
+def num_objects(claim: Claim) -> int:
+    """Number of objects that a claim tells of."""
+    return int(claim["count"])
+
+
+def check(image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim]) -> list[dict[str, bool]]:
+    """Check claims against a square RGB image: `compare` of each with what is read from it."""
+    reading = read(image)
+    return [compare(claim, reading) for claim in claims]
+
+
+ORACLE = Oracle(
+    attributes=(*ATTRIBUTES, "scene", *STRICT),
+    headlines=("scene", "scene_strict"),
+    highlights=("relation",),
+    labels={"scene": "whole scene", "scene_strict": "whole scene, strict outlines", "outline": "strict outlines"},
+    counted="object",
+    count=num_objects,
+    check=check,
+)

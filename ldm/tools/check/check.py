@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -17,10 +17,10 @@ from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.core.params import MachineParams, PathsParams
-from ldm.corpora.params import PrepareParams, ShapesParams
+from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
-from ldm.evaluation.params import EvaluateParams
+from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
@@ -72,8 +72,12 @@ def params_file(path: Path = config.PARAMS) -> Params:
     document = config.Document(path)
     findings = [finding for rule in RULES for finding in rule(params)]
     if findings:
-        raise ConfigError.many([_error(document.where(tuple(key.split("."))), *rest) for key, *rest in findings])
+        raise ConfigError.many([_error(document.where(_parts(key)), *rest) for key, *rest in findings])
     return params
+
+
+def _parts(key: str) -> config.Loc:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 def _error(where: str, text: str, fix: str) -> ConfigError:
@@ -200,8 +204,10 @@ def _weights(params: Params) -> Iterator[Finding]:
     places = {
         "train_clip.pretrained": (clip.pretrained if clip.pretrained_is_path else None, "clip"),
         "train_unet.init_from": (params.train_unet.init_from, "unet"),
-        "evaluate.inception_weights": (params.evaluate.inception_weights, "inception"),
     }
+    for i, space in enumerate(params.evaluate.feature_spaces):
+        if isinstance(space, InceptionSpaceParams):
+            places[f"evaluate.feature_spaces.{i}.weights"] = (space.weights, "inception")
     for key, (place, name) in places.items():
         folder = f"{params.paths.models}/{name}"
         if place is not None and (
@@ -300,6 +306,30 @@ def _corpus(params: Params) -> Iterator[Finding]:
         yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"
 
 
+_CORPORA = {get_args(corpus.model_fields["kind"].annotation)[0] for corpus in get_args(CorpusParams)}
+
+
+def _instruments(params: Params) -> Iterator[Finding]:
+    """An oracle or a feature space that has the name of a corpus belongs to it."""
+    corpus = params.prepare.corpus.kind
+    others = _CORPORA - {corpus}
+    accuracy = params.evaluate.accuracy
+    if accuracy.kind in others:
+        yield (
+            "evaluate.accuracy.kind",
+            f"found {accuracy.kind}; expected retrieval: this oracle cannot check the captions of the corpus {corpus}",
+            "write accuracy: {kind: retrieval, num_prompts: 200, k: 10, num_images: 10000}",
+        )
+    for i, space in enumerate(params.evaluate.feature_spaces):
+        if space.kind in others:
+            yield (
+                f"evaluate.feature_spaces.{i}.kind",
+                f"found {space.kind}; expected a space for any images: this one is for those of the corpus "
+                f"{space.kind} only, not of {corpus}",
+                "remove it",
+            )
+
+
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
     _text,
@@ -308,4 +338,5 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _objective,
     _guidance,
     _corpus,
+    _instruments,
 )

@@ -1,4 +1,4 @@
-"""A fixed space of features for images of the shapes corpus, so that distances of different runs can be compared.
+"""A fixed space of features for images of the corpus `shapes`, so that distances of different runs can be compared.
 
 A small network that reads scenes; `studies/shapes_extractor.py` trained it once, and its weights lie beside this file.
 It is an instrument: it has seen every composition, held-out ones too, and nothing of a run. Only `evaluate` needs it.
@@ -7,14 +7,12 @@ It is an instrument: it has seen every composition, held-out ones too, and nothi
 from pathlib import Path
 from typing import cast
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.core import artifact
-from ldm.corpora.shapes import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, SHAPES
-from ldm.evaluation.metrics import FeatureSpace
+from ldm.corpora.shapes_vocabulary import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, SHAPES
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 WEIGHTS_SHA256 = "288a3e83790abd8ce2e5b40a24b9a46f21d75ccb9f81c9cb05e1e7c094ff7458"
@@ -67,8 +65,3 @@ def load() -> Extractor:
     net = Extractor()
     net.load_state_dict(artifact.open_tensors(WEIGHTS))
     return net.eval().requires_grad_(False)
-
-
-def extractor(device: torch.device) -> FeatureSpace:
-    """The features of this network as a space for distances. IntegrityError as `load`."""
-    return FeatureSpace("shapes", WEIGHTS_SHA256, NUM_FEATURES, load().to(device))

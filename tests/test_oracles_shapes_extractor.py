@@ -11,21 +11,21 @@ from scipy import ndimage
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.corpora import shapes
+from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.evaluation import metrics
-from ldm.evaluation import shapes_extractor as design
+from ldm.oracles import shapes_extractor as design
 from studies import outlines
 from studies import shapes_extractor as study
 from tests.corpora import shapes_params
 
 NUM_IMAGES = 500
-CPU = torch.device("cpu")
 
 
 @lru_cache
 def _scenes(first: int) -> list[shapes.Scene]:
     rng = random.Random(f"fresh/{first}")
     counts = rng.choices((1, 2), (0.35, 0.65), k=NUM_IMAGES)
-    return [outlines.random_scene(rng, shapes.SHAPES, tuple(shapes.RADII), count) for count in counts]
+    return [outlines.random_scene(rng, vocabulary.SHAPES, tuple(vocabulary.RADII), count) for count in counts]
 
 
 @lru_cache
@@ -36,11 +36,11 @@ def _images(first: int, deformation: str = "as it is", size_px: int = 64) -> tor
 
 @lru_cache
 def _features_of_renders() -> torch.Tensor:
-    return design.extractor(CPU).extract(_images(0))
+    return design.load()(_images(0))
 
 
 def _distance(image: torch.Tensor) -> float:
-    return metrics.frechet_distance(_features_of_renders(), design.extractor(CPU).extract(image))
+    return metrics.frechet_distance(_features_of_renders(), design.load()(image))
 
 
 def _blurred(image: torch.Tensor, deviation: float) -> torch.Tensor:
@@ -53,13 +53,13 @@ def _noisy(image: torch.Tensor, deviation: float) -> torch.Tensor:
 
 
 def test_the_committed_weights_are_small_and_those_that_were_stated(tmp_path, monkeypatch) -> None:
-    assert artifact.sha256_file(design.WEIGHTS) == design.WEIGHTS_SHA256 == design.extractor(CPU).sha256
+    assert artifact.sha256_file(design.WEIGHTS) == design.WEIGHTS_SHA256
     assert design.WEIGHTS.stat().st_size < 1_000_000
     other = tmp_path / "other.safetensors"
     other.write_bytes(design.WEIGHTS.read_bytes()[:-1] + b"\0")
     monkeypatch.setattr(design, "WEIGHTS", other)
     with pytest.raises(IntegrityError, match="SHA-256"):
-        design.extractor(CPU)
+        design.load()
 
 
 def test_fresh_scenes_are_read_right() -> None:
@@ -75,8 +75,7 @@ def test_unseen_compositions_are_read_as_well_as_any() -> None:
 
 def test_images_of_other_sizes_are_read_too() -> None:
     large = _images(0, size_px=128)
-    features = design.extractor(CPU).extract(large)
-    assert features.shape == (NUM_IMAGES, design.extractor(CPU).num_features)
+    assert design.load()(large).shape == (NUM_IMAGES, design.NUM_FEATURES)
     assert study.accuracy(design.load(), _scenes(0), large)["scene"] >= 0.98
 
 

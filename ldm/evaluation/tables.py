@@ -1,0 +1,124 @@
+"""The numbers of an evaluation as files that people and DVC read."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ldm.core import artifact
+from ldm.evaluation.measure import DECODED, REAL
+from ldm.evaluation.metrics import Estimate
+from ldm.evaluation.report import ALL, CONTROL, RETRIEVAL, Report
+from ldm.oracles.oracle import Oracle
+from ldm.training import plots
+
+
+def write(folder: Path, report: Report) -> None:
+    """Numbers as JSON for DVC, tables as Markdown and CSV, the sweep as a picture."""
+    artifact.write_json(folder / "metrics.json", report.metrics)
+    (folder / "table.md").write_text(main_table(report), encoding="utf-8")
+    if report.oracle is not None:
+        with (folder / "accuracies.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(accuracy_rows(report, report.oracle))
+    plots.write_table(folder / "guidance_sweep.csv", report.sweep)
+    plots.draw_intervals(folder / "guidance_sweep.csv", folder / "guidance_sweep.png", "guidance_scale")
+
+
+def accuracy_rows(report: Report, oracle: Oracle) -> list[list[str]]:
+    """Every accuracy with its interval, header first."""
+    rows = [["images", "attribute", f"num_{oracle.counted}s", "accuracy", "low", "high", "num_images"]]
+    for accuracy in report.accuracies:
+        estimate = accuracy.estimate
+        numbers = [f"{number:.4f}" for number in (estimate.value, estimate.low, estimate.high)]
+        rows.append([accuracy.images, accuracy.attribute, accuracy.group, *numbers, str(estimate.count)])
+    return rows
+
+
+def main_table(report: Report) -> str:
+    """The main numbers as Markdown: three columns for each set, a line of controls, the guidance sweep."""
+    header = [cell for name in report.sets for cell in (name.replace("_", " "), "real images", "round trips")]
+    lines = [_row("", header), _row("---", ["---"] * len(header))]
+    if report.oracle is not None:
+        lines += _accuracy_lines(report, report.oracle)
+    for space in report.spaces:
+        for label, metric in (("Frechet distance", "frechet"), ("kernel distance", "kid")):
+            keys = [(f"{metric}_{space}_{name}", f"{metric}_{space}_{name}_floor") for name in report.sets]
+            lines.append(_number_line(f"{label} ({space.replace('_', ' ')})", keys, report))
+    keys = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
+    lines.append(_number_line("CLIP score (own clip), own minus other caption", keys, report))
+    return "\n".join([*lines, "", "; ".join(_notes(report)), "", *_sweep_lines(report)])
+
+
+def _accuracy_lines(report: Report, oracle: Oracle) -> list[str]:
+    """A line for every attribute, and for every group of the main one: samples with intervals, then their real images
+    and round trips."""
+    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for accuracy in report.accuracies:
+        if accuracy.group == ALL or accuracy.attribute == oracle.main:
+            by_images = estimates.setdefault((accuracy.attribute, accuracy.group), {})
+            by_images[accuracy.images] = accuracy.estimate
+    lines: list[str] = []
+    # Sorting keeps the order of equals: headlines come first, all else stays.
+    for attribute, group in sorted(estimates, key=lambda line: line[0] not in oracle.headlines):
+        by_images = estimates[attribute, group]
+        cells: list[str] = []
+        for name in report.sets:
+            cells.append(_percent(by_images.get(name), with_interval=True))
+            cells += [_percent(by_images.get(prefix + name), with_interval=False) for prefix in (REAL, DECODED)]
+        lines.append(_row(oracle.label(attribute) + _group_label(group, oracle), cells))
+    return lines
+
+
+def _group_label(group: str, oracle: Oracle) -> str:
+    if group == ALL:
+        return ""
+    return f", {group} {oracle.counted}{'' if group == '1' else 's'}"
+
+
+def _number_line(label: str, keys: Iterable[tuple[str, str]], report: Report) -> str:
+    """A line of numbers that samples and real images have, but not round trips."""
+    cells: list[str] = []
+    for of_samples, of_real_images in keys:
+        cells += [f"{report.metrics[of_samples]:.4g}", f"{report.metrics[of_real_images]:.4g}", ""]
+    return _row(label, cells)
+
+
+def _notes(report: Report) -> list[str]:
+    """Accuracies that belong to no set, and how many images all this is about."""
+    pooled = [name for name in report.metrics if name.startswith(CONTROL) or name == RETRIEVAL]
+    counts = [f"{report.metrics[f'num_samples_{name}']} {name.replace('_', '-')}" for name in report.sets]
+    reference = f"{report.metrics['num_reference_images']} training images as reference"
+    return [*(f"{name} {report.metrics[name]:.4f}" for name in pooled), f"{', '.join(counts)} prompts, {reference}"]
+
+
+def _sweep_lines(report: Report) -> list[str]:
+    """The guidance sweep as Markdown; nothing without one."""
+    if not report.sweep:
+        return []
+    accuracies: dict[str, str] = {}  # label -> column
+    if report.oracle is not None:
+        for attribute in (*report.oracle.headlines, *report.oracle.highlights):
+            if f"{attribute}_accuracy" in report.sweep[0]:
+                accuracies[report.oracle.label(attribute)] = f"{attribute}_accuracy"
+    distances: dict[str, str] = {}
+    for space in report.spaces:
+        for suffix in ("", "_floor"):
+            distances[f"Frechet distance, {space}{suffix}".replace("_", " ")] = f"frechet_{space}{suffix}"
+    header = [*accuracies, *distances]
+    lines = [_row("guidance scale", header), _row("---", ["---"] * len(header))]
+    for row in report.sweep:
+        estimates = [Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"], 0) for key in accuracies.values()]
+        cells = [_percent(estimate, with_interval=True) for estimate in estimates]
+        cells += [f"{row[key]:.4g}" for key in distances.values()]
+        lines.append(_row(f"{row['guidance_scale']:g}", cells))
+    return [*lines, ""]
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"| {' | '.join([label, *cells])} |"
+
+
+def _percent(estimate: Estimate | None, with_interval: bool) -> str:
+    if estimate is None:
+        return ""
+    interval = f" ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})" if with_interval else ""
+    return f"{100 * estimate.value:.1f} %{interval}"

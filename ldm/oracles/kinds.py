@@ -1,0 +1,13 @@
+"""One function for every kind of oracle."""
+
+from ldm.oracles.oracle import Oracle
+from ldm.oracles.params import OracleParams, ShapesOracleParams
+
+
+def build(params: OracleParams) -> Oracle:
+    """The oracle that the params name."""
+    match params:
+        case ShapesOracleParams():
+            from ldm.oracles import shapes
+
+            return shapes.ORACLE
