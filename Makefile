@@ -1,7 +1,7 @@
-# `make demo` and `make test` do all the set-up; they need Python 3.11, git and make. The other targets are one-liners on top of it.
+# Every target but `help` and `clean` sets up .venv first, which needs Python 3.11 or 3.12, git and make.
 SUPPORTED := import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 BASE_PYTHON ?= $(shell for p in python3.11 python3 python3.12 python; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
-# Relative, and no script of .venv/bin by its path: the path of this folder may hold spaces.
+# Relative, and never a script of .venv/bin by its path, since the path of this folder may hold spaces.
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
@@ -9,10 +9,10 @@ TIMES := runs/stage_times.txt
 
 .PHONY: help repository setup demo gallery seeds test deps lock reliability clean
 
-help: ## what can be made
+help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
 
-# DVC needs git: to find the project, to ignore outputs, for experiments. Better said now than after a download of gigabytes.
+# DVC needs git: to find the project, to ignore outputs, for experiments. Better to say so before a download of gigabytes.
 repository:
 	@found=$$(git rev-parse --git-dir 2>&1) || { echo "here: $$found; expected a git repository, which DVC needs" && \
 		echo "fix: git init && git add --all && git commit --message start (or git clone instead of an archive)" && exit 5; } >&2
@@ -25,7 +25,7 @@ $(INSTALLED): requirements.lock pyproject.toml | repository
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(INSTALLED)
 
-setup: $(INSTALLED) ## .venv with the locked versions, and no more
+setup: $(INSTALLED) ## create .venv with the locked versions
 
 demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictures and times
 	@mkdir -p runs && rm -f $(TIMES)
@@ -33,25 +33,25 @@ demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictur
 	@echo && $(PYTHON) docs/gallery.py --show
 	@echo && echo "Seconds per stage that ran:" && cat $(TIMES) 2>/dev/null || echo "none: all results were up to date"
 
-gallery: $(INSTALLED) ## bring pictures and numbers of the last run into README.md and docs/
+gallery: $(INSTALLED) ## copy pictures and numbers of the last run into README.md and docs/
 	$(PYTHON) docs/gallery.py
 
-seeds: $(INSTALLED) ## the default once more with other training seeds, hours; scores go to docs/seeds.json and README.md
+seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); scores go to docs/seeds.json and README.md
 	$(PYTHON) -m studies.seeds
 
-test: $(INSTALLED) ## everything that must hold before a commit
+test: $(INSTALLED) ## run all checks that a commit must pass
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
 	$(PYTHON) -m pytest
 
-reliability: $(INSTALLED) ## every promise tried in full, more than an hour; counts go to docs/reliability.md
+reliability: $(INSTALLED) ## try every promise in full (over an hour); counts go to docs/reliability.md
 	$(PYTHON) -m tests.reliability
 
 deps: $(INSTALLED) ## write each stage's code deps and params sections into dvc.yaml
 	$(PYTHON) -m tests.import_closure
 
-lock: $(INSTALLED) ## pin what .venv holds now
+lock: $(INSTALLED) ## pin the versions that .venv holds now
 	{ sed -n '/^#/p' requirements.lock; $(PYTHON) -m pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 

@@ -44,7 +44,7 @@ def work() -> None:
     section = config.read(TrainUNetParams, "train_unet")
     params, training = section.network, section.training
     rows = training.batch_size // training.num_accumulation_steps
-    attention.use("auto", torch.device("cpu"))
+    attention.select("auto", torch.device("cpu"))
     torch.manual_seed(0)
     unet = UNet(params)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)

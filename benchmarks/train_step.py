@@ -91,7 +91,9 @@ def main() -> None:
     params = section.network.model_copy(update={"num_context_layers": 0, "position_embedding": False})
     batch_size = section.training.batch_size // section.training.num_accumulation_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{device.type}, {arguments.threads} threads, attention {attention.use('auto', device)}, batch {batch_size}")
+    print(
+        f"{device.type}, {arguments.threads} threads, attention {attention.select('auto', device)}, batch {batch_size}"
+    )
 
     shape = (batch_size, params.latent_channels, params.latent_size, params.latent_size)
     context = torch.randn(batch_size, params.max_context_tokens, params.context_width)

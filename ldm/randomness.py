@@ -1,7 +1,7 @@
 """Every random number of a run is a pure function of (seed, purpose, counters).
 
-Nothing here depends on rank, worker, wall clock or on what was drawn before, so a resumed run needs one integer (the
-step), and a run on another number of processes sees the same samples, noise, times, captions and drops.
+Nothing here depends on rank, worker, wall clock or earlier draws. So a resumed run needs one integer, the step, and a
+run on another number of processes sees the same samples, noise, times, captions and drops.
 """
 
 import hashlib
@@ -59,10 +59,13 @@ def order(positions: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArra
     """
     assert count > 0, "an order needs at least one sample"
     assert positions.size == 0 or int(positions.min()) >= 0, "positions start at 0"
+    # Every epoch has a key, and so a permutation, of its own.
     epochs, inverse = np.unique(positions // count, return_inverse=True)
     keys = np.array([key(seed, "order", int(epoch)) for epoch in epochs], dtype=np.uint64)[inverse]
+    # Permute [0, 4^half_bits), the smallest such range that holds all samples.
     half_bits = max(1, -(-(count - 1).bit_length() // 2))
     samples = _feistel((positions % count).astype(np.uint64), keys, half_bits)
+    # Cycle walking: permute what falls outside the samples again, until it is inside.
     outside = samples >= count
     while outside.any():
         samples[outside] = _feistel(samples[outside], keys[outside], half_bits)

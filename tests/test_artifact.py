@@ -80,7 +80,7 @@ def test_other_kind_and_format_are_refused(tmp_path):
     with pytest.raises(IntegrityError, match="format 99"):
         artifact.read_passport(tmp_path, NET)
     (tmp_path / artifact.PASSPORT).write_text("{}")
-    with pytest.raises(IntegrityError, match="no passport"):
+    with pytest.raises(IntegrityError, match="not a passport"):
         artifact.read_passport(tmp_path, NET)
 
 

@@ -19,14 +19,14 @@ SHAPES = [(2, 3, 16, 16, 32), (2, 3, 16, 7, 32), (1, 2, 5, 1, 8), (2, 1, 9, 12, 
 @pytest.fixture(autouse=True)
 def restored():
     yield
-    attention.use("sdpa", CPU)
+    attention.select("sdpa", CPU)
 
 
 def available(device: torch.device) -> list[str]:
     names = []
     for name in ("math", "sdpa", "xformers", "auto"):
         try:
-            attention.use(name, device)
+            attention.select(name, device)
         except MachineError:
             continue
         names.append(name)
@@ -67,7 +67,7 @@ def test_math_is_the_formula(shape):
 def test_every_available_backend_agrees_with_math_in_value_and_gradient(shape):
     expected = value_and_gradients(attention.math, inputs(shape, DEVICE))
     for name in available(DEVICE):
-        attention.use(name, DEVICE)
+        attention.select(name, DEVICE)
         assert_gradients_agree(value_and_gradients(attention.attend, inputs(shape, DEVICE)), expected)
 
 
@@ -75,7 +75,7 @@ def test_backends_agree_under_autocast():
     tensors = inputs(SHAPES[0], DEVICE)
     expected = value_and_gradients(attention.math, tensors)
     for name in available(DEVICE):
-        attention.use(name, DEVICE)
+        attention.select(name, DEVICE)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             found = attention.attend(*tensors)
         assert (found - expected["out"]).abs().max() <= 2e-2 * expected["out"].abs().max(), name
@@ -83,19 +83,19 @@ def test_backends_agree_under_autocast():
 
 def test_math_sdpa_and_auto_run_on_a_cpu_and_xformers_does_not():
     assert available(CPU) == ["math", "sdpa", "auto"]
-    assert attention.use("math", CPU) == "math"
-    assert attention.use("auto", CPU) == "math+sdpa"
+    assert attention.select("math", CPU) == "math"
+    assert attention.select("auto", CPU) == "math+sdpa"
 
 
 @pytest.mark.parametrize("asked", ["math", "sdpa", "auto"])
 def test_the_backend_in_use_has_the_name_that_was_returned(asked):
-    assert attention.use(asked, torch.device("cpu")) == attention.active()
+    assert attention.select(asked, torch.device("cpu")) == attention.selected()
 
 
 def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
-    attention.use("math", CPU)
+    attention.select("math", CPU)
     with pytest.raises(MachineError, match=r"machine\.attention: xformers cannot run on cpu .*\nfix: set it to auto"):
-        attention.use("xformers", CPU)
+        attention.select("xformers", CPU)
     q, k, v = inputs(SHAPES[0])
     assert torch.equal(attention.attend(q, k, v), attention.math(q, k, v))
 
@@ -113,7 +113,7 @@ def only(dtype, widest):
 
 def use_instead_of_xformers(monkeypatch, backend):
     monkeypatch.setitem(attention._BACKENDS, "xformers", backend)
-    assert attention.use("xformers", CPU) == "xformers"
+    assert attention.select("xformers", CPU) == "xformers"
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_what_runs_here_runs_the_shapes_of_stable_diffusion(precision):
     shapes = [attention.Shape(256, 77, width) for width in (40, 80, 160)] + [attention.Shape(256, 256, 512)]
     for name in available(DEVICE):
         if name != "xformers":  # what it can run is its own
-            attention.use(name, DEVICE)
+            attention.select(name, DEVICE)
             attention.prove(DEVICE, shapes, precision, trains=True)
 
 
 def test_a_missing_xformers_is_a_machine_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(MachineError, match="xformers cannot run"):
-        attention.use("xformers", CPU)
+        attention.select("xformers", CPU)
 
 
 def test_the_installed_xformers_loads_its_kernels():
@@ -177,14 +177,14 @@ def test_the_installed_xformers_loads_its_kernels():
 
 def test_xformers_on_a_cpu_says_why_it_cannot_run():
     with pytest.raises(MachineError, match=r"cannot run on cpu \(No operator found .*device=cpu") as caught:
-        attention.use("xformers", CPU)
+        attention.select("xformers", CPU)
     assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="xformers has no kernels for CPUs")
 @pytest.mark.parametrize("width", [32, 64, 128])
 def test_xformers_trains_in_bf16_on_a_gpu(width):
-    attention.use("xformers", DEVICE)
+    attention.select("xformers", DEVICE)
     attention.prove(DEVICE, [attention.Shape(1024, 1024, width), attention.Shape(1024, 77, width)], "bf16", trains=True)
 
 
@@ -200,8 +200,8 @@ def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
 
 @pytest.mark.parametrize(("backend", "written_out"), [("math", True), ("auto", True), ("sdpa", False)])
 def test_networks_of_other_packages_write_attention_out_where_ours_do(backend, written_out):
-    attention.use(backend, CPU)
-    with attention.kernels_of_others():
+    attention.select(backend, CPU)
+    with attention.sdpa_as_attend():
         assert torch.backends.cuda.flash_sdp_enabled() is not written_out
     assert torch.backends.cuda.flash_sdp_enabled()
 
@@ -222,9 +222,9 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_attention_of_other_packages_multiplies_in_the_type_of_its_inputs(dtype):
     """PyTorch widens bf16 to float32: slower, and on a CPU another library's products."""
-    attention.use("auto", CPU)
+    attention.select("auto", CPU)
     q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs(SHAPES[0]))
-    with attention.kernels_of_others(), Products() as products:
+    with attention.sdpa_as_attend(), Products() as products:
         torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
     assert products.types == {dtype}
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()

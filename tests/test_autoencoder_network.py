@@ -71,7 +71,7 @@ def batch(size: int = 8) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("middle_attention", [True, False])
 def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attention, monkeypatch):
     model, asked = autoencoder(middle_attention=middle_attention), []
-    monkeypatch.setattr(attention, "_active", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
+    monkeypatch.setattr(attention, "_selected", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
     model.decode(model.encode(torch.zeros(1, 3, 12, 12)).mode())
     shapes = {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked}
     assert shapes == set(model.attention_shapes(latent_size=6)) == ({(36, 36, 16)} if middle_attention else set())
@@ -80,7 +80,7 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attentio
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 @pytest.mark.parametrize(("changes", "shape"), TOPOLOGIES)
 def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape, backend):
-    attention.use(backend, torch.device("cpu"))
+    attention.select(backend, torch.device("cpu"))
     params = AutoencoderParams.model_validate(TINY | changes)
     b, h, w = shape
     ours, reference = Autoencoder(params), theirs(params)

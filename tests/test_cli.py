@@ -231,7 +231,7 @@ def check_refusals(png: bytes, monkeypatch, capsys) -> None:
             (["slow.png"], 4, "slow.png: an origin with num_steps: found 1000000000"),
             (["good.png", "--output", "/nonexistent/x.png"], 2, "/nonexistent/x.png: no folder /nonexistent"),
             (["good.png", "--output", "/proc/x.png"], 5, "/proc: no file can be made there"),
-            (["good.png", "--output", "good.png"], 2, "good.png: a file that is there already"),
+            (["good.png", "--output", "good.png"], 2, "good.png: a file that exists already"),
             (["good.png", "--output", "out"], 2, "out: a folder"),
             (["out"], 2, "out: no such file"),
         ]:

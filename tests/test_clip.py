@@ -377,7 +377,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
 
 def trained_bits() -> str:
     """Hash of a CLIP after three updates in bf16, and of text features, which are float32."""
-    attention.use("auto", torch.device("cpu"))
+    attention.select("auto", torch.device("cpu"))
     torch.set_num_threads(1)
     network = params(causal=False)
     model = clip.build(network.model_copy(update={"embed_dim": 128}), 0)

@@ -133,7 +133,7 @@ def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> 
         lambda: artifact.check_file(params, "0" * 64),
         lambda: Shards(tmp_path),
         lambda: Origin.read(b"", "a.png"),
-        lambda: attention.use("xformers", torch.device("cpu")),
+        lambda: attention.select("xformers", torch.device("cpu")),
         lambda: config.from_values(DrawingParams, {"seed": -1}, {"seed": -1}),
     ]
     for attempt in attempts:

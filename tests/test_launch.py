@@ -125,7 +125,7 @@ def test_the_configs_of_the_repository_pass(path: Path) -> None:
         ({"distributed_type": None}, "distributed_type: found None"),
         ({"compute_environment": "AMAZON_SAGEMAKER"}, "compute_environment: found AMAZON_SAGEMAKER"),
         ({"parallelism_config": {"tp_size": 2}}, "parallelism_config: found values"),
-        ({"gpu_ids": 0}, "gpu_ids: found 0; expected a text"),
+        ({"gpu_ids": 0}, "gpu_ids: found 0; expected a string"),
         (TWO_GPUS | {"gpu_ids": "1"}, "gpu_ids: found 1; expected at least two"),
         (TWO_GPUS | {"num_processes": None}, "num_processes: missing"),
         ({"num_processes": -1}, "num_processes: found -1"),

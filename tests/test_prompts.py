@@ -18,7 +18,7 @@ def test_one_text_or_several_become_a_list():
         ([], "prompts: none; expected at least one"),
         (3, "prompts: 3, a int"),
         (None, "prompts: None"),
-        (["a", 3], "prompt 2: 3, a int; expected a text"),
+        (["a", 3], "prompt 2: 3, a int; expected a string"),
         ([["a"]], "prompt 1: .*a list"),
         (b"a star", "prompt 1: 97, a int"),
         (["a", "\udcff star"], "prompt 2: .*not UTF-8"),

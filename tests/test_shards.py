@@ -169,7 +169,7 @@ def test_links_and_directories_are_refused(split):
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     path.write_bytes(link.tobuf(tarfile.USTAR_FORMAT) + path.read_bytes())
     _forge(split, num_bytes=path.stat().st_size)
-    with pytest.raises(IntegrityError, match="byte 0: no header of a plain file"):
+    with pytest.raises(IntegrityError, match="byte 0: not the header of a plain file"):
         shards.Shards(split, verify=False)
 
 

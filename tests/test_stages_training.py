@@ -178,7 +178,7 @@ def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_ste
     with pytest.raises(MachineError, match=f"{asked}, head width {width} .no backward kernel for this width"):
         script(name).main()
     assert not (workspace / "runs").exists()
-    attention.use("math", torch.device("cpu"))
+    attention.select("math", torch.device("cpu"))
 
 
 def compiled(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ldm.compute import state
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
-from ldm.training.loop import _AdamW, ema_decay_at, learning_rate_at
+from ldm.training.loop import rows_of_pass
+from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, params, run_toy
 
 SCRIPT = Path(__file__).with_name("toy_training.py")
@@ -30,21 +31,6 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a if a[name].is_floating_point())
-
-
-def test_learning_rate():
-    chosen = params(num_steps=103, num_warmup_steps=3, learning_rate=0.3, final_learning_rate_fraction=0.1)
-    rates = [learning_rate_at(step, chosen) for step in range(103)]
-    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.3])
-    assert rates[53] == pytest.approx((0.3 + 0.03) / 2)
-    assert rates[102] == pytest.approx(0.03, rel=2e-2)
-    assert learning_rate_at(9, params(num_warmup_steps=0, final_learning_rate_fraction=1.0)) == 1e-2
-
-
-def test_ema_decay():
-    chosen = params(ema_decay=0.9)
-    assert ema_decay_at(0, chosen) == pytest.approx(0.1)
-    assert ema_decay_at(80, chosen) == ema_decay_at(10**6, chosen) == 0.9
 
 
 def reference(chosen_steps: int = 20) -> tuple[dict[str, Tensor], list[float]]:
@@ -268,24 +254,17 @@ def test_accumulation_agrees(tmp_path: Path):
     assert largest_difference(once.state_dict(), twice.state_dict()) < 1e-5
 
 
+def test_passes_of_all_processes_make_up_the_global_batch():
+    rows = [range(24)[rows_of_pass(number, rank, 3, 4)] for number in range(2) for rank in range(3)]
+    assert [row for part in rows for row in part] == list(range(24))
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
     with pytest.raises(MachineError, match="3 processes with num_accumulation_steps 1"):
         run_toy(tmp_path, params())
-
-
-def test_fused_adamw_skips_an_update_whole():
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = _AdamW([weight], lr=0.1, fused=True)
-    for found_inf in (0.0, 1.0):
-        weight.grad = torch.full((3,), torch.nan) if found_inf else torch.ones(3)
-        before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values())]
-        optimizer.found_inf = torch.tensor(found_inf)
-        optimizer.step()
-    after = [weight.detach(), *optimizer.state[weight].values()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_a_nonfinite_loss_is_never_applied(tmp_path: Path):

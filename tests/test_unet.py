@@ -93,7 +93,7 @@ def values_and_gradients(model, call, z, time, context):
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
 @pytest.mark.parametrize(("changes", "shape", "num_tokens"), TOPOLOGIES)
 def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape, num_tokens, backend):
-    attention.use(backend, torch.device("cpu"))
+    attention.select(backend, torch.device("cpu"))
     params = UNetParams.model_validate(TINY | {"latent_size": 16} | changes)
     ours, reference = UNet(params), theirs(params)
     randomise(reference)
@@ -199,7 +199,7 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(changes, monkey
     model = make(**changes)
     z, time, context = inputs(UNetParams.model_validate(TINY | changes), num_tokens=TINY["max_context_tokens"])
     asked = []
-    monkeypatch.setattr(attention, "_active", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
+    monkeypatch.setattr(attention, "_selected", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
     model(z, time, context)
     assert {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked} == set(model.attention_shapes)
 

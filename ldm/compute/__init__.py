@@ -1,1 +1,1 @@
-"""What a stage that computes needs: devices, layers, trainings, saved states."""
+"""What a stage that computes needs: processes and threads, attention, saved states."""

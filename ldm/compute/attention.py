@@ -1,4 +1,4 @@
-"""The sole door to attention kernels: `use` resolves the backend once per process, every network calls `attend`."""
+"""The only module that calls attention kernels: `select` chooses the backend, and every network calls `attend`."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ Backend = Literal["auto", "xformers", "sdpa", "math"]
 
 
 class Shape(NamedTuple):
-    """One attention that a network computes: tokens that ask, tokens that they ask, and channels per head."""
+    """Size of one attention in a network: query tokens, key tokens, and channels per head."""
 
     num_queries: int
     num_keys: int
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
 # In bf16, forward and backward: 5 times faster than the fused kernel at 64 tokens, 1.4 at 256, 0.6 at 1024.
 # In fp32 it is never faster.
-LONGEST_WRITTEN_OUT_TOKENS = 256
+MAX_MATH_TOKENS = 256
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = Shape(num_queries=8, num_keys=8, head_width=32)
@@ -57,11 +57,11 @@ def sdpa(
 def xformers(
     q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
 ) -> Float[Tensor, "b k n d"]:
-    """The same by xformers' fused kernels, which want the tokens before the heads."""
+    """The same by xformers' fused kernels, which expect the tokens before the heads."""
     from xformers import ops
 
     if torch.is_autocast_enabled(q.device.type):
-        # xformers is unknown to autocast, and its kernels refuse a mix of types.
+        # Autocast does not know xformers, whose kernels refuse mixed types.
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     out: Any = ops.memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -71,71 +71,74 @@ def xformers(
 def math_or_sdpa(
     q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
 ) -> Float[Tensor, "b k n d"]:
-    """The faster of both on CPUs, where the fused kernel's backward pass is slow on short sequences in bf16."""
-    is_short = q.shape[2] * k.shape[2] <= LONGEST_WRITTEN_OUT_TOKENS**2
+    """The faster of the two on CPUs, where the fused kernel's backward pass is slow on short sequences in bf16."""
+    is_short = q.shape[2] * k.shape[2] <= MAX_MATH_TOKENS**2
     return (math if is_short and q.dtype == torch.bfloat16 and q.requires_grad else sdpa)(q, k, v)
 
 
 _BACKENDS: dict[str, Attend] = {"math": math, "sdpa": sdpa, "xformers": xformers, "math+sdpa": math_or_sdpa}
-_active: Attend = sdpa
+_selected: Attend = sdpa
 
 
-def use(backend: Backend, device: torch.device) -> str:
-    """Resolve the backend for this process and return its name: xformers, sdpa, math or math+sdpa.
+def select(backend: Backend, device: torch.device) -> str:
+    """Select the backend of this process and return its name: xformers, sdpa, math or math+sdpa.
 
-    `auto` takes PyTorch's kernels: as fast as xformers' on current GPUs, and the only fused ones elsewhere; on a CPU it
-    trains short bf16 sequences with math (math+sdpa). A tiny forward and backward pass proves that a backend runs here
-    at all, in one type of number at least; whether it runs what a network needs is for `prove` to say.
+    `auto` selects PyTorch's kernels: as fast as xformers' on current GPUs, and the only fused ones elsewhere; on a CPU
+    it trains short bf16 sequences with math (math+sdpa). A tiny forward and backward pass proves that the backend runs
+    here in at least one precision; `prove` checks what a network needs.
 
     Raises:
         MachineError: the named backend cannot run on `device`.
     """
-    global _active
+    global _selected
     name = backend
     if backend == "auto":
         name = "math+sdpa" if device.type == "cpu" else "sdpa"
     reasons = [_refusal(_BACKENDS[name], device, _TINY, precision, trains=True) for precision in _DTYPES]
     if all(reasons):
         raise _unable(name, device.type, reasons[0])
-    _active = _BACKENDS[name]
+    _selected = _BACKENDS[name]
     return name
 
 
 def prove(device: torch.device, shapes: Iterable[Shape], precision: Precision, *, trains: bool) -> None:
-    """Let the backend in use compute what a network will ask of it, forwards, and backwards if it `trains`; what a
-    backend can do depends on head width, number of tokens and type.
+    """Run the selected backend on the shapes that a network will need, forwards, and backwards if it `trains`. What a
+    backend can compute depends on head width, number of tokens and precision.
 
-    MachineError: it cannot, with its reason; better now than at the first step, or at the last picture.
+    MachineError: it cannot, with its reason; better now than at the first step or the last picture.
     """
     for shape in shapes:
-        reason = _refusal(_active, device, shape, precision, trains)
+        reason = _refusal(_selected, device, shape, precision, trains)
         if reason is not None:
             n, m, width = shape
             what = "train" if trains else "compute"
-            raise _unable(active(), f"{device.type}: {what} {precision}, {n} x {m} tokens, head width {width}", reason)
+            raise _unable(
+                selected(), f"{device.type}: {what} {precision}, {n} x {m} tokens, head width {width}", reason
+            )
 
 
-def active() -> str:
-    """Name of the backend in use, as `use` returned it."""
-    return next(name for name, function in _BACKENDS.items() if function is _active)
+def selected() -> str:
+    """Name of the selected backend, as `select` returned it."""
+    return next(name for name, function in _BACKENDS.items() if function is _selected)
 
 
 def attend(
     q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
 ) -> Float[Tensor, "b k n d"]:
-    """softmax(q k^T / sqrt(d)) v by the backend that `use` resolved; before any call of `use`, by PyTorch's kernels."""
-    return _active(q, k, v)
+    """softmax(q k^T / sqrt(d)) v by the selected backend; by PyTorch's kernels if none was selected."""
+    return _selected(q, k, v)
 
 
 @contextmanager
-def kernels_of_others() -> Generator[None]:
-    """For networks of other packages, which call PyTorch's attention themselves: while entered, that call is written
-    out where `attend` trains with math, for the same reason, and its products are of the type of its inputs.
+def sdpa_as_attend() -> Generator[None]:
+    """For networks of other packages, which call PyTorch's attention themselves: inside this block, that call is
+    computed by PyTorch's math kernel if `attend` trains with math, for the same reason, with products in the type of
+    its inputs.
 
-    PyTorch would widen bf16 to float32 there, which costs a CPU a twelfth of a CLIP's training and makes the bits hang
-    on MKL's choice of code.
+    By default PyTorch would widen bf16 to float32 there, which costs a CPU a twelfth of a CLIP's training and makes the
+    bits depend on MKL's choice of code.
     """
-    if _active not in (math, math_or_sdpa):
+    if _selected not in (math, math_or_sdpa):
         yield
         return
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
@@ -153,7 +156,7 @@ def _refusal(backend: Attend, device: torch.device, shape: Shape, precision: Pre
     n, m, width = shape
     dtype = _DTYPES[precision]
     inputs = (torch.ones(1, t, 2, width, device=device, dtype=dtype, requires_grad=trains) for t in (n, m, m))
-    q, k, v = (tokens.transpose(1, 2) for tokens in inputs)  # as a network's heads lie in memory
+    q, k, v = (tokens.transpose(1, 2) for tokens in inputs)  # the memory layout of heads in a network
     autocast = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -167,5 +170,5 @@ def _refusal(backend: Attend, device: torch.device, shape: Shape, precision: Pre
 
 
 def _unable(name: str, what: str, reason: str | None) -> MachineError:
-    found, fix = f"{name} cannot run on {what} ({reason})", "set it to auto, which takes PyTorch's own kernels"
+    found, fix = f"{name} cannot run on {what} ({reason})", "set it to auto, which selects PyTorch's own kernels"
     return MachineError("machine.attention", found, "a backend that runs here", fix)

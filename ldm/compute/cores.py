@@ -1,8 +1,8 @@
 """CPU threads: how many a process takes.
 
-Threads wait for each other several hundred times in a step, and the libraries that compute spin meanwhile. If one of
-them shares its core with another program, all wait for it: two threads beside one busy program are slower than one
-thread. So a stage takes no more threads than there are free cores when it starts, unless the user names a number.
+Threads wait for each other several hundred times per step, and spin meanwhile. If one of them shares its core with
+another program, all wait for it: two threads beside one busy program are slower than one thread. So a stage takes no
+more threads than there are free cores when it starts, unless the user names a number.
 """
 
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 from ldm.core.params import MachineParams
 
 _LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
-"""Variables that `accelerate launch` or torchrun set for the processes they start."""
+"""Variables that `accelerate launch` or torchrun sets for the processes that it starts."""
 _SECONDS_OF_WATCHING = 0.5
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
@@ -40,8 +40,8 @@ def default_threads() -> int:
 
 
 def free_threads(num_threads: int) -> int:
-    """So many threads as would run on cores of their own now, at most `num_threads`, at least 1, if all processes of
-    this launch that run on this machine have as many. They must not be at work yet."""
+    """Threads, from 1 to `num_threads`, that would each have a free core now if every process of this launch on this
+    machine took as many. The processes must not be at work yet."""
     import psutil
 
     cores, num_processes = _cores(), _num_local_processes()
@@ -51,8 +51,8 @@ def free_threads(num_threads: int) -> int:
 
 
 def _asked_threads() -> int | None:
-    """OMP_NUM_THREADS, if the user set it. A launcher sets it to 1 where it is not set: what the user set is in the
-    launcher's own environment."""
+    """OMP_NUM_THREADS, if the user set it. A launcher sets it to 1 where it is missing, so the user's value is read
+    from the launcher's own environment."""
     import psutil
 
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -67,7 +67,7 @@ def _asked_threads() -> int | None:
 
 
 def _number(text: str) -> int | None:
-    """The first of the counts in a list such as 4,2; None for what is not a count."""
+    """The first count of a list such as 4,2; None if it is not a positive whole number."""
     first = text.split(",")[0].strip()
     return int(first) or None if first.isascii() and first.isdigit() else None
 
@@ -82,7 +82,7 @@ def _cores() -> list[int]:
 
 
 def _cgroup_cores() -> int:
-    """Cores that a container's CPU quota allows, rounded up; a container sees all cores of its host otherwise."""
+    """Cores that a container's CPU quota allows, rounded up. The container itself sees all cores of its host."""
     try:
         quota, period = _CGROUP_LIMIT.read_text(encoding="ascii").split()
     except OSError:

@@ -20,12 +20,12 @@ _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_M
 
 
 def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
-    """Join the other processes of this launch, set threads and the attention backend, and say so in one line.
+    """Join the other processes of this launch, set threads and the attention backend, and print them in one line.
 
-    Precision, accumulation and compilation come from the params, whatever the launcher's config says of them.
+    Precision, accumulation and compilation come from the params, whatever the launcher's config says about them.
 
     Raises:
-        MachineError: the launcher's config asks for what no params file offers: fp16 or fp8, a model that is split over
+        MachineError: the launcher's config asks for what params files do not offer: fp16 or fp8, a model split over
             processes, another accumulation; or the attention backend cannot run here.
     """
     _refuse_launcher_config(num_accumulation_steps)
@@ -36,10 +36,10 @@ def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumu
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)],
     )
-    ranks.wait()  # the group that waits for hours is made while all processes are here
+    ranks.wait()  # creates the group with the long timeout, while all processes are here
     num_threads = _set_threads(machine, accelerator)
-    torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in an order of the moment
-    backend = attention.use(machine.attention, accelerator.device)
+    torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in varying order
+    backend = attention.select(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
     return accelerator
@@ -60,15 +60,15 @@ def outputs(accelerator: Accelerator, *paths: Path) -> Generator[tuple[Path, ...
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:
-    """The units of work, of `count`, that this process does: every `num_processes`-th one."""
+    """Which of `count` units of work this process does: every `num_processes`-th one."""
     return range(accelerator.process_index, count, accelerator.num_processes)
 
 
 def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:
-    """Set CPU threads, the same number on every process, and say so if other programs leave fewer cores than usual."""
+    """Set CPU threads, equally many on every process, with a notice if other programs leave fewer cores than usual."""
     usual, num_threads = cores.threads(machine), cores.asked_threads(machine)
     if num_threads is None and accelerator.device.type == "cpu":
-        # All wait meanwhile, or the start of one would look like other work.
+        # The others wait meanwhile: one that still starts would look like other work.
         num_threads = ranks.from_main(cores.free_threads(usual) if accelerator.is_main_process else None)
     num_threads = num_threads or usual
     torch.set_num_threads(num_threads)
@@ -79,12 +79,12 @@ def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:
 
 
 def _refuse_launcher_config(num_accumulation_steps: int) -> None:
-    """The params decide what is computed. A launcher's answer that they overrule does no harm ("no" or bf16); one that
-    they cannot give would be a promise that is not kept."""
+    """The params decide what is computed. A setting of the launcher that they override does no harm ("no" or bf16); one
+    that params cannot express is refused, since it would have no effect."""
     if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _SHARDED):
         expected = "whole models, data parallel: MULTI_GPU, or 'NO' for one process"
         fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
-        raise MachineError("accelerate config", "a model that is split over processes", expected, fix)
+        raise MachineError("accelerate config", "a model split over processes", expected, fix)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", "bf16"):
         fix = "set mixed_precision: 'no' in the accelerate config; the params file decides"

@@ -1,5 +1,5 @@
-"""What the processes of one launch say to each other: JSON, so that they can compare what they are about to do; and
-waits that end when one of them is gone."""
+"""Communication between the processes of one launch: JSON, so that they can compare what they are about to do, and
+waits that end when one of the processes is gone."""
 
 import json
 from collections.abc import Generator, Mapping, Sequence
@@ -15,13 +15,13 @@ from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError
 
 STEP_WAIT = timedelta(minutes=10)
-"""The longest that a process waits for the others within a step: they all do the same work."""
+"""The longest wait for other processes within a step: all do the same work."""
 LONGEST_WAIT = timedelta(hours=12)
-"""The longest that it waits in `wait` and in the exchanges below: for one that hashes or writes a large file, or has a
+"""The longest wait in `wait` and in the exchanges below: for a process that hashes or writes a large file, or has a
 larger share of the work."""
 
 _WHERE = "the processes of this launch"
-_FIX = "start all of them from the same commit, params file, data and packages; nothing was computed from the mixture"
+_FIX = "start all of them from the same commit, params file, data and packages; nothing was computed from a mixture"
 _NUM_SHOWN = 8
 _CHUNK = 2**20
 
@@ -32,7 +32,7 @@ def together() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo has no class of its own for a closed connection, only the path of its source in the text.
+        # gloo has no exception class for a closed connection; its message holds the path of its source.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         reason = " ".join(str(error).split("] ", 1)[-1].split(". ")[0].split())
@@ -43,7 +43,7 @@ def together() -> Generator[None]:
 
 
 def count() -> int:
-    """Processes of this launch."""
+    """Number of processes of this launch."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -69,13 +69,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_main(value: Any) -> Any:
-    """The main process's JSON value, on every process; what the others bring is not used."""
+    """The main process's JSON value, on every process; the values of the others are ignored."""
     return gather(value)[0]
 
 
 def agree(values: Mapping[str, Any], fix: str = _FIX) -> None:
-    """IntegrityError on every process, with what each of them has, unless all have equal JSON values."""
-    # Values of a large model are long: hashes first.
+    """IntegrityError on every process, with the values of each, unless all have equal JSON values."""
+    # Values of a large model are long, so hashes are compared first.
     if len(set(gather(artifact.sha256_json(values)))) == 1:
         return
     everyone: list[dict[str, Any]] = gather(dict(values))
@@ -86,7 +86,8 @@ def agree(values: Mapping[str, Any], fix: str = _FIX) -> None:
 
 
 def refuse_any(name: str, problem: str | None, good: str, fix: str) -> None:
-    """IntegrityError on every process if one of them has a problem with something: who has which, and who is `good`."""
+    """IntegrityError on every process if any of them has a problem with `name`; it lists each problem with its ranks,
+    and the ranks that are `good`."""
     problems = gather(problem)
     if any(problems):
         found = _sides([each or good for each in problems], short=False)
@@ -94,8 +95,8 @@ def refuse_any(name: str, problem: str | None, good: str, fix: str) -> None:
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name -> two sums over the bits of a tensor, one of them weighted by position: computed where the tensor is, with
-    one copy to the CPU in all. Equal tensors have equal sums; others have them by chance of 2^-64."""
+    """Name -> shape and two sums over the bits of a tensor, one of them weighted by position, computed on the tensor's
+    device. Equal tensors have equal sums; different ones have equal sums with probability 2^-64."""
     if not tensors:
         return {}
     sums = torch.stack([_sums(tensor.detach()).cpu() for tensor in tensors.values()]).tolist()
@@ -118,7 +119,7 @@ def _differs(key: str, everyone: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _sides(values: Sequence[Any], short: bool = True) -> str:
-    """`1 on process 0, 2 on processes 1, 2`: every value with the ranks that have it."""
+    """Every value with its ranks, as in `1 on process 0, 2 on processes 1, 2`."""
     sides: dict[str, list[int]] = {}
     for rank, value in enumerate(values):
         text = value if isinstance(value, str) else json.dumps(value)
@@ -142,7 +143,7 @@ def _group() -> distributed.ProcessGroup:
 
 @cache
 def _patient(world: distributed.ProcessGroup) -> distributed.ProcessGroup:
-    """gloo beside whatever the steps use: it waits for hours, yet notices at once when a process is gone."""
+    """A gloo group beside that of the steps: it waits for hours, yet notices at once when a process is gone."""
     group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     assert isinstance(group, distributed.ProcessGroup), "every process is a member"
     return group

@@ -1,8 +1,8 @@
 """Resumable state of a long computation, outside DVC's outs: `runs/<stage>/<hash of the fingerprint>/`.
 
-A state becomes visible as a whole or not at all, is hashed when it is written and when it is read, and is gone on from
-by a run with the same fingerprint, or by one for which it was asked (`ldm resume`). It is safetensors and JSON. One
-process at a time owns a run directory.
+A state appears as a whole or not at all, and is hashed when it is written and when it is read. A run with the same
+fingerprint resumes from it, and so does one for which the user asked for it (`ldm resume`). It is safetensors and JSON.
+One process at a time owns a run directory.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 REQUEST = "resume.json"
-"""In a stage's folder of runs: which state its next run goes on from."""
+"""File in a stage's folder of runs: the state that its next run resumes from."""
 FINGERPRINT = "fingerprint.json"
 
 _TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
@@ -38,7 +38,7 @@ _SECONDS_PER_DAY = 86400
 
 @dataclass(frozen=True)
 class State:
-    """What a run needs to go on after `step` updates."""
+    """What a run needs to resume after `step` updates."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Saved:
-    """One state of a run: its folder, and the hash of its manifest, which holds the hashes of its files."""
+    """A saved state: its folder, and the hash of its manifest, which holds the hashes of its files."""
 
     directory: Path
     manifest_sha256: str
@@ -56,14 +56,14 @@ class Saved:
 class Run:
     """One run directory: `open` it, `choose` the newest good state, `commit` new ones, `remove` it in the end.
 
-    Work in units that need no order is kept unit by unit instead: `keep` and `kept`.
-    Only the main process opens, chooses, commits, retains and removes; every process may keep units of its own.
+    Work in independent units is kept unit by unit instead: `keep` and `kept`.
+    Only the main process opens, chooses, commits, retains and removes; every process may keep units.
     """
 
     def __init__(
         self, root: Path, stage: str, made_by: Mapping[str, Any], machine: MachineParams | None = None
     ) -> None:
-        """made_by: its `fingerprint`. machine: what stays of former and finished runs; None = all former ones, and no
+        """made_by: its `fingerprint`. machine: which former and finished runs are kept; None = all former ones and no
         finished one."""
         self.fingerprint = dict(made_by)
         self.directory = root / stage / artifact.sha256_json(fingerprint.identity(made_by))[:16]
@@ -71,8 +71,8 @@ class Run:
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Take the run directory, and say what changed if other runs of the stage exist but not this one. Former runs
-        beyond what the params keep are removed.
+        """Lock the run directory. If it is new and the stage has other runs, print what differs from the newest one.
+        Former runs that the params do not keep are removed.
 
         MachineError: another process holds it.
         """
@@ -92,9 +92,9 @@ class Run:
 
     @contextmanager
     def opened(self, accelerator: "Accelerator") -> Generator[None]:
-        """Open on the main process while all processes work in it; closed at the end.
+        """A block in which all processes work in the run directory, which the main process opens and closes.
 
-        IntegrityError: the processes have other params, inputs, code or packages. MachineError: as `open`.
+        IntegrityError: the processes differ in params, inputs, code or packages. MachineError: as `open`.
         """
         ranks.agree(self.fingerprint)
         if accelerator.is_main_process:
@@ -106,13 +106,13 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Let go of the run directory."""
+        """Unlock the run directory."""
         if self._lock is not None:
             locks.release(self._lock)
             self._lock = None
 
     def remove(self) -> None:
-        """Remove the run directory, if this process holds it: its result is elsewhere now. The last state of a
+        """Remove the run directory, if this process holds it: its result is in its place now. The last state of a
         training stays if the params ask for it."""
         if self._lock is None:
             return
@@ -125,7 +125,7 @@ class Run:
         self.close()
 
     def choose(self) -> Saved | None:
-        """The newest state that verifies, or None. One that does not is reported and passed over."""
+        """The newest state that verifies, or None. A damaged one is reported and skipped."""
         for directory in reversed(states_of(self.directory)):
             try:
                 return check(directory)
@@ -134,27 +134,30 @@ class Run:
         return None
 
     def load(self, accelerator: "Accelerator") -> State | None:
-        """The state that the main process chooses, which every process reads and verifies for itself; or None.
+        """The state that the main process chooses, read and verified by every process; None if there is none.
 
         IntegrityError, on every process: one of them cannot read it.
         """
         chosen = self.choose() if accelerator.is_main_process else None
-        told: list[str] | None = ranks.from_main(chosen and [chosen.directory.name, chosen.manifest_sha256])
-        if told is None:
+        choice: list[str] | None = ranks.from_main(chosen and [chosen.directory.name, chosen.manifest_sha256])
+        if choice is None:
             return None
-        state, problem = None, None
+        name, sha256 = choice
+        state: State | None = None
+        problem: str | None = None
         try:
-            state = read(Saved(self.directory / told[0], told[1]))
+            state = read(Saved(self.directory / name, sha256))
         except IntegrityError as error:
             problem = f"not read: {str(error).splitlines()[0]}"
         fix = "give all processes the same folder of runs, on a file system that serves them all, and run this again"
-        ranks.refuse_any(f"{told[0]} with manifest {told[1][:12]}", problem, "read and verified", fix)
+        ranks.refuse_any(f"{name} with manifest {sha256[:12]}", problem, "read and verified", fix)
         return state
 
-    def adopt(self, take: Callable[[State, dict[str, Any]], State]) -> None:
+    def adopt(self, accept: Callable[[State, dict[str, Any]], State]) -> None:
         """Make the state that `ldm resume` asked for, if any, the newest one of this run.
 
-        take: (the state, its step and hash and what differs now) -> what to go on from; a `UserError` if it cannot.
+        accept: (the state, a record of its step, its hash and what differs now) -> the state to resume from. It raises
+            a `UserError` if the state does not fit.
 
         Raises:
             IntegrityError: the state is gone or damaged. MachineError: a process works in its run.
@@ -169,11 +172,11 @@ class Run:
             before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
             differs = fingerprint.differences(before, self.fingerprint)
             state = read(saved)
-            told = {"step": state.step, "manifest_sha256": saved.manifest_sha256, "differs": differs}
-            taken = take(state, told)
-            # Only a state of another run is written: this run's own is here, and must never be gone for a moment.
+            record = {"step": state.step, "manifest_sha256": saved.manifest_sha256, "differs": differs}
+            accepted = accept(state, record)
+            # A state of this run is in its place already, and must not be missing even for a moment.
             if source.parent != self.directory:
-                self._publish(source.name, taken)
+                self._publish(source.name, accepted)
         for newer in (path for path in states_of(self.directory) if path.name > source.name):
             shutil.rmtree(newer)
         request.unlink()
@@ -194,7 +197,7 @@ class Run:
             shutil.rmtree(old)
 
     def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
-        """Keep one finished unit of work, durably, under a key that says all that it was computed from within this run.
+        """Keep one finished unit of work, durably, under a key that says what it was computed from within this run.
 
         Raises as `commit` does.
         """
@@ -225,8 +228,8 @@ class Run:
         return sorted(path.name.removeprefix("unit-") for path in self.directory.glob("unit-*"))
 
     def retain(self, keys: Collection[str]) -> None:
-        """Drop every unit but these, and the directories of the stage's former runs: what remains is what made the
-        newest result, and serves the next one."""
+        """Drop all units but these, and the directories of the stage's former runs. What made the newest result
+        remains, for the next one to use."""
         assert self._lock is not None, "a run drops units only while it is open"
         for key in set(self.kept_keys()) - set(keys):
             shutil.rmtree(self.directory / f"unit-{key}")
@@ -240,11 +243,11 @@ class Run:
     def _publish(self, name: str, state: State) -> None:
         """Write a state beside its place, force it to the disk, give it its name, and read it back."""
         _refuse_nonfinite(state, self.directory, name)
-        # Named by process: an orphan of a killed launch may still be at the same unit.
+        # Named by process: an orphan of a killed launch may still be writing the same unit.
         building, final = self.directory / f".{name}.{os.getpid()}.building", self.directory / name
         try:
             _write(building, state)
-            if final.exists():  # only a state that did not verify is ever made again
+            if final.exists():  # only a damaged state is ever written again
                 shutil.rmtree(final)
             building.rename(final)
             _sync(self.directory)
@@ -260,7 +263,7 @@ class Run:
         return MachineError(str(self.directory), found, f"room for a state of {needed} bytes", fix)
 
     def _report_changes(self) -> None:
-        others = [path for path in self.directory.parent.glob(f"*/{FINGERPRINT}")]
+        others = list(self.directory.parent.glob(f"*/{FINGERPRINT}"))
         if not others or (self.directory.parent / REQUEST).exists():
             return
         newest = max(others, key=lambda path: path.stat().st_mtime)
@@ -269,8 +272,8 @@ class Run:
         print(f"fresh run; {newest.parent} differs in", *shown, sep="\n", flush=True)
         if states := states_of(newest.parent):
             name = f"{newest.parent.parent.name}/{newest.parent.name}"
-            told = f"to go on from its {states[-1].name} all the same, stop this, `ldm resume {name}`, and run it again"
-            print(told, flush=True)
+            hint = f"to go on from its {states[-1].name} all the same, stop this, `ldm resume {name}`, and run it again"
+            print(hint, flush=True)
 
 
 def states_of(run: Path) -> list[Path]:
@@ -290,7 +293,7 @@ def last_used(run: Path) -> float:
 
 @contextmanager
 def held(run: Path) -> Generator[None]:
-    """Nobody else works in a run directory meanwhile. MachineError: somebody does."""
+    """A block in which no other process works in a run directory. MachineError: one does."""
     lock = locks.take(run / "lock")
     try:
         yield
@@ -300,7 +303,7 @@ def held(run: Path) -> Generator[None]:
 
 def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
     """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
-    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns what was removed, in words.
+    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each.
     """
     request = stage / REQUEST
     asked = stage / json.loads(request.read_bytes())["state"] if request.exists() else None
@@ -314,9 +317,9 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
         if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
             continue
         with suppress(MachineError, OSError), held(run):  # what cannot be removed now must not end a training
-            told = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
+            description = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
             shutil.rmtree(run)
-            removed += [told] if run in filled else []
+            removed += [description] if run in filled else []
     return removed
 
 
@@ -333,7 +336,7 @@ def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
 
 
 def _write(directory: Path, state: State) -> None:
-    """Files, their hashes, and the folder itself, each forced to the disk before the next."""
+    """Write files, then their hashes, then the folder, each forced to the disk before the next."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     artifact.write_tensors(directory / _TENSORS, state.tensors)
@@ -363,8 +366,8 @@ def _sync(path: Path) -> None:
 
 
 def check(directory: Path, manifest_sha256: str | None = None) -> Saved:
-    """A state whose files have the hashes that its manifest says. IntegrityError: not so, it cannot be read, or it has
-    another manifest than `manifest_sha256`."""
+    """Verify the hashes of a state's files. IntegrityError: one differs, a file cannot be read, or the manifest has
+    another hash than `manifest_sha256`."""
     path = directory / _MANIFEST
     fix = "see `ldm runs` for what else is saved, or start afresh"
     try:
@@ -372,18 +375,18 @@ def check(directory: Path, manifest_sha256: str | None = None) -> Saved:
         manifest: dict[str, str] = json.loads(data)
         if sorted(manifest) != sorted((_TENSORS, _VALUES)):
             raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
-        found = hashlib.sha256(data).hexdigest()
-        if manifest_sha256 not in (None, found):
-            raise IntegrityError(str(path), f"SHA-256 {found}", str(manifest_sha256), fix)
+        actual = hashlib.sha256(data).hexdigest()
+        if manifest_sha256 not in (None, actual):
+            raise IntegrityError(str(path), f"SHA-256 {actual}", str(manifest_sha256), fix)
         for name, sha256 in manifest.items():
             artifact.check_file(directory / name, sha256)
     except (OSError, ValueError) as error:
         raise IntegrityError(str(path), str(error), "the hashes of a state", fix) from None
-    return Saved(directory, found)
+    return Saved(directory, actual)
 
 
 def read(saved: Saved) -> State:
-    """Exactly this state. IntegrityError: it is gone, damaged, or was written again since."""
+    """Read exactly this state. IntegrityError: it is gone, damaged, or has been written again."""
     check(saved.directory, saved.manifest_sha256)
     state = _mapped(saved.directory)
     # Copies, since mapped tensors would change with their file, and a training updates them in place.

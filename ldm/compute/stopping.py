@@ -1,4 +1,4 @@
-"""An orderly stop: a long computation is asked to end, and ends when its state is saved."""
+"""An orderly stop: a long computation that is asked to end does so once its state is saved."""
 
 import os
 import signal
@@ -21,9 +21,9 @@ class StopRequest:
     """Whether this process was asked to stop: by SIGTERM, SIGINT, SIGHUP (a closed terminal), or the death of an
     ancestor up to `dvc`.
 
-    A context manager. A signal that was ignored before (`nohup`) stays ignored. A second SIGINT acts as without it.
+    A context manager. A signal that was ignored before (`nohup`) stays ignored. A second SIGINT has its usual effect.
     Killing `dvc` or a launcher leaves their children running, so every ancestor up to the topmost of them is watched
-    through a pidfd (where the system has them). Inside, what is printed to a terminal that is gone is lost in silence:
+    through a pidfd (where the system has them). Inside the block, output to a terminal that is gone is dropped: saving
     the state matters more.
     """
 
@@ -89,7 +89,7 @@ class _Lasting:
 
 
 def _watched_ancestors() -> dict[int, str]:
-    """Descriptor -> name of every ancestor up to the topmost launcher; empty if no launcher started this process."""
+    """pidfd -> name of every ancestor up to the topmost launcher; empty if no launcher started this process."""
     if not hasattr(os, "pidfd_open"):
         return {}
     watched: list[tuple[psutil.Process, bool]] = []

@@ -1,1 +1,1 @@
-"""What every stage needs, prepare too: params, errors, files of results."""
+"""What every stage needs, `prepare` included: params, errors, files of results."""

@@ -33,16 +33,16 @@ _REMAKE = "run `dvc repro`, or `dvc checkout` to bring back what dvc.lock record
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artefact, and how passports of its former formats are read."""
+    """A kind of artefact, and the upgrades of its older formats."""
 
     name: str
     upgrades: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
-    """What makes the config of format n + 1 of that of format n; the first is for format 1. They stay for ever: models
-    lie in remotes for years."""
+    """Functions that turn a config of format n into one of format n + 1, from format 1 on. None is ever removed: models
+    stay in remotes for years."""
 
     @property
     def format(self) -> int:
-        """The format that is written."""
+        """The format that this code writes."""
         return 1 + len(self.upgrades)
 
 
@@ -82,9 +82,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names, with the mode that the umask
-    says. OSError: the disk refused."""
-    # save_file puts a file of its own, which only its owner can read, in the place of what is there.
+    """Write tensors as safetensors: on the CPU, contiguous, in the order of their names, with the mode of the umask.
+    OSError: the disk refuses it."""
+    # save_file replaces the file by one that only its owner can read, so the usual mode is taken from an empty file.
     path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode
@@ -99,21 +99,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, mapped into memory: bytes are read when used. IntegrityError: the file is not
+    """Tensors of a safetensors file, mapped into memory: bytes are read when used. IntegrityError: it is not
     safetensors."""
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise IntegrityError(str(path), f"no safetensors file ({error})", "safetensors", _REMAKE) from error
+        raise IntegrityError(str(path), f"not a safetensors file ({error})", "safetensors", _REMAKE) from error
 
 
 def check_file(path: Path, sha256: str) -> None:
     """IntegrityError unless `path` is a file with this hash."""
     if not path.is_file():
         raise IntegrityError(str(path), "no such file", f"a file with SHA-256 {sha256}", _REMAKE)
-    found = sha256_file(path)
-    if found != sha256:
-        raise IntegrityError(str(path), f"SHA-256 {found}", sha256, _REMAKE)
+    actual = sha256_file(path)
+    if actual != sha256:
+        raise IntegrityError(str(path), f"SHA-256 {actual}", sha256, _REMAKE)
 
 
 def write_passport(
@@ -134,7 +134,7 @@ def write_passport(
         "facts": dict(facts),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
-    # Through JSON, so that the writer holds what a reader will: a tuple is a list there.
+    # Through JSON, so that the writer holds what a reader will get: lists instead of tuples.
     passport = Passport.model_validate_json(json.dumps(sealed(values)))
     write_json(directory / PASSPORT, passport.model_dump())
     return passport
@@ -165,10 +165,10 @@ def write(
 
 
 def read_passport(directory: Path, kind: Kind) -> Passport:
-    """The passport of an artefact of this kind, its config as the newest format has it. IntegrityError: it is missing,
-    corrupt, of another kind, or of a format that this code does not know yet.
+    """The passport of an artefact of this kind, its config upgraded to the newest format. IntegrityError: it is
+    missing, corrupt, of another kind, or of a format that this code does not know.
 
-    Other package versions than the writer's are a warning.
+    Warns if the artefact was written with other package versions.
     """
     path = directory / PASSPORT
     if not path.is_file():
@@ -177,7 +177,10 @@ def read_passport(directory: Path, kind: Kind) -> Passport:
         passport = Passport.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise IntegrityError(
-            str(path), f"no passport ({error.error_count()} wrong fields)", f"a passport of kind {kind.name!r}", _REMAKE
+            str(path),
+            f"not a passport ({error.error_count()} wrong fields)",
+            f"a passport of kind {kind.name!r}",
+            _REMAKE,
         ) from error
     seal = sealed(passport.model_dump())["passport_sha256"]
     if passport.passport_sha256 != seal:
@@ -198,7 +201,8 @@ def read_passport(directory: Path, kind: Kind) -> Passport:
 
 @contextmanager
 def fitting(directory: Path) -> Generator[None]:
-    """A network is built from an artefact of this directory. IntegrityError: config or weights are not this code's."""
+    """A block that builds a network from the artefact in `directory`. IntegrityError: its config or weights do not fit
+    this code."""
     try:
         yield
     except ValidationError as error:
@@ -215,7 +219,7 @@ def fitting(directory: Path) -> Generator[None]:
 
 def _unfit(path: Path, found: str) -> IntegrityError:
     fix = "check out the code that wrote it, or make it again with this one (`dvc repro`)"
-    return IntegrityError(str(path), found, "config and weights of a network of this code", fix)
+    return IntegrityError(str(path), found, "config and weights that fit this code", fix)
 
 
 def read(directory: Path, kind: Kind) -> tuple[Passport, dict[str, Tensor]]:
@@ -228,9 +232,9 @@ def read(directory: Path, kind: Kind) -> tuple[Passport, dict[str, Tensor]]:
 
 def check_input(directory: Path, passport: Passport, name: str, sha256: str) -> None:
     """IntegrityError unless the artefact in `directory` was made from the input `name` that has this hash."""
-    found = passport.inputs.get(name)
-    if found != sha256:
-        raise IntegrityError(str(directory), f"{passport.kind} made with {name} {found}", f"{name} {sha256}", _REMAKE)
+    actual = passport.inputs.get(name)
+    if actual != sha256:
+        raise IntegrityError(str(directory), f"{passport.kind} made with {name} {actual}", f"{name} {sha256}", _REMAKE)
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:

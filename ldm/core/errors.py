@@ -1,4 +1,4 @@
-"""Errors that a user can repair: what was found where, what is expected, what to do. Any other error is our bug."""
+"""Errors that a user can fix: what was found where, what is expected, what to do. Any other exception is a bug."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Self
@@ -11,16 +11,20 @@ class UserError(Exception):
 
     def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
         assert fix.strip(), f"an error without a fix: {where}: {found}"
-        line, fix = (" ".join(text.splitlines()) for text in (f"{where}: {found}; expected {expected}", fix))
-        super().__init__(f"{line}\nfix: {fix}")
+        super().__init__(where, found, expected, fix)
+        lines = (f"{where}: {found}; expected {expected}", f"fix: {fix}")
+        self._messages = ["\n".join(" ".join(line.splitlines()) for line in lines)]
+
+    def __str__(self) -> str:
+        return "\n".join(self._messages)
 
     @classmethod
     def many(cls, errors: "Sequence[UserError]") -> Self:
         """Several errors as one, each with its own fix."""
         assert errors, "an error without a finding"
-        error = cls.__new__(cls)
-        Exception.__init__(error, "\n".join(map(str, errors)))
-        return error
+        joined = cls(*errors[0].args)
+        joined._messages = [str(error) for error in errors]
+        return joined
 
 
 class ConfigError(UserError):
@@ -36,13 +40,13 @@ class RejectedError(UserError):
 
 
 class IntegrityError(UserError):
-    """A file is missing, corrupt or of another make than its reader needs."""
+    """A file is missing, corrupt, or not what its reader needs."""
 
     exit_code: ClassVar[int] = 4
 
 
 class MachineError(UserError):
-    """This machine, its settings or its packages cannot do what was asked."""
+    """This machine, its settings or its packages cannot do what is asked."""
 
     exit_code: ClassVar[int] = 5
 
@@ -60,6 +64,6 @@ class Stopped(UserError):
 
 
 class Interrupted(UserError):
-    """Ctrl-C: what was written until then stays."""
+    """Ctrl-C: what was written before it stays."""
 
     exit_code: ClassVar[int] = 130

@@ -1,4 +1,4 @@
-"""Images as bytes, arrays and pictures for people. The one door to Pillow besides the corpora."""
+"""Images as PNG bytes, arrays and captioned grids. Only this module and the corpora use Pillow."""
 
 import io
 import math
@@ -29,7 +29,7 @@ _NO_PNG = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-"""What Pillow raises for bytes that are not a PNG, or for too many of them."""
+"""What Pillow raises for bytes that are not a PNG, or that declare too many pixels."""
 
 
 def decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -51,20 +51,20 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"], texts: Mapping[str, str] | Non
 
 
 def read_png(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels of a PNG from anywhere. IntegrityError: it is not whole, or `encode_png` cannot have written it."""
-    fix = "name the PNG as it was written, not one that was cut or saved again"
+    """Pixels of a PNG of any origin. IntegrityError: it is damaged, or `encode_png` cannot have written it."""
+    fix = "give the PNG as it was written, not one that was truncated or saved again"
     try:
         with _opened(data) as image:
             found = f"{image.mode}, {image.width} x {image.height} pixels, {getattr(image, 'n_frames', 1)} frame(s)"
             if image.mode != "RGB" or getattr(image, "n_frames", 1) > 1 or max(image.size) > _MAX_SIDE_PX:
                 raise IntegrityError(where, found, f"one RGB image of at most {_MAX_SIDE_PX} pixels a side", fix)
-            image.verify()  # the check sums, which decoding does not compare
+            image.verify()  # compares the checksums, which decoding does not
         if _END not in data:
             raise ValueError("its end is missing")
         return decode_png(data)
     except _NO_PNG as error:
         reason = str(error).split(" <")[0]  # without the name of an object in memory
-        raise IntegrityError(where, f"a damaged PNG ({reason})", "a whole one", fix) from error
+        raise IntegrityError(where, f"a damaged PNG ({reason})", "an undamaged one", fix) from error
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -96,7 +96,7 @@ def grid(
     """One picture of all images in reading order, each above its caption; `.save(path)` writes it.
 
     Images below 128 px are magnified by a whole factor, without smoothing, so that captions fit and pixels stay
-    visible. A caption is wrapped to four lines; what is cut off shows as "...". Tensors must lie on the CPU.
+    visible. A caption is wrapped to four lines; "..." marks what is cut off. Tensors must be on the CPU.
     """
     cells = np.asarray(images).transpose(0, 2, 3, 1)
     assert captions is None or len(captions) == len(cells), "one caption per image"
@@ -115,7 +115,7 @@ def grid(
 
 
 def _write_caption(draw: ImageDraw.ImageDraw, caption: str, x: int, y: int, width: int) -> None:
-    # Pillow's embedded font: the same picture on every machine.
+    # Pillow's embedded font gives the same picture on every machine.
     font = ImageFont.load_default(_CAPTION_PX)
     lines = _wrap(caption, font, width)
     if len(lines) > _NUM_CAPTION_LINES:
@@ -125,14 +125,14 @@ def _write_caption(draw: ImageDraw.ImageDraw, caption: str, x: int, y: int, widt
 
 
 def _cut(line: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    """As much of a line as leaves room for the mark of what is missing."""
+    """The start of a line, short enough for "..." to fit behind it."""
     while font.getlength(line + _CUT) > width:
         line = line[:-1]
     return line
 
 
 def _wrap(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> list[str]:
-    """Words in lines of at most `width` pixels; a longer word gets a line of its own and is cut."""
+    """Words in lines of at most `width` pixels; a longer word is cut to one line."""
     lines: list[str] = []
     for word in text.split():
         while font.getlength(word) > width:

@@ -1,8 +1,8 @@
-"""One process at a time: a file that is locked for as long as its holder lives.
+"""A lock file, which one process at a time holds, until it lets go or ends.
 
-The lock is `flock`, which the system drops with its holder, however that ends. A file system that has none is refused:
-a file that only says who holds it would stay after a kill, and nothing could tell whether a holder on another machine
-still runs.
+The lock is `flock`: the system releases it with its holder, however that ends. A file system without `flock` is
+refused: a plain file that names its holder would outlive a kill, and nothing could tell whether a holder on another
+machine is still running.
 """
 
 import errno
@@ -19,7 +19,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def take(path: Path) -> int:
-    """Lock a file, which is made with its folder if it is missing, for as long as the returned descriptor is open.
+    """Lock a file until the returned descriptor is closed. File and folder are created if they are missing.
 
     Raises:
         MachineError: another process holds it, or the file system has no locks. OSError: it cannot be opened.
@@ -38,7 +38,7 @@ def take(path: Path) -> int:
         with suppress(FileNotFoundError):
             if os.fstat(file).st_ino == path.stat().st_ino:
                 break
-        os.close(file)  # its holder removed it between open and flock
+        os.close(file)  # its former holder removed it between open and flock
     os.truncate(file, 0)
     os.write(file, f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
     return file

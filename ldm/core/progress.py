@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where a terminal shows it, else a plain line now and then, as a log wants it."""
+"""Progress of long work: a bar on a terminal, else a plain line now and then, for logs."""
 
 import sys
 import time
@@ -13,19 +13,20 @@ _SECONDS_TO_FIRST_LINE, _SECONDS_BETWEEN_LINES = 10.0, 30.0
 
 
 class Progress:
-    """A context manager that counts pieces of work on stderr: how many of how many, how fast, how long still, and the
-    numbers that `note` was given last.
+    """A context manager that reports on stderr: pieces done and in all, pace, time left, and the last numbers of
+    `note`.
 
     Where stderr is not a terminal: one line after 10 seconds, then one every 30 seconds, and one at the end if all went
-    well; short work without numbers has no line.
+    well; short work without numbers prints nothing.
     """
 
     def __init__(self, name: str, unit: str, total: int | None, *, done: int = 0, is_shown: bool = True) -> None:
-        """unit: in the singular. total: None = not known. done: pieces that were done before. is_shown: False on all
+        """unit: its name in the singular. total: None = unknown. done: pieces done earlier. is_shown: False on all
         processes but the first."""
         self._name, self._unit, self._total = name, unit, total
         self._done = self._before = done
-        self._is_shown, self._notes = is_shown, dict[str, float]()
+        self._is_shown = is_shown
+        self._notes: dict[str, float] = {}
         self._start = time.monotonic()
         self._next_line = self._start + _SECONDS_TO_FIRST_LINE
         self._has_printed = False

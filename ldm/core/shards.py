@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val", "unseen", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "val", "unseen", "held_out")
-"""`val` repeats what `train` shows in other combinations. `unseen` and `held_out` show what neither does, if the corpus
-keeps such compositions back: settings are chosen on `unseen`, `held_out` is looked at once they are chosen."""
+"""`val` shows in other combinations what `train` shows. `unseen` and `held_out` show compositions that neither has, if
+the corpus keeps some back: settings are chosen on `unseen`, and `held_out` is looked at once, after that."""
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-"""What a key may be: it becomes a file name in a tar, and webdataset cuts names at the first dot."""
+"""Legal keys: a key becomes a file name in a tar, and webdataset cuts names at the first dot."""
 _PART = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")
 _BLOCK = 512
-_LEAST_SHARE = 10
-"""One over the share of a full shard that may be a shard of its own."""
+_MIN_FILLED = 10
+"""A group may end a shard that is at least one part in this many full."""
 _HEADER = re.compile(rb"(?=([A-Za-z0-9_-]+\.[a-z0-9.]+)\0).{124}([0-7]{11}).{21}0.{100}ustar\0", re.DOTALL)
-"""Name, size, type "plain file" and magic of a ustar header."""
+"""A ustar header: name at byte 0, up to a zero byte; size in octal at 124; type "plain file" at 156; magic at 257."""
 _FIX = "run `dvc checkout` or `dvc pull` to get a good copy, or `dvc repro` to write it again"
 
 
@@ -57,7 +57,7 @@ class _Index(BaseModel):
 
 
 class Writer:
-    """Writes one split, sample by sample; a context manager. `index.json` appears last, at a clean end only."""
+    """A context manager that writes one split, sample by sample, and then `index.json`, unless there was an error."""
 
     def __init__(self, directory: Path, num_samples_per_shard: int) -> None:
         self._directory = directory
@@ -73,9 +73,9 @@ class Writer:
     def write(self, key: str, parts: Mapping[str, bytes], group: str = "") -> None:
         """Append a sample. All samples of a split have the same part names.
 
-        A shard ends when it is full, and with its group (say, a user's tar) once it is a tenth full: a group that
-        is added to a corpus leaves the shards of the others as they were, unless it, or the rest of the group before
-        it, is smaller than that and shares a shard with its neighbour.
+        A shard ends when it is full, or at the end of a group (say, a user's tar) if it is at least a tenth full. So a
+        group that is added to a corpus leaves the shards of the others unchanged, unless it, or the rest of the group
+        before it, is smaller than that and shares a shard with its neighbour.
         """
         assert KEY_PATTERN.fullmatch(key), f"not a key: {key!r}"
         assert all(_PART.fullmatch(part) and len(part) <= 18 for part in parts), f"{key}: not parts: {list(parts)}"
@@ -83,7 +83,7 @@ class Writer:
         self._parts = self._parts or names
         assert names == self._parts, f"{key}: parts {names} in a split of {self._parts}"
         is_full = self._num_in_shard == self._num_samples_per_shard
-        ends_with_group = group != self._group and _LEAST_SHARE * self._num_in_shard >= self._num_samples_per_shard
+        ends_with_group = group != self._group and _MIN_FILLED * self._num_in_shard >= self._num_samples_per_shard
         if self._open is None or is_full or ends_with_group:
             self._close_shard()
             self._open_shard()
@@ -105,13 +105,13 @@ class Writer:
         (self._directory / "index.json").write_text(index.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     def _open_shard(self) -> None:
-        # webdataset loads torch, which readers and a corpus that is refused can do without.
+        # webdataset imports torch, which readers and a refused corpus do not need.
         from webdataset.writer import TarWriter
 
         self._path = self._directory / f"{len(self._shards):05d}.tar"
         self._open = ExitStack()
         file = self._open.enter_context(self._path.open("wb"))
-        # mtime: bytes must not depend on when they were written, or everything downstream runs again.
+        # mtime: bytes must not depend on when they are written, or everything downstream would run again.
         self._tar = self._open.enter_context(TarWriter(file, encoder=False, mtime=0))
 
     def _close_shard(self) -> None:
@@ -134,7 +134,7 @@ def write(directory: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], n
 
 
 class Shards:
-    """A split for reading: `shards[i]` is the i-th sample as {part name: bytes}, at the cost of one read of its bytes.
+    """A split for reading: `shards[i]` is the i-th sample as {part name: bytes}, which costs one read of its bytes.
 
     Holds no open file: it can be pickled, and used in forked workers.
 
@@ -177,6 +177,7 @@ class Shards:
     def __getitem__(self, i: int) -> dict[str, bytes]:
         if not 0 <= i < len(self):
             raise IndexError(i)
+        # Parts of a sample are neighbours in the tar: one read gets all of them, with the headers in between.
         spans: list[list[int]] = self._table[i].tolist()
         start, (last, size) = spans[0][0], spans[-1]
         file = os.open(self._paths[int(np.searchsorted(self._starts, i, side="right")) - 1], os.O_RDONLY)
@@ -187,11 +188,11 @@ class Shards:
         return {part: data[at - start : at - start + n] for part, (at, n) in zip(self.parts, spans, strict=True)}
 
     def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
-        """The images of samples, which are their parts `png`, decoded."""
+        """The decoded images of samples: their parts `png`."""
         return images.to_tensor([self[number]["png"] for number in numbers])
 
     def _read_shard(self, path: Path, shard: _Shard, verify: bool) -> np.ndarray:
-        """Keys go to `self.keys`; returns offset and size of every part as int64 [samples, parts, 2]."""
+        """Append the keys to `self.keys`; return offset and size of every part as int64 [samples, parts, 2]."""
         if not path.is_file():
             raise IntegrityError(str(path), "no such file", f"{shard.num_bytes} bytes", _FIX)
         if path.stat().st_size != shard.num_bytes:
@@ -203,8 +204,8 @@ class Shards:
             for name, offset, size in _members(path, data):
                 key, _, part = name.partition(".")
                 samples.setdefault(key, []).append((part, offset, size))
-        for key, found in samples.items():
-            names = tuple(part for part, _, _ in found)
+        for key, members in samples.items():
+            names = tuple(part for part, _, _ in members)
             self.parts = self.parts or names
             if names != self.parts:
                 expected = f"parts {', '.join(self.parts)}"
@@ -213,7 +214,7 @@ class Shards:
             expected = f"{shard.num_samples} samples as in index.json"
             raise IntegrityError(str(path), f"{len(samples)} samples", expected, _FIX)
         self.keys += samples
-        return np.array([[span[1:] for span in found] for found in samples.values()], np.int64)
+        return np.array([[member[1:] for member in members] for members in samples.values()], np.int64)
 
 
 def _read_index(directory: Path) -> tuple[_Index, str]:
@@ -232,16 +233,20 @@ def _read_index(directory: Path) -> tuple[_Index, str]:
 def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of every member of a tar made of plain ustar files, as `Writer` makes them.
 
-    Python's tarfile takes 18 us a member and ends without a word at the first damaged header.
+    Python's tarfile takes 18 us a member and ends silently at the first damaged header.
     """
     offset = 0
     while data[offset : offset + _BLOCK].strip(b"\0"):
         header = _HEADER.match(data, offset)
         if header is None:
-            raise IntegrityError(f"{path}: byte {offset}", "no header of a plain file", "a shard of `prepare`", _FIX)
+            raise IntegrityError(
+                f"{path}: byte {offset}", "not the header of a plain file", "a shard of `prepare`", _FIX
+            )
         size = int(header[2], 8)
         yield header[1].decode("ascii"), offset + _BLOCK, size
+        # A header is one block; contents are padded to whole blocks.
         offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+    # A tar ends in at least two blocks of zeros, which must reach to the end of the file.
     if len(data) - offset < 2 * _BLOCK or len(data) % _BLOCK or data[offset:].strip(b"\0"):
         found = "the end is cut or followed by data"
         raise IntegrityError(f"{path}: byte {offset}", found, "zeros up to the end of the file", _FIX)

@@ -1,4 +1,4 @@
-"""What every stage needs around its work: an exit code, and outputs that appear as a whole."""
+"""What every stage needs around its work: exit codes, and output folders that appear as a whole or not at all."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from ldm.core import locks, system
 def run(main: Callable[[], str]) -> None:
     """Call `main` and print the summary line it returns, on the first process only.
 
-    What goes wrong outside our code ends the process with an exit code and a line on stderr, as `system.run` says.
+    Errors outside our code end the process with an exit code and a line on stderr, as in `system.run`.
     """
     rank = int(os.environ.get("RANK", "0"))
 
@@ -41,14 +41,14 @@ def output(path: Path) -> Generator[Path]:
 def outputs(
     *paths: Path, is_main: bool = True, wait_for_others: Callable[[], None] = lambda: None
 ) -> Generator[tuple[Path, ...]]:
-    """New folders that become `paths`, all together, when the block ends without an error.
+    """New folders that replace `paths`, all together, when the block ends without an error.
 
-    The former content of `paths` stays until then, and stays for good if the block fails. Nothing is written in place,
-    since an output may be a link into DVC's cache. After a kill at any point all new folders are there, or all that
-    were there before come back when the next block of the same `paths` begins.
+    Until then, and for good if the block fails, `paths` keep their old content. Nothing is written in place, since an
+    output may be a link into DVC's cache. After a kill at any point, either all new folders are in place, or the next
+    block of the same `paths` restores all old ones.
 
-    Several processes may write into them (`ldm.compute.process.outputs`): one is the main one, which makes and moves
-    the folders, and each waits for the others where one must not be ahead.
+    Several processes may write into them (`ldm.compute.process.outputs`). The main one creates and moves the folders;
+    `wait_for_others` is called where no process may be ahead.
 
     Raises:
         MachineError: another process writes the same folder, or the disk is full or broken.
@@ -76,7 +76,7 @@ def outputs(
 
 
 class _Place:
-    """Where an output is, and beside it what is built, what it replaces meanwhile, and who is at work."""
+    """The path of an output, and beside it the folder being built, the old one while it is set aside, and the lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,33 +84,33 @@ class _Place:
 
     @property
     def is_there(self) -> bool:
-        """Also as a link that leads nowhere."""
+        """Whether anything is at the path, be it a broken link."""
         return os.path.lexists(self.path)
 
     @property
     def is_aside(self) -> bool:
-        """Its former content waits for the new one."""
+        """Whether the old content is set aside."""
         return os.path.lexists(self.old)
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """MachineError: another process holds it."""
+        """Hold the lock. MachineError: another process does."""
         lock = locks.take(self._lock)
         try:
             yield
         finally:
-            with suppress(OSError):  # left over, it does no harm
+            with suppress(OSError):  # a leftover lock file does no harm
                 self._lock.unlink()
             locks.release(lock)
 
 
 def _swap(places: Sequence[_Place]) -> None:
-    """What was built takes the place of what was there."""
+    """Set the old folders aside and move the new ones into place."""
     try:
         for place in places:
             if place.is_there:
                 place.path.rename(place.old)
-        # Those that replace nothing last: until then a folder is missing, and what lies aside would come back.
+        # Those that replace nothing come last: after a kill before them a path is missing, and the old ones come back.
         for place in sorted(places, key=lambda place: not place.is_aside):
             place.building.rename(place.path)
     finally:
@@ -118,10 +118,10 @@ def _swap(places: Sequence[_Place]) -> None:
 
 
 def _put_back(places: Sequence[_Place]) -> None:
-    """End a swap that was cut: if a folder is missing, what lies aside comes back, else it is not needed any more."""
+    """Finish an interrupted swap: if a folder is missing, restore what was set aside, else remove that."""
     aside = [place for place in places if place.is_aside]
     if not all(place.is_there for place in places):
-        # The missing ones last: until then a cut of this leads here once more.
+        # The missing ones come last: after a kill before them, the next call gets here again.
         for place in sorted(aside, key=lambda place: not place.is_there):
             if place.is_there:
                 _remove(place.building)
@@ -129,14 +129,14 @@ def _put_back(places: Sequence[_Place]) -> None:
             place.old.rename(place.path)
         return
     for place in aside:
-        # Under another name first: what lies aside is whole, whatever cuts its removal.
+        # Renamed first: a kill during the removal must not leave half a folder under the name of the old one.
         _remove(place.building)
         place.old.rename(place.building)
         _remove(place.building)
 
 
 def _note_time() -> None:
-    """Add this stage's wall time to the file that LDM_TIMES names, if any. No output holds a time: it would change."""
+    """Append this stage's wall time to the file that LDM_TIMES names, if any. No output holds one: it would change."""
     if "LDM_TIMES" in os.environ:
         import psutil
 
@@ -146,7 +146,7 @@ def _note_time() -> None:
 
 
 def _leave_process_group() -> None:
-    """Spares the user torch's warning about a process group that was left open; stages without torch have none."""
+    """Close torch's process group, if any: torch warns about one that is left open."""
     if "torch" in sys.modules:
         from torch import distributed
 

@@ -1,4 +1,4 @@
-"""How a command ends, whatever the system refuses: one line with a fix and an exit code instead of a traceback."""
+"""How a command ends: an error of the system becomes one line with a fix and an exit code, not a traceback."""
 
 import errno
 import io
@@ -14,9 +14,9 @@ from typing import cast
 from ldm.core.errors import IntegrityError, Interrupted, MachineError, UserError
 
 CLOSED_PIPE = 128 + 13
-"""Exit code when nobody reads what is printed (`| head -1`): that of a process which SIGPIPE ends."""
+"""Exit code when nobody reads what is printed (`| head -1`), as of a process that SIGPIPE ended."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-"""A disk that takes nothing more, whatever the file is."""
+"""Errors of the disk, not of the file."""
 
 _UNKNOWN = "this machine"
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -25,7 +25,7 @@ _KINDS: tuple[tuple[tuple[int, ...], str, str], ...] = (
     (_SPACE, "a disk with room for what is written", f"free space, then {_UNHARMED}"),
     ((errno.EFBIG,), "files of any size", f"raise `ulimit -f`, then {_UNHARMED}"),
     ((errno.EIO, errno.ESTALE), "a disk that reads and writes", f"repair or mount the disk again, then {_UNHARMED}"),
-    ((errno.EROFS,), "a file system that takes files", "mount it for writing, or work in a copy of the repository"),
+    ((errno.EROFS,), "a writable file system", "mount it for writing, or work in a copy of the repository"),
     (
         (errno.EACCES, errno.EPERM),
         "access for this user",
@@ -36,22 +36,27 @@ _KINDS: tuple[tuple[tuple[int, ...], str, str], ...] = (
         "a folder where a folder belongs and a file where a file does",
         "move away what is there, or name another path",
     ),
-    ((errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), "a path that the file system takes", "name another path"),
-    ((errno.ENOENT,), "a file or folder", "`dvc repro` or `dvc checkout` brings results back; else name what is there"),
+    ((errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), "a path that the file system accepts", "name another path"),
+    (
+        (errno.ENOENT,),
+        "a file or folder",
+        "`dvc repro` or `dvc checkout` brings results back; else name one that exists",
+    ),
     ((errno.EBUSY, errno.EXDEV), "a folder that can be renamed", "mount its parent folder instead, not the folder"),
     ((errno.EMFILE, errno.ENFILE), "more open files", "raise `ulimit -n` and run this again"),
     ((errno.ENOMEM, errno.EAGAIN), "free memory and processes", "end other programs, or use a smaller batch"),
 )
+"""Error numbers, what is expected instead, and the fix."""
 
 
 def explain(error: OSError, where: str | None = None, kind: type[UserError] | None = None) -> UserError:
-    """What the system refused, in words. where: the file, if the error does not name it (a write does not).
+    """An `OSError` as a `UserError`. where: the file, if the error does not name it (one of a write does not).
 
-    kind: `ConfigError` for a path that the user named; by default a missing file is an `IntegrityError`, and all else a
-    `MachineError`.
+    kind: `ConfigError` for a path that the user named; by default a missing file is an `IntegrityError`, and
+    everything else a `MachineError`.
     """
     where = where or (os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else _UNKNOWN)
-    unknown = "a system that does it", "change what the message names; LDM_DEBUG=1 shows where it came from"
+    unknown = "a system that allows it", "change what the message names; LDM_DEBUG=1 shows where it came from"
     expected, fix = next((texts for numbers, *texts in _KINDS if error.errno in numbers), unknown)
     found = error.strerror or str(error)
     if error.errno in _SPACE and where != _UNKNOWN:
@@ -63,24 +68,23 @@ def explain(error: OSError, where: str | None = None, kind: type[UserError] | No
 def run(work: Callable[[], None], prefix: str = "") -> int:
     """Do the work of a command and return its exit code.
 
-    A `UserError`, what the system refuses (an `OSError`) and Ctrl-C cost their lines on stderr, after `prefix`, and no
-    traceback unless LDM_DEBUG=1. A closed pipe ends it without a word and with 141. Text that a terminal cannot encode
-    is printed as escapes.
+    A `UserError`, an `OSError` and Ctrl-C are printed on stderr after `prefix`, without a traceback unless LDM_DEBUG=1.
+    A closed pipe ends the work silently with 141. Text that a terminal cannot encode is printed as escapes.
     """
     for stream in _streams():
         stream.reconfigure(errors="backslashreplace")
-    told: UserError | None = None
+    mistake: UserError | None = None
     refused: OSError | None = None
     try:
         work()
     except UserError as error:
         if _is_debugged():
             raise
-        told = error
+        mistake = error
     except KeyboardInterrupt:
         if _is_debugged():
             raise
-        told = Interrupted("Ctrl-C", "stopped before the end", "a whole run", "run it again")
+        mistake = Interrupted("Ctrl-C", "stopped before the end", "a whole run", "run it again")
     except OSError as error:
         if error.errno is None or _is_debugged():
             raise
@@ -88,19 +92,20 @@ def run(work: Callable[[], None], prefix: str = "") -> int:
     finally:
         unprinted = _flush()
     is_closed = isinstance(unprinted, BrokenPipeError) or (isinstance(refused, BrokenPipeError) and _is_unread())
-    if told is None and is_closed:
+    if mistake is None and is_closed:
         return CLOSED_PIPE
-    if told is None and unprinted is not None:
+    if mistake is None and unprinted is not None:
         found = unprinted.strerror or str(unprinted)
-        told = MachineError(unprinted.filename, found, "a place for what is printed", "let it print elsewhere (> FILE)")
-    if told is None and refused is not None:
-        told = explain(refused)
-    if told is None:
+        fix = "let it print elsewhere (> FILE)"
+        mistake = MachineError(unprinted.filename, found, "a place for what is printed", fix)
+    if mistake is None and refused is not None:
+        mistake = explain(refused)
+    if mistake is None:
         return 0
     with suppress(OSError):
-        print(f"{prefix}{told}", file=sys.stderr, flush=True)
+        print(f"{prefix}{mistake}", file=sys.stderr, flush=True)
     _flush()
-    return told.exit_code
+    return mistake.exit_code
 
 
 def _streams() -> list[io.TextIOWrapper]:
@@ -109,8 +114,8 @@ def _streams() -> list[io.TextIOWrapper]:
 
 
 def _flush() -> OSError | None:
-    """Print what waits to be printed; the first refusal. A stream that refuses leads nowhere from then on: else the
-    interpreter would complain of it at its end, and change the exit code."""
+    """Flush both streams and return the first error. A stream that fails is redirected to the null device, or the
+    interpreter would complain about it when it exits, and change the exit code."""
     first: OSError | None = None
     for stream in _streams():
         try:
@@ -134,7 +139,7 @@ def _is_unread() -> bool:
 
 
 def _free_bytes(path: Path) -> int:
-    """Of the disk on which a path is, or would be."""
+    """Free bytes on the disk where a path is, or would be."""
     there = next((part for part in (path.absolute(), *path.absolute().parents) if os.access(part, os.F_OK)), Path("/"))
     return shutil.disk_usage(there).free
 

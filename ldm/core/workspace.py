@@ -1,7 +1,7 @@
-"""Which repository a stage works for: `dvc exp run --temp` and `--queue` run in a copy that DVC deletes in the end.
+"""Which repository a stage works for: `dvc exp run --temp` and `--queue` run in a copy that DVC deletes afterwards.
 
-Resumable state must outlive the copy, so it goes where the copy was made from. Of what users bring, only what git or
-DVC tracks comes along into the copy.
+Resumable state must outlive the copy, so it is kept in the repository that was copied. Of the user's files, the copy
+has only those that git or DVC tracks.
 """
 
 import os
@@ -14,8 +14,8 @@ _COPIES = ".dvc/tmp/exps"
 def owner() -> Path | None:
     """Root of the repository that the working folder is DVC's temporary copy of, or None if it is not such a copy.
 
-    DVC names it in the environment variable DVC_ROOT. The variable alone is no proof: a stage of another repository may
-    have started this process.
+    DVC names it in the environment variable DVC_ROOT. The variable alone proves nothing: a stage of another repository
+    may have started this process.
     """
     root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
     return root if (root / _COPIES).resolve() in Path.cwd().parents else None
@@ -24,13 +24,13 @@ def owner() -> Path | None:
 def runs(path: str) -> Path:
     """Root of resumable state: the environment variable LDM_RUNS if it is set, else `path`; both relative to the owner.
 
-    So every copy of a repository, and every repository with the same LDM_RUNS, goes on from the states of the others.
+    So copies of a repository, and repositories with the same LDM_RUNS, continue from each other's states.
     """
     return (owner() or Path()) / (os.environ.get("LDM_RUNS") or path)
 
 
 def left_behind(path: Path) -> str:
-    """One line about files at `path` that the owner has and this copy of it has not; empty if there are none."""
+    """One line about files at `path` that the owner has and this copy lacks; empty if there are none."""
     root = owner()
     if root is None or not (missing := sorted(_files(root / path) - _files(path))):
         return ""
@@ -43,7 +43,7 @@ def left_behind(path: Path) -> str:
 
 
 def warn_of_left_behind(path: Path) -> None:
-    """Say so on stderr where a part is missing: what is here may be all that this commit has."""
+    """Print that line, if any, on stderr. It is not an error: the files here may be all that this commit has."""
     if line := left_behind(path):
         print(f"note: {line}", file=sys.stderr, flush=True)
 

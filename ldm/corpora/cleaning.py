@@ -1,7 +1,7 @@
-"""What of a user's files is fit to train on: raw bytes -> square RGB image, raw text -> caption, or a reason why not.
+"""Cleaning of a user's files: raw bytes -> square RGB image, raw text -> caption, or the reason for a rejection.
 
 Conversions, all silent: EXIF orientation is applied; greyscale, palette, bilevel and CMYK become RGB; colour profiles
-are ignored; transparency is laid on the configured background; 16-bit greyscale is scaled if the params say so.
+are ignored; transparent images are laid on the configured background; 16-bit greyscale is scaled if the params say so.
 """
 
 import io
@@ -19,9 +19,9 @@ from ldm.corpora.pairs import Rejected
 from ldm.corpora.params import CleaningParams
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-# Few parsers meet strangers' bytes; Pillow looks at the content, not at the file name.
+# Untrusted bytes meet few parsers. Pillow looks at the content, not at the file name.
 _FORMATS = ("JPEG", "PNG", "WEBP")
-# What Pillow's parsers let through when files are mutated at random: metadata of the wrong type, for one.
+# What Pillow's parsers raise for randomly mutated files, for instance for metadata of the wrong type.
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError),
     *(LookupError, ArithmeticError, struct.error, zlib.error),
@@ -30,7 +30,7 @@ _FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 
 
 def read(path: str, offset: int, size: int, params: CleaningParams) -> bytes:
-    """Some bytes of a file.
+    """`size` bytes of a file, from byte `offset` on.
 
     Raises:
         Rejected: TOO_MANY_BYTES, UNREADABLE.

@@ -75,14 +75,14 @@ def _captions(path: Path, params: FolderParams) -> list[str]:
 
 def _names(root: Path) -> list[str]:
     """Paths of all files below the folder, relative to it, in an order that does not depend on the file system."""
-    found: list[str] = []
+    paths: list[str] = []
     for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        # A link to a folder may lead in a circle: it is not followed, but listed, and so rejected as no file we know.
+        # A link to a folder may lead in a circle. It is not followed but listed, and so rejected as UNKNOWN_FILE.
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         kept = [name for name in files + links if not name.startswith((".", "README")) and not name.endswith(".dvc")]
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in kept]
-    return sorted(found)
+        paths += [os.path.relpath(os.path.join(folder, name), root) for name in kept]
+    return sorted(paths)
 
 
 def _refuse(error: OSError) -> None:

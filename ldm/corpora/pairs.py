@@ -1,4 +1,4 @@
-"""What a corpus offers: captioned images, each of a split, or the reason why one is left out."""
+"""What a corpus offers: captioned images, each in a split, and rejections with their reasons."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from ldm.core.shards import Split
 
 
 class Rejected(Exception):
-    """Why a sample cannot be used: a reason code, which is counted, and what was found."""
+    """Why a sample cannot be used: a reason code, which is counted, and details."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -39,12 +39,12 @@ class Pair:
     source: dict[str, Any]
     """Origin, as JSON: corpus, file, licence, attribution."""
     group: str = ""
-    """Samples of different groups share a shard only if it would else be nearly empty."""
+    """Samples of different groups share a shard only if it would otherwise be nearly empty."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A sample that the corpus has and that is not used."""
+    """A sample of the corpus that is not used."""
 
     key: str
     reason: str
@@ -53,13 +53,13 @@ class Rejection:
 
 
 def split_of(key: str, val_fraction: float, seed: int) -> Split:
-    """A split that depends on the key alone: adding samples never moves others between splits."""
+    """A split that depends only on the key and the seed: adding samples never moves others between splits."""
     digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
     return "val" if int.from_bytes(digest) < val_fraction * 2**64 else "train"
 
 
 def key_of(name: str) -> str:
-    """A shard key for any file name: the name where it is fit, else what is fit of it and a hash of the whole."""
+    """A shard key for any file name: the name if it is a legal key, else its legal characters and a hash of it."""
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         return name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()

@@ -18,7 +18,7 @@ class ShapesParams(Section):
     num_train: PositiveInt
     """Images to train on."""
     num_val: PositiveInt
-    """Images of known compositions, never trained on."""
+    """Images of known compositions; never trained on."""
     num_unseen: PositiveInt
     """Validation images of compositions that no other split contains: settings are chosen on them."""
     num_held_out: PositiveInt
@@ -26,11 +26,11 @@ class ShapesParams(Section):
     object_count_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=3)]
     """Relative frequency of scenes of one, two (and three) objects; the length is the largest number of objects."""
     relation_caption_fraction: float = Field(ge=0.5, le=1)
-    """Share of captions of several objects that tell a relation ("above"); the others tell places ("at the top")."""
+    """Share of captions of several objects that state a relation ("above"); the others state places ("at the top")."""
     num_captions_per_image: PositiveInt
     """Captions drawn for each image."""
     seed: int = Field(ge=0)
-    """Scenes and captions are a function of it."""
+    """Scenes and captions are functions of it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,9 +51,9 @@ class OpenMojiParams(Section):
     background: Colour
     """Colour behind the drawings, as "#rrggbb"."""
     skin_tones: bool
-    """Whether variants that differ in skin tone only are taken too."""
+    """Whether variants that differ only in skin tone are included."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of drawings that is kept for validation, chosen by a hash of (seed, key)."""
+    """Share of drawings kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
@@ -62,21 +62,21 @@ class CleaningParams(Section):
     """Which of a user's images and captions are fit to train on; everything else is rejected with a reason."""
 
     min_side_px: PositiveInt
-    """Shortest side an image must have; below the image size it is scaled up."""
+    """Minimum of an image's shorter side; images below the image size are scaled up."""
     max_pixels: int = Field(gt=0, le=89_478_485)
-    """Most pixels an image may declare in its header; larger ones are never decoded. Pillow warns above the limit."""
+    """Most pixels that an image may declare in its header: larger ones are never decoded. Pillow allows no more."""
     max_bytes: PositiveInt
     """Size of the largest file that is opened."""
     max_aspect_ratio: float = Field(ge=1)
-    """Longest side over shortest side; more would be cropped to a sliver."""
+    """Maximum of longer side over shorter side; beyond that, the centre square would be a sliver of the image."""
     background: Colour
-    """What transparent images are laid on, as "#rrggbb"."""
+    """Colour behind transparent images, as "#rrggbb"."""
     deep_greyscale: Literal["scale", "reject"]
     """16-bit greyscale: scaled to 8 bits (65535 becomes 255), or rejected."""
     resampling: Literal["area", "lanczos"]
     """Filter of the resize: mean over the covered area, or Lanczos, which is sharper and overshoots at edges."""
     max_caption_characters: PositiveInt
-    """Length of the longest caption that is taken; CLIP itself reads about 77 tokens."""
+    """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
 
 
 class FolderParams(Section):
@@ -85,11 +85,11 @@ class FolderParams(Section):
     kind: Literal["folder"]
     """Which corpus this is."""
     directory: Folder
-    """The folder, relative to `paths.source` ("." = that itself); sub-folders are read too."""
+    """The folder, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
     cleaning: CleaningParams
-    """What is taken."""
+    """Which images and captions are accepted."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of images that is kept for validation, chosen by a hash of (seed, key)."""
+    """Share of images kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
@@ -100,11 +100,11 @@ class WebdatasetParams(Section):
     kind: Literal["webdataset"]
     """Which corpus this is."""
     directory: Folder
-    """The folder that holds the tars, relative to `paths.source` ("." = that itself); sub-folders are read too."""
+    """The folder of tars, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
     cleaning: CleaningParams
-    """What is taken."""
+    """Which images and captions are accepted."""
     val_fraction: float = Field(gt=0, lt=1)
-    """Share of samples that is kept for validation, chosen by a hash of (seed, key)."""
+    """Share of samples kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
@@ -123,6 +123,6 @@ class PrepareParams(Section):
     num_samples_per_shard: PositiveInt
     """Samples in one tar; the unit of work of later stages."""
     max_reject_fraction: float = Field(ge=0, lt=1)
-    """Rejected samples over all samples, above which the stage fails."""
+    """Share of rejected samples above which the stage fails."""
     num_examples: int = Field(ge=1, le=400)
     """Training samples shown in `examples.png`."""

@@ -39,9 +39,9 @@ class SplitReport:
     caption_words: Counter[int] = field(default_factory=Counter[int])
     """How many captions have a number of words."""
     longest_caption: str = ""
-    """The first of those with most words."""
+    """The first caption with the most words."""
     hashes: set[int] = field(default_factory=set[int])
-    """Of the captions; a CLIP that is trained on them can tell apart as many as there are distinct ones."""
+    """Hashes of the captions: a CLIP trained on them can tell only distinct ones apart."""
 
     def add(self, captions: Iterable[str]) -> None:
         """Count one sample."""
@@ -70,7 +70,7 @@ class Report:
         self.first_rejected.setdefault(rejection.reason, f"{rejection.key}: {rejection.detail}")
 
     def check(self, max_reject_fraction: float, rejected_file: Path) -> None:
-        """Refuse a corpus of which too little is left.
+        """Refuse a corpus with too few usable samples.
 
         Raises:
             RejectedError: more than the fraction is rejected, or nothing is left to train on or to validate with.
@@ -99,7 +99,7 @@ def prepare(
     """Write shards of all splits, `rejected.jsonl`, `report.json` and `examples.png`.
 
     The bytes written do not depend on `num_workers`, the number of processes that render or decode (0: this one).
-    Of samples with equal keys the first is kept, the others are rejected as DUPLICATE_KEY.
+    Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY.
     """
     report = Report()
     seen: set[str] = set()
@@ -132,13 +132,13 @@ def prepare(
 
 
 def write_passports(images: Path, captions: Path, params: PrepareParams) -> None:
-    """Say what the shards in both folders are. That of the images tells nothing of captions: a changed caption must
-    leave every byte beside the images alone, or the autoencoder would be trained again."""
+    """Write the passports of both folders of shards. The one of the images says nothing about captions: a changed
+    caption must leave every byte of that folder unchanged, or the autoencoder would be trained again."""
     from ldm.core import artifact
 
-    of_images = {"corpus": params.corpus.kind, "image_size_px": params.image_size_px}
+    image_settings = {"corpus": params.corpus.kind, "image_size_px": params.image_size_px}
     for kind, directory, settings in (
-        ("images", images, of_images),
+        ("images", images, image_settings),
         ("captions", captions, params.model_dump(mode="json")),
     ):
         splits = {split: Shards(directory / split, verify=False).sha256 for split in SPLITS}
@@ -148,7 +148,7 @@ def write_passports(images: Path, captions: Path, params: PrepareParams) -> None
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
-    """`map` over worker processes: results in the order of the items, of which only a few chunks are held at a time."""
+    """`map` over worker processes: results in the order of the items, a few chunks of which are in memory at a time."""
     if num_workers == 0:
         yield from map(function, items)
         return
@@ -164,7 +164,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work for ever, and hold the locks that it has by being forked."""
+    """End a worker with its parent: else it would wait for work for ever, and hold the locks that it inherited."""
     parent = parent_process()
     assert parent is not None, "a worker has a parent"
 
@@ -246,7 +246,7 @@ def _printable(report: Report) -> dict[str, Any]:
 
 
 def _draw_examples(image_shards: Path, caption_shards: Path, path: Path, count: int) -> None:
-    """A picture of training samples, chosen by hash so that a sorted corpus shows all its kinds."""
+    """Draw training samples, chosen by hash, so that a sorted corpus shows all its kinds."""
     pictures, texts = Shards(image_shards), Shards(caption_shards)
     ranked = sorted(range(len(pictures)), key=lambda i: hashlib.blake2b(pictures.keys[i].encode()).digest())[:count]
     if not ranked:

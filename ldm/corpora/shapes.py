@@ -143,7 +143,8 @@ def scene_at(number: int, split: Split, params: ShapesParams) -> Scene:
     """The scene of one sample: a pure function of (params.seed, split, number).
 
     Odd numbers are the twin of the even number before them: the same objects with their places exchanged. A scene of
-    `unseen` or `held_out` contains something that is reserved for its split, and no scene what is reserved for another.
+    `unseen` or `held_out` contains something that is reserved for its split; no scene contains what is reserved for
+    another.
     """
     wanted = {split} & RESERVED_PAIRS.keys()
     rng = random.Random(f"{params.seed}/{split}/{number // 2}")
@@ -203,7 +204,7 @@ def _by_place(rng: random.Random, scene: Scene) -> tuple[str, dict[str, object]]
 
 
 def caption(rng: random.Random, scene: Scene, relation_fraction: float) -> Caption:
-    """One caption; scenes of several objects are told by relation in `relation_fraction` of cases, else by place."""
+    """One caption. Several objects are described by relation in `relation_fraction` of cases, else by place."""
     by_relation = len(scene.objects) > 1 and rng.random() < relation_fraction
     text, claim = (_by_relation if by_relation else _by_place)(rng, scene)
     opening = rng.choice(("", "there is ")) if by_relation else ""
@@ -231,12 +232,12 @@ def pair_at(number: int, split: Split, params: ShapesParams, size_px: int) -> Pa
     """One sample, a pure function of (params, split, number): rendering can be spread over processes."""
     scene = scene_at(number, split, params)
     rng = random.Random(f"{params.seed}/{split}/{number}/captions")
-    told = [caption(rng, scene, params.relation_caption_fraction) for _ in range(params.num_captions_per_image)]
+    drawn = [caption(rng, scene, params.relation_caption_fraction) for _ in range(params.num_captions_per_image)]
     return Pair(
         key=f"{split}-{number:08d}",
         image=partial(render, scene, size_px),
-        captions=[c.text for c in told],
-        claims=[cast("dict[str, object] | None", c.claim) for c in told],
+        captions=[c.text for c in drawn],
+        claims=[cast("dict[str, object] | None", c.claim) for c in drawn],
         scene=asdict(scene),
         split=split,
         source={"corpus": "shapes", "number": number},

@@ -1,7 +1,7 @@
 """A user's tars in the layout that img2dataset writes: KEY.jpg (jpeg, png, webp), KEY.txt, KEY.json side by side.
 
-The caption is KEY.txt, or "caption" in KEY.json. Parts of other names and files other than tars are not read. Nothing
-is ever extracted: members are read by offset, and their names become keys, never paths.
+The caption is KEY.txt, or "caption" in KEY.json. Other parts, and files that are not tars, are not
+read. Nothing is extracted: members are read by offset, and their names become keys, never paths.
 """
 
 import json
@@ -57,15 +57,16 @@ def members(path: Path) -> list[tarfile.TarInfo]:
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            found, end = tar.getmembers(), tar.offset
+            infos, end = tar.getmembers(), tar.offset
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise _damaged(path, str(error)) from None
+    # tarfile stops silently at the first damaged header; a whole tar goes on in zeros from there.
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read()
     if len(rest) < 2 * _BLOCK or path.stat().st_size % _BLOCK or rest.strip(b"\0"):
-        raise _damaged(path, f"no zeros to the end of the file from byte {end} on, after {len(found)} members")
-    return found
+        raise _damaged(path, f"no zeros to the end of the file from byte {end} on, after {len(infos)} members")
+    return infos
 
 
 def _damaged(path: Path, found: str) -> IntegrityError:
@@ -142,12 +143,12 @@ def _caption(tar: Path, parts: Parts, facts: Mapping[str, Any], params: Webdatas
 
 
 def _image(parts: Parts) -> tarfile.TarInfo:
-    found = [suffix for suffix in cleaning.IMAGE_SUFFIXES if suffix in parts]
-    if not found:
+    suffixes = [suffix for suffix in cleaning.IMAGE_SUFFIXES if suffix in parts]
+    if not suffixes:
         raise Rejected("MISSING_IMAGE", f"parts {', '.join(parts)}")
-    if len(found) > 1:
-        raise Rejected("TWO_IMAGES", f"parts {', '.join(found)}")
-    return parts[found[0]]
+    if len(suffixes) > 1:
+        raise Rejected("TWO_IMAGES", f"parts {', '.join(suffixes)}")
+    return parts[suffixes[0]]
 
 
 def _text(tar: Path, member: tarfile.TarInfo, params: WebdatasetParams) -> str:

@@ -1,1 +1,1 @@
-"""Results that are computed once, in shards and in units of work."""
+"""Results that are computed once and kept: caches in shards, and units of work."""

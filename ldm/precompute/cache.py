@@ -53,7 +53,7 @@ class CacheWriter:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise NumericsError(
-                    f"{self.kind} shard {path.name}",
+                    f"{self.kind.name} shard {path.name}",
                     f"values of {name!r} not finite",
                     f"finite {tensor.dtype}",
                     "train its network again with a lower learning rate",
@@ -61,7 +61,7 @@ class CacheWriter:
         artifact.write_tensors(path, tensors)
 
     def shards(self, num_shards: int) -> Iterator[dict[str, Tensor]]:
-        """What was written so far, shard by shard, by whichever process."""
+        """The shards written so far, by any process."""
         return (artifact.open_tensors(self.directory / _shard_name(number)) for number in range(num_shards))
 
     def finish(
@@ -89,12 +89,11 @@ class CacheWriter:
 
 
 class Cache:
-    """A cache for reading. IntegrityError: it is missing, of another kind, corrupt (both hashes are named) or has a row
-    too few or too many."""
+    """A cache for reading. IntegrityError: it is missing, of another kind, or corrupt (both hashes are named)."""
 
     def __init__(self, directory: Path, kind: artifact.Kind, is_hashed_on_use: bool = False) -> None:
-        """is_hashed_on_use: hash a shard when a row of it is first gathered, for readers of a few rows; else all are
-        hashed now, so that a long run does not end in the middle."""
+        """is_hashed_on_use: hash a shard when its first row is gathered, for readers of a few rows; else hash all
+        shards now, so that a long run does not fail halfway."""
         self.directory = directory
         self.passport = artifact.read_passport(directory, kind)
         index = _read_index(directory / _INDEX, self.passport.content_sha256)
@@ -113,13 +112,14 @@ class Cache:
     def gather(self, name: str, rows: Int[np.ndarray, "b"]) -> Tensor:
         """Rows of the tensor `name`, in the given order and the stored dtype: [b, ...]."""
         assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self)), f"rows outside 0..{len(self) - 1}"
+        # Which shard has each row; shape and dtype are those of any shard.
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         first = self._open(int(shards[0]) if len(rows) else 0)[name]
         out = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
         for number in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == number)
-            local = torch.from_numpy(rows[here] - self._starts[number])
-            out[torch.from_numpy(here)] = self._open(number)[name][local]
+            positions = np.flatnonzero(shards == number)
+            local = torch.from_numpy(rows[positions] - self._starts[number])
+            out[torch.from_numpy(positions)] = self._open(number)[name][local]
         return out
 
     def _open(self, number: int) -> dict[str, Tensor]:
@@ -141,5 +141,5 @@ def _read_index(path: Path, sha256: str) -> _Index:
         return _Index.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise IntegrityError(
-            str(path), f"no index ({error.error_count()} wrong fields)", "the index of a cache", _FIX
+            str(path), f"not an index ({error.error_count()} wrong fields)", "the index of a cache", _FIX
         ) from error

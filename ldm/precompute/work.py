@@ -30,7 +30,7 @@ def keep_each(
     name, unit: words for the progress bar, such as "sample" and "shard".
 
     Raises:
-        Stopped: the process was asked to stop; the unit at hand was finished first. What `Run.keep` raises.
+        Stopped: the process was asked to stop; the current unit is finished first. Besides, what `Run.keep` raises.
     """
     for key in _share(list(work), name, unit, accelerator):
         if run.kept(key) is None:

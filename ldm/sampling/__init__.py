@@ -1,1 +1,1 @@
-"""Noise and token states to images."""
+"""From noise and token states to images."""

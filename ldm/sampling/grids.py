@@ -10,7 +10,7 @@ from ldm.denoiser.model.schedules import ScheduleName, alpha_sigma
 Spacing = Literal["uniform", "log_snr"]
 
 _LOG_SNR_ENDS = (1 - 1e-3, 1e-3)
-"""Times between which a grid is uniform in log-SNR, which is infinite at 0 and may be at 1."""
+"""Times between which a grid is uniform in log-SNR, which is infinite at time 0 and may be at time 1."""
 _NUM_BISECTIONS = 60
 
 
@@ -33,7 +33,7 @@ def times(schedule: ScheduleName, num_steps: int, spacing: Spacing, shift: float
     """
     assert num_steps > 0 and shift > 0, f"{num_steps} steps, shift {shift}"
     assert 0 < first <= 1, f"first time {first}"
-    start = 1.0 if first == 1 else first / (shift - (shift - 1) * first)  # the shift, inverted
+    start = 1.0 if first == 1 else first / (shift - (shift - 1) * first)  # the inverse of the shift below
     even = [start * (num_steps - i) / num_steps for i in range(num_steps + 1)]
     if spacing == "log_snr":
         high, low = min(start, _LOG_SNR_ENDS[0]), min(start, _LOG_SNR_ENDS[1])
@@ -56,5 +56,5 @@ def _time_at(schedule: ScheduleName, half_log_snr: float) -> float:
 
 
 def steps(schedule: ScheduleName, times: Sequence[float]) -> Iterator[tuple[State, State]]:
-    """Where each step starts and ends."""
+    """The states where each step starts and ends."""
     return pairwise([State(schedule, time) for time in times])

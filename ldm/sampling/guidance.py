@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two denoisers make one."""
+"""Classifier-free guidance: one denoiser made of two."""
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,8 @@ def guide(
     """Classifier-free guidance (Ho and Salimans 2022, equation 6, with scale 1 + w) at times within `interval`.
 
     z0_hat = unconditional + guidance_scale (conditional - unconditional). Scale 1 is the conditional denoiser, 0 the
-    unconditional one. Outside the interval, ends included in it, there is no guidance and the unconditional denoiser is
-    not called (Kynkaanniemi et al. 2024).
+    unconditional one. The interval includes its ends; outside it there is no guidance, and the unconditional denoiser
+    is not called (Kynkaanniemi et al. 2024).
     """
     if guidance_scale == 1:
         return conditional

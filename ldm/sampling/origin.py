@@ -11,8 +11,7 @@ from ldm.sampling.params import DrawingParams
 from ldm.sampling.prompts import texts_of
 
 MAX_REPLAY_BATCH = 4096
-"""Images that are computed to make one of them again: a larger batch is more than a machine may take for a picture from
-anywhere."""
+"""The largest batch that a replay computes: a PNG of unknown source must not exhaust the machine."""
 _CHUNK = "ldm"
 _FIX = "name a PNG that `ldm generate` or stage `sample` wrote"
 
@@ -71,8 +70,8 @@ class Origin(BaseModel):
             raise IntegrityError(where, f"{error.error_count()} wrong fields", "an origin", _FIX) from error
 
     def drawing(self, others: DrawingParams, where: str) -> DrawingParams:
-        """The settings, and the values of `others` for what they do not name. IntegrityError: no params file may have
-        such settings, or the batch asks for more than a replay may compute."""
+        """The settings, completed by the values of `others`. IntegrityError: no params file may have such settings, or
+        the batch is larger than a replay may compute."""
         try:
             drawing = others.changed(_of_this_format(self.settings))
             texts_of(self.prompt)
@@ -90,7 +89,7 @@ class Origin(BaseModel):
 
 
 def _of_this_format(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a PNG, which once held the whole section `sample`, with a sampler's name beside its `eta`."""
+    """Settings of a PNG in today's form. They once were the whole section `sample`, with `eta` beside `sampler`."""
     if not isinstance(settings.get("sampler"), str):
         return settings
     eta = {"eta": settings.get("eta")} if settings["sampler"] == "ddim" else {}

@@ -1,4 +1,4 @@
-"""Which prompts become images, in which units of work, and the images of all units as one folder of samples."""
+"""Which prompts are sampled, in which units of work, and how the images of all units become one folder of samples."""
 
 import json
 from collections import Counter
@@ -60,10 +60,10 @@ class Unit:
 def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[PromptSet]:
     """The sets of `SETS` and one per scale of the sweep, whose prompts have the same numbers at every scale.
 
-    captions: all splits. A prompt is the first caption of a sample, samples are taken in an order scattered over their
-    split, and none is taken twice. The sweep is drawn from the unseen compositions, or from val for a corpus that keeps
-    none back; `unseen` is then left out, and `held_out` drawn from val. A set of no prompts is left out too. Sets that
-    ask more of a split than it has share it in proportion. ConfigError: a set would have one prompt, too few to
+    captions: shards of all splits. A prompt is the first caption of a sample. Samples are chosen in an order scattered
+    over their split, and none is chosen twice. The sweep is drawn from the unseen compositions. For a corpus that keeps
+    none back, the sweep and `held_out` are drawn from val, and `unseen` is left out. So is a set of no prompts. Sets
+    that ask for more than a split has share it in proportion. ConfigError: a set would have one prompt, too few to
     compare.
     """
     unseen = UNSEEN if len(captions[UNSEEN]) else "val"
@@ -73,10 +73,13 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
         (SEEN, params.seen_split, params.num_prompts_seen),
         (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
     ]
-    asked, taken, prompts = Counter[str](), Counter[str](), dict[str, list[Prompt]]()
+    asked: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    prompts: dict[str, list[Prompt]] = {}
     for _, split, count in wanted:
         asked[split] += count
     for name, split, count in wanted:
+        # In proportion to what the sets ask of this split, if it has too few samples for all of them.
         available = len(captions[split])
         share = min(count, count * available // max(asked[split], 1))
         if count and share < 2:
@@ -86,25 +89,26 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
             fix = "change the numbers of prompts, or give the split more samples"
             raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
         places = range(taken[split], taken[split] + share)
-        prompts[name] = _take(captions[split], split, places, taken.total()) if places else []
+        prompts[name] = _prompts_at(captions[split], split, places, taken.total()) if places else []
         taken[split] += share
     sets = [PromptSet(name, params.drawing.guidance_scale, prompts[name]) for name in SETS if prompts[name]]
     return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
 
 
-def _take(captions: shards.Shards, split: str, places: range, first_number: int) -> list[Prompt]:
+def _prompts_at(captions: shards.Shards, split: str, places: range, first_number: int) -> list[Prompt]:
+    """The prompts at these places of the scattered order of a split, numbered from `first_number` on."""
     # The choice does not depend on the seed of the noise: two seeds are compared on the same prompts.
     positions = np.array(places, dtype=np.int64)
     chosen = randomness.order(positions, len(captions), randomness.key(0, "prompts", split))
     prompts: list[Prompt] = []
     for number, sample in enumerate(chosen.tolist(), first_number):
-        told = json.loads(captions[sample]["json"])
-        prompts.append(Prompt(told["captions"][0], told["claims"][0], number, split, captions.keys[sample]))
+        record = json.loads(captions[sample]["json"])
+        prompts.append(Prompt(record["captions"][0], record["claims"][0], number, split, captions.keys[sample]))
     return prompts
 
 
 def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
-    """The work in pieces of at most `size` prompts of one set."""
+    """Divide the sets into units of at most `size` prompts."""
     return [
         Unit(part, range(start, min(start + size, len(part.prompts))))
         for part in sets
@@ -116,7 +120,7 @@ def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
 def draw(
     unit: Unit, generator: "Generator", embeddings: "TextEmbeddings", params: SampleParams
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Images of a unit and their origins as `pictures` reads them, computed at most `batch_size` at a time."""
+    """Compute the images of a unit, at most `batch_size` at a time, and their origins, as `pictures` reads them."""
     drawing = params.drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
     batches: list[Tensor] = []
     origins: list[Origin] = []
@@ -129,7 +133,7 @@ def draw(
 
 
 def pictures(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Pictures:
-    """What `draw` made."""
+    """The images and origins that `draw` returned."""
     return tensors["images"], [Origin(**origin) for origin in values["origins"]]
 
 
@@ -140,7 +144,7 @@ def write(
     params: SampleParams,
     inputs: Mapping[str, str],
 ) -> None:
-    """Write the images of all units as shards, each PNG with its origin, and the passport; one process."""
+    """Write the images of all units as shards, each PNG with its origin, and the passport. Called by one process."""
     facts: dict[str, Any] = {}
     for part in sets:
         work = units([part], params.num_samples_per_shard)

@@ -1,4 +1,4 @@
-"""Prompts before any model is loaded: which are accepted, how a file of them is read, and which of their words no
+"""Prompts, before any model is loaded: which are accepted, how they are read from a file, and which of their words no
 caption has."""
 
 import re
@@ -11,18 +11,18 @@ from ldm.core.errors import ConfigError
 
 STANDARD_INPUT = "-"
 MAX_CHARACTERS = 10**5
-"""In one prompt, thousands of times what a text encoder reads; it is carried in the PNG."""
+"""Limit of one prompt, thousands of times what a text encoder reads: its PNG carries it."""
 _SHOWN_CHARACTERS = 60
 _WORD = re.compile(r"(?<!\w['\u2019])\b[^\W\d_]+")
-"""Letters; not the s of "cat's"."""
+"""A word is letters only; the s of "cat's" is not one."""
 
 
 def texts_of(prompts: str | Iterable[str]) -> list[str]:
-    """One prompt or several as a list; "" means no caption. ConfigError: there is none, or one is not a text that
+    """One prompt or several as a list; "" means no caption. ConfigError: the list is empty, or one is not a string that
     UTF-8 can encode."""
-    fix = 'give one text or a list of texts, such as ["a red circle"]'
+    fix = 'give one string or a list of strings, such as ["a red circle"]'
     if not isinstance(prompts, str | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError("prompts", f"{prompts!r}, a {type(prompts).__name__}", "a text or a list of texts", fix)
+        raise ConfigError("prompts", f"{prompts!r}, a {type(prompts).__name__}", "a string or a list of strings", fix)
     texts: list[object] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise ConfigError("prompts", "none", "at least one", fix)
@@ -32,10 +32,10 @@ def texts_of(prompts: str | Iterable[str]) -> list[str]:
 def _checked(text: object, where: str) -> str:
     if not isinstance(text, str):
         found = f"{shortened(repr(text))}, a {type(text).__name__}"
-        raise ConfigError(where, found, "a text", "give texts only")
+        raise ConfigError(where, found, "a string", "give strings only")
     if not _is_encodable(text):
         fix = "write it in UTF-8, as a terminal with a UTF-8 locale does"
-        raise ConfigError(where, f"{shortened(text)!r} has bytes that are not UTF-8", "a text in UTF-8", fix)
+        raise ConfigError(where, f"{shortened(text)!r} has bytes that are not UTF-8", "text in UTF-8", fix)
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(where, f"{len(text)} characters", f"at most {MAX_CHARACTERS}", "shorten it")
     return text
@@ -44,7 +44,7 @@ def _checked(text: object, where: str) -> str:
 def read(path: str) -> list[str]:
     """The prompts of a UTF-8 file, one per line, or of standard input for `-`; blank lines are skipped.
 
-    ConfigError: the file cannot be read, holds no prompt, or a line, which is named, is not UTF-8.
+    ConfigError: the file cannot be read or has no prompt, or a line (which is named) is not UTF-8.
     """
     where = "standard input" if path == STANDARD_INPUT else path
     lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -77,7 +77,7 @@ def _bytes_of(path: str) -> bytes:
 
 
 def unknown_words(prompts: Iterable[str], captions: Iterable[str]) -> list[str]:
-    """Words of prompts that no caption has, whatever their case, in the order of the prompts."""
+    """Words of prompts that no caption has, in the order of the prompts; upper and lower case are the same."""
     # Splitting at spaces first leaves the slower pattern a small set, however many captions there are.
     pieces = set(_plain("\n".join(captions)).split())
     known = {word for piece in pieces for word in _WORD.findall(piece)}

@@ -1,9 +1,8 @@
-"""Samplers: each one's params, its rule in a few lines, and `build`, which chooses among them. To add one is to change
-this file alone.
+"""Samplers: params and rule of each, and `build`, which chooses among them. A new sampler changes only this file.
 
 A rule follows a denoiser through times. It knows no network, schedule, guidance or task. It only adds latents and
 multiplies them by numbers, so it runs on tensors and on NumPy arrays, and nothing here imports torch: `ldm check` runs
-the same rules to see what they make of a network's errors. Steps are written in alpha and sigma, not in their ratio, so
+the same rules to follow a network's errors to the samples. Steps are written in alpha and sigma, not in their ratio, so
 they hold where alpha = 0 (t = 1 of a schedule that ends in pure noise) and where sigma = 0 (t = 0).
 """
 
@@ -109,7 +108,7 @@ def build(params: SamplerParams) -> Rule:
 
 
 def forms() -> list[str]:
-    """How every sampler is named in one word: ddim,eta=VALUE and the like."""
+    """How each sampler is named in one word, such as ddim,eta=VALUE."""
     kinds: tuple[type[Section], ...] = get_args(get_args(SamplerParams)[0])
     fields = [dict(kind.model_fields) for kind in kinds]
     names = [get_args(field.pop("kind").annotation)[0] for field in fields]

@@ -1,4 +1,4 @@
-"""Samples on disk: images in shards that remember prompt, claim and origin.
+"""Samples on disk: images in shards, with prompt, claim and origin.
 
 A folder of samples holds one split of shards per set of prompts (parts png, and json {"prompt", "claim",
 "prompt_number", "split", "key"}), `grid.png` and a passport with the hash of every set.
@@ -16,7 +16,7 @@ from ldm.core.errors import IntegrityError
 KIND = artifact.Kind("samples")
 HELD_OUT, UNSEEN, SEEN = "held_out", "unseen", "seen"
 SETS = (HELD_OUT, UNSEEN, SEEN)
-"""Sets that are sampled with the settings of the params; the others are the sweep's."""
+"""Sets that are sampled with the settings of the params; all others belong to the sweep."""
 _FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
 
 

@@ -1,4 +1,4 @@
-"""From noise to a latent: a sampler follows a denoiser, from noise that each prompt has of its own."""
+"""From noise to a latent: a sampler follows a denoiser. Each prompt has noise of its own."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ NoiseAtStep = Callable[[int], Float[Tensor, "b c h w"]]
 
 
 def no_noise(step: int) -> Float[Tensor, "b c h w"]:
-    """The noise of a step, where none is added."""
+    """For samplers that add no noise. AssertionError: one does."""
     raise AssertionError(f"step {step} adds noise")
 
 

@@ -1,5 +1,5 @@
-"""`python -m ldm.tools.launch SCRIPT` starts a stage as `accelerate launch --quiet SCRIPT` does, without its notice of
-defaults and its traceback on Ctrl-C.
+"""`python -m ldm.tools.launch SCRIPT` starts a stage as `accelerate launch --quiet SCRIPT` does, but without its notice
+about defaults and its traceback on Ctrl-C.
 
 Nothing here imports torch before a script is started.
 """
@@ -13,7 +13,7 @@ from ldm.tools.check import launch_config
 
 
 def main(arguments: list[str]) -> int:
-    """Start a script with accelerate; options of `accelerate launch` may precede it. Returns the exit code where the
+    """Start a script with accelerate; options of `accelerate launch` may precede it. Returns the exit code if the
     script cannot be started."""
     try:
         launch_config.check()

@@ -1,6 +1,7 @@
-"""The chain from data to metrics: every artefact is read again, and its passport compared with what is there."""
+"""The chain from data to metrics: every artefact is read, and compared with those that it was made from."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,68 +19,94 @@ from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model import clip
 
-Contents = dict[str, str]
-"""Name -> SHA-256 of every artefact that is there, as passports name their inputs."""
+_SHARDS = ("images", "captions")
+
+
+@dataclass(frozen=True)
+class _Link:
+    """An artefact of the chain."""
+
+    stage: str
+    """The stage that writes it."""
+    name: str
+    """Its name among the inputs of others."""
+    path: str
+    """Its folder, relative to the repository."""
+    read: Callable[[Path], Passport]
+    """Verifies the bytes of the folder and returns its passport."""
+    split: str = "train"
+    """The split of images or captions that it is made from."""
 
 
 def check(root: Path, paths: PathsParams, frozen: Collection[str] = ()) -> list[IntegrityError]:
-    """What is wrong with the artefacts of a repository: each is hashed, and was made from those that are there.
+    """What is wrong with the artefacts of a repository: damaged bytes, and inputs that are not those present.
 
     frozen: names of the stages that keep their results whatever their inputs are (`frozen: true` in dvc.yaml).
     """
-    found = Contents()
+    hashes: dict[str, str] = {}
     problems: list[IntegrityError] = []
-    for stage, step in _steps(root, paths):
+    for link in _chain(paths):
+        folder = root / link.path
         try:
-            found |= step(Contents() if stage in frozen else found)
+            passport = link.read(folder)
+            if link.stage not in frozen:
+                _check_inputs(link, folder, passport, hashes)
         except IntegrityError as error:
             problems.append(error)
+        else:
+            hashes |= _hashes(link.name, passport)
     return problems
 
 
-def _steps(root: Path, paths: PathsParams) -> Iterator[tuple[str, Callable[[Contents], Contents]]]:
-    """In the order of the pipeline: a stage, and what reads its artefact, compares inputs and returns its hashes."""
-    readers: list[tuple[str, str, str, Callable[[Path], Passport]]] = [
-        ("train_autoencoder", paths.autoencoder, "autoencoder", _weights(network.KIND)),
-        ("encode_latents", f"{paths.latents}/train", "latents_train", lambda folder: Cache(folder, LATENTS).passport),
-        ("encode_latents", f"{paths.latents}/val", "latents_val", lambda folder: Cache(folder, LATENTS).passport),
-        ("train_clip", paths.clip, "clip", lambda folder: clip.load(folder)[1]),
-        ("embed_text", paths.embeddings, "embeddings", lambda folder: TextEmbeddings(folder).passport),
-        ("train_unet", paths.unet, "unet", _weights(unet.KIND)),
-        ("sample", paths.samples, "samples", lambda folder: samples.read(folder)[0]),
-        ("evaluate", paths.evaluation, "evaluation", _evaluation),
-    ]
-    yield "prepare", lambda _: _shards(root / paths.images, "images")
-    yield "prepare", lambda _: _shards(root / paths.captions, "captions")
-    for stage, path, name, read in readers:
-        yield stage, partial(_linked, folder=root / path, name=name, read=read)
+def _chain(paths: PathsParams) -> tuple[_Link, ...]:
+    """All artefacts, in the order of the pipeline."""
+    return (
+        _Link("prepare", "images", paths.images, partial(_shards, kind="images")),
+        _Link("prepare", "captions", paths.captions, partial(_shards, kind="captions")),
+        _Link("train_autoencoder", "autoencoder", paths.autoencoder, partial(_weights, kind=network.KIND)),
+        _Link("encode_latents", "latents_train", f"{paths.latents}/train", _latents),
+        _Link("encode_latents", "latents_val", f"{paths.latents}/val", _latents, split="val"),
+        _Link("train_clip", "clip", paths.clip, lambda folder: clip.load(folder)[1]),
+        _Link("embed_text", "embeddings", paths.embeddings, lambda folder: TextEmbeddings(folder).passport),
+        _Link("train_unet", "unet", paths.unet, partial(_weights, kind=unet.KIND)),
+        _Link("sample", "samples", paths.samples, lambda folder: samples.read(folder)[0]),
+        _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
+    )
 
 
-def _weights(kind: artifact.Kind) -> Callable[[Path], Passport]:
-    return lambda folder: artifact.read(folder, kind)[0]
+def _hashes(name: str, passport: Passport) -> dict[str, str]:
+    """Name -> SHA-256 as passports name their inputs: one for an artefact, or one for each split of shards."""
+    if name in _SHARDS:
+        return {f"{name}_{split}": sha256 for split, sha256 in passport.facts["splits"].items()}
+    return {name: passport.content_sha256}
+
+
+def _check_inputs(link: _Link, folder: Path, passport: Passport, hashes: Mapping[str, str]) -> None:
+    """IntegrityError: the artefact was made from an input other than the one present."""
+    for source in passport.inputs:
+        sha256 = hashes.get(f"{source}_{link.split}" if source in _SHARDS else source)
+        if sha256 is not None:  # one that is missing or damaged was reported already
+            artifact.check_input(folder, passport, source, sha256)
+
+
+def _shards(folder: Path, kind: str) -> Passport:
+    passport = artifact.read_passport(folder, artifact.Kind(kind))
+    splits = {split: Shards(folder / split).sha256 for split in SPLITS}
+    if passport.facts["splits"] != splits:
+        fix = "run `dvc checkout` to get a good copy, or `dvc repro` to write it again"
+        raise IntegrityError(str(folder), f"splits {splits}", f"splits {passport.facts['splits']}", fix)
+    return passport
+
+
+def _weights(folder: Path, kind: artifact.Kind) -> Passport:
+    return artifact.read(folder, kind)[0]
+
+
+def _latents(folder: Path) -> Passport:
+    return Cache(folder, LATENTS).passport
 
 
 def _evaluation(folder: Path) -> Passport:
     passport = artifact.read_passport(folder, report.KIND)
     artifact.check_file(folder / "metrics.json", passport.content_sha256)
     return passport
-
-
-def _shards(folder: Path, kind: str) -> Contents:
-    passport = artifact.read_passport(folder, artifact.Kind(kind))
-    found = {split: Shards(folder / split).sha256 for split in SPLITS}
-    if passport.facts["splits"] != found:
-        fix = "run `dvc checkout` to get a good copy, or `dvc repro` to write it again"
-        raise IntegrityError(str(folder), f"splits {found}", f"splits {passport.facts['splits']}", fix)
-    return {f"{kind}_{split}": sha256 for split, sha256 in found.items()}
-
-
-def _linked(found: Contents, folder: Path, name: str, read: Callable[[Path], Passport]) -> Contents:
-    """IntegrityError: it is corrupt, or was made from something else than what is there."""
-    passport = read(folder)
-    split = name.rpartition("_")[2] if name.startswith("latents_") else "train"
-    for source in passport.inputs:
-        there = found.get(f"{source}_{split}" if source in ("images", "captions") else source)
-        if there is not None:
-            artifact.check_input(folder, passport, source, there)
-    return {name: passport.content_sha256}

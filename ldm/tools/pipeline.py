@@ -1,4 +1,4 @@
-"""Text in, images out: the trained artefacts, checked against each other and composed.
+"""Text in, images out: the trained artefacts, checked against each other and put together.
 
 from ldm import Pipeline
 pipeline = Pipeline.load()
@@ -35,8 +35,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A generator with the text encoder it was trained with; settings that a call does not name are those
-    of `drawing`."""
+    """A generator and the text encoder that it was trained with. `drawing` holds the settings that a call does not
+    name."""
 
     generator: Generator
     embeddings: TextEmbeddings
@@ -50,7 +50,7 @@ class Pipeline:
 
         Raises:
             ConfigError: params.yaml is missing or wrong.
-            IntegrityError: an artefact is missing, corrupt, or made from others than those that are there. A shard of
+            IntegrityError: an artefact is missing or corrupt, or was not made from the others present. A shard of
                 the embeddings is hashed when a prompt is in it.
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
@@ -62,10 +62,10 @@ class Pipeline:
             raise MachineError(
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
-        attention.use(document.read(MachineParams, "machine").attention, where)
+        attention.select(document.read(MachineParams, "machine").attention, where)
         embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
-        model, of_clip = load_text(root / paths.clip)
-        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", of_clip.content_sha256)
+        model, clip_passport = load_text(root / paths.clip)
+        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
         facts = embeddings.passport.facts
         generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
         generator.prove_attention(params.drawing.precision)
@@ -78,8 +78,8 @@ class Pipeline:
         )
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """Token states of prompts as `embed_text` stores them, and those it has stored where it has; a prompt that is
-        too long is cut, with a warning."""
+        """Token states of prompts, as `embed_text` makes them; stored ones are used for captions of the corpus. A
+        prompt that is too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
         return self._embed(prompts)
 
@@ -98,22 +98,21 @@ class Pipeline:
         ]
         if long:
             (text, count), others = long[0], f" and {len(long) - 1} more" if len(long) > 1 else ""
-            found = f"{count} tokens are cut to the {self.encode.context_tokens} of training"
-            warnings.warn(f"{found}: {shortened(text)!r}{others}", stacklevel=stacklevel)
+            cut = f"{count} tokens are cut to the {self.encode.context_tokens} of training"
+            warnings.warn(f"{cut}: {shortened(text)!r}{others}", stacklevel=stacklevel)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words that no caption of the corpus has, of which the models can know nothing."""
+        """Words that no caption of the corpus has, and that the models therefore cannot know."""
         return unknown_words(texts, self.embeddings.captions)
 
     def __call__(
         self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """One image per prompt, in order; image i starts from the noise of (seed, i), so that an equal call gives equal
-        images.
+        """One image per prompt, in order. Image i starts from the noise of (seed, i), so equal calls give equal images.
 
-        batch_size: images that are computed at a time; None = as the params say. settings: fields of `DrawingParams`,
+        batch_size: images computed at a time; None = as in the params. settings: fields of `DrawingParams`,
         such as guidance_scale, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one of
-        them is unknown or out of range, or there is no prompt, or one is not a text.
+        them is unknown or out of range, there is no prompt, or one is not a string.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         self._warn_of_cuts(texts, 3)
@@ -122,10 +121,11 @@ class Pipeline:
     def pngs(
         self, prompts: str | Iterable[str], start_number: int = 0, batch_size: int | None = None, **settings: Any
     ) -> Iterator[bytes]:
-        """The images of a call with these arguments as PNGs, each with what it was made from, batch by batch.
+        """The images of a call with these arguments as PNGs that carry their origins, computed batch by batch.
 
-        start_number: image i starts from the noise of (seed, start_number + i). It is image `start_number` + i of a
-        call from 0 on up to rounding, and in every bit if it has the same place in a batch of the same size.
+        start_number: image i starts from the noise of (seed, start_number + i). Up to
+        rounding it equals image `start_number` + i of a call from 0 on; if it has the same place in a batch of the same
+        size, it does in every bit.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
@@ -141,12 +141,12 @@ class Pipeline:
         batch_size: int | None = None,
         **settings: Any,
     ) -> list[Path]:
-        """The images of `pngs` in a folder, which is made if it is not there, and their paths.
+        """Write the images of `pngs` into a folder, which is created if it is missing; return their paths.
 
-        They get the numbers from `start_number` on, 0000.png, or those after the highest that is there; with
-        `overwrite` they replace what has their numbers. Raises, before any work:
+        They are numbered from `start_number` on (0000.png), or after the highest number in the folder; with `overwrite`
+        they replace files of the same numbers. Raises, before any work:
             ConfigError: as `pngs`, or the folder is a file.
-            MachineError: the folder takes no file.
+            MachineError: the folder is not writable.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
@@ -155,7 +155,7 @@ class Pipeline:
             return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
 
     def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
-        """The image of this origin once more, equal to the bit on the same kind of device with as many threads.
+        """Make the image of this origin again: equal in every bit on the same kind of device with as many threads.
 
         An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
         place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.

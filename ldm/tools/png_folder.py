@@ -1,5 +1,5 @@
-"""Numbered PNGs in a folder: nothing that is there is replaced unless that is asked for, not by two processes at once
-either, and a file appears whole or not at all."""
+"""Numbered PNGs in a folder. A file is replaced only if that is asked for, even with two processes at once, and appears
+as a whole or not at all."""
 
 import errno
 import os
@@ -13,21 +13,21 @@ from ldm.core.errors import ConfigError, MachineError
 
 _NAME = re.compile(r"(\d{4,})\.png", re.ASCII | re.IGNORECASE)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links answer."""
+"""Errors of file systems without hard links."""
 
 
 class PngFolder:
-    """0000.png, 0001.png, ... in a folder that is there; `paths` are those that were written."""
+    """0000.png, 0001.png, ... in an existing folder; `paths` are those that were written."""
 
     def __init__(self, directory: Path, first: int, overwrite: bool) -> None:
-        """first: number of the first name, unless higher ones are there: then they are followed, except with
-        `overwrite`, which replaces them one by one."""
+        """first: number of the first file. If the folder has higher ones, numbers go on after the highest; with
+        `overwrite` they do not, and existing files are replaced one by one."""
         self.directory = directory
         self.paths: list[Path] = []
         self._overwrite = overwrite
         self._first = first
-        found = [int(match[1]) for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name))]
-        self._next = first if overwrite else max([first - 1, *found]) + 1
+        numbers = [int(match[1]) for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        self._next = first if overwrite else max([first - 1, *numbers]) + 1
 
     def add(self, png: bytes) -> Path:
         """Write one more file and return its path. MachineError: the folder or the disk does not take it."""
@@ -48,52 +48,52 @@ class PngFolder:
 
     @property
     def rest(self) -> str:
-        """What a user does to get the images that are not there yet."""
+        """What a user does to get the images that are still missing."""
         number = self._first + len(self.paths)
         return f"give the prompts that are left and --start-number {number}" if self.paths else "run it again"
 
 
 @contextmanager
 def opened(directory: Path, first: int, overwrite: bool) -> Generator[PngFolder]:
-    """A folder for images, made if it is not there and tried before any work; what was made goes again if no image
-    came. first, overwrite: as of `PngFolder`.
+    """A folder for images, created if it is missing, and tested by a write before any work. Folders created here are
+    removed if no image was written. first, overwrite: as in `PngFolder`.
 
     Raises:
         ConfigError: it is a file.
-        MachineError: it cannot be made or takes no file.
+        MachineError: it cannot be created, or is not writable.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         with _refused(directory):
             if directory.is_file():
                 raise ConfigError(str(directory), "a file", "a folder, or a new name for one", "name another")
-            made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+            created = [folder for folder in (directory, *directory.parents) if not folder.exists()]
             directory.mkdir(parents=True, exist_ok=True)
             _try(directory)
             folder = PngFolder(directory, first, overwrite)
         yield folder
     except BaseException:
-        _remove_empty(made)
+        _remove_empty(created)
         raise
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """Before the work whose result is saved there: ConfigError if the file is there already, unless `overwrite`, or has
-    no folder; MachineError if the folder takes no file."""
+    """Check a path before the work whose result is saved there. ConfigError: it exists already, unless `overwrite`, or
+    its folder does not exist. MachineError: the folder is not writable."""
     with _refused(path.parent):
         if not path.parent.is_dir():
-            raise ConfigError(str(path), f"no folder {path.parent}", "a folder that is there", "make the folder")
+            raise ConfigError(str(path), f"no folder {path.parent}", "an existing folder", "make the folder")
         if path.is_dir():
             raise ConfigError(str(path), "a folder", "a file", "name a file in it")
         if not overwrite and os.path.lexists(path):
             fix = "name another, or add --overwrite"
-            raise ConfigError(str(path), "a file that is there already", "a new one", fix)
+            raise ConfigError(str(path), "a file that exists already", "a new one", fix)
         _try(path.parent)
 
 
 def save(path: Path, data: bytes, overwrite: bool) -> None:
-    """Write a file whole or not at all, with the access that the umask gives. FileExistsError: it is there, and
-    `overwrite` is false."""
+    """Write a file as a whole or not at all, with the mode of the umask. FileExistsError: it exists, and `overwrite`
+    is false."""
     part = _part(path.parent)
     try:
         with part.open("xb") as file:
@@ -107,7 +107,7 @@ def save(path: Path, data: bytes, overwrite: bool) -> None:
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
-    """A rename would replace what another process has put there since anybody looked; a link does not."""
+    """Unlike a rename, a link does not replace a file that another process has put there meanwhile."""
     try:
         path.hardlink_to(part)
     except OSError as error:
@@ -140,7 +140,7 @@ def _part(directory: Path) -> Path:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Those that hold something stay; inner ones come first."""
+    """Remove those of the folders that are empty; inner ones come first."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,5 +1,5 @@
-"""What is saved under `runs/`, for `ldm runs`; and `ldm resume`, which lets the next run of a training go on from a
-state that was made by other params, inputs or code."""
+"""`ldm runs` lists what is saved under `runs/`; `ldm resume` lets the next run of a training resume from a state of
+other params, inputs or code."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 @dataclass(frozen=True)
 class Kept:
-    """A run directory: who works in it, what its states differ in from what params and code are now."""
+    """A run directory: which process works in it, and how the params and code of its states differ from today's."""
 
     directory: Path
     holder: str | None
@@ -40,23 +40,23 @@ class Kept:
 
 
 def root() -> Path:
-    """Where runs lie. ConfigError: params.yaml has no such section."""
+    """The folder of all runs. ConfigError: params.yaml does not name it."""
     return workspace.runs(config.read(PathsParams, "paths").runs)
 
 
 def kept(root: Path) -> list[Kept]:
     """All runs of all stages, in the order of the pipeline, the newest first.
 
-    Inputs are not compared here, since that would read them all: the next run does.
+    Inputs are not compared, since that would read them all: the next run does that.
     """
-    found: list[Kept] = []
+    runs: list[Kept] = []
     for stage in [name for name in check.SECTIONS if (root / name).is_dir()]:
         directories = [path for path in (root / stage).iterdir() if (path / state.FINGERPRINT).is_file()]
         for directory in sorted(directories, key=state.last_used, reverse=True):
             made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
             differs = fingerprint.differences(made_by, _now(stage, made_by))
-            found.append(Kept(directory, _holder(directory), made_by, differs))
-    return found
+            runs.append(Kept(directory, _holder(directory), made_by, differs))
+    return runs
 
 
 def lines(root: Path) -> Iterator[str]:
@@ -81,8 +81,8 @@ def lines(root: Path) -> Iterator[str]:
 
 
 def ask(root: Path, text: str) -> str:
-    """Let the next run of a training go on from the state that `text` names: its folder, or the start of its name or
-    hash that fits no other run. A run without a step means its newest state. Returns what will happen, in words.
+    """Let the next run of a training resume from the state that `text` names: its folder, or the start of its name or
+    hash, if no other run fits. A run without a step means its newest state. Returns a description of what will happen.
 
     Raises:
         ConfigError: no state, or states of several runs, have such a name. IntegrityError: it is damaged.
@@ -105,7 +105,7 @@ def ask(root: Path, text: str) -> str:
 
 
 def prune(root: Path, machine: MachineParams) -> list[str]:
-    """Remove the runs that the params do not keep, of all stages; returns them in words."""
+    """Remove the runs of all stages that the params do not keep; return a description of each."""
     stages = [root / name for name in check.SECTIONS if (root / name).is_dir()]
     return [line for stage in stages for line in state.prune(stage, machine)]
 
@@ -114,12 +114,12 @@ def _find(root: Path, text: str) -> tuple[Kept, Path]:
     """The run and the state that a text names."""
     runs = [run for run in kept(root) if run.states]
     wanted = Path(text)
-    found = {
+    named_states = {
         run.name: [path for path in run.states if wanted.resolve() in (path.resolve(), run.directory.resolve())]
         or [path for path in run.states if _is_named(run, path, text.rstrip("/"))]
         for run in runs
     }
-    named = [(run, found[run.name]) for run in runs if found[run.name]]
+    named = [(run, named_states[run.name]) for run in runs if named_states[run.name]]
     if len(named) != 1:
         some = ", ".join(f"{run.name}/{paths[-1].name}" for run, paths in named or [(run, run.states) for run in runs])
         what = f"{len(named)} runs have such a state" if named else "no such state"
@@ -149,7 +149,7 @@ def _age(path: Path) -> str:
 
 
 def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint that a stage would have now, with the inputs and the modules of `made_by`."""
+    """The fingerprint that a stage would have now, given the inputs and the modules of `made_by`."""
     now = fingerprint.of_params(config.read(check.SECTIONS[stage], stage)) | fingerprint.of_packages()
     for key, value in made_by.items():
         kind, _, name = key.partition(".")
@@ -167,7 +167,7 @@ def _source(stage: str, module: str) -> Path | None:
 
 
 def _holder(run: Path) -> str | None:
-    """Who works in a run directory, as its lock says; it is read without being taken for writing."""
+    """The process that works in a run directory, as its lock file describes it, or None. Needs only read access."""
     try:
         file = os.open(run / "lock", os.O_RDONLY)
     except FileNotFoundError:

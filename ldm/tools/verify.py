@@ -1,8 +1,8 @@
-"""Is every byte of the results what dvc.lock says, and is that what the commit says: in the workspace, in DVC's cache,
-in a remote?
+"""Hash every result again, in the workspace, in DVC's cache or in a remote, and compare it with dvc.lock, and dvc.lock
+with the commit.
 
-DVC hashes a file when it adds it and trusts its cache by file mode from then on; a remote it trusts by name. Here every
-byte is read again.
+DVC hashes a file when it adds it. From then on it trusts its cache by file mode, and a remote by name. Here every byte
+is read.
 """
 
 import errno
@@ -29,34 +29,36 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True)
 class Object:
-    """One file that the recorded outs hold: its MD5 and its place in the workspace."""
+    """One file of the recorded outs: its MD5 and its place in the workspace."""
 
     md5: str
     path: Path
     stage: str
     """The stage that produces it."""
     listing: str | None = None
-    """Hash of the listing that contains it, for a file of a folder."""
+    """MD5 of the listing that contains it, for a file of a folder."""
     lock: Path | None = None
     """The file that records the stage's hashes, for a listing."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Number of bytes and objects read, findings of what is wrong, notes of what else to know, and whose word the
-    bytes were compared with."""
+    """What was verified, and the result."""
 
     num_objects: int
     num_bytes: int
     problems: list[IntegrityError]
     notes: list[str]
+    """What else the user should know."""
     record: str
+    """The record that the bytes were compared with, in words."""
 
 
 def local(root: Path = Path()) -> Report:
-    """Hash everything that the recorded outs hold, in the workspace and in the cache, then follow the passports.
+    """Hash everything in the recorded outs, in the workspace and in the cache, then follow the passports.
 
-    Outs are recorded by the dvc.lock and the .dvc files of the workspace; the notes say where those of HEAD differ.
+    Outs are recorded by the dvc.lock and the .dvc files of the workspace; the notes say where they differ from
+    those of HEAD.
 
     Raises:
         ConfigError: `root` is not a DVC repository in git, or nothing was run in it. IntegrityError: dvc.lock is
@@ -69,10 +71,10 @@ def local(root: Path = Path()) -> Report:
         objects = _objects(repo, stores, stores.cache, problems)
         num_bytes = 0
         for item in each(objects, "verify", "file", len(objects)):
-            found = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
+            copies = {"the workspace": md5_of_file(item.path), "the cache": stores.md5(stores.cache, item.md5)}
             num_bytes += item.path.stat().st_size if item.path.is_file() else 0
-            if any(md5 != item.md5 for md5 in found.values()):
-                problems += _describe(item, found, stores, stores.cache)
+            if any(md5 != item.md5 for md5 in copies.values()):
+                problems += _describe(item, copies, stores, stores.cache)
         problems += _unrecorded(repo, objects)
         paths = config.read(PathsParams, "paths", root / config.PARAMS)
         frozen = {stage.addressing for stage in repo.index.stages if stage.frozen}
@@ -82,7 +84,7 @@ def local(root: Path = Path()) -> Report:
 
 
 def remote(name: str | None = None, root: Path = Path()) -> Report:
-    """Hash everything that the recorded outs should have in a remote, and list what no commit uses.
+    """Hash everything that a remote should have of the recorded outs, and list what no commit uses.
 
     Raises as `local` does. ConfigError: there is no such remote.
     """
@@ -94,9 +96,9 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
         num_bytes = 0
         distinct = {item.md5: item for item in objects}.values()
         for item in each(distinct, "verify --remote", "file", len(distinct)):
-            found = stores.md5(store, item.md5)
-            if found != item.md5:
-                problems += _describe(item, {f"remote {store.path}": found}, stores, store)
+            md5 = stores.md5(store, item.md5)
+            if md5 != item.md5:
+                problems += _describe(item, {f"remote {store.path}": md5}, stores, store)
             else:
                 num_bytes += int(store.fs.size(store.oid_to_path(item.md5)))
         record, notes = _record(repo)
@@ -105,7 +107,7 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
 
 @contextmanager
 def _opened(root: Path) -> Generator[Any]:
-    """DVC's view of a repository, while it is read; what DVC complains of is a user's error."""
+    """DVC's view of a repository, while it is read. Exceptions of DVC become errors of the user."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.scm import SCMError
 
@@ -117,7 +119,7 @@ def _opened(root: Path) -> Generator[Any]:
                 raise ConfigError("dvc.lock", "records no results", "the results of `dvc repro`", "run `dvc repro`")
             yield repo
         except NotDvcRepoError:
-            raise ConfigError(where, "no DVC repository", "one", "run it in the repository") from None
+            raise ConfigError(where, "not a DVC repository", "one", "run it in the repository") from None
         except SCMError as error:
             fix = "use a git clone; or, to check without git, `dvc config core.no_scm true`"
             raise ConfigError(where, _line(error), "a git repository", fix) from None
@@ -133,7 +135,7 @@ def _repo(root: Path, scratch: str) -> Any:
     from dvc.repo import Repo
 
     class ReadOnly(Repo):
-        """One that keeps its own notes elsewhere, since it may not write where DVC does."""
+        """A repository whose temporary files are elsewhere, since DVC may not write into this one."""
 
         tmp_dir: Any = scratch
 
@@ -149,14 +151,15 @@ def _repo(root: Path, scratch: str) -> Any:
 
 
 def _record(repo: Any) -> tuple[str, list[str]]:
-    """Whose word bytes are compared with, and a note for each file of records that is not the one of HEAD."""
+    """The record that bytes are compared with, in words, and a note for each file of records that differs from HEAD."""
     from dvc.exceptions import DvcException
     from dvc.scm import NoSCM
     from scmrepo.exceptions import SCMError as GitError
 
     if isinstance(repo.scm, NoSCM):
         return "dvc.lock says (there is no git to compare it with)", []
-    here, notes = _records(repo), list[str]()
+    here = _records(repo)
+    notes: list[str] = []
     try:
         commit = str(repo.scm.get_rev())[:7]
         with repo.switch("HEAD"):
@@ -173,20 +176,20 @@ def _record(repo: Any) -> tuple[str, list[str]]:
 
 
 def _records(repo: Any) -> dict[str, dict[str, Any]]:
-    """dvc.lock and each .dvc file -> stage -> what it records, in the workspace or the commit that `repo` looks at."""
+    """dvc.lock and each .dvc file -> stage -> its record, in the workspace or the commit that `repo` looks at."""
     from dvc.utils.serialize import load_yaml
 
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for path in sorted({str(stage.path_in_repo) for stage in repo.index.stages}):
         name = path if path.endswith(".dvc") else str(Path(path).with_name("dvc.lock"))
         place = repo.fs.join(repo.root_dir, name)
         values = load_yaml(place, fs=repo.fs) if repo.fs.exists(place) else {}
-        found[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
-    return found
+        records[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
+    return records
 
 
 def _changes(here: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """Stages whose record is another, each with what of it is."""
+    """Stages whose records differ, each with the keys that do."""
     changes: list[str] = []
     for name in sorted({*here, *committed}):
         ours, theirs = here.get(name), committed.get(name)
@@ -203,14 +206,14 @@ def _line(error: Exception) -> str:
 
 
 class _Stores:
-    """Where objects lie by hash: the cache, and remotes by name."""
+    """Where objects are stored by hash: the cache, and remotes by name."""
 
     def __init__(self, repo: Any) -> None:
         self._repo = repo
         self.cache: Any = repo.cache.local
         self.names: list[str] = sorted(repo.config["remote"])
         self.memory = Path(repo.site_cache_dir) / "index"
-        """Where DVC remembers what it pushed."""
+        """The folder where DVC records what it pushed."""
 
     def remote(self, name: str | None) -> Any:
         name = name or self._repo.config["core"].get("remote")
@@ -220,7 +223,7 @@ class _Stores:
         return self._repo.cloud.get_remote_odb(name)
 
     def md5(self, store: Any, oid: str) -> str | None:
-        """MD5 of what a store holds under a hash, or None."""
+        """MD5 of what a store holds under a hash; None if it holds nothing; or the reason why it cannot be read."""
         path = store.oid_to_path(oid)
         digest = hashlib.md5(usedforsecurity=False)
         try:
@@ -236,13 +239,13 @@ class _Stores:
         return digest.hexdigest() + (".dir" if oid.endswith(".dir") else "")
 
     def holders(self, oid: str) -> list[str]:
-        """Names of the remotes that hold a good copy; one that does not answer holds none."""
+        """Names of the remotes that hold a good copy; a remote that does not answer counts as one without."""
         return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
 
 
 def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityError]) -> list[Object]:
-    """All files of the recorded outs. The listing of a folder is an object too: if `store` has no good one, that is a
-    problem, and the folder is read by another copy, or by the listing of what is in the workspace, if that is it."""
+    """All files of the recorded outs. The listing of a folder is an object too. If `store` has no good copy of it, that
+    is a problem; the listing is then read from the cache, or made from the workspace if it has the same hash."""
     objects: list[Object] = []
     for out in repo.index.outs:
         if not out.use_cache or not out.hash_info:
@@ -251,21 +254,21 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityErr
         if not md5.endswith(".dir"):
             objects.append(Object(md5, path, stage))
             continue
-        found = stores.md5(store, md5)
+        actual = stores.md5(store, md5)
         good = [other for other in (store, stores.cache) if stores.md5(other, md5) == md5]
         listing = json.loads(good[0].fs.cat_file(good[0].oid_to_path(md5))) if good else _listing(path, md5)
-        if found != md5:
+        if actual != md5:
             lock = None if str(out.stage.path).endswith(".dvc") else Path(out.stage.path).with_name("dvc.lock")
-            seen = {f"the listing in {store.path}": found}
+            copies = {f"the listing in {store.path}": actual}
             if listing and not good:
-                seen["the workspace"] = md5
-            problems += _describe(Object(md5, path, stage, lock=lock), seen, stores, store)
+                copies["the workspace"] = md5
+            problems += _describe(Object(md5, path, stage, lock=lock), copies, stores, store)
         objects += [Object(entry["md5"], path / entry["relpath"], stage, md5) for entry in listing or []]
     return objects
 
 
 def _listing(folder: Path, md5: str) -> list[dict[str, str]] | None:
-    """The listing that DVC would write of a folder, if it has this hash: then every file of the folder is right."""
+    """The listing that DVC would write for a folder, if it has this hash: then every file of the folder is right."""
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
 
@@ -277,45 +280,50 @@ def _listing(folder: Path, md5: str) -> list[dict[str, str]] | None:
     return tree.as_list() if tree.oid == md5 else None
 
 
-def _describe(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> list[IntegrityError]:
-    """One error for each bad copy, with both hashes and the way to a good one."""
-    fix, expected = _fix(item, found, stores, store), f"MD5 {item.md5}"
-    wrong = {where: md5 for where, md5 in found.items() if md5 != item.md5}
-    return [IntegrityError(str(item.path), f"{where} has {_told(md5)}", expected, fix) for where, md5 in wrong.items()]
+def _describe(item: Object, copies: dict[str, str | None], stores: _Stores, store: Any) -> list[IntegrityError]:
+    """One error for each bad copy, with both hashes and the way to a good copy. copies: place -> MD5 there, as
+    `_Stores.md5` returns it."""
+    # All bad copies of an object have one fix, which depends on where a good one is.
+    fix, expected = _fix(item, copies, stores, store), f"MD5 {item.md5}"
+    bad = {place: md5 for place, md5 in copies.items() if md5 != item.md5}
+    return [
+        IntegrityError(str(item.path), f"{place} has {_in_words(md5)}", expected, fix) for place, md5 in bad.items()
+    ]
 
 
-def _fix(item: Object, found: dict[str, str | None], stores: _Stores, store: Any) -> str:
+def _fix(item: Object, copies: dict[str, str | None], stores: _Stores, store: Any) -> str:
     """Where a good copy is, and commands that bring it back."""
     is_listing = item.md5.endswith(".dir")
     cached = stores.cache.oid_to_path(item.md5)
     old, path, stage = shlex.quote(cached), shlex.quote(str(item.path)), shlex.quote(item.stage)
-    if found.get("the cache") == item.md5:
+    if copies.get("the cache") == item.md5:
         return f"the cache has a good copy: rm -f {path}; dvc checkout {path}"
-    if found.get("the workspace") == item.md5 and is_listing:
+    if copies.get("the workspace") == item.md5 and is_listing:
         again = f"dvc commit -f {stage}"
         if item.lock is not None:
-            # It would also record params and code that were changed since the stage ran.
+            # `dvc commit` would also record params and code that changed after the stage ran.
             lock, kept = (shlex.quote(f"{item.lock}{end}") for end in ("", ".kept"))
             again = f"cp {lock} {kept}; {again}; mv {kept} {lock}"
         return f"every file of the folder is right, its listing is made again from them: rm -f {old}; {again}"
-    if found.get("the workspace") == item.md5:
+    if copies.get("the workspace") == item.md5:
         folder = shlex.quote(str(Path(cached).parent))
         return f"the workspace has a good copy: mkdir -p {folder}; rm -f {old}; cp {path} {old}; chmod 444 {old}"
     if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
-        # DVC takes a folder for pushed if its listing is there, and remembers that.
+        # DVC considers a folder pushed if the remote has its listing, and remembers that.
         paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
         again = f"delete {paths} from the remote; rm -rf {shlex.quote(str(stores.memory))}; dvc push"
         return f"the cache has a good copy: {again}"
     if holders := stores.holders(item.md5):
-        bad = old if is_listing else f"{old} {path}"
-        again = f"rm -f {bad}; dvc fetch --remote {holders[0]} {stage}; dvc checkout {path}"
+        broken = old if is_listing else f"{old} {path}"
+        again = f"rm -f {broken}; dvc fetch --remote {holders[0]} {stage}; dvc checkout {path}"
         return f"remote {', '.join(holders)} has a good copy: {again}"
-    nobody = f"no good copy in the cache or in remotes {stores.names}"
-    return f"{nobody}: ask whoever has one, or dvc repro --force {stage}"
+    lost = f"no good copy in the cache or in remotes {stores.names}"
+    return f"{lost}: ask whoever has one, or dvc repro --force {stage}"
 
 
 def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
-    """Files in the folders of outs that are not recorded; nobody knows of a folder whose listing is lost."""
+    """Files in the folders of outs that are not recorded. Folders whose listing is lost are left out: nothing is known
+    of them."""
     known, listings = {item.path for item in objects}, {item.listing for item in objects}
     for out in repo.index.outs:
         folder = Path(out.fs_path)
@@ -326,13 +334,13 @@ def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
 
 
 def _leftovers(repo: Any, store: Any) -> list[str]:
-    """Files of a remote that no commit known here uses: results given up, or what a cut push left."""
+    """Files of a remote that no commit known here uses: abandoned results, or the remains of an interrupted push."""
     from dvc.exceptions import DvcException
 
-    # DVC would warn of every commit without dvc.lock, and of listings that were never pushed.
+    # DVC would warn about every commit without dvc.lock, and about listings that were never pushed.
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
-        # force: a listing that is nowhere is passed over, where DVC would ask.
+        # force: a listing that is missing everywhere is skipped; DVC would ask.
         groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
     except DvcException as error:
         return [f"leftovers are not known: {error}"]
@@ -341,14 +349,14 @@ def _leftovers(repo: Any, store: Any) -> list[str]:
     return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in used]
 
 
-def _told(md5: str | None) -> str:
+def _in_words(md5: str | None) -> str:
     return "no file" if md5 is None else md5 if md5.startswith("unreadable") else f"MD5 {md5}"
 
 
 def md5_of_file(path: Path) -> str | None:
     """MD5 of a file's bytes, in hex, or None if there is no file, or the reason why it cannot be read.
 
-    PermissionError: its owner does not let us read it.
+    PermissionError: this user may not read it.
     """
     try:
         if not path.is_file():

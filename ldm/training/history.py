@@ -1,4 +1,4 @@
-"""What a training logs: rows of its curves, skipped updates, and the breaks in its course."""
+"""What a training logs: rows of its curves, skipped updates, and states that it took over from other params or code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class History:
-    """What was logged: one row per `log_every_steps` updates (means over them), one per validation, for every update
-    that was skipped its step and the keys of its samples, and for every state that `ldm resume` took over from other
-    params, inputs or code its step, hash and what differed (key -> before, after)."""
+    """What was logged. training: one row per `log_every_steps` updates, means over them. validation: one row each.
+    skipped: step and sample keys of every skipped update. resumed_from: step, hash and differences (key -> before,
+    after) of every state of other params, inputs or code that `ldm resume` asked for."""
 
     training: list[Row]
     validation: list[Row]
@@ -23,11 +23,11 @@ class History:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the passport of what was trained: `resumed_from`, if it was."""
+        """For the passport of the result: `resumed_from`, if there is any."""
         return {"resumed_from": self.resumed_from} if self.resumed_from else {}
 
     def write(self, directory: Path) -> None:
-        """Write `curves.csv`, `validation.csv`, `skipped_updates.json` and, drawn from the tables, `curves.png`."""
+        """Write `curves.csv`, `validation.csv`, `skipped_updates.json`, and `curves.png`, drawn from the tables."""
         artifact.write_json(directory / "skipped_updates.json", self.skipped)
         plots.draw_curves(self.write_tables(directory), directory / "curves.png")
 

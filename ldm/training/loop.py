@@ -1,15 +1,14 @@
 """The one training loop: accumulation, clipping, averaged weights, validation, exact resume, orderly stop.
 
-The loop holds no random state and no position in the data: a batch is a pure function of the step, so a saved run is
-its tensors and one integer. Nothing waits for the device between two rows of the log.
+There is no random state and no position in the data: a batch is a pure function of the step, so a saved run is its
+tensors and one integer. Nothing waits for the device between two rows of the log.
 """
 
-import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +20,9 @@ from ldm.compute.state import Run, State
 from ldm.compute.stopping import StopRequest
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.core.progress import Progress
+from ldm.training import optimizer
 from ldm.training.history import History, Row
+from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from ldm.training.params import TrainingParams
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
@@ -34,28 +35,146 @@ _NUM_SHOWN_KEYS = 8
 _NUM_COMPARED_BATCHES = 3
 
 
-def learning_rate_at(step: int, params: TrainingParams) -> float:
-    """Rate of the update from `step` to `step + 1`: linear warm-up, then half a cosine (Loshchilov and Hutter 2017)."""
-    if step < params.num_warmup_steps:
-        return params.learning_rate * (step + 1) / params.num_warmup_steps
-    progress = (step - params.num_warmup_steps) / (params.num_steps - params.num_warmup_steps)
-    floor = params.final_learning_rate_fraction
-    return params.learning_rate * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+def train(
+    objective: nn.Module,
+    batch_at_step: BatchAtStep,
+    keys_at_step: KeysAtStep,
+    params: TrainingParams,
+    accelerator: Accelerator,
+    run: Run,
+    *,
+    validate: Validate,
+    picture: Picture | None = None,
+    name: str,
+) -> History:
+    """Train `objective` for `params.num_steps` updates, from the newest state of `run` on.
+
+    objective: maps a batch to scalars, "loss" among them, each a mean over the rows of the batch.
+    batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function.
+    keys_at_step: step -> keys of the samples of that batch, which are logged if its update is skipped.
+    validate: called on every process with the averaged weights in the objective; its numbers become a row of the curve.
+    picture: called on the main process with the averaged weights and a path to write a PNG to.
+
+    On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
+    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
+
+    Raises:
+        Stopped: the process was asked to stop; the state after the current step is saved.
+        NumericsError: too many updates in a row were not finite.
+        IntegrityError: the processes differ in params, inputs, code, packages, weights, samples or the state they read.
+        MachineError: another process ended, the directory is in use, cannot be written, or the global batch cannot be
+            divided over the processes.
+    """
+    with ExitStack() as on_error, ranks.together():
+        on_error.callback(run.close)
+        ranks.agree(run.fingerprint)
+        # Before accelerate copies the weights of the first process to the others, which would hide a difference.
+        if ranks.count() > 1:
+            fix = "start all from equal packages on machines of one kind"
+            ranks.agree(ranks.checksums(objective.state_dict()), fix)
+        training = _Training(objective, batch_at_step, keys_at_step, params, accelerator)
+        if accelerator.is_main_process:
+            run.open()
+            run.adopt(training.accept)
+        _restore(training, run, name)
+        # Equal code and data should give equal batches; keys are cheap, so a few are compared before any is computed.
+        coming = range(training.step, training.step + _NUM_COMPARED_BATCHES)
+        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
+        _run_steps(training, run, validate, picture, name)
+        on_error.pop_all()  # the run stays open until the caller has its result in place
+    training.swap()
+    objective.eval()
+    return training.history
 
 
-def ema_decay_at(step: int, params: TrainingParams) -> float:
-    """Decay of the averaged weights at the update from `step` to `step + 1`; early averages forget the start faster."""
-    return min(params.ema_decay, (1 + step) / (10 + step))
+def _run_steps(training: "_Training", run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
+    """Update until the last step: log, validate and save when it is time to, and stop in good order if asked."""
+    params, is_main = training.params, training.accelerator.is_main_process
+    with (
+        StopRequest() as stop,
+        Progress(name, "step", params.num_steps, done=training.step, is_shown=is_main) as progress,
+    ):
+        while training.step < params.num_steps:
+            training.update()
+            is_last = training.step == params.num_steps
+            is_stopping = training.agree(stop.reason is not None)
+            # The order counts: a saved state holds the rows of its own step.
+            if is_last or training.step % params.log_every_steps == 0:
+                progress.note(loss=training.log()["loss"])
+            progress.advance()
+            if is_last or training.step % params.validate_every_steps == 0:
+                _validate(training, validate, picture, run)
+            if is_last or is_stopping or training.step % params.save_every_steps == 0:
+                _save(training, run)
+            if is_stopping and not is_last:
+                found = f"{stop.reason or 'another process was asked to stop'} at step {training.step}"
+                raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
 
 
-class _AdamW(torch.optim.AdamW):
-    """AdamW whose fused kernel leaves weights, moments and step counts alone where `found_inf` is 1."""
+def _validate(training: "_Training", validate: Validate, picture: Picture | None, run: Run) -> None:
+    """Add a row to the validation curve, and write curves and a picture to the run directory."""
+    with training.averaged():
+        training.history.validation.append({"step": training.step, **validate(training.objective)})
+        if training.accelerator.is_main_process:
+            if picture is not None:
+                picture(training.objective, run.directory / f"picture-{training.step:09d}.png")
+            training.history.write_tables(run.directory)
+    ranks.wait()
 
-    found_inf: Tensor
+
+def _save(training: "_Training", run: Run) -> None:
+    _compare(training)
+    if training.accelerator.is_main_process:
+        run.commit(training.state(), training.params.num_kept_states)
+    ranks.wait()
 
 
-class _Loop:
-    """The state of one training and what is done to it. `step` counts the updates done."""
+def _restore(training: "_Training", run: Run, name: str) -> None:
+    """Resume from the newest good state of the run, if it has one."""
+    if (state := run.load(training.accelerator)) is not None:
+        training.restore(state)
+        training.accelerator.print(f"{name}: going on from step {training.step} in {run.directory}", flush=True)
+    _compare(training)
+
+
+def _compare(training: "_Training") -> None:
+    """IntegrityError on every process unless weights, averages, optimizer and counts are equal on all."""
+    if ranks.count() > 1:
+        fix = (
+            "run this again: it goes on from the last saved state; use machines of one kind with equal machine.threads"
+        )
+        ranks.agree(ranks.checksums(training.state().tensors), fix)
+
+
+def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
+    """Rows of the global batch that a process takes in one of its accumulation passes, each of `num_rows`."""
+    first = (number * num_processes + rank) * num_rows
+    return slice(first, first + num_rows)
+
+
+def rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
+    """Rows of a global batch that a process takes at once. MachineError: the processes cannot divide it."""
+    num_parts = params.num_accumulation_steps * accelerator.num_processes
+    if params.batch_size % num_parts:
+        found = f"{accelerator.num_processes} processes with num_accumulation_steps {params.num_accumulation_steps}"
+        fix = "start another number of processes, or change num_accumulation_steps or batch_size"
+        raise MachineError("training", found, f"a product that divides batch_size {params.batch_size}", fix)
+    return params.batch_size // num_parts
+
+
+class _BadUpdates(NamedTuple):
+    """Counts of updates with a non-finite loss or gradient, which are skipped: int64 scalars on the device."""
+
+    total: Tensor
+    in_row: Tensor
+    """Since the last good update."""
+    most_in_row: Tensor
+    last_step: Tensor
+    """The step of the last one."""
+
+
+class _Training:
+    """One training: weights, optimizer, averages, counts and curves. `step` counts the updates that are done."""
 
     def __init__(
         self,
@@ -74,9 +193,8 @@ class _Loop:
         self.model: nn.Module = accelerator.prepare_model(objective.train())
         self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
         self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.optimizer = _make_optimizer(list(self.weights.values()), params)
-        # Updates with a non-finite loss or gradient: in all, in a row now, most in a row, and the last one's step.
-        self.bad = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
+        self.optimizer = optimizer.build(list(self.weights.values()), params)
+        self.bad = _BadUpdates(*torch.zeros(4, dtype=torch.int64, device=accelerator.device))
         self.sums: dict[str, Tensor] = {}
         self.step = 0
         self.history = History([], [], [], [])
@@ -88,6 +206,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         scalars = self._gradients()
+        # The norm is finite only if all gradients are. The fused kernel reads the verdict on the device.
         norm = self.accelerator.clip_grad_norm_(list(self.weights.values()), self.params.max_grad_norm)
         assert norm is not None
         is_good = torch.isfinite(norm)
@@ -100,8 +219,9 @@ class _Loop:
         self._count(is_good, {**scalars, "grad_norm": norm})
 
     def _gradients(self) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the global batch; returns this process's means of the scalars."""
-        num_passes, sums = self.params.num_accumulation_steps, dict[str, Tensor]()
+        """Compute gradients of the mean loss over the global batch; return this process's means of the scalars."""
+        num_passes = self.params.num_accumulation_steps
+        sums: dict[str, Tensor] = {}
         for i in range(num_passes):
             rows = rows_of_pass(i, self.accelerator.process_index, self.accelerator.num_processes, self.num_rows)
             batch = self.batch_at_step(self.step, rows)
@@ -117,16 +237,19 @@ class _Loop:
         return sums
 
     def _count(self, is_good: Tensor, scalars: Mapping[str, Tensor]) -> None:
-        in_all, in_row, most, last = self.bad.unbind()
-        in_row = torch.where(is_good, 0, in_row + 1)
-        last = torch.where(is_good, last, self.step)
-        self.bad = torch.stack([in_all + ~is_good, in_row, torch.maximum(most, in_row), last])
+        in_row = torch.where(is_good, 0, self.bad.in_row + 1)
+        self.bad = _BadUpdates(
+            total=self.bad.total + ~is_good,
+            in_row=in_row,
+            most_in_row=torch.maximum(self.bad.most_in_row, in_row),
+            last_step=torch.where(is_good, self.bad.last_step, self.step),
+        )
         self.is_bad[self.step - 1 - self._row_start] = ~is_good
         for name, value in {**scalars, "num_good": torch.ones_like(scalars["loss"])}.items():
             self.sums[name] = self.sums.get(name, 0) + torch.where(is_good, value, 0)
 
     def _open_row(self) -> None:
-        """Start a row of the curve: scalars are summed again, and no update of it was bad."""
+        """Start a row of the curve: no sums yet, and no bad update."""
         self.sums = {}
         self.is_bad = torch.zeros(self.params.log_every_steps, dtype=torch.bool, device=self.accelerator.device)
 
@@ -136,13 +259,14 @@ class _Loop:
         return int(self.history.training[-1]["step"]) if self.history.training else 0
 
     def agree(self, is_asked: bool) -> bool:
-        """Whether any process was asked to stop; the scalars of all processes are averaged on the same occasion."""
+        """Whether any process was asked to stop. The same exchange averages the scalars of all processes."""
         if self.accelerator.num_processes == 1:
             return is_asked
         asked = torch.full((), float(is_asked), device=self.accelerator.device)
         vector = torch.stack([asked, *self.sums.values()])
         vector = torch.as_tensor(self.accelerator.reduce(vector, "mean"))
         self.sums = dict(zip(self.sums, vector[1:].unbind(), strict=True))
+        # Reading the answer waits for the device, so a GPU reads it now and then.
         is_cheap = self.accelerator.device.type == "cpu" or self.step % _NUM_STEPS_BETWEEN_STOP_CHECKS == 0
         return is_cheap and vector[0].item() > 0
 
@@ -153,13 +277,13 @@ class _Loop:
         """
         names = [name for name in self.sums if name != "num_good"]
         values: list[float] = torch.stack([self.sums[name] for name in names]).div(self.sums["num_good"]).tolist()
-        in_all, _, most, last = self.bad.tolist()
         learning_rate = learning_rate_at(self.step - 1, self.params)
         row: Row = {"step": self.step, **dict(zip(names, values, strict=True)), "learning_rate": learning_rate}
         self._log_skipped()
-        self.history.training.append({**row, "num_skipped": in_all})
+        self.history.training.append({**row, "num_skipped": int(self.bad.total)})
         self._open_row()
-        if most >= self.params.max_nonfinite_steps:
+        if self.bad.most_in_row >= self.params.max_nonfinite_steps:
+            most, last = int(self.bad.most_in_row), int(self.bad.last_step)
             found = f"{most} updates in a row up to step {last} had a non-finite loss or gradient"
             expected = f"fewer than max_nonfinite_steps {self.params.max_nonfinite_steps}"
             fix = "lower learning_rate or set precision: fp32, then `ldm resume STATE` with one that `ldm runs` lists"
@@ -172,12 +296,13 @@ class _Loop:
             keys = self.keys_at_step(step)
             self.history.skipped.append({"step": step + 1, "keys": keys})
             more = f" and {len(keys) - _NUM_SHOWN_KEYS} more" if len(keys) > _NUM_SHOWN_KEYS else ""
-            told = f"step {step + 1}: loss or gradient not finite, update skipped; samples"
-            self.accelerator.print(f"{told} {', '.join(keys[:_NUM_SHOWN_KEYS])}{more}", flush=True)
+            shown = f"{', '.join(keys[:_NUM_SHOWN_KEYS])}{more}"
+            line = f"step {step + 1}: loss or gradient not finite, update skipped; samples {shown}"
+            self.accelerator.print(line, flush=True)
 
     @contextmanager
     def averaged(self) -> Generator[None]:
-        """The averaged weights are in the objective, in evaluation mode, without gradients."""
+        """A block in which the objective has the averaged weights, in evaluation mode, without gradients."""
         self.swap()
         self.objective.eval()
         with torch.no_grad(), self.accelerator.autocast():
@@ -197,17 +322,18 @@ class _Loop:
         tensors |= {f"buffers.{name}": buffer for name, buffer in self._buffers().items()}
         for name, weight in self.weights.items():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[weight].items()}
-        tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": self.bad}
+        tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": torch.stack(self.bad)}
         tensors["is_bad"] = self.is_bad
         values = asdict(self.history)
         return State(self.step, tensors, {**values, "sums": list(self.sums), "machine": self._machine()})
 
     def restore(self, state: State) -> None:
-        """Go on from a state."""
+        """Continue from a saved state."""
+        targets = {"weights": self.weights, "ema": self.ema, "buffers": self._buffers()}
         for name, tensor in state.tensors.items():
             kind, _, key = name.partition(".")
-            if kind in ("weights", "ema", "buffers"):
-                {"weights": self.weights, "ema": self.ema, "buffers": self._buffers()}[kind][key].data.copy_(tensor)
+            if kind in targets:
+                targets[kind][key].data.copy_(tensor)
             elif kind == "optimizer":
                 part, _, weight_name = key.partition(".")
                 weight = self.weights[weight_name]
@@ -217,18 +343,18 @@ class _Loop:
         self.step = state.step
         self._open_row()
         self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}
-        self.bad = state.tensors["bad"].to(device)
-        # The open row may be longer than log_every_steps, if that was changed: it ends at the next multiple.
+        self.bad = _BadUpdates(*state.tensors["bad"].to(device))
+        # The open row ends at the next multiple of log_every_steps; it may be longer, if the params changed.
         done = state.tensors["is_bad"][: self.step - self._row_start].to(device)
         self.is_bad = torch.cat([done, self.is_bad])
         if state.values["machine"] != self._machine():
             saved = f"saved with {state.values['machine']}, going on with {self._machine()}"
             self.accelerator.print(f"{saved}: equal up to rounding, not in every bit", flush=True)
 
-    def take(self, state: State, told: dict[str, Any]) -> State:
-        """What this training goes on from when it is asked to take over a state of another run.
+    def accept(self, state: State, record: dict[str, Any]) -> State:
+        """The state to resume from when the user asked for `state`, which another run may have saved.
 
-        told: step and hash of the state and what differs, for the history. IntegrityError: it is a state of another
+        record: step and hash of the state and what differs, for the history. IntegrityError: it is a state of another
         model, or past the last step.
         """
         ours = {name: list(tensor.shape) for name, tensor in self.state().tensors.items() if _is_of_model(name)}
@@ -241,12 +367,13 @@ class _Loop:
         if state.step > self.params.num_steps:
             expected = f"at most num_steps {self.params.num_steps}"
             raise IntegrityError("the state that `ldm resume` named", f"step {state.step}", expected, fix)
-        if not told["differs"]:
+        if not record["differs"]:
             return state
-        bad = state.tensors["bad"].clone()
-        bad[1:3] = 0  # updates in a row are counted from here: what made them bad may be what was changed
-        resumed_from = [*state.values.get("resumed_from", []), told]
-        return State(state.step, {**state.tensors, "bad": bad}, {**state.values, "resumed_from": resumed_from})
+        # Bad updates in a row are counted afresh: what was changed may be what made them bad.
+        bad, zero = _BadUpdates(*state.tensors["bad"]), torch.zeros_like(state.tensors["bad"][0])
+        tensors = {**state.tensors, "bad": torch.stack(bad._replace(in_row=zero, most_in_row=zero))}
+        resumed_from = [*state.values.get("resumed_from", []), record]
+        return State(state.step, tensors, {**state.values, "resumed_from": resumed_from})
 
     def _buffers(self) -> dict[str, Tensor]:
         persistent = self.objective.state_dict().keys()
@@ -254,138 +381,9 @@ class _Loop:
 
     def _machine(self) -> dict[str, str | int]:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
-        threads, backend = torch.get_num_threads(), attention.active()
+        threads, backend = torch.get_num_threads(), attention.selected()
         return {"device": device, "processes": world, "threads": threads, "attention": backend}
 
 
 def _is_of_model(name: str) -> bool:
     return name.startswith(("weights.", "ema.", "buffers."))
-
-
-def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
-    """Rows of the global batch that a process takes in one of its accumulation passes, each of `num_rows`."""
-    first = (number * num_processes + rank) * num_rows
-    return slice(first, first + num_rows)
-
-
-def rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
-    """Rows of a global batch that a process takes at once. MachineError: the processes cannot divide it."""
-    num_parts = params.num_accumulation_steps * accelerator.num_processes
-    if params.batch_size % num_parts:
-        found = f"{accelerator.num_processes} processes with num_accumulation_steps {params.num_accumulation_steps}"
-        fix = "start another number of processes, or change num_accumulation_steps or batch_size"
-        raise MachineError("training", found, f"a product that divides batch_size {params.batch_size}", fix)
-    return params.batch_size // num_parts
-
-
-def _make_optimizer(weights: list[nn.Parameter], params: TrainingParams) -> _AdamW:
-    groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": params.weight_decay},
-        {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return _AdamW([group for group in groups if group["params"]], betas=params.betas, fused=True)
-
-
-def train(
-    objective: nn.Module,
-    batch_at_step: BatchAtStep,
-    keys_at_step: KeysAtStep,
-    params: TrainingParams,
-    accelerator: Accelerator,
-    run: Run,
-    *,
-    validate: Validate,
-    picture: Picture | None = None,
-    name: str,
-) -> History:
-    """Train `objective` for `params.num_steps` updates, going on from the newest state of `run`.
-
-    objective: maps a batch to scalars, "loss" among them, each a mean over the rows it was given.
-    batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function.
-    keys_at_step: step -> keys of the samples of that batch, to be named when its update is skipped.
-    validate: called on every process with the averaged weights in the objective; its numbers become a row.
-    picture: called on the main process with the averaged weights and a path to write a PNG to.
-
-    On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
-    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
-
-    Raises:
-        Stopped: the process was asked to stop; the state after the current step is saved.
-        NumericsError: too many updates in a row were not finite.
-        IntegrityError: the processes differ in params, inputs, code, packages, weights, samples or the state they read.
-        MachineError: another process ended, the directory is in use, cannot be written, or the global batch cannot be
-            divided over the processes.
-    """
-    with ExitStack() as on_error, ranks.together():
-        on_error.callback(run.close)
-        ranks.agree(run.fingerprint)
-        if ranks.count() > 1:  # before all take the weights of the first one
-            ranks.agree(
-                ranks.checksums(objective.state_dict()), "start all from equal packages on machines of one kind"
-            )
-        loop = _Loop(objective, batch_at_step, keys_at_step, params, accelerator)
-        if accelerator.is_main_process:
-            run.open()
-            run.adopt(loop.take)
-        _restore(loop, run, name)
-        coming = range(loop.step, loop.step + _NUM_COMPARED_BATCHES)
-        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
-        _run_steps(loop, run, validate, picture, name)
-        on_error.pop_all()  # the run is the caller's until the result is in its place
-    loop.swap()
-    objective.eval()
-    return loop.history
-
-
-def _restore(loop: _Loop, run: Run, name: str) -> None:
-    """Go on from the newest good state of the run, if it has one."""
-    if (found := run.load(loop.accelerator)) is not None:
-        loop.restore(found)
-        loop.accelerator.print(f"{name}: going on from step {loop.step} in {run.directory}", flush=True)
-    _compare(loop)
-
-
-def _compare(loop: _Loop) -> None:
-    """IntegrityError on every process unless weights, averages, optimizer and counts are equal on all."""
-    if ranks.count() > 1:
-        fix = (
-            "run this again: it goes on from the last saved state; use machines of one kind with equal machine.threads"
-        )
-        ranks.agree(ranks.checksums(loop.state().tensors), fix)
-
-
-def _run_steps(loop: _Loop, run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
-    params, is_main = loop.params, loop.accelerator.is_main_process
-    with StopRequest() as stop, Progress(name, "step", params.num_steps, done=loop.step, is_shown=is_main) as progress:
-        while loop.step < params.num_steps:
-            loop.update()
-            is_last = loop.step == params.num_steps
-            is_stopping = loop.agree(stop.reason is not None)
-            if is_last or loop.step % params.log_every_steps == 0:
-                progress.note(loss=loop.log()["loss"])
-            progress.advance()
-            if is_last or loop.step % params.validate_every_steps == 0:
-                _validate(loop, validate, picture, run)
-            if is_last or is_stopping or loop.step % params.save_every_steps == 0:
-                _save(loop, run)
-            if is_stopping and not is_last:
-                found = f"{stop.reason or 'another process was asked to stop'} at step {loop.step}"
-                raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
-
-
-def _validate(loop: _Loop, validate: Validate, picture: Picture | None, run: Run) -> None:
-    """A row of the validation curve and a look at it in the run directory."""
-    with loop.averaged():
-        loop.history.validation.append({"step": loop.step, **validate(loop.objective)})
-        if loop.accelerator.is_main_process:
-            if picture is not None:
-                picture(loop.objective, run.directory / f"picture-{loop.step:09d}.png")
-            loop.history.write_tables(run.directory)
-    ranks.wait()
-
-
-def _save(loop: _Loop, run: Run) -> None:
-    _compare(loop)
-    if loop.accelerator.is_main_process:
-        run.commit(loop.state(), loop.params.num_kept_states)
-    ranks.wait()

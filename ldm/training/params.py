@@ -8,14 +8,14 @@ from ldm.core.config import BESIDE, Section
 
 
 class TrainingParams(Section):
-    """Steps, batch, optimizer, averaging, and how often to look and to save."""
+    """Steps, batch, optimizer, averaging, and how often to log, validate and save."""
 
     num_steps: int = Field(gt=0, le=10**9)
     """Optimizer updates in all."""
     batch_size: int = Field(gt=0, le=2**20)
     """Samples per update over all processes and accumulation steps."""
     num_accumulation_steps: int = Field(gt=0, le=2**14)
-    """Forward-backward passes per update: more of them need less memory and give the same result."""
+    """Forward-backward passes per update: more passes need less memory and give the same result."""
     learning_rate: float = Field(gt=0, le=1)
     """Peak of the learning rate, reached after the warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
@@ -29,7 +29,7 @@ class TrainingParams(Section):
     max_grad_norm: float = Field(gt=0)
     """Gradients are scaled down to this L2 norm."""
     ema_decay: float = Field(ge=0, lt=1)
-    """Decay per update of the averaged weights, which are the result; 0 keeps the last weights."""
+    """Decay per update of the averaged weights, which are the result; 0 gives the last weights."""
     precision: Literal["fp32", "bf16"]
     """Precision of matrix products and convolutions; weights, optimizer and losses are float32."""
     seed: int = Field(ge=0, lt=2**63)
@@ -37,7 +37,7 @@ class TrainingParams(Section):
     log_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
     """Updates per row of the loss curve (the mean over them)."""
     validate_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
-    """Updates between validations and pictures; the last update is always followed by both."""
+    """Updates between validations and pictures; both always follow the last update."""
     save_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
     """Updates between saved states."""
     num_kept_states: int = Field(ge=1, le=1000, json_schema_extra=BESIDE)

@@ -30,12 +30,15 @@ def read_table(path: Path, x: str = "step") -> Table:
 
 
 def draw_curves(tables: Mapping[str, Path], path: Path, x: str = "step") -> None:
-    """Draw CSV tables (label -> file) over column `x` as one PNG, a panel per column; equal in, equal bytes out."""
-    read = {label: read_table(file, x) for label, file in tables.items()}
-    names = list(dict.fromkeys(name for table in read.values() for name in table))
+    """Draw CSV tables (label -> file) over column `x` as one PNG, a panel per column; equal tables give equal bytes."""
+    curves = {label: read_table(file, x) for label, file in tables.items()}
+    names = list(dict.fromkeys(name for table in curves.values() for name in table))
     figure, panels = _panels(names, x)
     for name, axes in panels.items():
-        for label, points in ((label, table[name]) for label, table in read.items() if name in table):
+        for label, table in curves.items():
+            if name not in table:
+                continue
+            points = table[name]
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
             if _spans_decades(value for _, value in points):
                 axes.set_yscale("log")
@@ -45,18 +48,18 @@ def draw_curves(tables: Mapping[str, Path], path: Path, x: str = "step") -> None
 
 
 def draw_intervals(table: Path, path: Path, x: str) -> None:
-    """Draw a CSV over column `x` as one PNG, a panel per column NAME: bars from NAME_low to NAME_high where there are
-    such columns, and NAME_floor as a dashed line; equal in, equal bytes out."""
-    read = read_table(table, x)
+    """Draw a CSV over column `x` as one PNG, a panel per column NAME: bars from NAME_low to NAME_high if there are
+    such columns, and NAME_floor as a dashed line; equal tables give equal bytes."""
+    columns = read_table(table, x)
     parts = ("_low", "_high", "_floor")
-    figure, panels = _panels([name for name in read if not name.endswith(parts)], x)
+    figure, panels = _panels([name for name in columns if not name.endswith(parts)], x)
     for name, axes in panels.items():
-        places, values = zip(*read[name], strict=True)
-        ends = [read[f"{name}_{side}"] for side in ("low", "high") if f"{name}_{side}" in read]
+        places, values = zip(*columns[name], strict=True)
+        ends = [columns[f"{name}_{side}"] for side in ("low", "high") if f"{name}_{side}" in columns]
         bars = [[abs(end - value) for (_, end), value in zip(side, values, strict=True)] for side in ends] or None
         axes.errorbar(places, values, yerr=bars, marker=".", capsize=3, label="samples")
-        if f"{name}_floor" in read:
-            axes.plot(*zip(*read[f"{name}_floor"], strict=True), linestyle="--", label="real images")
+        if f"{name}_floor" in columns:
+            axes.plot(*zip(*columns[f"{name}_floor"], strict=True), linestyle="--", label="real images")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100, metadata={"Software": None})

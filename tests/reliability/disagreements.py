@@ -153,15 +153,15 @@ def _other_weights(root: Path, victim: int, draw: random.Random) -> str:
 
     def work(rank: int) -> None:
         if rank == victim and not is_fresh:
-            real = loop._Loop.restore
+            real = loop._Training.restore
 
-            def restore(running: loop._Loop, found: state.State) -> None:
+            def restore(running: loop._Training, found: state.State) -> None:
                 real(running, found)
                 moments = [value for part in running.optimizer.state.values() for value in part.values()]
                 tensors = [*running.weights.values(), *running.ema.values(), *moments]
                 tensors[number % len(tensors)].data.flatten()[0] += 1e-3
 
-            loop._Loop.restore = restore  # type: ignore[method-assign]
+            loop._Training.restore = restore  # type: ignore[method-assign]
         toy = Toy(seed=3) if rank == victim and is_fresh else Toy()
         _train(root, rank, toy=toy, runs=root / ("fresh" if is_fresh else "runs"))
 

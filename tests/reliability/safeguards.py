@@ -110,7 +110,7 @@ SAFEGUARDS = (
     Safeguard(
         "processes compare their weights",
         "ldm/training/loop.py",
-        "        ranks.agree(ranks.checksums(loop.state().tensors), fix)\n",
+        "        ranks.agree(ranks.checksums(training.state().tensors), fix)\n",
         "        pass\n",
         "tests/test_ranks.py",
     ),
@@ -124,8 +124,8 @@ SAFEGUARDS = (
     Safeguard(
         "all processes read the state that the first one chose",
         "ldm/compute/state.py",
-        "        told: list[str] | None = ranks.from_main(",
-        "        told: list[str] | None = (",
+        "        choice: list[str] | None = ranks.from_main(",
+        "        choice: list[str] | None = (",
         "tests/test_ranks.py",
     ),
     Safeguard(
@@ -145,7 +145,7 @@ SAFEGUARDS = (
     Safeguard(
         "weights and caches are hashed when they are read",
         "ldm/core/artifact.py",
-        "    if found != sha256:\n        raise IntegrityError(str(path), f",
+        "    if actual != sha256:\n        raise IntegrityError(str(path), f",
         "    if False:\n        raise IntegrityError(str(path), f",
         "tests/test_artifact.py tests/test_cache.py",
     ),
@@ -166,15 +166,15 @@ SAFEGUARDS = (
     Safeguard(
         "the skipped updates in a row survive a stop",
         "ldm/training/loop.py",
-        '        self.bad = state.tensors["bad"].to(device)\n',
+        '        self.bad = _BadUpdates(*state.tensors["bad"].to(device))\n',
         "",
         "tests/test_training_loop.py",
     ),
     Safeguard(
         "an input is compared with the passport",
         "ldm/core/artifact.py",
-        "    found = passport.inputs.get(name)\n    if found != sha256:\n",
-        "    found = passport.inputs.get(name)\n    if False:\n",
+        "    actual = passport.inputs.get(name)\n    if actual != sha256:\n",
+        "    actual = passport.inputs.get(name)\n    if False:\n",
         "tests/test_artifact.py tests/test_pipeline_api.py",
     ),
     Safeguard(

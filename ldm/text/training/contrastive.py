@@ -44,7 +44,7 @@ class ContrastiveObjective(nn.Module):
         model = self.clip.model
         with torch.no_grad():
             model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
-        with attention.kernels_of_others():
+        with attention.sdpa_as_attend():
             images = model.encode_image(self.clip.preprocess(batch["image"])).float()
             texts = model.encode_text(batch["ids"]).float()
         with torch.autocast(images.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""What accelerate's own config file may say, read without importing accelerate or torch."""
+"""A check of accelerate's own config file, without importing accelerate or torch."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from ldm.core.errors import MachineError
 
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU", "MULTI_XPU")
 _OLD_KEYS = {"fp16", "dynamo_backend"}
-"""Still read by accelerate, and turned into others."""
+"""Older keys that accelerate still reads."""
 
 
 def config_path() -> Path:
@@ -25,7 +25,7 @@ def config_path() -> Path:
 
 
 def check() -> None:
-    """Read what `accelerate config` wrote, if anything, before a stage does, perhaps hours later.
+    """Check the file that `accelerate config` wrote, if any, before a stage reads it, perhaps hours later.
 
     MachineError: accelerate would end in a traceback, or would be asked for what no params file offers.
     """
@@ -53,7 +53,7 @@ def _error(line: str, fix: str) -> MachineError:
 
 
 def _findings(config: dict[Any, Any]) -> Iterator[str]:
-    """What a launch would fail at, or what the params could not overrule."""
+    """What a launch would fail at, or what the params could not override."""
     unknown = [key for key in config if key not in _known_keys()]
     yield from (f"{key}: unknown key; expected one that the installed accelerate knows" for key in unknown)
     where, kind = config.get("compute_environment", "LOCAL_MACHINE"), config.get("distributed_type")
@@ -81,7 +81,7 @@ def _wrong_counts(config: dict[Any, Any], is_single: bool) -> Iterator[str]:
     if not is_single and num_processes is None:
         yield "num_processes: missing; expected their number on all machines, or distributed_type: 'NO'"
     if gpus is not None and not isinstance(gpus, str):
-        yield f"gpu_ids: found {gpus}; expected a text such as '0' or '0,1', with quotes, or all"
+        yield f"gpu_ids: found {gpus}; expected a string such as '0' or '0,1', with quotes, or all"
     if num_machines not in (None, 1):
         wanted = ("main_process_ip", "main_process_port")
         yield from (f"{key}: missing; expected that of the first machine" for key in wanted if config.get(key) is None)

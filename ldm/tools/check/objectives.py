@@ -1,29 +1,29 @@
-"""Whether a training teaches what its sampler will ask: the error of samples that an objective leads to, without torch.
+"""Whether a training teaches what its sampler will ask: the error that an objective leaves in samples, without torch.
 
 An objective has two ways to fail. It may give the noise levels at which sampling starts almost no weight, as min-SNR
-does to v or x0 where little signal is left; or it may predict what says little of the clean latent there, as eps does
-where `cosine` has alpha = 5e-5. Either is invisible in the loss. So the error is followed from the loss to the sample:
+does to v or x0 where little signal is left. Or its prediction may say little about the clean latent there, as eps does
+where `cosine` has alpha = 5e-5. The loss shows neither. So the error is followed from the loss to the sample:
 
 1. A prediction is wrong by `RELATIVE_ERROR` of its size at times that get an even share of the weight, and by
-   1 / sqrt(share) times that, at most by all of it, at times that get less: as a regression on fewer samples. Weight
+   1 / sqrt(share) times that, at most by all of it, at times that get less, like a regression on fewer samples. Weight
    means density of training times x weight of the squared error of the *prediction*, within `NEAR` of a time, over
    what an even spread would put there. It is not the weight of the error of z_0: eps with `linear` gives that 4e-5 at
-   t = 1 and is sound, since what a network gets wrong scales with what it puts out.
+   t = 1 and is sound, since a network's error scales with its output.
 2. An error of the prediction is an error of z0_hat |q| times as large (`schedules.z0_weights`).
-3. The sampler itself carries the error on, through the exact denoiser of Gaussian data, to the end.
+3. The sampler itself carries the error to the end, through the exact denoiser of Gaussian data.
 
 Data are N(m, m^2) with m from `SCALES`: 1 is a single latent value; 16 is the mean of a 32 x 32 latent (as an
-orthonormal coefficient) whose brightness varies by half a deviation, which noise hides last and sampling decides first.
+orthonormal coefficient) whose brightness varies by half a deviation, which noise hides last and sampling settles first.
 
-Measured with our samplers on such data, as root mean square of the samples' error over m (a test does it for 288
-combinations and finds the number that is computed here): uniform weights and v, x0 or flow 0.01 to 0.05, eps with
+Measured with our samplers on such data, as root mean square of the samples' error over m (a test does so for 288
+combinations and compares it with the number computed here): uniform weights and v, x0 or flow 0.01 to 0.05, eps with
 linear 0.02 and with scaled_linear 0.01 in 12 steps; logit-normal (0, 1) times with v or flow 0.01 to 0.08; min-SNR with
 eps as without, with x0 and scaled_linear 0.09. Above `MAX_ERROR`: min-SNR with v and zero_terminal_snr in 25 steps 0.17
 (0.25 if the errors all shrink the prediction), with v or x0 and cosine 0.16 and 0.39, eps with cosine 24. Rounding to
-bf16, which alone gives eps with cosine a deviation of 4.6 where 1 is right, is an error of 0.002 in these terms. What
-ancestral sampling in many steps forgives is seen: eps with cosine has 0.008 in the 1000 steps of Nichol and Dhariwal
-2021, min-SNR with x0 and cosine 0.099 in 250 steps. `RELATIVE_ERROR` and `NEAR` are judgements; with `NEAR` 0.02
-logit-normal times in 12 steps would have 0.23, with 0.1 the refused min-SNR with v 0.09.
+bf16, which alone gives eps with cosine a deviation of 4.6 where 1 is right, is an error of 0.002 in these terms.
+Ancestral sampling in many steps forgives more, and this shows: eps with cosine has 0.008 in the 1000 steps of Nichol
+and Dhariwal 2021, min-SNR with x0 and cosine 0.099 in 250 steps. `RELATIVE_ERROR` and `NEAR` are judgements; with
+`NEAR` 0.02 logit-normal times in 12 steps would have 0.23, with 0.1 the refused min-SNR with v 0.09.
 """
 
 import math
@@ -60,15 +60,15 @@ class Visit:
 
     time: float
     share: float
-    """Loss weight near the time over what an even spread of it would put there."""
+    """Loss weight near the time, relative to an even spread over all times."""
     gain: float
     """Error of z0_hat for an error of 1 of the prediction."""
     error: float
-    """What this step adds to the error of the samples, as a share of their deviation."""
+    """What this step adds to the error of the samples, relative to their standard deviation."""
 
 
 def visits(diffusion: DiffusionParams, drawing: DrawingParams) -> list[Visit]:
-    """Every time at which sampling asks a network that was trained so, for the data of `SCALES` that fare worst."""
+    """Every time at which sampling asks a network trained with this objective, for the worst of `SCALES`."""
     by_scale: list[list[Visit]] = []
     for scale in SCALES:
         times, carried = _carried(diffusion, drawing, scale)
@@ -80,9 +80,9 @@ def visits(diffusion: DiffusionParams, drawing: DrawingParams) -> list[Visit]:
     return max(by_scale, key=sample_error)
 
 
-def sample_error(found: Iterable[Visit]) -> float:
-    """Error of the samples, as a share of their deviation; the steps' errors are independent."""
-    return math.hypot(*(visit.error for visit in found))
+def sample_error(steps: Iterable[Visit]) -> float:
+    """Error of the samples, relative to their standard deviation; the errors of steps are independent."""
+    return math.hypot(*(visit.error for visit in steps))
 
 
 def share_before(t: float, diffusion: DiffusionParams) -> float:
@@ -133,11 +133,12 @@ def _carried(diffusion: DiffusionParams, drawing: DrawingParams, scale: float) -
     """The times at which the sampler asks, and for each the error of the sample over `scale`, if the prediction there
     is wrong by all of its size.
 
-    The sampler itself runs, on as many rows as it asks times: z0_hat is wrong by 1 at one time in each row. Denoiser
-    and rules are linear, so the constant part of both (the mean of the data, the noise) can be left out.
+    The sampler itself runs, on one row for each time at which it asks: z0_hat is wrong by 1 at one time in each row.
+    Denoiser and rules are linear, so the constant parts (the mean of the data, the noise) can be left out.
     """
     times = grids.times(diffusion.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
     steps, rule = list(grids.steps(diffusion.schedule, times)), samplers.build(drawing.sampler)
+    # A first pass finds the times; in the second, row i of z0_hat is wrong at the i-th of them.
     asked: list[float] = []
     rule(lambda z, time: (asked.append(time), z)[1], np.zeros(1), steps, lambda _: np.zeros(1))
     errors = iter(np.eye(len(asked)))
