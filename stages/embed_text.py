@@ -39,7 +39,7 @@ def main() -> str:
     context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
     num_truncated = int((num_tokens > context_tokens).sum())
     inputs = {"clip": of_clip.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
-    made_by = fingerprint.of(params, inputs)
+    made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "embed_text", made_by, machine)
 
     encoder = TextEncoder(model, params.layer, params.norm, context_tokens, accelerator.device)

@@ -34,7 +34,8 @@ def main() -> str:
     size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(accelerator.device, shapes, params.precision, trains=False)
-    made_by = fingerprint.of(params, {"autoencoder": passport.content_sha256, "device": accelerator.device.type})
+    inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}
+    made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
     summary = ""
     with (

@@ -48,7 +48,7 @@ def main() -> str:
         "clip": clip_passport.content_sha256,
         **real.sha256,
     }
-    made_by = fingerprint.of(params, {**inputs, "device": device.type})
+    made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})
     run = state.Run(workspace.runs(paths.runs), "evaluate", made_by, machine)
     with run.opened(accelerator):
         keep_each(

@@ -36,19 +36,19 @@ def main() -> str:
     sets = plan.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
-    made_by = fingerprint.of(params, {**inputs, "device": accelerator.device.type})
+    made_by = fingerprint.of(__file__, params, {**inputs, "device": accelerator.device.type})
     run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)
-    work = {unit.key: unit for unit in plan.units(sets, params.num_samples_per_shard)}
+    work = {unit.key: unit for unit in plan.units(sets, params.batch_size)}
 
     def draw(unit: plan.Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return plan.draw(unit, generator, embeddings, params)
+        return plan.draw(unit, generator, embeddings, params.drawing)
 
     def pictures_of(unit: plan.Unit) -> plan.Pictures:
         kept = run.unit(unit.key)
         return plan.pictures(kept.tensors, kept.values)
 
     with run.opened(accelerator):
-        keep_each(run, work, draw, "sample", "shard", accelerator)
+        keep_each(run, work, draw, "sample", "batch", accelerator)
         with process.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:
                 plan.write(folder, sets, pictures_of, params, inputs)

@@ -40,7 +40,7 @@ def main() -> str:
     attention.prove(accelerator.device, shapes, params.training.precision, trains=True)
     attention.prove(accelerator.device, shapes, "fp32", trains=False)  # the metrics
     measurement = Measurement(splits["val"], params, accelerator)
-    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(params, inputs), machine)
+    run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)
     history = train(
         objective,
         batches,

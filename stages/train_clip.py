@@ -28,7 +28,7 @@ def main() -> str:
     folders = Path(paths.images), Path(paths.captions)
     pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
-    run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(params, inputs), machine)
+    run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
     if params.pretrained is None:
         model, history = train_new(params, pairs, val, accelerator, run)
     else:

@@ -47,7 +47,7 @@ def main() -> str:
         unet.compile()
     validation = Validation(inputs.val, params, accelerator)
     pictures = Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
-    run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(params, sha256), machine)
+    run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
     batches = LatentBatches(inputs.train, params)
     history = train(
         objective,

@@ -4,17 +4,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel
 
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png, encode_png
 from ldm.sampling import samples
 from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
+from ldm.tools.check import check
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT
 
@@ -154,6 +159,53 @@ def test_version_and_help(capsys, arguments):
     assert (
         re.match(r"ldm \d+\.\d+", said) if arguments == ["--version"] else re.search("example.*ldm ", said, re.DOTALL)
     )
+
+
+def unions(model: type[BaseModel], key: str) -> Iterator[tuple[str, list[type[BaseModel]]]]:
+    """Dotted keys of values that are one of several params models, with these models."""
+    for name, field in model.model_fields.items():
+        members = list(models_of(field.annotation))
+        kinds = [member for member in members if "kind" in member.model_fields]
+        if kinds:
+            yield f"{key}.{name}", kinds
+        for member in members:
+            yield from unions(member, f"{key}.{name}")
+
+
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_of(inner)
+
+
+def kind_of(member: type[BaseModel]) -> str:
+    return get_args(member.model_fields["kind"].annotation)[0]
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    return capsys.readouterr().out
+
+
+def test_help_names_every_kind_of_every_union(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [union for name, section in check.SECTIONS.items() for union in unions(section, name)]
+    keys = {key for key, _ in found}
+    assert {"prepare.corpus", "sample.drawing.sampler", "train_unet.diffusion.loss_weighting"} <= keys
+    lines = dict(re.findall(r"^  ([\w.]+): (.+)$", help_of("check", capsys), re.MULTILINE))
+    assert lines.keys() == keys
+    for key, members in found:
+        assert {kind_of(member) for member in members} <= set(lines[key].split(", "))
+
+
+def test_help_of_generate_names_every_sampler_with_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    words = help_of("generate", capsys).replace("\n", " ").replace(", ", " ").split()
+    samplers = dict(unions(DrawingParams, "drawing"))["drawing.sampler"]
+    assert len(samplers) > 1
+    for sampler in samplers:
+        keys = [f"{key}=VALUE" for key in sampler.model_fields if key != "kind"]
+        assert ",".join([kind_of(sampler), *keys]) in words
 
 
 @pytest.mark.parametrize("arguments", [[], ["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])

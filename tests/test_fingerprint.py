@@ -1,18 +1,20 @@
 """What a result depends on is in a fingerprint, and what it does not is no part of a run's identity."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import BaseModel, Field
+from ruamel.yaml import YAML
 
 from ldm.compute import fingerprint
+from ldm.compute.closure import has_code
 from ldm.core.config import BESIDE
 from tests import training_data
+from tests.import_closure import ROOT, expanded, stage_scripts
 from tests.toy_training import params
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Inner(BaseModel):
@@ -27,12 +29,13 @@ class Outer(BaseModel):
 
 def test_it_holds_values_inputs_code_and_packages():
     section = Outer(inner=Inner(rate=0.5, num_pictures=3), widths=[1, 2])
-    found = fingerprint.of(section, {"images": "ab"})
+    found = fingerprint.of(str(ROOT / "stages/encode_latents.py"), section, {"images": "ab"})
     assert found["params.inner.rate"] == 0.5
     assert found["params.widths"] == [1, 2]
     assert found["beside.inner.num_pictures"] == 3
     assert found["inputs.images"] == "ab"
-    assert found["code.ldm.compute.fingerprint"] == fingerprint.sha256_code(ROOT / "ldm/compute/fingerprint.py")
+    for file in ("stages/encode_latents.py", "ldm/compute/fingerprint.py"):
+        assert found[f"code.{file}"] == fingerprint.sha256_code(ROOT / file)
     assert torch.__version__.startswith(found["packages.torch"])
     json.dumps(found)
 
@@ -66,6 +69,43 @@ def test_values_of_looking_are_no_part_of_it_either():
         assert pair[0] != pair[1]
         before, after = (fingerprint.identity(fingerprint.of_params(each)) for each in pair)
         assert before == after
+
+
+WORKING = [stage for stage in stage_scripts() if stage not in ("check", "prepare")]
+
+
+@pytest.mark.parametrize("stage", WORKING)
+def test_its_code_is_what_dvc_yaml_lists_for_the_stage(stage: str):
+    stages = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = expanded([dep for dep in stages[stage]["deps"] if not dep.startswith("${")])
+    code = fingerprint.of_code(stage_scripts()[stage])
+    assert [fingerprint.file_of(key) for key in code] == sorted(listed, key=lambda file: (file[:7] != "stages/", file))
+
+
+@pytest.mark.parametrize("stage", WORKING)
+def test_an_edit_changes_it_if_the_stage_runs_that_file_and_not_otherwise(stage: str, tmp_path: Path):
+    for folder in ("ldm", "stages"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    script = tmp_path / "stages" / f"{stage}.py"
+    before = fingerprint.of_code(script)
+    inside = {tmp_path / fingerprint.file_of(key) for key in before}
+    outside = {path for path in tmp_path.rglob("*.py") if has_code(path)} - inside
+    assert len(outside) > 20 and inside <= {*tmp_path.rglob("*.py"), *tmp_path.rglob("*.safetensors")}
+    for path in outside:
+        path.write_bytes(path.read_bytes() + b"\nx = 1\n")
+    assert fingerprint.of_code(script) == before
+    for path in inside:
+        path.write_bytes(path.read_bytes() + b"\nx = 1\n")
+    after = fingerprint.of_code(script)
+    assert after.keys() == before.keys() and all(after[key] != before[key] for key in before)
+
+
+def test_code_around_the_work_can_be_left_out():
+    script = ROOT / "stages/embed_text.py"
+    section = Inner(rate=0.5, num_pictures=3)
+    whole, part = (fingerprint.of(str(script), section, {}, without) for without in ((), fingerprint.AROUND))
+    assert {fingerprint.file_of(key) for key in whole.keys() - part.keys()} == fingerprint.AROUND
+    assert part.items() < whole.items()
 
 
 CODE = '''"""A module."""

@@ -3,10 +3,11 @@
 import json
 import re
 
+import pytest
 from ruamel.yaml import YAML
 
 from tests.import_closure import ROOT
-from tests.repository import Repository, setting
+from tests.repository import TRAININGS, Repository, setting
 
 
 def test_a_second_run_runs_nothing_and_git_sees_the_lock_only(repository: Repository) -> None:
@@ -31,6 +32,19 @@ def test_metrics_plots_and_artifacts_are_found_by_dvc(repository: Repository) ->
 def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None:
     with repository.changed("ldm/sampling/samplers.py", lambda text: f"{text}\n"):
         assert repository.repro("--dry") == {"sample"}, "evaluate depends on it through samples alone"
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("denoiser/model/params", {"check", "train_unet", "sample"}),
+        ("compute/attention", {*TRAININGS, "encode_latents", "embed_text", "sample", "evaluate"}),
+        ("training/params", {"check", *TRAININGS}),
+    ],
+)
+def test_an_edit_of_code_changes_the_stages_that_run_it(repository: Repository, file: str, stages: set[str]) -> None:
+    with repository.changed(f"ldm/{file}.py", lambda text: f"{text}\n# a comment\n"):
+        assert json.loads(repository.run("dvc", "status", "--json")).keys() == stages
 
 
 def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:

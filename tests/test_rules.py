@@ -16,16 +16,14 @@ from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 from scmrepo.git import Git
 
+from ldm.compute.closure import files_of, has_code, imported_files
 from ldm.core.params import PathsParams
 from ldm.tools.check import check
 from tests.import_closure import (
     NOT_LISTED,
     ROOT,
-    closure,
     covered,
     expanded,
-    has_code,
-    imported_files,
     sections,
     stage_scripts,
 )
@@ -91,8 +89,8 @@ def test_there_is_a_script_for_every_stage_and_a_stage_for_every_script() -> Non
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_code_deps_are_the_import_closure(stage: str) -> None:
     listed = [dep for dep in DVC["stages"][stage]["deps"] if not dep.startswith("${")]
-    assert listed == covered(closure(SCRIPTS[stage])), "run `make deps`"
-    assert sorted(expanded(listed)) == sorted(closure(SCRIPTS[stage])), (
+    assert listed == covered(files_of(SCRIPTS[stage], ROOT)), "run `make deps`"
+    assert sorted(expanded(listed)) == sorted(files_of(SCRIPTS[stage], ROOT)), (
         "an entry stands for more than the stage imports"
     )
 
@@ -135,7 +133,7 @@ def test_packages_form_few_layers_without_a_circle() -> None:
 
     arrows: dict[str, set[str]] = {box(path): set() for path in LIBRARY}
     for path in LIBRARY:
-        arrows[box(path)] |= {box(file) for file in imported_files(path)} - {box(path), "__init__.py"}
+        arrows[box(path)] |= {box(file) for file in imported_files(path, ROOT)} - {box(path), "__init__.py"}
     arrows.pop("__init__.py")  # the lazy `from ldm import Pipeline`
     assert len(arrows) <= 14
     assert list(TopologicalSorter(arrows).static_order())  # CycleError names a circle
@@ -155,12 +153,31 @@ def test_the_closure_sees_local_imports_and_skips_type_only_ones(tmp_path: Path)
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
     imported = ["__init__.py", "a.py", "p/b.py", "p/d.py"]  # the others hold no code
-    assert closure(tmp_path / "stages/s.py", tmp_path) == ["stages/s.py", *(f"ldm/{file}" for file in imported)]
+    assert files_of(tmp_path / "stages/s.py", tmp_path) == ["stages/s.py", *(f"ldm/{file}" for file in imported)]
 
 
-def test_a_sampler_is_no_part_of_any_training() -> None:
-    for stage in ("train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"):
-        assert not any("sampling" in dep or "metrics" in dep for dep in DVC["stages"][stage]["deps"])
+def test_the_library_imports_by_statements_only() -> None:
+    """What a stage runs is read off those. The package's lazy `Pipeline` is for users; a file of open_clip is none of
+    ours."""
+    dynamic = re.compile(r"import_module\(|__import__\(|spec_from_file_location\(|run_path\(|\bexec\(")
+    found = {name(path) for path in [*LIBRARY, *SCRIPTS.values()] if dynamic.search(path.read_text(encoding="utf-8"))}
+    assert found == {"ldm/__init__.py", "ldm/text/model/clip.py"}
+
+
+def test_work_is_shared_and_kept_in_one_way() -> None:
+    """What one process does is said by `process.share_of`, and units of work are kept by `work.keep_each`; the passes
+    of a training, whose weights are those of all processes, are shared by its loop. `KeptRows` finds captions in units
+    of former runs."""
+    sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept|kept_keys)\(")
+
+    def using(pattern: re.Pattern[str]) -> set[str]:
+        files = [*LIBRARY, *SCRIPTS.values()]
+        return {name(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
+
+    assert using(sharing) == {"ldm/compute/process.py", "ldm/training/loop.py"}
+    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py", "ldm/text/embedding/embeddings.py"}
+    stages = {stage for stage, script in SCRIPTS.items() if "ldm/precompute/work.py" in files_of(script, ROOT)}
+    assert stages == {"encode_latents", "embed_text", "sample", "evaluate"}
 
 
 def test_commands_hold_no_value_and_no_machine() -> None:
@@ -254,7 +271,7 @@ def test_code_neither_pickles_nor_swallows() -> None:
 def test_no_path_of_a_machine_and_no_host_stands_in_the_repository() -> None:
     homes = re.compile("(?<![\\w.])/" + r"(?:work|home|root|Users|mnt|opt)/[\w.]")
     for path in repository_files():
-        if path.suffix in (".png", ".gz", ".safetensors"):
+        if path.suffix in (".png", ".gz", ".safetensors", ".tar"):
             continue
         found = homes.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{name(path)}: {found and found.group()}"

@@ -53,7 +53,7 @@ def main():
     accelerator = process.start("fp32", machine)
     assert torch.get_num_threads() == 2
     with process.output(Path("out"), accelerator) as folder:
-        (folder / str(accelerator.process_index)).write_text(str(list(process.share_of(5, accelerator))))
+        (folder / str(accelerator.process_index)).write_text(str(list(process.share_of(range(5), accelerator))))
     assert Path("out/1").is_file()
     return "summary"
 

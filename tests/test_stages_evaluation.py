@@ -13,7 +13,7 @@ import torch
 
 from ldm.core import artifact, config, stage
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
-from ldm.core.images import to_tensor
+from ldm.core.images import decode_png, to_tensor
 from ldm.core.shards import SPLITS, Shards, write
 from ldm.evaluation import measure
 from ldm.sampling import plan, samples
@@ -130,14 +130,30 @@ def test_the_sweep_at_the_chosen_scale_gives_other_images_than_at_another(traine
     assert not torch.equal(*pictures)
 
 
-def test_shard_size_changes_neither_images_nor_prompts(here, trained):
+def pngs(folder: Path) -> dict[str, list[bytes]]:
+    return {name: [part.png(i) for i in range(len(part))] for name, part in samples.read(folder)[1].items()}
+
+
+def test_how_images_are_stored_and_shown_changes_no_byte_of_them(here, trained):
     (here / "data/samples").unlink()
-    change(here, "sample", num_samples_per_shard=5, batch_size=5)
+    change(here, "sample", num_samples_per_shard=5, num_grid_columns=1, num_grid_rows=3)
+    change(here, "sample", sweep={"guidance_scales": [3], "num_prompts": 2})
     run("sample")
-    sizes = [samples.read(root / "data/samples")[1]["seen"] for root in (here, trained)]
-    assert sizes[0].prompts == sizes[1].prompts
-    pictures = [to_tensor([part.png(i) for i in range(8)]).int() for part in sizes]
-    assert int((pictures[0] - pictures[1]).abs().max()) <= 1
+    before, after = pngs(trained / "data/samples"), pngs(here / "data/samples")
+    assert list(after) == ["held_out", "unseen", "seen", "sweep_3"]
+    assert {name: before[name] for name in samples.SETS} == {name: after[name] for name in samples.SETS}
+    names = [sorted(path.name for path in (root / "data/samples/seen").iterdir()) for root in (here, trained)]
+    assert [len(each) for each in names] == [3, 4], "other shards"
+    grids = [decode_png((root / "data/samples/grid.png").read_bytes()).shape for root in (here, trained)]
+    assert grids[0] != grids[1], "another grid"
+
+
+def test_the_size_of_a_batch_changes_rounding_at_most(here, trained):
+    (here / "data/samples").unlink()
+    change(here, "sample", batch_size=5)
+    run("sample")
+    pixels = [to_tensor(pngs(root / "data/samples")["seen"]).int() for root in (here, trained)]
+    assert int((pixels[0] - pixels[1]).abs().max()) <= 1
 
 
 def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):

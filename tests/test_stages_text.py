@@ -19,6 +19,7 @@ from ldm.autoencoder.encoding import shards as encoding
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.model.network import Autoencoder, LatentScale, to_signal
 from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.compute import fingerprint
 from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError, IntegrityError, Stopped
 from ldm.precompute.cache import Cache
@@ -429,6 +430,27 @@ def test_units_of_another_encoder_are_neither_used_nor_left(here: Path):
         run("encode_latents")
     assert sum(sizes) == NUM_ENCODED
     assert len(list(Path("runs/encode_latents").iterdir())) == 1
+
+
+UNRELATED = ("sampling/samplers", "denoiser/model/params", "training/loop", "core/errors", "core/stage")
+RELATED = ("core/shards", "compute/attention", "precompute/work")
+
+
+@pytest.mark.parametrize("name", ["encode_latents", "embed_text"])
+def test_what_was_encoded_outlives_edits_of_unrelated_code(here: Path, name: str):
+    write_autoencoder()
+    write_clip()
+    run(name)
+    honest = fingerprint.sha256_code
+    for file in (*UNRELATED, *RELATED):
+        edited = ROOT / "ldm" / f"{file}.py"
+        assert edited.is_file()
+        with pytest.MonkeyPatch.context() as patch, counted(name) as sizes:
+            patch.setattr(fingerprint, "sha256_code", lambda path, e=edited: "1" * 64 if path == e else honest(path))
+            run(name)
+        # The null embedding is one row, and is not kept.
+        is_kept = sizes == ([1] if name == "embed_text" else [])
+        assert is_kept == (file in UNRELATED), file
 
 
 def test_two_processes_train_to_the_losses_of_one(here: Path):

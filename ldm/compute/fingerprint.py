@@ -4,14 +4,15 @@ only where all of these are as they were."""
 import ast
 import hashlib
 import platform
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from ldm.compute import closure
 from ldm.core import artifact
 from ldm.core.config import is_beside
 
@@ -19,21 +20,48 @@ _BESIDE = "beside."
 _KINDS = ("params", "inputs", "packages", "code")
 _MISSING = "(none)"
 
+AROUND = frozenset(
+    f"ldm/{name}.py"
+    for name in (
+        *("core/config", "core/errors", "core/locks", "core/params", "core/plain_yaml", "core/progress", "core/stage"),
+        *("core/system", "core/workspace", "compute/closure", "compute/cores", "compute/fingerprint"),
+        *("compute/ranks", "compute/stopping"),
+    )
+)
+"""Code around the work of a stage: how it starts, reads its params, waits, says what is wrong and ends. No computed
+value depends on it."""
 
-def of(section: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
+
+def of(
+    script: str, section: BaseModel, inputs: Mapping[str, str], without: Collection[str] = frozenset()
+) -> dict[str, Any]:
     """The resolved section, the hashes of the inputs and of the code, and the versions of packages.
 
     Values that no step depends on (fields marked `config.BESIDE`: how often to save, how much to look at) have keys
-    `beside.`, not `params.`. Code is every loaded module of `ldm` and the stage's script. Threads and the number of
-    processes are not part of it: they change the last bits of a result, not what is computed.
+    `beside.`, not `params.`. Threads and the number of processes are not part of it: they change the last bits of a
+    result, not what is computed.
+
+    script: path of the stage's script. Code is that file and all that it imports, as dvc.yaml lists it; without: files
+    of it that are left out.
     """
-    code = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] in ("ldm", "__main__")}
+    code = of_code(Path(script))
     return {
         **of_params(section),
         **{f"inputs.{name}": sha256 for name, sha256 in sorted(inputs.items())},
-        **{f"code.{name}": sha256_code(Path(path)) for name, path in sorted(code.items()) if path},
+        **{key: sha256 for key, sha256 in code.items() if file_of(key) not in without},
         **of_packages(),
     }
+
+
+def of_code(script: Path) -> dict[str, str]:
+    """SHA-256 of every file that a stage runs, by key `code.FILE`, relative to the repository of the script."""
+    root = script.resolve().parents[1]
+    return {f"code.{name}": sha256_code(root / name) for name in closure.files_of(script.resolve(), root)}
+
+
+def file_of(key: str) -> str:
+    """The file of a key of `of_code`."""
+    return key.removeprefix("code.")
 
 
 def of_params(section: BaseModel) -> dict[str, Any]:
@@ -48,8 +76,16 @@ def of_packages() -> dict[str, str]:
 
 
 def sha256_code(path: Path) -> str:
-    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings."""
-    tree = ast.parse(path.read_bytes())
+    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings. Of any other
+    file, that of its bytes."""
+    if path.suffix != ".py":
+        return artifact.sha256_file(path)
+    return _sha256_source(path.read_bytes())
+
+
+@cache
+def _sha256_source(source: bytes) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]

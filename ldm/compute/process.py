@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -15,6 +15,8 @@ from ldm.compute import attention, cores, ranks
 from ldm.core import stage
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams
+
+T = TypeVar("T")
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
@@ -59,9 +61,9 @@ def outputs(accelerator: Accelerator, *paths: Path) -> Generator[tuple[Path, ...
         yield folders
 
 
-def share_of(count: int, accelerator: Accelerator) -> range:
-    """Which of `count` units of work this process does: every `num_processes`-th one."""
-    return range(accelerator.process_index, count, accelerator.num_processes)
+def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
+    """What this process does of some work: every `num_processes`-th item."""
+    return items[accelerator.process_index :: accelerator.num_processes]
 
 
 def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:

@@ -211,6 +211,8 @@ def fitting(directory: Path) -> Generator[None]:
         raise _unfit(directory / PASSPORT, f"config.{place}: {first['msg']}") from error
     except KeyError as error:
         raise _unfit(directory / PASSPORT, f"no key {error}") from error
+    except (TypeError, ValueError) as error:
+        raise _unfit(directory / PASSPORT, f"config: {error}") from error
     except RuntimeError as error:
         lines = str(error).splitlines()
         found = lines[1].strip() if len(lines) > 1 else lines[0]  # load_state_dict's first line is a heading

@@ -1,7 +1,7 @@
 """Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,6 +167,14 @@ def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str,
         ) from None
 
 
+def kinds(section: type[Section], name: str) -> dict[str, list[str]]:
+    """Dotted key -> the kinds that its value may have, of every value in a section that has a `kind`."""
+    found: dict[str, list[str]] = {}
+    for key, kind in _Schema(section).kinds(name):
+        found[key] = [*found.get(key, []), *([kind] if kind not in found.get(key, []) else [])]
+    return found
+
+
 def _explained(
     section: type[Section], error: ValidationError, values: Any, where: Callable[[Loc], str]
 ) -> list[ConfigError]:
@@ -257,6 +265,17 @@ class _Schema:
         if "discriminator" not in field:
             words += [self._legal(option) for option in self._options(field) if not _is_choice(option)]
         return " or ".join(words)
+
+    def kinds(self, key: str, field: Json | None = None) -> Iterator[tuple[str, str]]:
+        """Every dotted key below `key` whose value has a `kind`, with each kind."""
+        for option in self._options(self._root if field is None else field):
+            properties: dict[str, Json] = option.get("properties", {})
+            if "const" in properties.get("kind", {}):
+                yield key, properties["kind"]["const"]
+            for part, inner in properties.items():
+                yield from self.kinds(f"{key}.{part}", inner)
+            if "items" in option:
+                yield from self.kinds(key, option["items"])
 
     def _legal(self, option: Json) -> str:
         words = [_KINDS.get(option.get("type", ""), "a value")]

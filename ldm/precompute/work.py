@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ldm.compute import ranks
+from ldm.compute import process, ranks
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
@@ -39,7 +39,7 @@ def keep_each(
 
 
 def _share(keys: Sequence[str], name: str, unit: str, accelerator: Accelerator) -> Iterator[str]:
-    mine = keys[accelerator.process_index :: accelerator.num_processes]
+    mine = process.share_of(keys, accelerator)
     with StopRequest() as stop:
         for key in each(mine, name, unit, len(mine), is_shown=accelerator.is_main_process):
             yield key

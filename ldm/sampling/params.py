@@ -69,7 +69,7 @@ class SampleParams(Section):
 
     drawing: DrawingParams
     batch_size: int = Field(ge=1, le=2**16)
-    """Images sampled at a time."""
+    """Images sampled at a time; a batch is the unit of work that processes share out."""
     num_prompts_held_out: int = Field(ge=0, le=10**6)
     """Prompts from the held-out split, or from validation for a corpus that holds nothing out (fewer if the split has
     fewer); 0 = none, so that settings are chosen without a look at them."""
@@ -82,8 +82,8 @@ class SampleParams(Section):
     where every sample shows something of its own."""
     sweep: SweepParams
     """Guidance sweep."""
-    num_samples_per_shard: int = Field(ge=1, le=10**6)
-    """Images in a tar of the result, which is also the unit of work that processes share out."""
+    num_samples_per_shard: int = Field(ge=1, le=10**6, json_schema_extra=BESIDE)
+    """Images in a tar of the result."""
     num_grid_columns: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
     """Images in a row of `grid.png`."""
     num_grid_rows: int = Field(ge=1, le=32, json_schema_extra=BESIDE)

@@ -16,7 +16,7 @@ from ldm import randomness
 from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError
 from ldm.sampling.origin import Origin
-from ldm.sampling.params import SampleParams
+from ldm.sampling.params import DrawingParams, SampleParams
 from ldm.sampling.samples import HELD_OUT, KIND, SEEN, SETS, UNSEEN, Prompt, shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Unit:
-    """As many prompts of one set as fit a shard, or fewer."""
+    """Prompts of one set that are sampled together."""
 
     part: PromptSet
     rows: range
@@ -108,7 +108,8 @@ def _prompts_at(captions: shards.Shards, split: str, places: range, first_number
 
 
 def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
-    """Divide the sets into units of at most `size` prompts."""
+    """Divide the sets into batches of at most `size` prompts. The last bits of an image depend on its batch, so a batch
+    does not depend on how images are stored and shown."""
     return [
         Unit(part, range(start, min(start + size, len(part.prompts))))
         for part in sets
@@ -118,18 +119,14 @@ def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
 
 @torch.no_grad()
 def draw(
-    unit: Unit, generator: "Generator", embeddings: "TextEmbeddings", params: SampleParams
+    unit: Unit, generator: "Generator", embeddings: "TextEmbeddings", drawing: DrawingParams
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Compute the images of a unit, at most `batch_size` at a time, and their origins, as `pictures` reads them."""
-    drawing = params.drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
-    batches: list[Tensor] = []
-    origins: list[Origin] = []
-    for start in range(0, len(unit.prompts), params.batch_size):
-        batch = unit.prompts[start : start + params.batch_size]
-        prompts, numbers = [prompt.prompt for prompt in batch], [prompt.prompt_number for prompt in batch]
-        origins += generator.origins(prompts, numbers, drawing)
-        batches.append(generator(embeddings.tokens(embeddings.rows(prompts)), numbers, drawing))
-    return {"images": torch.cat(batches)}, {"origins": [origin.model_dump() for origin in origins]}
+    """Images of a unit, as one batch at the guidance scale of its set, and their origins, as `pictures` reads them."""
+    drawing = drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
+    prompts, numbers = [prompt.prompt for prompt in unit.prompts], [prompt.prompt_number for prompt in unit.prompts]
+    pixels = generator(embeddings.tokens(embeddings.rows(prompts)), numbers, drawing)
+    origins = generator.origins(prompts, numbers, drawing)
+    return {"images": pixels}, {"origins": [origin.model_dump() for origin in origins]}
 
 
 def pictures(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Pictures:
@@ -147,8 +144,8 @@ def write(
     """Write the images of all units as shards, each PNG with its origin, and the passport. Called by one process."""
     facts: dict[str, Any] = {}
     for part in sets:
-        work = units([part], params.num_samples_per_shard)
-        samples = (sample for unit in work for sample in _samples(unit, *pictures_of(unit)))
+        batches = units([part], params.batch_size)
+        samples = (sample for unit in batches for sample in _samples(unit, *pictures_of(unit)))
         shards.write(folder / part.name, samples, params.num_samples_per_shard)
         sha256 = shards.Shards(folder / part.name).sha256
         facts[part.name] = {"sha256": sha256, "guidance_scale": part.guidance_scale}

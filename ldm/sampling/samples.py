@@ -62,7 +62,8 @@ class Samples:
 def read(folder: Path) -> tuple[artifact.Passport, dict[str, Samples]]:
     """All sets by name, those of `SETS` first. IntegrityError: missing, corrupt or of another kind."""
     passport = artifact.read_passport(folder, KIND)
-    facts: dict[str, Any] = passport.facts["sets"]
-    sweep = sorted(facts.keys() - set(SETS), key=lambda name: facts[name]["guidance_scale"])
-    names = [*(name for name in SETS if name in facts), *sweep]
-    return passport, {name: Samples(folder / name, **facts[name]) for name in names}
+    with artifact.fitting(folder):
+        facts: dict[str, Any] = passport.facts["sets"]
+        sweep = sorted(facts.keys() - set(SETS), key=lambda name: facts[name]["guidance_scale"])
+        names = [*(name for name in SETS if name in facts), *sweep]
+        return passport, {name: Samples(folder / name, **facts[name]) for name in names}

@@ -28,6 +28,15 @@ _EXAMPLES = """examples:
 """
 
 
+class _Command(argparse.ArgumentParser):
+    """The parser of one command; `more` ends its help, and is made only when that is printed."""
+
+    more: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        return super().format_help() + (self.more() if self.more else "")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, as `system.run` says."""
 
@@ -43,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="ldm", description=about, epilog=_EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"ldm {_version('ldm')}, torch {_version('torch')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     about = """Write one PNG per prompt, from the trained artefacts. What is not given is as in params.yaml: sample.
 Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go on after the highest one."""
     generate = commands.add_parser(
@@ -58,6 +67,7 @@ Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go o
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
+    check.more = _kinds
     about = (
         "Read every byte of the results that dvc.lock records, in the workspace and in DVC's cache, say where dvc.lock \
 differs from HEAD, and follow the passports from data to metrics; or read every byte in a remote."
@@ -261,6 +271,15 @@ def _check(options: argparse.Namespace) -> None:
     launch_config.check()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
+
+
+def _kinds() -> str:
+    """The kinds of every value of a params file that has some."""
+    from ldm.tools.check.check import SECTIONS
+
+    found = {key: kinds for name, section in SECTIONS.items() for key, kinds in config.kinds(section, name).items()}
+    lines = [f"  {key}: {', '.join(kinds)}" for key, kinds in found.items()]
+    return "\n".join(["", "values with a `kind`, and what it may be:", *lines, ""])
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -149,21 +149,16 @@ def _age(path: Path) -> str:
 
 
 def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint that a stage would have now, given the inputs and the modules of `made_by`."""
-    now = fingerprint.of_params(config.read(check.SECTIONS[stage], stage)) | fingerprint.of_packages()
-    for key, value in made_by.items():
-        kind, _, name = key.partition(".")
-        if kind == "inputs":
-            now[key] = value
-        elif kind == "code" and (path := _source(stage, name)) is not None:
-            now[key] = fingerprint.sha256_code(path)
-    return now
-
-
-def _source(stage: str, module: str) -> Path | None:
-    """The file of a module, in the repository that the command runs in."""
-    stem = Path("stages", stage) if module == "__main__" else Path(*module.split("."))
-    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+    """The fingerprint that a stage would have now, with the inputs of `made_by`."""
+    inputs = {key: value for key, value in made_by.items() if key.startswith("inputs.")}
+    script = Path("stages", f"{stage}.py")
+    code = {
+        key: sha256
+        for key, sha256 in (fingerprint.of_code(script) if script.is_file() else {}).items()
+        if key in made_by or fingerprint.file_of(key) not in fingerprint.AROUND  # units depend on none of those
+    }
+    section = config.read(check.SECTIONS[stage], stage)
+    return {**fingerprint.of_params(section), **inputs, **code, **fingerprint.of_packages()}
 
 
 def _holder(run: Path) -> str | None:

@@ -12,6 +12,13 @@ CHECKS = {
         1000,
     ),
     "killed_autoencoder": Check("the same for the autoencoder", kills.killed_autoencoder, 6, 200),
+    "killed_evaluation": Check(
+        "`evaluate`, SIGKILL at a random moment: the same bytes in the end, and no unit of work is measured again that "
+        "was kept",
+        kills.killed_evaluation,
+        4,
+        200,
+    ),
     "cut_commits": Check(
         "kill, EIO or ENOSPC at each of the points of a commit, in each stage that commits: the same command ends in "
         "the same bytes, nothing done by hand",

@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments, or asked to stop, end in the bits of one that was not."""
+"""What is killed at random moments, or asked to stop, ends in the bits of what was not."""
 
 import os
 import random
@@ -7,11 +7,13 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ldm.compute import stopping
+from ldm.training import plots
 from tests.reliability import workspace
 from tests.reliability.report import Result
 
@@ -73,6 +75,76 @@ def _kill_repeatedly(
         num_kills += 1
         counts["inside a commit"] += bool(list((root / "runs").glob(f"{name}/*/.*.building")))
     return num_kills
+
+
+def killed_evaluation(folder: Path, trials: int, seed: int) -> Result:
+    """SIGKILL at a random moment of an evaluation: it ends in the bytes of one that was not killed, and measures no
+    unit again that it had kept."""
+    draw, counts, failures = random.Random(seed), Counter[str](), list[str]()
+    root = workspace.for_precompute(folder)
+    workspace.warm()
+    assert workspace.wait(workspace.fork(root, "sample")) == 0, (root / "said.txt").read_text()
+    assert workspace.wait(workspace.fork(root, "evaluate", _note_units(root))) == 0, (root / "said.txt").read_text()
+    whole, work = _forget_evaluation(root)
+    done = passed = 0
+    while done < trials:
+        num_kills, code = 0, -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            child = workspace.fork(root, "evaluate", _note_units(root))
+            if done + num_kills < trials and num_kills < 10:
+                _kill_after_some_units(root, child, draw)
+            code = workspace.wait(child)
+            num_kills += code == -signal.SIGKILL
+            counts["after the first unit"] += code != 0 and _num_lines(root / "units.txt") > 0
+            counts["inside a commit"] += code != 0 and bool(list((root / "runs").glob("evaluate/*/.*.building")))
+        out, units = _forget_evaluation(root)
+        # A kill may come between a unit and its note.
+        is_good = (code, out) == (0, whole) and units <= work and (work - units).total() <= num_kills
+        done, passed = done + num_kills, passed + num_kills * is_good
+        counts["runs"] += 1
+        if not is_good:
+            failures.append(f"exit {code}, kept {units}; {(root / 'said.txt').read_text()[-500:]}")
+    return Result(done, passed, dict(counts), tuple(failures))
+
+
+def _kill_after_some_units(root: Path, child: int, draw: random.Random) -> None:
+    """Before the stage has done the next few units, or as many as are left."""
+    end = time.monotonic() + 60
+    wanted = _num_lines(root / "units.txt") + draw.randrange(5)
+    while _num_lines(root / "units.txt") < wanted and workspace.is_running(child) and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.1))
+    workspace.kill(child)
+
+
+def _forget_evaluation(root: Path) -> tuple[dict[str, str], Counter[str]]:
+    """Output of the stage, and how often it kept each unit; both are removed, with all that was kept."""
+    out, units = workspace.contents(root, "data/evaluation"), Counter((root / "units.txt").read_text().split())
+    for path in (root / "data/evaluation", root / "runs"):
+        shutil.rmtree(path, ignore_errors=True)
+    (root / "units.txt").unlink()
+    return out, units
+
+
+def _note_units(root: Path) -> Callable[[], None]:
+    """In the stage: note every unit of work as soon as it is kept, and take some time for it."""
+
+    def install() -> None:
+        real = Path.rename
+
+        def rename(path: Path, target: Path) -> Path:
+            is_unit = target.name.startswith("unit-")
+            time.sleep(0.03 * is_unit)
+            moved = real(path, target)
+            if is_unit:
+                with (root / "units.txt").open("a") as file:
+                    file.write(f"{target.name}\n")
+            return moved
+
+        Path.rename = rename  # type: ignore[method-assign]
+        plots.draw_intervals = lambda *_: None
+
+    return install
 
 
 def _result(root: Path, name: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -82,7 +82,7 @@ SAFEGUARDS = (
     Safeguard(
         "a fingerprint holds the code",
         "ldm/compute/fingerprint.py",
-        '        **{f"code.{name}": sha256_code(Path(path)) for name, path in sorted(code.items()) if path},\n',
+        "        **{key: sha256 for key, sha256 in code.items() if file_of(key) not in without},\n",
         "",
         "tests/test_fingerprint.py",
     ),

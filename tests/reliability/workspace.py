@@ -131,6 +131,11 @@ def kill(child: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(child, number)
 
 
+def is_running(child: int) -> bool:
+    """Whether a child, for which nobody has waited yet, has not ended."""
+    return psutil.Process(child).status() != psutil.STATUS_ZOMBIE
+
+
 def contents(root: Path, *folders: str) -> dict[str, str]:
     """File -> SHA-256 below some folders."""
     paths = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]

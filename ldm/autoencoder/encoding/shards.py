@@ -50,6 +50,6 @@ def write_shards(
         return encode(autoencoder, shards, samples, params, accelerator.device), {}
 
     keep_each(run, work, compute, f"encode_latents {shards.directory.name}", "shard", accelerator)
-    for number in process.share_of(shards.num_shards, accelerator):
+    for number in process.share_of(range(shards.num_shards), accelerator):
         writer.write_shard(number, run.unit(shards.shard_sha256[number]).tensors)
     ranks.wait()

@@ -12,6 +12,7 @@ from torch.nn import functional
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
 from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.compute import process
 from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.training.loop import Accelerator, rows_per_pass
@@ -86,8 +87,7 @@ class Measurement:
         images.grid(pairs, num_columns=8, captions=None).save(path)
 
     def _batches(self, count: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-        starts = range(0, count, self._num_rows)
-        for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
+        for start in process.share_of(range(0, count, self._num_rows), self._accelerator):
             samples = range(start, min(start + self._num_rows, count))
             yield self._shards.images(samples).to(self._accelerator.device)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, to_image
+from ldm.compute import process
 from ldm.core import images
 from ldm.denoiser.model.diffusion import DenoisingObjective, add_noise, denoiser, training_times
 from ldm.denoiser.training.inputs import LatentsAndCaptions
@@ -51,8 +52,7 @@ class Validation:
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(2 + 2 * (num_buckets + 1), dtype=torch.float64)
         num_rows = rows_per_pass(self._params.training, self._accelerator)
-        starts = range(0, len(self._buckets), num_rows)
-        for start in starts[self._accelerator.process_index :: self._accelerator.num_processes]:
+        for start in process.share_of(range(0, len(self._buckets), num_rows), self._accelerator):
             rows = slice(start, start + num_rows)
             weighted, mse = objective.losses({name: value[rows].to(device) for name, value in self._batch.items()})
             member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)

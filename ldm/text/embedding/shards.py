@@ -48,8 +48,7 @@ def write_shards(
     keep_each(run, work, lambda part: (encode(part), {"captions": part}), "embed_text", "shard", accelerator)
     kept = KeptRows(run)
     starts = range(0, len(captions), num_per_shard)
-    for number in process.share_of(len(starts), accelerator):
-        start = starts[number]
+    for number, start in process.share_of(list(enumerate(starts)), accelerator):
         writer.write_shard(number, kept.gather(captions[start : start + num_per_shard]))
     ranks.wait()
     if accelerator.is_main_process:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from ldm import randomness
@@ -47,6 +48,7 @@ class Preprocess:
     std: Sequence[float]
     interpolation: Literal["bicubic", "bilinear"]
     resize: Literal["shortest", "squash"]
+    __pydantic_config__ = ConfigDict(extra="forbid")  # where a passport is read
 
     def __call__(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         """Resize (shortest side and centre crop, or squash), scale to [0, 1], normalise."""
@@ -149,19 +151,24 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
     """The model of an artefact that `Clip.save` wrote, frozen, in evaluation mode; nothing is fetched. IntegrityError:
     missing, corrupt, no CLIP, or one with parts of other libraries."""
     passport, tensors = artifact.read(directory, KIND)
-    config = passport.config
-    cfg = config["model_cfg"]
     fix = "take a CLIP of open_clip's own parts, or make this one again with `dvc repro train_clip`"
-    if (key := layout.foreign_key(cfg)) is not None:
-        found = f"model_cfg has {key}"
-        raise IntegrityError(str(directory / artifact.PASSPORT), found, "parts that open_clip builds by itself", fix)
-    clip = Clip(_model(cfg), cfg, Preprocess(**config["preprocess"]), merges_of(directory, passport))
+    with artifact.fitting(directory):
+        cfg = passport.config["model_cfg"]
+        if (key := layout.foreign_key(cfg)) is not None:
+            where, expected = str(directory / artifact.PASSPORT), "parts that open_clip builds by itself"
+            raise IntegrityError(where, f"model_cfg has {key}", expected, fix)
+        clip = Clip(_model(cfg), cfg, preprocess_of(passport), merges_of(directory, passport))
     try:
         clip.model.load_state_dict(tensors)
     except RuntimeError as error:
         found = layout.why_not_loaded(error)
         raise IntegrityError(str(directory / artifact.WEIGHTS), found, "weights of its model_cfg", fix) from None
     return clip.eval().requires_grad_(False), passport
+
+
+def preprocess_of(passport: artifact.Passport) -> Preprocess:
+    """How the model of an artefact wants its images. ValidationError: the passport does not say so."""
+    return TypeAdapter(Preprocess).validate_python(passport.config["preprocess"])
 
 
 def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:

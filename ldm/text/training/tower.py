@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.core import artifact
-from ldm.text.model.clip import KIND, Clip, Preprocess, load, merges_of
+from ldm.text.model.clip import KIND, Clip, load, merges_of, preprocess_of
 
 _OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask", "tokenizer_kwargs"}
 """Of open_clip's `text_cfg`, those that `TextTower` knows: all that its own architectures with such a tower use."""
@@ -22,14 +22,16 @@ def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
     """What `ldm.text.model.clip.load` returns, but without an image tower, unless the text tower has options that only
     open_clip knows: states and features of a caption are equal up to rounding. IntegrityError: missing, corrupt or no
     CLIP."""
-    cfg: dict[str, Any] = artifact.read_passport(directory, KIND).config["model_cfg"]
-    if set(cfg["text_cfg"]) - _OPTIONS:
-        return load(directory)
     passport, tensors = artifact.read(directory, KIND)
-    tower = TextTower(cfg)
-    names = {name.removeprefix("text."): name for name in tensors}  # with `custom_text` the tower has a name of its own
-    tower.load_state_dict({name: tensors[names[name]] for name in tower.state_dict()})
-    clip = Clip(tower, cfg, Preprocess(**passport.config["preprocess"]), merges_of(directory, passport))
+    with artifact.fitting(directory):
+        cfg: dict[str, Any] = passport.config["model_cfg"]
+        if set(cfg["text_cfg"]) - _OPTIONS:
+            return load(directory)
+        tower = TextTower(cfg)
+        # With `custom_text` the tower has a name of its own.
+        named = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
+        tower.load_state_dict({name: named[name] for name in tower.state_dict() if name in named})
+        clip = Clip(tower, cfg, preprocess_of(passport), merges_of(directory, passport))
     return clip.eval().requires_grad_(False), passport
 
 

@@ -1,0 +1,82 @@
+"""The code that a script runs: the files that it imports, directly or not, read off its import statements.
+
+dvc.yaml lists them as the code that a stage depends on (`make deps`), and a saved state depends on them.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+
+def files_of(script: Path, root: Path) -> list[str]:
+    """The script and every file of `ldm` that it imports, directly or not, at module level or in a function, relative
+    to `root`, the script first; weights beside a module, under its name, belong to it. What holds no code, as most
+    `__init__.py`, is left out."""
+    found: dict[str, None] = {}
+    waiting = [script]
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(root).as_posix()
+        if name not in found:
+            found[name] = None
+            weights = path.with_suffix(".safetensors")
+            waiting += [*imported_files(path, root), *([weights] if weights.is_file() else [])]
+    with_code = [name for name in found if has_code(root / name)]
+    return sorted(with_code, key=lambda name: (not name.startswith("stages/"), name))
+
+
+def has_code(path: Path) -> bool:
+    """Whether a file is more than a docstring."""
+    if path.suffix != ".py":
+        return path.name != "py.typed"
+    body = _tree(path.read_bytes()).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def imported_files(path: Path, root: Path) -> list[Path]:
+    """The files of `ldm` that one file imports, packages' `__init__` included; type-only ones are not run."""
+    package = path.relative_to(root).with_suffix("").parts
+    modules = _modules_of(path.read_bytes(), package) if path.suffix == ".py" else ()
+    return list(dict.fromkeys(file for module in modules for file in _files(module, root)))
+
+
+@cache
+def _tree(source: bytes) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
+def _modules_of(source: bytes, importer: tuple[str, ...]) -> tuple[str, ...]:
+    """Dotted names that a source imports, or may import."""
+    return tuple(name for node in _runtime_nodes(_tree(source)) for name in _modules(node, importer))
+
+
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            continue
+        yield node
+        yield from _runtime_nodes(node)
+
+
+def _modules(node: ast.AST, importer: tuple[str, ...]) -> Iterator[str]:
+    """Dotted names that an import statement may load; a symbol of a module is among them and matches no file."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = ".".join(importer[: -node.level]) if node.level else ""
+        module = ".".join(part for part in (base, node.module) if part)
+        yield module
+        yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _files(module: str, root: Path) -> Iterator[Path]:
+    parts = module.split(".")
+    if parts[0] != "ldm":
+        return
+    for depth in range(1, len(parts) + 1):
+        stem = root.joinpath(*parts[:depth])
+        for file in (stem / "__init__.py", stem.with_suffix(".py")):
+            if file.is_file():
+                yield file
