@@ -42,8 +42,8 @@ def rewritten(readme: str, kind: str, block: str) -> str:
 
 def main() -> None:
     """Print, or copy the pictures and rewrite the corpus's block of the README."""
-    paths = config.read(PathsParams, "paths", ROOT / "params.yaml").model_dump()
-    kind = config.read(PrepareParams, "prepare", ROOT / "params.yaml").corpus.kind
+    paths = config.read(PathsParams, "paths", ROOT / config.PATHS).model_dump()
+    kind = config.read(PrepareParams, "prepare", ROOT / config.PARAMS).corpus.kind
     folders = {name: ROOT / path for name, path in paths.items()}
     pictures = PICTURES.get(kind, PICTURES["shapes"])
     found = {folders[name.split("/")[0]] / name.split("/")[1]: words for name, words in pictures.items()}

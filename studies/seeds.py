@@ -98,7 +98,7 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
         if run.seeds["autoencoder"]:  # elsewhere it would only make the passport of the latents, and so the UNet, new
             params["encode_latents"]["statistics_tolerance"] = TOLERANCE
     _repro(clone, share)
-    paths = config.read(PathsParams, "paths", clone / config.PARAMS)
+    paths = config.read(PathsParams, "paths", clone / config.PATHS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
     shutil.rmtree(clone)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from ruamel.yaml import YAML
 
+from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 
 BINARIES = Path(sys.executable).parent
@@ -34,14 +35,14 @@ class Repository:
         return repository
 
     def __init__(self, root: Path) -> None:
-        """A new one: a copy of this repository with the params of recipes/tiny.yaml."""
+        """A new one: a copy of this repository with the params of the recipe tiny."""
         self.root = root
         listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
             if (ROOT / name).is_file() and name != "dvc.lock":
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, root / name)
-        shutil.copy2(ROOT / "recipes/tiny.yaml", root / "params.yaml")
+        (root / "params.yaml").write_text(params_of("tiny"))
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.run("git", "config", "user.name", "test")
         self.run("git", "config", "user.email", "test@example.org")
@@ -94,6 +95,11 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
+def params_of(recipe: str) -> str:
+    """What `ldm recipe` writes."""
+    return Recipe(recipe, ROOT).text()
+
+
 def setting(**values: Any) -> Callable[[str], str]:
     """An edit of params.yaml: values by key, with __ between the parts; every key must exist."""
 
@@ -114,7 +120,7 @@ def setting(**values: Any) -> Callable[[str], str]:
 
 
 def short_recipe(num_steps: int = 6) -> Callable[[str], str]:
-    """An edit of recipes/tiny.yaml: trainings of a few steps on one thread."""
+    """An edit of the recipe tiny: trainings of a few steps on one thread."""
     values = {f"{name}__training__num_steps": num_steps for name in TRAININGS}
     warmup = {f"{name}__training__num_warmup_steps": 2 for name in TRAININGS}
     # More threads gain nothing here, and lose a lot beside other processes.

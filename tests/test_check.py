@@ -1,6 +1,7 @@
 """Rules that bind sections together: each has its finding, with line, value and reason."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ruamel.yaml import YAML
 from ldm.core.errors import ConfigError
 from ldm.core.params import OF_THE_REPOSITORY
 from ldm.tools.check import check
+from tests.repository import params_of, setting
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
     """A recipe with a few values changed, by dotted key."""
     yaml = YAML()
-    params = yaml.load((ROOT / "recipes" / recipe).read_text())
+    params = yaml.load(params_of(Path(recipe).stem))
     for key, value in changes.items():
         *sections, last = key.split(".")
         section = params
@@ -157,12 +159,16 @@ def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_pa
     ],
     ids=lambda change: "-".join(*change.items()),
 )
-def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(tmp_path: Path, change: dict[str, str]) -> None:
-    path = edited(tmp_path, "tiny.yaml", {f"paths.{name}": value for name, value in change.items()})
+def test_an_artefact_lies_below_the_root_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    text = (ROOT / "paths.yaml").read_text()
+    (tmp_path / "paths.yaml").write_text(setting(**{f"paths__{name}": value for name, value in change.items()})(text))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        check.params_file(path)
+        check.params_file(ROOT / "params.yaml")
     line, fix = str(caught.value).splitlines()
-    assert re.match(rf"{path}:\d+: paths", line) and all(value in line for value in change.values())
+    assert re.match(r"paths.yaml:\d+: paths", line) and all(value in line for value in change.values())
     assert "; expected a " in line and fix.startswith("fix: ")
 
 
@@ -284,6 +290,31 @@ def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) 
         "sample.drawing.guidance_scale",
         "evaluate.batch_size",
     ]
+
+
+def test_params_and_paths_are_checked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = edited(tmp_path, "tiny.yaml", {"machine.threads": 0, "paths": {"source": "x"}})
+    (tmp_path / "paths.yaml").write_text((ROOT / "paths.yaml").read_text().replace("  runs: runs", "  machine: runs"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        check.params_file(path)
+    found = [re.sub(r":\d+:", ":", line.replace(f"{tmp_path}/", "")) for line in str(caught.value).splitlines()]
+    assert found[:2] == [
+        "params.yaml: paths: section in the wrong file; expected it in paths.yaml",
+        "fix: write what differs into paths.yaml, and delete the section here",
+    ]
+    assert [line.split(";")[0] for line in found[2::2]] == [
+        "params.yaml: machine.threads: found 0",
+        "paths.yaml: paths.runs: missing",
+        "paths.yaml: paths.machine: unknown key",
+    ]
+
+
+def test_a_mistake_in_a_params_file_shows_without_paths_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^paths.yaml: no such file; expected a params file\nfix: run from the "):
+        check.params_file()
 
 
 def test_the_committed_params_are_good() -> None:

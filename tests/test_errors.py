@@ -25,6 +25,7 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.tools.check import check
 from tests import kinds
+from tests.repository import params_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "ldm").rglob("*.py")), *sorted((ROOT / "stages").glob("*.py"))]
@@ -109,7 +110,7 @@ def shape(error: UserError) -> list[str]:
 
 
 def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> None:
-    good = (ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8")
+    good = params_of("tiny")
     params, (first, second, *_) = tmp_path / "params.yaml", good.split("\n\n")
     for text in (
         "",

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ldm.sampling.origin import Origin
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,8 +23,9 @@ from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png
 from ldm.core.params import PathsParams
 from ldm.precompute.cache import Cache
-from ldm.sampling.generator import Generator
 from ldm.sampling import samples
+from ldm.sampling.generator import Generator
+from ldm.sampling.origin import Origin
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model import clip
 from ldm.tools import lineage, pipeline
@@ -56,7 +56,8 @@ def wave(*shape: int) -> Tensor:
 def root(tmp_path: Path) -> Path:
     """A repository of today with the artefacts of then."""
     shutil.copytree(FORMER / "data", tmp_path / "data")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
@@ -69,7 +70,8 @@ def expected() -> dict[str, Tensor]:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Pipeline:
     folder = tmp_path_factory.mktemp("former")
     shutil.copytree(FORMER / "data", folder / "data")
-    shutil.copy(ROOT / "params.yaml", folder)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, folder)
     return pipeline.Pipeline.load(folder)
 
 
@@ -135,7 +137,7 @@ def test_samples_are_read_and_made_again(loaded: pipeline.Pipeline) -> None:
 
 
 def test_the_chain_of_passports_is_followed(root: Path) -> None:
-    paths = config.read(PathsParams, "paths", root / "params.yaml")
+    paths = config.read(PathsParams, "paths", root / "paths.yaml")
     found = [str(error).splitlines()[0] for error in lineage.check(root, paths)]
     assert len(found) == 2 and "data/images: no passport.json" in found[0] and "captions: no passport" in found[1]
 
@@ -147,7 +149,7 @@ def load_unet(root: Path) -> Generator:
 
 def verify(root: Path) -> None:
     """As `ldm verify` does."""
-    problems = lineage.check(root, config.read(PathsParams, "paths", root / "params.yaml"))
+    problems = lineage.check(root, config.read(PathsParams, "paths", root / "paths.yaml"))
     raise next(error for error in problems if "no passport.json" not in str(error))
 
 

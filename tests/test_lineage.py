@@ -28,12 +28,12 @@ LINKS = {
 @pytest.fixture
 def root(repository: Repository, tmp_path: Path) -> Path:
     shutil.copytree(repository.root / "data", tmp_path / "data")
-    shutil.copy(repository.root / "params.yaml", tmp_path)
+    shutil.copy(repository.root / "paths.yaml", tmp_path)
     return tmp_path
 
 
 def problems(root: Path) -> list[str]:
-    return [str(error) for error in lineage.check(root, config.read(PathsParams, "paths", root / "params.yaml"))]
+    return [str(error) for error in lineage.check(root, config.read(PathsParams, "paths", root / config.PATHS))]
 
 
 def rewrite(folder: Path, change: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What `make` does before anything is installed, and where it stands in a path with spaces."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def test_targets_run_in_a_path_with_spaces(project: Path, target: str) -> None:
     assert done.returncode == 0, done.stderr
     calls = (project / "log").read_text().splitlines()
     assert calls and all(call.endswith(f"| {project}/.venv/bin/dvc") for call in calls), "stages find the environment"
+
+
+def test_recipe_passes_a_name_with_spaces_and_force_on(project: Path) -> None:
+    command = ".venv/bin/python -m ldm.tools.cli recipe"
+    cases = {(): [], ("NAME=our team/mine.yaml", "FORCE=1"): ["our team/mine.yaml", "--force"]}
+    for arguments, passed in cases.items():
+        done = make(project, "--dry-run", "recipe", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert shlex.split(done.stdout.splitlines()[-1]) == [*command.split(), *passed]
 
 
 def test_setup_installs_in_a_path_with_spaces(project: Path) -> None:

@@ -18,7 +18,7 @@ from ldm.core import config
 from ldm.tools import cli
 from ldm.tools.check import check
 from tests.import_closure import ROOT
-from tests.repository import setting
+from tests.repository import params_of, setting
 
 PATH = Path("params.yaml")
 
@@ -27,15 +27,12 @@ PATH = Path("params.yaml")
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params and code, of which a UNet training was stopped after 20 and 41 steps."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(setting(train_unet__training__num_steps=80)(params_text()))
+    (tmp_path / "params.yaml").write_text(setting(train_unet__training__num_steps=80)(params_of("tiny")))
+    shutil.copy(ROOT / "paths.yaml", tmp_path)
     shutil.copytree(ROOT / "stages", tmp_path / "stages")
     shutil.copytree(ROOT / "ldm", tmp_path / "ldm", ignore=shutil.ignore_patterns("__pycache__"))
     save("train_unet", 20, 41)
     return tmp_path
-
-
-def params_text() -> str:
-    return (ROOT / "recipes/tiny.yaml").read_text()
 
 
 def made_by(stage: str) -> dict[str, Any]:

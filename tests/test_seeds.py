@@ -63,7 +63,8 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     def call(folder: Path, *command: str, capture: bool = False) -> str:
         if command[:2] == ("git", "clone"):
             Path(command[-1]).mkdir()
-            (Path(command[-1]) / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+            for name in ("params.yaml", "paths.yaml"):
+                (Path(command[-1]) / name).write_text((ROOT / name).read_text())
         return "abc\n" if capture else ""
 
     def repro(clone: Path, share: Any) -> None:

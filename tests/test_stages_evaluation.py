@@ -46,7 +46,8 @@ def here(trained, tmp_path, monkeypatch) -> Path:
     (tmp_path / "data").mkdir()
     for path in (trained / "data").iterdir():
         (tmp_path / "data" / path.name).symlink_to(path)
-    (tmp_path / "params.yaml").write_bytes((trained / "params.yaml").read_bytes())
+    for name in ("params.yaml", "paths.yaml"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -46,8 +46,9 @@ def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
     machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False} | KEPT
     paths = {name: f"data/{name}" for name in PathsParams.model_fields}
     stream = io.BytesIO()
-    YAML().dump({"paths": paths, "machine": machine, "prepare": prepare | changes}, stream)
+    YAML().dump({"machine": machine, "prepare": prepare | changes}, stream)
     (root / "params.yaml").write_bytes(stream.getvalue())
+    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
 
 
 def _main() -> str:

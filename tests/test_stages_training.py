@@ -54,12 +54,13 @@ MACHINE = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False
 
 
 def write_params(root: Path, **sections: Any) -> None:
-    given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    given = YAML(typ="safe").load((ROOT / "paths.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs"}
     paths |= {f"{name}_results": f"data/{name}_results" for name in ("autoencoder", "unet")}
-    content = {"paths": paths, "machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
+    content = {"machine": MACHINE, "train_autoencoder": AUTOENCODER, "train_unet": UNET} | sections
     (root / "params.yaml").write_text(json.dumps(content))
+    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
-from ruamel.yaml import YAML
 
 from ldm.tools import verify
+from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
@@ -140,7 +140,7 @@ def own(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Rep
 
 def of_own_images(text: str) -> str:
     """Params for whatever lies in data/source."""
-    folder = YAML(typ="safe").load((ROOT / "recipes/folder.yaml").read_text())["prepare"]["corpus"]
+    folder = Recipe("folder", ROOT).data["prepare"]["corpus"]
     return setting(prepare__corpus={**folder, "val_fraction": 0.3}, prepare__num_examples=4)(text)
 
 

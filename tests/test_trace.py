@@ -45,14 +45,14 @@ def test_a_stage_uses_nothing_that_is_not_declared(copy: Repository, name: str) 
     assert STAGES[name]["cmd"].endswith(script)
     said = copy.run(Path(sys.executable).name, "-c", TRACED, script)
     opened, modules = json.loads(next(line for line in said.splitlines() if line.startswith("TRACE"))[6:])
-    paths: dict[str, str] = YAML(typ="safe").load((copy.root / "params.yaml").read_text())["paths"]
+    paths: dict[str, str] = YAML(typ="safe").load((copy.root / "paths.yaml").read_text())["paths"]
     folders = {f"${{paths.{key}}}": value for key, value in paths.items()}
     deps = [folders.get(dep, dep) for dep in STAGES[name]["deps"]]
     outs = [folders[out if isinstance(out, str) else next(iter(out))] for out in STAGES[name].get("outs", [])]
     files = expanded([dep for dep in STAGES[name]["deps"] if not dep.startswith("${")], copy.root)
     assert modules and {module for module in modules if has_code(copy.root / module)} <= set(files)
     building = [str(Path(out).with_name(f".{Path(out).name}.{state}")) for out in outs for state in ("building", "old")]
-    allowed = [*deps, *outs, *building, "params.yaml", f"{paths['runs']}/{name}"]
+    allowed = [*deps, *outs, *building, "params.yaml", "paths.yaml", f"{paths['runs']}/{name}"]
     files = [path for path in opened if "__pycache__" not in path and (copy.root / path).suffix != ".pyc"]
     declared = [path for path in files if any(path == a or path.startswith(f"{a}/") for a in allowed)]
     undeclared = [path for path in files if path not in declared and has_code(copy.root / path)]

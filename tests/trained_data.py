@@ -1,5 +1,6 @@
 """A folder like a repository after training: a corpus of shapes and tiny untrained artefacts that fit each other."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def make(root: Path, caption_dropout: float = 0.1) -> None:
         params[section] |= values
     params["sample"]["drawing"] |= DRAWING
     write_params(root, params)
+    shutil.copy(ROOT / "paths.yaml", root)
     prepare = PrepareParams.model_validate(PREPARE)
     data = root / "data"
     (data / "prepare").mkdir(parents=True)

@@ -15,6 +15,8 @@ from ldm.core import plain_yaml, system
 from ldm.core.errors import ConfigError
 
 PARAMS = Path("params.yaml")
+PATHS = Path("paths.yaml")
+"""The file of the section `paths`, which dvc.yaml reads too; every other section is in `PARAMS`."""
 _KINDS = {
     "integer": "an integer",
     "number": "a number",
@@ -35,6 +37,7 @@ _LIMITS = {
     "minLength": "with length >=",
     "pattern": "matching",
 }
+_COMPLETE = f"recipes/default.yaml and {PATHS} are complete"
 Loc = tuple[int | str, ...]
 Json = dict[str, Any]
 
@@ -79,25 +82,29 @@ class Document:
             raise system.explain(error, str(path), ConfigError) from None
         self._node, data = plain_yaml.load(text, path)
         if not isinstance(data, dict):
-            fix = "copy params.yaml or a file of recipes/ and change that"
+            fix = "write sections as recipes/default.yaml has them"
             raise ConfigError(f"{path}:1", "no sections", "a mapping of sections", fix)
         self.data: dict[str, Any] = data
 
     def where(self, loc: Loc) -> str:
-        """`file:line: dotted.key` of the deepest part of `loc` that is in the file."""
+        """`file:line: dotted.key`, the line as `line_of` says."""
+        return f"{self.path}:{self.line_of(loc)}: {'.'.join(map(str, loc))}"
+
+    def line_of(self, loc: Loc) -> int:
+        """The line of the deepest part of `loc` that is in the file, from 1."""
         node, line = self._node, 1
         for part in loc:
             found = _child(node, part)
             if found is None:
                 break
             node, line = found
-        return f"{self.path}:{line}: {'.'.join(map(str, loc))}"
+        return line
 
     def validate(self, section: type[S], name: str) -> tuple[S | None, list[ConfigError]]:
         """The section `name` as a `section`, or None and what is wrong with it."""
         if name not in self.data:
             near = _nearest(name, list(self.data))
-            fix = f"rename {near} to {name}" if near else "add it; params.yaml and recipes/ show complete files"
+            fix = f"rename {near} to {name}" if near else f"add it; {_COMPLETE}"
             expected = f"{', '.join(section.model_fields)}{_hint(near)}"
             return None, [ConfigError(f"{self.path}:1: {name}", "section missing", expected, fix)]
         try:
@@ -116,38 +123,41 @@ class Document:
 
     def unknown_sections(self, known: Sequence[str]) -> list[ConfigError]:
         """One error per top-level key that no stage knows."""
-        legal = ", ".join(known)
-        return [
-            ConfigError(self.where((name,)), "unknown section", f"one of {legal}{_hint(near)}", _rename(near))
-            for name in self.data
-            if name not in known
-            for near in (_nearest(name, known),)
-        ]
+        return [self._unknown(name, known) for name in self.data if name not in known]
+
+    def _unknown(self, name: str, known: Sequence[str]) -> ConfigError:
+        where, near = self.where((name,)), _nearest(name, known)
+        if name == "paths":
+            fix = f"write what differs into {PATHS}, and delete the section here"
+            return ConfigError(where, "section in the wrong file", f"it in {PATHS}", fix)
+        expected = f"one of {', '.join(known)}{_hint(near)}"
+        return ConfigError(where, "unknown section", expected, _rename(near))
 
 
-def read(section: type[S], name: str, path: Path = PARAMS) -> S:
-    """One top-level section of a params file.
+def read(section: type[S], name: str, path: Path | None = None) -> S:
+    """One top-level section. path: `PATHS` for the section `paths`, `PARAMS` for every other one by default.
 
     Raises:
         ConfigError: with every finding of this section, each with its fix.
     """
-    return Document(path).read(section, name)
+    return Document(path or (PATHS if name == "paths" else PARAMS)).read(section, name)
 
 
-def read_all(sections: Mapping[str, type[Section]], path: Path = PARAMS) -> dict[str, Section]:
-    """All named sections; unknown sections are refused.
+def read_all(*files: tuple[Document, Mapping[str, type[Section]]]) -> dict[str, Section]:
+    """All sections of one or more files, each file with the sections that it must have; others are refused.
 
     Raises:
-        ConfigError: with every finding of the whole file, each with its fix.
+        ConfigError: with every finding of all files, each with its fix.
     """
-    document = Document(path)
-    errors = document.unknown_sections(list(sections))
+    errors: list[ConfigError] = []
     values: dict[str, Section] = {}
-    for name, section in sections.items():
-        value, findings = document.validate(section, name)
-        errors += findings
-        if value is not None:
-            values[name] = value
+    for document, sections in files:
+        errors += document.unknown_sections(list(sections))
+        for name, section in sections.items():
+            value, findings = document.validate(section, name)
+            errors += findings
+            if value is not None:
+                values[name] = value
     if errors:
         raise ConfigError.many(errors)
     return values
@@ -193,7 +203,7 @@ def _explain(schema: "_Schema", details: ErrorDetails, values: Any, where: Calla
         return ConfigError(place, "unknown key", f"one of {', '.join(owner)}{_hint(near)}", _rename(near))
     if kind == "missing":
         near = _nearest(key, [other for other in _keys(values, loc[:-1]) if other not in owner])
-        fix = f"rename {near} to {key}" if near else f"add {key}; params.yaml and recipes/ show complete files"
+        fix = f"rename {near} to {key}" if near else f"add {key}; {_COMPLETE}"
         return ConfigError(place, "missing", f"{schema.legal(field)}{_hint(near)}", fix)
     if kind == "value_error":
         found, _, expected = details["msg"].removeprefix("Value error, ").partition("; expected ")

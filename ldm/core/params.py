@@ -10,7 +10,10 @@ from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 from ldm.core.config import Section
 
 _FOLDERS = "benchmarks configs docs ldm recipes stages studies tests"
-_FILES = "CONTRIBUTING.md LICENSE Makefile README.md dvc.lock dvc.yaml params.yaml pyproject.toml requirements.lock"
+_FILES = (
+    "CONTRIBUTING.md LICENSE Makefile README.md dvc.lock dvc.yaml params.yaml paths.yaml pyproject.toml "
+    "requirements.lock"
+)
 OF_THE_REPOSITORY = (*_FOLDERS.split(), *_FILES.split())
 """What the repository itself holds, which no artefact may replace."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"

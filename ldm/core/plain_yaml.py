@@ -58,7 +58,7 @@ def _check_depth(events: Iterable[Event], path: Path) -> None:
     for event in events:
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            fix = "close what is open, or copy a file of recipes/"
+            fix = "close what is open, or write the file again by `ldm recipe`"
             found, where = f"values more than {_MAX_DEPTH} deep", f"{path}:{event.start_mark.line + 1}"
             raise ConfigError(where, found, "the few levels of params.yaml", fix)
 

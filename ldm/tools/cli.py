@@ -1,4 +1,4 @@
-"""The command `ldm`: images from the trained artefacts and their replay, checks of a params file and of results."""
+"""The command `ldm`: images from the trained artefacts and their replay, recipes, checks of params and of results."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ from ldm.core import config, system
 from ldm.core.config import PARAMS
 from ldm.core.errors import ConfigError, IntegrityError, Interrupted
 from ldm.sampling import prompts, samplers
+from ldm.tools import recipe
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -63,11 +64,15 @@ Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go o
     example = "example: ldm replay pictures/0000.png"
     replay = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
     _replay_options(replay)
-    about = "Validate a params file, section by section and as a whole."
+    about = "Validate a params file, section by section and as a whole; one of recipes/ with the default beneath."
     check = commands.add_parser("check", help="validate a params file", description=about)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
     check.more = _kinds
+    about = "Write params.yaml: the default with what a recipe changes. Without NAME, list the recipes."
+    writer = commands.add_parser("recipe", help="write params.yaml from a recipe", description=about)
+    writer.more = lambda: f"\n{recipe.listing()}\n"
+    _recipe_options(writer)
     about = (
         "Read every byte of the results that dvc.lock records, in the workspace and in DVC's cache, say where dvc.lock \
 differs from HEAD, and follow the passports from data to metrics; or read every byte in a remote."
@@ -133,6 +138,12 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     add("--threads", type=_whole(1, 4096), metavar="N", help="CPU threads of the process that made it")
     replay.set_defaults(command=_replay)
+
+
+def _recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one of those below, or the path of a file like them")
+    parser.add_argument("--force", action="store_true", help="over edits of params.yaml that would be lost")
+    parser.set_defaults(command=_recipe)
 
 
 def _sampler(text: str) -> dict[str, Any]:
@@ -267,7 +278,7 @@ def _replay(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from ldm.tools.check import check, launch_config
 
-    params = check.params_file(options.path)
+    params = check.whole(recipe.document(options.path))
     launch_config.check()
     corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
     print(f"{options.path} is complete and consistent ({corpus})")
@@ -280,6 +291,10 @@ def _kinds() -> str:
     found = {key: kinds for name, section in SECTIONS.items() for key, kinds in config.kinds(section, name).items()}
     lines = [f"  {key}: {', '.join(kinds)}" for key, kinds in found.items()]
     return "\n".join(["", "values with a `kind`, and what it may be:", *lines, ""])
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    print(recipe.write(options.name, options.force) if options.name else recipe.listing())
 
 
 def _verify(options: argparse.Namespace) -> None:

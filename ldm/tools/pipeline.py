@@ -46,17 +46,18 @@ class Pipeline:
 
     @classmethod
     def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
-        """The artefacts of the repository at `root`, found through its params.yaml, on a GPU if there is one.
+        """The artefacts of the repository at `root`, found through its paths.yaml, on a GPU if there is one.
 
         Raises:
-            ConfigError: params.yaml is missing or wrong.
+            ConfigError: paths.yaml or params.yaml is missing or wrong.
             IntegrityError: an artefact is missing or corrupt, or was not made from the others present. A shard of
                 the embeddings is hashed when a prompt is in it.
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
         root = Path(root)
         document = config.Document(root / config.PARAMS)
-        paths, params = document.read(PathsParams, "paths"), document.read(SampleParams, "sample")
+        paths = config.read(PathsParams, "paths", root / config.PATHS)
+        params = document.read(SampleParams, "sample")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if where.type == "cuda" and not torch.cuda.is_available():
             raise MachineError(

@@ -40,7 +40,7 @@ class Kept:
 
 
 def root() -> Path:
-    """The folder of all runs. ConfigError: params.yaml does not name it."""
+    """The folder of all runs. ConfigError: paths.yaml does not name it."""
     return workspace.runs(config.read(PathsParams, "paths").runs)
 
 

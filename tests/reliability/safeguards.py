@@ -215,7 +215,7 @@ def _copy(folder: Path) -> Path:
     root = folder / "copy"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    for name in ("ldm", "stages", "tests", "recipes", "pyproject.toml", "params.yaml", "dvc.yaml"):
+    for name in ("ldm", "stages", "tests", "recipes", "pyproject.toml", "params.yaml", "paths.yaml", "dvc.yaml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, root / name)
     return root

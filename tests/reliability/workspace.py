@@ -30,17 +30,17 @@ NAMES = ("images", "captions", "latents", "embeddings", "autoencoder", "unet")
 def for_training(root: Path, **training: Any) -> Path:
     """Inputs of train_autoencoder and train_unet, which take a fraction of a second each."""
     training_data.write_all(root / "data")
-    given = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    given = YAML(typ="safe").load((ROOT / "paths.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs", "autoencoder": "data/autoencoder"}
     sections = {
-        "paths": paths,
         "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | training_data.KEPT,
         "train_autoencoder": training_data.AUTOENCODER
         | {"training": training_data.AUTOENCODER["training"] | {"num_accumulation_steps": 1} | training},
         "train_unet": training_data.UNET | {"training": training_data.UNET["training"] | training},
     }
     (root / "params.yaml").write_text(json.dumps(sections))
+    (root / "paths.yaml").write_text(json.dumps({"paths": paths}))
     return root
 
 

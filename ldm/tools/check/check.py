@@ -28,7 +28,6 @@ from ldm.text.training.params import TrainClipParams
 from ldm.tools.check import objectives
 
 SECTIONS: dict[str, type[config.Section]] = {
-    "paths": PathsParams,
     "machine": MachineParams,
     "prepare": PrepareParams,
     "train_autoencoder": TrainAutoencoderParams,
@@ -39,11 +38,12 @@ SECTIONS: dict[str, type[config.Section]] = {
     "sample": SampleParams,
     "evaluate": EvaluateParams,
 }
+"""What a params file holds; the section `paths` has a file of its own."""
 
 
 @dataclass(frozen=True)
 class Params:
-    """A whole params file."""
+    """A whole params file, and the paths that go with it."""
 
     paths: PathsParams
     machine: MachineParams
@@ -63,13 +63,18 @@ _MIN_IMAGE_SIZE_PX = 11
 
 
 def params_file(path: Path = config.PARAMS) -> Params:
-    """Every section of a params file, validated alone and together.
+    """`whole` of a file."""
+    return whole(config.Document(path))
+
+
+def whole(document: config.Document) -> Params:
+    """Every section of a params file and the paths of this repository, validated alone and together.
 
     Raises:
         ConfigError: with every finding, `file:line: key: found; expected, because`, each with its fix.
     """
-    params = Params(**config.read_all(SECTIONS, path))  # pyright: ignore[reportArgumentType]
-    document = config.Document(path)
+    values = config.read_all((document, SECTIONS), (config.Document(config.PATHS), {"paths": PathsParams}))
+    params = Params(**values)  # pyright: ignore[reportArgumentType]
     findings = [finding for rule in RULES for finding in rule(params)]
     if findings:
         raise ConfigError.many([_error(document.where(_parts(key)), *rest) for key, *rest in findings])
