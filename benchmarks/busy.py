@@ -23,7 +23,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
+from ldm.compute.precision import autocast
 from ldm.core import config
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.params import TrainUNetParams
 
@@ -49,11 +51,11 @@ def work() -> None:
     unet = UNet(params)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     z, target = torch.randn(2, rows, params.latent_channels, params.latent_size, params.latent_size)
-    context = torch.randn(rows, params.max_context_tokens, params.context_width)
+    condition = Condition(torch.randn(rows, params.max_context_tokens, params.context_width))
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
-            prediction = unet(z, 1000 * torch.rand(rows), context)
+        with autocast(z.device, training.precision):
+            prediction = unet(z, 1000 * torch.rand(rows), condition)
         (prediction.float() - target).square().mean().backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()

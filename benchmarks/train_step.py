@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
+from ldm.compute.precision import DTYPES, autocast
 from ldm.core import config
+from ldm.core.params import Precision
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.params import TrainUNetParams
@@ -48,14 +51,13 @@ def theirs(params: UNetParams) -> nn.Module:
 
 
 def training_step(
-    model: nn.Module, predict: Callable[..., Tensor], data: dict[str, Tensor], autocast: bool, fused: bool
+    model: nn.Module, predict: Callable[..., Tensor], data: dict[str, Tensor], precision: Precision, fused: bool
 ) -> Step:
     """A step of `model` on fixed data; `fused` is our optimizer's setting, the plain loop takes the default."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
-    device = data["z"].device.type
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        with autocast(data["z"].device, precision):
             prediction = predict(data["z"], data["time"], data["context"])
         (prediction.float() - data["target"]).square().mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,11 +104,12 @@ def main() -> None:
     reference, ours = theirs(params).to(device), UNet(params).to(device)
     ours.load_state_dict(reference.state_dict())
     steps: dict[str, Step] = {}
-    for precision in ("fp32", "bf16"):
-        autocast = precision == "bf16"
-        steps[f"ours {precision}"] = training_step(ours, ours, data, autocast, fused=True)
+    for precision in DTYPES:
+        steps[f"ours {precision}"] = training_step(
+            ours, lambda z, time, context: ours(z, time, Condition(context)), data, precision, fused=True
+        )
         steps[f"theirs {precision}"] = training_step(
-            reference, lambda *inputs: reference(*inputs).sample, data, autocast, fused=False
+            reference, lambda *inputs: reference(*inputs).sample, data, precision, fused=False
         )
     seconds = medians(steps, arguments.rounds, device)
     for name, value in seconds.items():

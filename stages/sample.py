@@ -41,7 +41,7 @@ def main() -> str:
     work = {unit.key: unit for unit in plan.units(sets, params.batch_size)}
 
     def draw(unit: plan.Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return plan.draw(unit, generator, embeddings, params.drawing)
+        return plan.draw(unit, generator, params.drawing)
 
     def pictures_of(unit: plan.Unit) -> plan.Pictures:
         kept = run.unit(unit.key)

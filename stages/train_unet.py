@@ -18,8 +18,9 @@ from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.diffusion import DenoisingObjective
 from ldm.denoiser.model.unet import KIND, UNet
 from ldm.denoiser.training.batches import LatentBatches
-from ldm.denoiser.training.inputs import check_fits, load_inputs, load_weights
+from ldm.denoiser.training.inputs import check_fits, load_inputs
 from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.training.start import load_weights
 from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.training.loop import train
 
@@ -30,7 +31,7 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
-    inputs = load_inputs(*folders)
+    inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
 
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
@@ -41,7 +42,7 @@ def main() -> str:
         attention.prove(accelerator.device, [*unet.attention_shapes, *decoder], precision, trains=False)
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
-        sha256["init_from"] = load_weights(unet, params, Path(params.init_from))
+        sha256["init_from"] = load_weights(unet, params.init_from, params, inputs)
     objective = DenoisingObjective(unet, params.diffusion)
     if machine.compile:
         unet.compile()

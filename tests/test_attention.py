@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.compute import attention
+from ldm.compute.precision import autocast
 from ldm.core.errors import MachineError
 from tests.agreement import assert_gradients_agree
 
@@ -33,12 +34,15 @@ def available(device: torch.device) -> list[str]:
     return names
 
 
-def written_out(q, k, v):
-    """One query at a time, in float64."""
+def written_out(q, k, v, mask=None):
+    """One query at a time, in float64; a masked key has a score of -inf."""
     q, k, v = q.double(), k.double(), v.double()
     rows = []
     for i in range(q.shape[2]):
-        weights = torch.exp(torch.einsum("bkd,bkmd->bkm", q[:, :, i], k) / q.shape[-1] ** 0.5)
+        scores = torch.einsum("bkd,bkmd->bkm", q[:, :, i], k) / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = torch.where(mask[:, None], scores, -torch.inf)
+        weights = torch.exp(scores)
         rows.append(torch.einsum("bkm,bkmd->bkd", weights / weights.sum(-1, keepdim=True), v))
     return torch.stack(rows, dim=2)
 
@@ -50,8 +54,15 @@ def inputs(shape, device=CPU):
     return [torch.randn(size, generator=generator).to(device).requires_grad_() for size in sizes]
 
 
-def value_and_gradients(attend, tensors):
-    out = attend(*tensors)
+def mask_of(shape, device=CPU):
+    """Half of the keys, others in every row; the first in all."""
+    mask = torch.rand(shape[0], shape[3], generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[:, 0] = True
+    return mask.to(device)
+
+
+def value_and_gradients(attend, tensors, *mask):
+    out = attend(*tensors, *mask)
     weight = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
     return dict(zip(("out", "q", "k", "v"), (out.detach(), *gradients), strict=True))
@@ -69,6 +80,61 @@ def test_every_available_backend_agrees_with_math_in_value_and_gradient(shape):
     for name in available(DEVICE):
         attention.select(name, DEVICE)
         assert_gradients_agree(value_and_gradients(attention.attend, inputs(shape, DEVICE)), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_masked_key_has_no_weight_in_any_backend(shape):
+    mask = mask_of(shape, DEVICE)
+    expected = value_and_gradients(written_out, inputs(shape, DEVICE), mask)
+    for name in available(DEVICE):
+        attention.select(name, DEVICE)
+        found = value_and_gradients(attention.attend, inputs(shape, DEVICE), mask)
+        assert_gradients_agree(found, expected)
+        assert not found["k"].transpose(1, 2)[~mask].any() and not found["v"].transpose(1, 2)[~mask].any(), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_math_and_sdpa_share_the_work_with_a_mask_too(shape):
+    attention.select("auto", CPU)
+    mask, tensors = mask_of(shape), [tensor.detach().bfloat16().requires_grad_() for tensor in inputs(shape)]
+    expected = value_and_gradients(written_out, tensors, mask)["out"]
+    found = attention.attend(*tensors, mask)
+    assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa"])
+def test_without_a_mask_the_bits_are_those_of_the_plain_formula(backend):
+    q, k, v = inputs(SHAPES[0])
+    plain = {
+        "math": torch.softmax(q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2), dim=-1) @ v,
+        "sdpa": torch.nn.functional.scaled_dot_product_attention(q, k, v),
+    }
+    attention.select(backend, CPU)
+    assert torch.equal(attention.attend(q, k, v), plain[backend])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_xformers_gets_a_mask_in_the_form_that_its_kernels_take(shape, precision, monkeypatch):
+    """On a CPU it has no kernel: in its place stands the formula of its documentation, for an added bias."""
+    from xformers import ops
+    from xformers.ops.fmha.cutlass import _check_bias_alignment
+
+    def documented(q, k, v, attn_bias):
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        assert attn_bias.shape == (*q.shape[:3], k.shape[2]) and attn_bias.dtype == q.dtype
+        reasons = []
+        _check_bias_alignment(reasons, attn_bias)
+        assert reasons == []
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + attn_bias
+        return (scores.softmax(-1) @ v).transpose(1, 2)
+
+    monkeypatch.setattr(ops, "memory_efficient_attention", documented)
+    tensors, mask = inputs(shape), mask_of(shape)
+    expected = value_and_gradients(written_out, tensors, mask)["out"]
+    with autocast(CPU, precision):
+        found = attention.xformers(*tensors, mask)
+    assert (found - expected).abs().max() <= {"fp32": 1e-5, "bf16": 2e-2}[precision] * expected.abs().max()
 
 
 def test_backends_agree_under_autocast():
@@ -103,7 +169,7 @@ def test_a_backend_that_cannot_run_is_named_and_the_old_one_stays():
 def only(dtype, widest):
     """A backend of one type and of narrow heads, as kernels are; `use` proves any with heads of 32."""
 
-    def attend(q, k, v):
+    def attend(q, k, v, mask):
         if q.dtype != dtype or q.shape[-1] > widest:
             raise NotImplementedError(f"no kernel\nfor {q.dtype}, width {q.shape[-1]}")
         return attention.math(q, k, v)
@@ -142,7 +208,7 @@ def test_a_backend_is_proved_with_the_type_and_the_head_width_of_the_run(
 
 
 def test_gradients_are_asked_of_a_backend_only_where_a_network_is_trained(monkeypatch):
-    def forwards_alone(q, k, v):
+    def forwards_alone(q, k, v, mask):
         if q.requires_grad and q.shape[-1] > 32:
             raise NotImplementedError("no backward kernel")
         return attention.math(q, k, v)
@@ -190,8 +256,8 @@ def test_xformers_trains_in_bf16_on_a_gpu(width):
 
 def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "math", lambda q, k, v: calls.append("math"))
-    monkeypatch.setattr(attention, "sdpa", lambda q, k, v: calls.append("sdpa"))
+    monkeypatch.setattr(attention, "math", lambda q, k, v, mask: calls.append("math"))
+    monkeypatch.setattr(attention, "sdpa", lambda q, k, v, mask: calls.append("sdpa"))
     short, long = ([tensor.bfloat16() for tensor in inputs(shape)] for shape in (SHAPES[0], SHAPES[-1]))
     for tensors in (short, [tensor.detach() for tensor in short], [tensor.float() for tensor in short], long):
         attention.math_or_sdpa(*tensors)

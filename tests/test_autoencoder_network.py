@@ -6,7 +6,6 @@ import torch
 
 from ldm.autoencoder.model.network import (
     Autoencoder,
-    LatentScale,
     Posterior,
     ReconstructionObjective,
     gradient_error,
@@ -71,7 +70,7 @@ def batch(size: int = 8) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("middle_attention", [True, False])
 def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attention, monkeypatch):
     model, asked = autoencoder(middle_attention=middle_attention), []
-    monkeypatch.setattr(attention, "_selected", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
+    monkeypatch.setattr(attention, "_selected", lambda q, k, v, mask: asked.append((q, k)) or attention.sdpa(q, k, v))
     model.decode(model.encode(torch.zeros(1, 3, 12, 12)).mode())
     shapes = {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked}
     assert shapes == set(model.attention_shapes(latent_size=6)) == ({(36, 36, 16)} if middle_attention else set())
@@ -148,16 +147,6 @@ def test_pixels_survive_the_round_trip_and_cover_the_range():
     # 127.5 steps per unit, rounded to the nearest, clamped outside.
     values = torch.tensor([-1.5, -1.0 + 0.6 / 127.5, -1.0 + 0.4 / 127.5, 1.2]).reshape(1, 1, 2, 2)
     assert to_image(values).flatten().tolist() == [0, 1, 0, 255]
-
-
-def test_latent_scale_standardises_each_channel_and_travels_as_facts():
-    z = torch.randn(500, 2, 4, 4) * torch.tensor([3.0, 0.5])[:, None, None] + torch.tensor([1.0, -2.0])[:, None, None]
-    scale = LatentScale(z.mean((0, 2, 3)), z.std((0, 2, 3)))
-    scaled = scale.normalise(z)
-    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
-    again = LatentScale.from_facts(scale.to_facts())
-    torch.testing.assert_close(again.denormalise(scaled), z)
 
 
 @pytest.mark.parametrize(

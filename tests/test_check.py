@@ -86,9 +86,9 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "may keep",
         ),
         (
-            {"train_unet.init_from": "other/unet"},
-            "train_unet.init_from: found other/unet; expected a path in data/models/unet, the folder where DVC sees "
-            "that weights changed",
+            {"train_unet.init_from": {"directory": "other/unet", "may_differ": []}},
+            "train_unet.init_from.directory: found other/unet; expected a path in data/models/unet, the folder where "
+            "DVC sees that weights changed",
         ),
         (
             {"train_autoencoder.reconstruction.num_gradient_scales": 6},
@@ -100,9 +100,9 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "prepare.image_size_px: found 8; expected at least 11, the window of structural similarity",
         ),
         (
-            {"train_unet.init_from": "data/models/unet/../../unet"},
-            "train_unet.init_from: found data/models/unet/../../unet; expected a path in data/models/unet, the folder "
-            "where DVC sees that weights changed",
+            {"train_unet.init_from": {"directory": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
+            "train_unet.init_from.directory: found data/models/unet/../../unet; expected a path in data/models/unet, "
+            "the folder where DVC sees that weights changed",
         ),
         (
             {"evaluate.feature_spaces": [{"kind": "inception", "weights": "data/models/inception/../x"}]},

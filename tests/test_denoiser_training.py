@@ -10,10 +10,11 @@ from ldm import randomness
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import DenoisingObjective, training_times
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.batches import LatentBatches
-from ldm.denoiser.training.inputs import Inputs, check_fits, load_inputs, load_weights
+from ldm.denoiser.training.inputs import Inputs, check_fits, load_inputs
 from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.precompute.cache import Cache
 from tests.kinds import KINDS
@@ -28,8 +29,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def load(root: Path) -> Inputs:
-    return load_inputs(*(root / name for name in ("latents", "captions", "embeddings", "autoencoder")))
+def load(root: Path, *, takes_pooled: bool = False) -> Inputs:
+    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder"))
+    return load_inputs(*folders, takes_pooled=takes_pooled)
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +66,15 @@ def test_latents_are_scaled_posterior_samples(inputs: Inputs, root: Path):
 def test_the_caption_depends_on_seed_sample_and_epoch_alone(inputs: Inputs):
     samples, zeros = np.arange(13), np.zeros(13, dtype=np.int64)
     pairs = inputs.train
-    seen = torch.stack([pairs.context(samples, 0, zeros + epoch) for epoch in range(30)])
+    seen = torch.stack([pairs.condition(samples, 0, zeros + epoch).tokens for epoch in range(30)])
     for i in range(13):
         rows = pairs.embeddings.tokens(pairs.embeddings.rows(texts("train", i)))
         chosen = (seen[:, i, None] == rows).flatten(2).all(2)
         assert (chosen.sum(1) == 1).all(), "exactly one of the sample's own captions"
         assert (chosen.sum(0) > 0).all(), "every caption has its turn"
     order = np.random.default_rng(0).permutation(13)
-    assert torch.equal(pairs.context(samples[order], 0, zeros + 4), seen[4][torch.from_numpy(order)])
-    other = torch.stack([pairs.context(samples, 1, zeros + epoch) for epoch in range(30)])
+    assert torch.equal(pairs.condition(samples[order], 0, zeros + 4).tokens, seen[4][torch.from_numpy(order)])
+    other = torch.stack([pairs.condition(samples, 1, zeros + epoch).tokens for epoch in range(30)])
     assert 0.3 < (other == seen).float().mean() < 0.8
 
 
@@ -94,9 +96,22 @@ def test_dropped_captions_become_the_stored_null_embedding(inputs: Inputs):
         batches = LatentBatches(inputs.train, unet_params(diffusion={"caption_dropout": rate}))
         taken = [batches(step, slice(0, 8)) for step in range(100)]
         dropped = torch.cat([batch["dropped"] for batch in taken])
-        is_null = torch.cat([(batch["context"] == 7.0).flatten(1).all(1) for batch in taken])
+        is_null = torch.cat([(batch["tokens"] == 7.0).flatten(1).all(1) for batch in taken])
         assert torch.equal(dropped, is_null)
         assert abs(dropped.float().mean().item() - rate) < 4 * (rate * (1 - rate) / 800) ** 0.5 + 1e-9
+
+
+def test_pooled_features_are_read_for_a_network_that_takes_them(inputs: Inputs, root: Path):
+    params = unet_params(diffusion={"caption_dropout": 0.25})
+    with_pooled = load(root, takes_pooled=True).train
+    found = LatentBatches(with_pooled, params)(3, slice(0, 8))
+    assert {*found} == {*(without := LatentBatches(inputs.train, params)(3, slice(0, 8)))} | {"pooled"}
+    assert all(torch.equal(found[name], without[name]) for name in without)
+    dropped = found["dropped"]
+    assert dropped.any() and not dropped.all()
+    assert torch.equal(found["pooled"][~dropped], found["tokens"][~dropped, 0]), "as tests.training_data stores them"
+    assert not found["pooled"][dropped].any(), "the null embedding's are 0 there"
+    assert with_pooled.first_condition(2).parts.keys() == {"tokens", "pooled"}
 
 
 def test_stratified_times_have_one_in_each_slice(inputs: Inputs):
@@ -120,7 +135,7 @@ def test_the_last_slice_of_stratified_times_does_not_reach_pure_noise(inputs: In
 class Blind(torch.nn.Module):
     """Predicts zero: the loss is then the mean square of the target."""
 
-    def forward(self, z: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, time: torch.Tensor, condition: Condition) -> torch.Tensor:
         return torch.zeros_like(z)
 
 
@@ -145,7 +160,7 @@ def test_buckets_are_slices_of_the_training_times(inputs: Inputs):
     params = unet_params()
 
     class Time(Blind):
-        def forward(self, z: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        def forward(self, z: torch.Tensor, time: torch.Tensor, condition: Condition) -> torch.Tensor:
             seen.append(time / 1000)
             return torch.zeros_like(z)
 
@@ -201,22 +216,6 @@ def test_a_network_of_another_shape_is_refused(inputs: Inputs, changes: dict[str
         check_fits(unet_params(network=changes), inputs)
     check_fits(unet_params(), inputs)
     check_fits(unet_params(network={"max_context_tokens": 4, "num_context_layers": 0}), inputs)
-
-
-def test_training_can_start_from_a_trained_denoiser(tmp_path: Path):
-    params = unet_params()
-    trained, fresh = UNet(params.network), UNet(params.network)
-    torch.nn.init.normal_(trained.conv_out.weight)
-    config = {"network": params.network.model_dump(mode="json"), "diffusion": {}}
-    passport = artifact.write(tmp_path, KINDS["unet"], config, trained.state_dict(), {}, {})
-    assert load_weights(fresh, params, tmp_path) == passport.content_sha256
-    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
-    with pytest.raises(ConfigError, match=r"head_width: found 4; expected 8, as in"):
-        load_weights(fresh, unet_params(network={"head_width": 4}), tmp_path)
-    with pytest.raises(
-        IntegrityError, match=r"no such folder; expected a trained UNet\nfix: correct train_unet\.init_from"
-    ):
-        load_weights(fresh, params, tmp_path / "none")
 
 
 def test_summary_takes_the_last_validation():

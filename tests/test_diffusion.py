@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ldm.denoiser.model import diffusion
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import DiffusionParams
 
 DIFFUSERS = {
@@ -205,8 +206,8 @@ class Oracle(nn.Module):
         super().__init__()
         self.answer, self.error = answer, error
 
-    def forward(self, z: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        self.seen = (z, time, context)
+    def forward(self, z: torch.Tensor, time: torch.Tensor, condition: Condition) -> torch.Tensor:
+        self.seen = (z, time, condition)
         return self.answer + self.error
 
 
@@ -214,19 +215,20 @@ class Oracle(nn.Module):
 def test_objective_is_the_weighted_squared_error(prediction: str):
     chosen = params(schedule="cosine", prediction=prediction, loss_weighting={"kind": "min_snr", "gamma": 5.0})
     z0, noise = (x.float() for x in latents())
-    t, context = torch.linspace(0.1, 0.9, 6), torch.randn(6, 5, 8)
+    t, tokens, pooled = torch.linspace(0.1, 0.9, 6), torch.randn(6, 5, 8), torch.randn(6, 3)
     schedule = diffusion.Schedule("cosine")
     unet = Oracle(diffusion.target(schedule, prediction, z0, noise, t), error=0.5)
     objective = diffusion.DenoisingObjective(unet, chosen)
     dropped = torch.tensor([True, False, False, True, False, False])
-    result = objective({"z0": z0, "noise": noise, "t": t, "context": context, "dropped": dropped})
+    parts = {"tokens": tokens, "pooled": pooled}
+    result = objective({"z0": z0, "noise": noise, "t": t, "dropped": dropped, **parts})
     assert result["caption_dropout"].item() == pytest.approx(1 / 3)
     assert result["mse"].item() == pytest.approx(0.25, rel=1e-5)
     expected = 0.25 * diffusion.loss_weight(schedule, chosen, t).mean()
     assert result["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(unet.seen[0], diffusion.add_noise(schedule, z0, noise, t))
     torch.testing.assert_close(unet.seen[1], 1000 * t - 1)
-    assert unet.seen[2] is context
+    assert unet.seen[2].parts == parts
     assert objective.state_dict().keys() == {f"unet.{k}" for k in unet.state_dict()}
 
 
@@ -234,11 +236,11 @@ def test_objective_is_the_weighted_squared_error(prediction: str):
 def test_denoiser_returns_the_clean_latent(prediction: str):
     schedule = diffusion.Schedule("scaled_linear")
     z0, noise = latents()
-    t, context = torch.full((6,), 0.4, dtype=torch.float64), torch.randn(6, 5, 8)
+    t, condition = torch.full((6,), 0.4, dtype=torch.float64), Condition(torch.randn(6, 5, 8))
     unet = Oracle(diffusion.target(schedule, prediction, z0, noise, t), error=0.0)
     z = diffusion.add_noise(schedule, z0, noise, t)
-    torch.testing.assert_close(diffusion.denoiser(unet, schedule, prediction, context)(z, t), z0)
-    assert unet.seen[2] is context
+    torch.testing.assert_close(diffusion.denoiser(unet, schedule, prediction, condition)(z, t), z0)
+    assert unet.seen[2] is condition
 
 
 @pytest.mark.parametrize("schedule", ["flow", "zero_terminal_snr"])

@@ -22,6 +22,7 @@ from ldm.core import artifact, config
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png
 from ldm.core.params import PathsParams
+from ldm.denoiser.model.condition import Condition
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.sampling.generator import Generator
@@ -117,7 +118,7 @@ def test_latents_and_embeddings(expected: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def test_a_unet(loaded: pipeline.Pipeline, expected: dict[str, Tensor]) -> None:
-    output = loaded.generator.unet(wave(2, 4, 4, 4), torch.tensor([100.0, 900.0]), wave(2, 24, 8))
+    output = loaded.generator.unet(wave(2, 4, 4, 4), torch.tensor([100.0, 900.0]), Condition(wave(2, 24, 8)))
     check_equal(output, expected["unet.output"])
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.autoencoder.encoding.latents import Statistics, check_scaled, measure, metrics
+from ldm.autoencoder.encoding.latents import LatentScale, check_scaled, measure, metrics
 from ldm.core.errors import IntegrityError
 
 
@@ -37,17 +37,35 @@ def test_statistics_do_not_depend_on_the_shards():
     assert torch.allclose(one.mean, many.mean, atol=1e-12) and torch.allclose(one.std, many.std, rtol=1e-12)
 
 
+def test_latent_scale_standardises_each_channel_and_travels_as_facts():
+    z = torch.randn(500, 2, 4, 4) * torch.tensor([3.0, 0.5])[:, None, None] + torch.tensor([1.0, -2.0])[:, None, None]
+    scale = LatentScale(z.mean((0, 2, 3)), z.std((0, 2, 3)))
+    scaled = scale.normalise(z)
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
+    again = LatentScale.from_facts(scale.to_facts())
+    torch.testing.assert_close(again.denormalise(scaled), z)
+
+
+def test_a_scale_is_measured_in_float64_and_applied_in_float32():
+    scale = measure(shards_of(torch.randn(10, 3, 4, 4), torch.randn(10, 3, 4, 4)))
+    assert scale.mean.dtype == scale.std.dtype == torch.float64
+    read = LatentScale.from_facts(scale.to_facts())
+    assert torch.equal(read.mean, scale.mean.float()) and torch.equal(read.std, scale.std.float())
+    assert read.normalise(torch.randn(1, 3, 4, 4)).dtype == torch.float32
+
+
 def test_scaled_statistics():
-    scale = Statistics(torch.tensor([2.0, 0.0]).double(), torch.tensor([4.0, 1.0]).double())
-    scaled = Statistics(torch.tensor([3.0, 0.5]).double(), torch.tensor([2.0, 1.0]).double()).relative_to(scale)
+    scale = LatentScale(torch.tensor([2.0, 0.0]).double(), torch.tensor([4.0, 1.0]).double())
+    scaled = LatentScale(torch.tensor([3.0, 0.5]).double(), torch.tensor([2.0, 1.0]).double()).relative_to(scale)
     assert scaled.mean.tolist() == [0.25, 0.5]
     assert scaled.std.tolist() == [0.5, 1.0]
     assert scale.relative_to(scale).to_facts() == {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
 
 
 def test_metrics_are_nested_scalars():
-    scale = Statistics(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 1.0]))
-    scaled = Statistics(torch.tensor([-0.25, 0.125]), torch.tensor([1.0, 0.5]))
+    scale = LatentScale(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 1.0]))
+    scaled = LatentScale(torch.tensor([-0.25, 0.125]), torch.tensor([1.0, 0.5]))
     found = metrics(scale, scaled)
     assert (found["worst_mean"], found["worst_std"]) == (0.25, 0.5)
     assert found["channel_0"] == {"mean": 2.0, "std": 4.0, "val_scaled_mean": -0.25, "val_scaled_std": 1.0}
@@ -58,7 +76,7 @@ def test_metrics_are_nested_scalars():
     ("mean", "std", "ok"), [(0.04, 1.04, True), (0.06, 1.0, False), (0.0, 0.94, False), (0.0, float("nan"), False)]
 )
 def test_scaled_latents_are_checked_per_channel(mean, std, ok):
-    scaled = Statistics(torch.tensor([0.0, mean]), torch.tensor([1.0, std]))
+    scaled = LatentScale(torch.tensor([0.0, mean]), torch.tensor([1.0, std]))
     if ok:
         check_scaled(scaled, 0.05, "val")
     else:

@@ -65,13 +65,15 @@ def test_one_unguided_step_is_one_decoded_prediction(loaded):
 
 
 def test_an_image_of_a_batch_is_that_of_its_own_row(root, loaded):
-    generator = Generator.load(root / "data/unet", root / "data/autoencoder", loaded.embeddings, torch.device("cpu"))
+    embeddings = loaded.generator.embeddings
+    generator = Generator.load(root / "data/unet", root / "data/autoencoder", embeddings, torch.device("cpu"))
     assert generator.image_size_px == (64, 64) and generator.inputs == loaded.generator.inputs
-    context = loaded.embed(["a red star", "a blue cross", "a green square"])
+    prompts = ["a red star", "a blue cross", "a green square"]
+    condition, backwards = loaded.embed(prompts), loaded.embed(prompts[::-1])
     params = loaded.drawing.changed({"num_steps": 2, "guidance_scale": 2})
-    images, reverse = generator(context, [4, 5, 6], params), generator(context.flip(0), [6, 5, 4], params)
+    images, reverse = generator(condition, [4, 5, 6], params), generator(backwards, [6, 5, 4], params)
     assert int((images.int() - reverse.flip(0).int()).abs().max()) <= 1
-    assert not torch.equal(images, generator(context, [5, 4, 6], params)), "the noise is that of the prompt's number"
+    assert not torch.equal(images, generator(condition, [5, 4, 6], params)), "the noise is that of the prompt's number"
 
 
 def test_scale_zero_ignores_the_prompt_and_guidance_extrapolates(loaded):
@@ -94,8 +96,14 @@ def test_other_samplers(loaded, settings):
 def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root):
     stored = TextEmbeddings(root / "data/embeddings")
     captions = stored.captions[:3]
-    assert torch.allclose(loaded.embed(captions), stored.tokens(stored.rows(captions)), atol=2e-3)
-    assert torch.allclose(loaded.embed([""])[0], stored.null_tokens, atol=2e-3)
+    found, rows = loaded.embed([captions[0], "a thing of no corpus", *captions[1:]]), stored.rows(captions)
+    for name, expected in (("tokens", stored.tokens(rows)), ("pooled", stored.pooled(rows))):
+        assert torch.equal(found.parts[name][[0, 2, 3]], expected)
+        assert torch.equal(loaded.generator.condition(captions).parts[name], expected)
+    null = loaded.embed([""])
+    for name, part in loaded.generator.null_condition.parts.items():
+        assert torch.equal(part[0], {"tokens": stored.null_tokens, "pooled": stored.null_pooled}[name])
+        assert torch.allclose(null.parts[name], part, atol=2e-3)
 
 
 LONG = "a red star and a blue cross " * 20
@@ -108,7 +116,7 @@ def test_a_prompt_that_is_too_long_is_cut_with_one_short_warning_at_the_callers_
         result = getattr(loaded, call)(*arguments)
     assert [Path(warning.filename).name for warning in found] == [Path(__file__).name]
     if call == "embed":
-        assert result.shape[1] == loaded.encode.context_tokens
+        assert result.tokens.shape[1] == loaded.encode.context_tokens
 
 
 def test_prompts_that_are_none_are_named_and_the_empty_one_is_no_caption(loaded, tmp_path):

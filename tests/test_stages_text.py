@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 
 from ldm.autoencoder.encoding import shards as encoding
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.network import Autoencoder, LatentScale, to_signal
+from ldm.autoencoder.encoding.latents import LatentScale
+from ldm.autoencoder.model.network import Autoencoder, to_signal
 from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.compute import fingerprint
 from ldm.core import artifact, images, shards

@@ -169,7 +169,7 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
 def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_step(
     workspace: Path, name: str, width: int, asked: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def kernels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def kernels(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if q.requires_grad and q.shape[-1] == width:
             raise NotImplementedError("no backward kernel for this width")
         return attention.math(q, k, v)
@@ -252,7 +252,8 @@ def test_another_seed_gives_other_weights(workspace: Path):
 def test_training_goes_on_from_a_trained_unet(workspace: Path):
     script("train_unet").main()
     (workspace / "data/unet").rename(workspace / "models")
-    write_params(workspace, train_unet=UNET | {"init_from": "models"})
+    init_from = {"directory": "models", "may_differ": []}
+    write_params(workspace, train_unet=UNET | {"init_from": init_from})
     script("train_unet").main()
     passport = artifact.read_passport(workspace / "data/unet", KINDS["unet"])
     assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", KINDS["unet"]).content_sha256

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.compute import attention
 from ldm.denoiser.model import unet
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet, sinusoids
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
@@ -75,19 +77,20 @@ def theirs(params: UNetParams) -> diffusers.UNet2DConditionModel:
 
 
 def inputs(params: UNetParams, shape=(2, 8, 8), num_tokens: int = 6):
+    """Latents, times and a condition."""
     b, h, w = shape
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(b, params.latent_channels, h, w, generator=generator)
     time = 1000 * torch.rand(b, generator=generator)
-    return z, time, torch.randn(b, num_tokens, params.context_width, generator=generator)
+    return z, time, Condition(torch.randn(b, num_tokens, params.context_width, generator=generator))
 
 
-def values_and_gradients(model, call, z, time, context):
-    z, context = z.clone().requires_grad_(), context.clone().requires_grad_()
-    out = call(z, time, context)
+def values_and_gradients(model, call, z, time, condition):
+    z, tokens = z.clone().requires_grad_(), condition.tokens.clone().requires_grad_()
+    out = call(z, time, replace(condition, tokens=tokens))
     weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
     (out * weight).mean().backward()
-    return out.detach(), {"z": z.grad, "context": context.grad} | {n: p.grad for n, p in model.named_parameters()}
+    return out.detach(), {"z": z.grad, "tokens": tokens.grad} | {n: p.grad for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("backend", ["math", "sdpa"])
@@ -100,7 +103,7 @@ def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape
     ours.load_state_dict(reference.state_dict(), strict=True)
     data = inputs(params, shape, num_tokens)
     found = values_and_gradients(ours, ours, *data)
-    expected = values_and_gradients(reference, lambda z, t, c: reference(z, t, c).sample, *data)
+    expected = values_and_gradients(reference, lambda z, t, c: reference(z, t, c.tokens).sample, *data)
     assert found[0].abs().max() > 0.1
     assert_outputs_agree([found[0]], [expected[0]])
     assert_gradients_agree(found[1], expected[1])
@@ -124,14 +127,14 @@ def test_sinusoids_are_those_of_diffusers_in_every_bit(num_waves: int):
 
 def test_the_untrained_network_predicts_zero_and_training_moves_every_parameter():
     model = make(num_context_layers=1, position_embedding=True)
-    z, time, context = inputs(UNetParams.model_validate(TINY))
-    assert not model(z, time, context).any()
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    assert not model(z, time, condition).any()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = (model(z, time, context) - z.flip(1)).square().mean()
+        loss = (model(z, time, condition) - z.flip(1)).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -176,14 +179,14 @@ def test_the_position_embedding_is_added_behind_the_first_convolution_and_fits_o
     randomise(without)
     state = without.state_dict()
     with_positions.load_state_dict(state | {"position_embedding": torch.zeros(1, 8, 8, 8)})
-    z, time, context = inputs(UNetParams.model_validate(TINY))
-    torch.testing.assert_close(with_positions(z, time, context), without(z, time, context))
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    torch.testing.assert_close(with_positions(z, time, condition), without(z, time, condition))
     constant = torch.randn(8)
     with_positions.load_state_dict(state | {"position_embedding": constant[None, :, None, None].expand(1, 8, 8, 8)})
     without.load_state_dict(state | {"conv_in.bias": state["conv_in.bias"] + constant})
-    torch.testing.assert_close(with_positions(z, time, context), without(z, time, context))
+    torch.testing.assert_close(with_positions(z, time, condition), without(z, time, condition))
     with pytest.raises(AssertionError, match="latent_size alone"):
-        with_positions(z[..., :4], time, context)
+        with_positions(z[..., :4], time, condition)
 
 
 @pytest.mark.parametrize(
@@ -197,29 +200,77 @@ def test_the_position_embedding_is_added_behind_the_first_convolution_and_fits_o
 )
 def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(changes, monkeypatch):
     model = make(**changes)
-    z, time, context = inputs(UNetParams.model_validate(TINY | changes), num_tokens=TINY["max_context_tokens"])
+    z, time, condition = inputs(UNetParams.model_validate(TINY | changes), num_tokens=TINY["max_context_tokens"])
     asked = []
-    monkeypatch.setattr(attention, "_selected", lambda q, k, v: asked.append((q, k)) or attention.sdpa(q, k, v))
-    model(z, time, context)
+    monkeypatch.setattr(attention, "_selected", lambda q, k, v, mask: asked.append((q, k)) or attention.sdpa(q, k, v))
+    model(z, time, condition)
     assert {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked} == set(model.attention_shapes)
+
+
+CONDITIONED = [{}, {"num_context_layers": 2}, {"num_context_layers": 1, "gradient_checkpointing": True}]
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa", "auto"])
+@pytest.mark.parametrize("changes", CONDITIONED)
+def test_a_mask_over_the_last_tokens_is_a_shorter_caption(changes, backend):
+    attention.select(backend, torch.device("cpu"))
+    model = make(**changes)
+    randomise(model)
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    found, gradients = values_and_gradients(model, model, z, time, replace(condition, mask=mask))
+    whole, short = model(z, time, condition), model(z, time, Condition(condition.tokens[:, :4]))
+    assert_outputs_agree([found[:1], found[1:]], [whole[:1], short[1:]])
+    assert not gradients["tokens"][~mask].any() and (gradients["tokens"][mask].abs().amax(1) > 0).all()
+    assert (whole - short)[1].abs().max() > 1e-3, "the masked tokens mean something"
+    attention.select("sdpa", torch.device("cpu"))
+
+
+def test_pooled_features_are_not_read_and_an_image_is_refused():
+    model = make()
+    randomise(model)
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    assert not UNetParams.model_validate(TINY).takes_pooled
+    assert torch.equal(model(z, time, replace(condition, pooled=torch.randn(2, 16))), model(z, time, condition))
+    with pytest.raises(AssertionError, match="no channels for an image"):
+        model(z, time, replace(condition, image=torch.zeros_like(z)))
+
+
+@pytest.mark.parametrize("changes", CONDITIONED)
+def test_a_condition_is_compiled_with_the_network_in_one_graph(changes):
+    model, graphs = make(**changes), []
+    randomise(model)
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    data = inputs(UNetParams.model_validate(TINY))
+    for _ in range(2):
+        found, expected = (values_and_gradients(model, call, *data) for call in (compiled, model))
+        assert torch.equal(found[0], expected[0])
+        assert_gradients_agree(found[1], expected[1])
+        model.zero_grad()
+    assert len(graphs) == 1, "another condition of the same parts is not compiled again"
 
 
 def test_samples_do_not_touch_each_other():
     model = make(num_context_layers=1, position_embedding=True)
     randomise(model)
-    z, time, context = inputs(UNetParams.model_validate(TINY))
-    alone = model(z[:1], time[:1], context[:1])
-    torch.testing.assert_close(model(z, time, context)[:1], alone, rtol=1e-4, atol=1e-5)
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    alone = model(z[:1], time[:1], Condition(condition.tokens[:1]))
+    torch.testing.assert_close(model(z, time, condition)[:1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_autocast_and_bf16_weights_run_close_to_float32():
     model = make(num_context_layers=1)
     randomise(model)
-    z, time, context = inputs(UNetParams.model_validate(TINY))
-    expected = model(z, time, context)
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    expected = model(z, time, condition)
     with torch.autocast("cpu", torch.bfloat16):
-        autocast = model(z, time, context)
-    whole = model.to(torch.bfloat16)(z.bfloat16(), time, context.bfloat16())
+        autocast = model(z, time, condition)
+    whole = model.to(torch.bfloat16)(z.bfloat16(), time, Condition(condition.tokens.bfloat16()))
     for out in (autocast, whole):
         assert (out.float() - expected).abs().max() <= 0.05 * expected.abs().max()
 

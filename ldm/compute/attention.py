@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.compute.precision import DTYPES, autocast
 from ldm.core.errors import MachineError
+from ldm.core.params import Precision
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Precision = Literal["fp32", "bf16"]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Backend = Literal["auto", "xformers", "sdpa", "math"]
 
 
@@ -31,31 +32,44 @@ class Shape(NamedTuple):
 # In fp32 it is never faster.
 MAX_MATH_TOKENS = 256
 
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = Shape(num_queries=8, num_keys=8, head_width=32)
 _LONGEST_REASON = 400
 
 
 def math(
-    q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
+    q: Float[Tensor, "b k n d"],
+    k: Float[Tensor, "b k m d"],
+    v: Float[Tensor, "b k m d"],
+    mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
     """softmax(q k^T / sqrt(d)) v, written out: the reference (Vaswani et al. 2017, equation 1).
 
-    Holds all b k n m weights in memory.
+    Keys where `mask` is False have weight 0; one at least must be True in every row. Holds all b k n m weights in
+    memory.
     """
-    weights = torch.softmax(q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2), dim=-1)
+    weights = q @ (k * q.shape[-1] ** -0.5).transpose(-1, -2)
+    if mask is not None:
+        weights = weights.masked_fill(~mask[:, None, None], -torch.inf)
+    weights = torch.softmax(weights, dim=-1)
     return weights.to(v.dtype) @ v
 
 
 def sdpa(
-    q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
+    q: Float[Tensor, "b k n d"],
+    k: Float[Tensor, "b k m d"],
+    v: Float[Tensor, "b k m d"],
+    mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
     """The same by PyTorch's fused kernels."""
-    return functional.scaled_dot_product_attention(q, k, v)
+    per_key = None if mask is None else mask[:, None, None]  # the same for all heads and queries
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=per_key)
 
 
 def xformers(
-    q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
+    q: Float[Tensor, "b k n d"],
+    k: Float[Tensor, "b k m d"],
+    v: Float[Tensor, "b k m d"],
+    mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
     """The same by xformers' fused kernels, which expect the tokens before the heads."""
     from xformers import ops
@@ -64,16 +78,30 @@ def xformers(
         # Autocast does not know xformers, whose kernels refuse mixed types.
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    out: Any = ops.memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    bias = None if mask is None else _xformers_bias(mask, q)
+    out: Any = ops.memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
     return out.transpose(1, 2)
 
 
+def _xformers_bias(mask: Bool[Tensor, "b m"], q: Float[Tensor, "b k n d"]) -> Float[Tensor, "b k n m"]:
+    """What xformers adds to scores: 0, or -inf where `mask` is False.
+
+    Its kernels want the type of `q`, and every stride but the last a multiple of 8: hence the longer rows.
+    """
+    num_keys = mask.shape[1]
+    bias = q.new_zeros(len(mask), 1, 1, -(-num_keys // 8) * 8)[..., :num_keys]
+    return bias.masked_fill_(~mask[:, None, None], -torch.inf).expand(*q.shape[:3], -1)
+
+
 def math_or_sdpa(
-    q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
+    q: Float[Tensor, "b k n d"],
+    k: Float[Tensor, "b k m d"],
+    v: Float[Tensor, "b k m d"],
+    mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
     """The faster of the two on CPUs, where the fused kernel's backward pass is slow on short sequences in bf16."""
     is_short = q.shape[2] * k.shape[2] <= MAX_MATH_TOKENS**2
-    return (math if is_short and q.dtype == torch.bfloat16 and q.requires_grad else sdpa)(q, k, v)
+    return (math if is_short and q.dtype == torch.bfloat16 and q.requires_grad else sdpa)(q, k, v, mask)
 
 
 _BACKENDS: dict[str, Attend] = {"math": math, "sdpa": sdpa, "xformers": xformers, "math+sdpa": math_or_sdpa}
@@ -94,7 +122,7 @@ def select(backend: Backend, device: torch.device) -> str:
     name = backend
     if backend == "auto":
         name = "math+sdpa" if device.type == "cpu" else "sdpa"
-    reasons = [_refusal(_BACKENDS[name], device, _TINY, precision, trains=True) for precision in _DTYPES]
+    reasons = [_refusal(_BACKENDS[name], device, _TINY, precision, trains=True) for precision in DTYPES]
     if all(reasons):
         raise _unable(name, device.type, reasons[0])
     _selected = _BACKENDS[name]
@@ -123,10 +151,16 @@ def selected() -> str:
 
 
 def attend(
-    q: Float[Tensor, "b k n d"], k: Float[Tensor, "b k m d"], v: Float[Tensor, "b k m d"]
+    q: Float[Tensor, "b k n d"],
+    k: Float[Tensor, "b k m d"],
+    v: Float[Tensor, "b k m d"],
+    mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
-    """softmax(q k^T / sqrt(d)) v by the selected backend; by PyTorch's kernels if none was selected."""
-    return _selected(q, k, v)
+    """softmax(q k^T / sqrt(d)) v by the selected backend; by PyTorch's kernels if none was selected.
+
+    mask: True for the keys that a row may attend to, at least one of them; None = all.
+    """
+    return _selected(q, k, v, mask)
 
 
 @contextmanager
@@ -154,14 +188,13 @@ def _refusal(backend: Attend, device: torch.device, shape: Shape, precision: Pre
     """Why a backend cannot compute this, in one line, or None."""
     logging.getLogger("xformers").setLevel(logging.ERROR)
     n, m, width = shape
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     inputs = (torch.ones(1, t, 2, width, device=device, dtype=dtype, requires_grad=trains) for t in (n, m, m))
     q, k, v = (tokens.transpose(1, 2) for tokens in inputs)  # the memory layout of heads in a network
-    autocast = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     try:
         with warnings.catch_warnings(action="ignore"):
-            with autocast, torch.set_grad_enabled(trains):
-                out = backend(q, k, v)
+            with autocast(device, precision), torch.set_grad_enabled(trains):
+                out = backend(q, k, v, None)
             if trains:
                 out.sum().backward()
     except (ImportError, NotImplementedError, RuntimeError, ValueError, OSError) as error:

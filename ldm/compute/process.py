@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -14,14 +14,14 @@ from accelerate.utils import GradientAccumulationPlugin
 from ldm.compute import attention, cores, ranks
 from ldm.core import stage
 from ldm.core.errors import MachineError
-from ldm.core.params import MachineParams
+from ldm.core.params import MachineParams, Precision
 
 T = TypeVar("T")
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
-def start(precision: Literal["fp32", "bf16"], machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
+def start(precision: Precision, machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
     """Join the other processes of this launch, set threads and the attention backend, and print them in one line.
 
     Precision, accumulation and compilation come from the params, whatever the launcher's config says about them.

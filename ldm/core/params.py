@@ -30,6 +30,8 @@ def _check_relative(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_check_relative)]
+Precision = Literal["fp32", "bf16"]
+"""Type of number in matrix products and convolutions, wherever a stage lets its params choose."""
 
 
 class PathsParams(Section):

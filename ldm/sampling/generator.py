@@ -1,4 +1,4 @@
-"""Token states in, images out: the trained networks, checked against each other and composed."""
+"""Conditions in, images out: the trained networks, checked against each other and composed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.autoencoder.encoding import latents
+from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import network as autoencoder_network
-from ldm.autoencoder.model.network import Autoencoder, LatentScale, to_image
+from ldm.autoencoder.model.network import Autoencoder, to_image
 from ldm.compute import attention
+from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
+from ldm.core.params import Precision
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.params import DiffusionParams, UNetParams
 from ldm.denoiser.model.unet import KIND, UNet
@@ -23,12 +27,11 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Generator:
-    """UNet and autoencoder: token states in, images out. `passport` is the UNet's."""
+    """UNet and autoencoder: conditions in, images out. `passport` is the UNet's, `embeddings` are those it was trained
+    with."""
 
     unet: UNet
     latent_shape: tuple[int, int, int]
@@ -36,7 +39,8 @@ class Generator:
     schedule: Schedule
     prediction: Prediction
     scale: LatentScale
-    null_context: Float[Tensor, "n d"]
+    embeddings: TextEmbeddings
+    null_condition: Condition
     passport: artifact.Passport
     directory: Path
     device: torch.device
@@ -64,7 +68,8 @@ class Generator:
             schedule=Schedule(diffusion.schedule),
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
-            null_context=embeddings.null_tokens.to(device),
+            embeddings=embeddings,
+            null_condition=Condition(embeddings.null_tokens[None], pooled=embeddings.null_pooled[None]).to(device),
             passport=passport,
             directory=unet,
             device=device,
@@ -99,30 +104,35 @@ class Generator:
             expected = "1: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
 
-    def prove_attention(self, precision: attention.Precision) -> None:
+    def prove_attention(self, precision: Precision) -> None:
         """MachineError unless the attention backend in use can compute both networks: the UNet in `precision`, the
         decoder in float32."""
         decoder = self.autoencoder.attention_shapes(self.latent_shape[-1])
         attention.prove(self.device, self.unet.attention_shapes, precision, trains=False)
         attention.prove(self.device, decoder, "fp32", trains=False)
 
+    def condition(self, captions: Sequence[str]) -> Condition:
+        """The condition of captions as `embed_text` stored them. IntegrityError: one of them was not embedded."""
+        rows = self.embeddings.rows(captions)
+        return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
+
     @torch.no_grad()
     def __call__(
-        self, context: Float[Tensor, "b n d"], prompt_numbers: Sequence[int], drawing: DrawingParams
+        self, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """One image per row of token states, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
+        """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
         self.check_guidance([drawing.guidance_scale])
-        z = self._latents(self._guided(context.to(self.device), drawing), prompt_numbers, drawing)
+        z = self._latents(self._guided(condition.to(self.device), drawing), prompt_numbers, drawing)
         return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
 
-    def _guided(self, context: Float[Tensor, "b n d"], drawing: DrawingParams) -> Denoiser:
-        null_context = self.null_context.expand(len(context), -1, -1)
-        conditional = denoiser(self.unet, self.schedule, self.prediction, context)
-        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_context)
+    def _guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
+        null_condition = self.null_condition.expand(len(condition.tokens))
+        conditional = denoiser(self.unet, self.schedule, self.prediction, condition)
+        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_condition)
         guided = guidance.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
 
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            with torch.autocast(self.device.type, _DTYPES[drawing.precision], enabled=drawing.precision != "fp32"):
+            with autocast(self.device, drawing.precision):
                 return guided(z, t)
 
         return denoise

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section, from_values
+from ldm.core.params import Precision
 from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
@@ -44,7 +45,7 @@ class DrawingParams(Section):
     """Classifier-free guidance; 1 = none, 0 = the prompt is ignored."""
     guidance_interval: tuple[Time, Time]
     """Times between which guidance acts, low and high; [0, 1] = always."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Precision of matrix products and convolutions of the UNet; the autoencoder decodes in fp32."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the noise."""

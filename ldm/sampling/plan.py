@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ldm.sampling.generator import Generator
-    from ldm.text.embedding.embeddings import TextEmbeddings
 
 Pictures = tuple[UInt8[Tensor, "b 3 h w"], Sequence[Origin]]
 """Images, and what each was made from."""
@@ -118,13 +117,11 @@ def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
 
 
 @torch.no_grad()
-def draw(
-    unit: Unit, generator: "Generator", embeddings: "TextEmbeddings", drawing: DrawingParams
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def draw(unit: Unit, generator: "Generator", drawing: DrawingParams) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Images of a unit, as one batch at the guidance scale of its set, and their origins, as `pictures` reads them."""
     drawing = drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
     prompts, numbers = [prompt.prompt for prompt in unit.prompts], [prompt.prompt_number for prompt in unit.prompts]
-    pixels = generator(embeddings.tokens(embeddings.rows(prompts)), numbers, drawing)
+    pixels = generator(generator.condition(prompts), numbers, drawing)
     origins = generator.origins(prompts, numbers, drawing)
     return {"images": pixels}, {"origins": [origin.model_dump() for origin in origins]}
 

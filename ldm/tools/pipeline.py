@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm.compute import attention
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
+from ldm.denoiser.model.condition import Condition
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams, SampleParams
@@ -30,7 +31,6 @@ from ldm.text.training.tower import load_text
 from ldm.tools import png_folder
 
 MAX_START_NUMBER = 10**9
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ class Pipeline:
     name."""
 
     generator: Generator
-    embeddings: TextEmbeddings
     encode: TextEncoder
     drawing: DrawingParams
     batch_size: int
@@ -72,24 +71,24 @@ class Pipeline:
         generator.prove_attention(params.drawing.precision)
         return cls(
             generator=generator,
-            embeddings=embeddings,
             encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
             drawing=params.drawing,
             batch_size=params.batch_size,
         )
 
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        """Token states of prompts, as `embed_text` makes them; stored ones are used for captions of the corpus. A
+    def embed(self, prompts: Sequence[str]) -> Condition:
+        """Tokens and pooled features of prompts as `embed_text` stores them, and those it has stored where it has; a
         prompt that is too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
         return self._embed(prompts)
 
-    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "b n d"]:
-        encoded = self.encode(texts)[0].float()
-        for i, text in enumerate(texts):
-            if text in self.embeddings:
-                encoded[i] = self.embeddings.tokens(self.embeddings.rows([text]))[0]
-        return encoded
+    def _embed(self, texts: Sequence[str]) -> Condition:
+        tokens, pooled = self.encode(texts)
+        encoded = Condition(tokens.float(), pooled=pooled.float())
+        stored = [i for i, text in enumerate(texts) if text in self.generator.embeddings]
+        if not stored:
+            return encoded
+        return encoded.with_rows(torch.tensor(stored), self.generator.condition([texts[i] for i in stored]))
 
     def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
         distinct = list(dict.fromkeys(texts))
@@ -104,7 +103,7 @@ class Pipeline:
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """Words that no caption of the corpus has, and that the models therefore cannot know."""
-        return unknown_words(texts, self.embeddings.captions)
+        return unknown_words(texts, self.generator.embeddings.captions)
 
     def __call__(
         self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
@@ -166,9 +165,9 @@ class Pipeline:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
         drawing = origin.drawing(self.drawing, "replay")
-        context = self._embed([origin.prompt] * origin.batch_size)
+        condition = self._embed([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
-        return self.generator(context, numbers, drawing)[origin.position]
+        return self.generator(condition, numbers, drawing)[origin.position]
 
     def _pngs(
         self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None

@@ -1,10 +1,11 @@
 """How a training runs: shared by every stage that trains."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section
+from ldm.core.params import Precision
 
 
 class TrainingParams(Section):
@@ -29,8 +30,8 @@ class TrainingParams(Section):
     max_grad_norm: float = Field(gt=0)
     """Gradients are scaled down to this L2 norm."""
     ema_decay: float = Field(ge=0, lt=1)
-    """Decay per update of the averaged weights, which are the result; 0 gives the last weights."""
-    precision: Literal["fp32", "bf16"]
+    """Decay per update of the averaged weights, which are the result; 0 keeps the last weights."""
+    precision: Precision
     """Precision of matrix products and convolutions; weights, optimizer and losses are float32."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of everything random in this stage."""

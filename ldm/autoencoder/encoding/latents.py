@@ -1,4 +1,4 @@
-"""Statistics of cached latents: the scale that makes them zero-mean and unit-variance, and the check that it does.
+"""The scale of cached latents, which makes them zero-mean and unit-variance, and the check that it does.
 
 Latents are Gaussian posteriors, so their variance has two parts: that of the means over positions, and the mean
 posterior variance (law of total variance). Leaving out the second is what makes a scale depend on the KL weight.
@@ -6,6 +6,7 @@ posterior variance (law of total variance). Leaving out the second is what makes
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -19,23 +20,45 @@ KIND = artifact.Kind("latents")
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation per channel, float64."""
+class LatentScale:
+    """Mean and standard deviation of latents per channel: the diffusion model sees latents of mean 0, deviation 1.
+
+    It is measured in float64, and a passport keeps all digits; read from one it is float32, as are the latents that it
+    is applied to.
+    """
 
     mean: Float[Tensor, "c"]
     std: Float[Tensor, "c"]
 
-    def relative_to(self, scale: "Statistics") -> "Statistics":
-        """The statistics of the same latents after `scale` was subtracted and divided out."""
-        return Statistics((self.mean - scale.mean) / scale.std, self.std / scale.std)
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, list[float]]) -> Self:
+        """In float32, from the `latent_scale` of a passport."""
+        mean, std = (torch.tensor(facts[name], dtype=torch.float32) for name in ("mean", "std"))
+        return cls(mean, std)
 
     def to_facts(self) -> dict[str, list[float]]:
-        """As JSON: {"mean": [...], "std": [...]}."""
+        """For the `latent_scale` of a passport."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return type(self)(self.mean.to(device), self.std.to(device))
 
-def measure(shards: Iterable[Mapping[str, Tensor]]) -> Statistics:
-    """Per-channel statistics over shards of `mean` and `log_variance` [n, c, h, w], posterior variance included.
+    def normalise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Latents of the autoencoder -> latents of the diffusion model."""
+        return (z - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def denormalise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Latents of the diffusion model -> latents of the autoencoder."""
+        return z * self.std[:, None, None] + self.mean[:, None, None]
+
+    def relative_to(self, scale: Self) -> Self:
+        """The scale that the same latents have after `scale` normalised them."""
+        return type(self)((self.mean - scale.mean) / scale.std, self.std / scale.std)
+
+
+def measure(shards: Iterable[Mapping[str, Tensor]]) -> LatentScale:
+    """The scale over shards of `mean` and `log_variance` [n, c, h, w], posterior variance included.
 
     Sums are float64 and in the order of the shards, so they depend on nothing else.
     """
@@ -48,10 +71,10 @@ def measure(shards: Iterable[Mapping[str, Tensor]]) -> Statistics:
         count += mean.numel() // mean.shape[1]
     assert count, "no latents to measure"
     mean = total / count
-    return Statistics(mean, (total_square / count - mean.square()).sqrt())
+    return LatentScale(mean, (total_square / count - mean.square()).sqrt())
 
 
-def metrics(scale: Statistics, scaled: Statistics) -> dict[str, float | dict[str, float]]:
+def metrics(scale: LatentScale, scaled: LatentScale) -> dict[str, float | dict[str, float]]:
     """The scale and what it makes of other latents as nested scalars, the only values that DVC tabulates.
 
     `worst_mean` and `worst_std` are the largest distances of scaled latents from mean 0 and deviation 1.
@@ -69,7 +92,7 @@ def metrics(scale: Statistics, scaled: Statistics) -> dict[str, float | dict[str
     return worst | channels
 
 
-def check_scaled(scaled: Statistics, tolerance: float, where: str) -> None:
+def check_scaled(scaled: LatentScale, tolerance: float, where: str) -> None:
     """IntegrityError unless every channel of scaled latents has mean 0 and standard deviation 1 within `tolerance`."""
     wrong = [
         f"channel {channel} mean {mean:+.4f} std {std:.4f}"

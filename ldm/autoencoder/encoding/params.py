@@ -1,10 +1,9 @@
 """Section `encode_latents`: how images become cached latents."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from ldm.core.config import BESIDE, Section
+from ldm.core.params import Precision
 
 
 class EncodeLatentsParams(Section):
@@ -12,7 +11,7 @@ class EncodeLatentsParams(Section):
 
     batch_size: int = Field(gt=0, le=2**16)
     """Images encoded at a time."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Precision of the encoder's matrix products and convolutions."""
     statistics_tolerance: float = Field(gt=0, le=1, json_schema_extra=BESIDE)
     """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel; more than

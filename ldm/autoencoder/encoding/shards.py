@@ -8,13 +8,12 @@ from torch import Tensor
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.model.network import Autoencoder, to_signal
 from ldm.compute import process, ranks
+from ldm.compute.precision import autocast
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
 from ldm.precompute.work import keep_each
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def encode(
     for start in range(samples.start, samples.stop, params.batch_size):
         numbers = range(start, min(start + params.batch_size, samples.stop))
         pixels = shards.images(numbers).to(device)
-        with torch.autocast(device.type, _DTYPES[params.precision], enabled=params.precision != "fp32"):
+        with autocast(device, params.precision):
             posterior = autoencoder.encode(to_signal(pixels))
         means.append(posterior.mean.half().cpu())
         log_variances.append(posterior.log_variance.half().cpu())

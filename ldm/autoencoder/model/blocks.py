@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -51,10 +51,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b n d"]:
-        """Attended values, without a residual connection."""
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Attended values, without a residual connection. mask: True for context that may be attended to; None = all
+        of it."""
         q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
-        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

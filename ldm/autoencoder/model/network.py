@@ -61,35 +61,6 @@ class Posterior:
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance).flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
-class LatentScale:
-    """Mean and standard deviation of latents per channel: the diffusion model sees latents of mean 0, deviation 1."""
-
-    mean: Float[Tensor, "c"]
-    std: Float[Tensor, "c"]
-
-    @classmethod
-    def from_facts(cls, facts: Mapping[str, list[float]]) -> Self:
-        """From the `latent_scale` of a passport."""
-        return cls(torch.tensor(facts["mean"]), torch.tensor(facts["std"]))
-
-    def to_facts(self) -> dict[str, list[float]]:
-        """For the `latent_scale` of a passport."""
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
-
-    def to(self, device: torch.device) -> Self:
-        """The same on another device."""
-        return type(self)(self.mean.to(device), self.std.to(device))
-
-    def normalise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Latents of the autoencoder -> latents of the diffusion model."""
-        return (z - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def denormalise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Latents of the diffusion model -> latents of the autoencoder."""
-        return z * self.std[:, None, None] + self.mean[:, None, None]
-
-
 class Autoencoder(nn.Module):
     """KL autoencoder; `factor` is the side in pixels of the square that one latent position covers."""
 

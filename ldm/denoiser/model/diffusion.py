@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.denoiser.model import schedules
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import (
     DiffusionParams,
     LogitNormalParams,
@@ -156,11 +157,11 @@ def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Ten
     return t.clamp(TIME_MARGIN, 1 - TIME_MARGIN)
 
 
-def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, context: Float[Tensor, "b n d"]) -> Denoiser:
-    """The network as a function (z, t) -> z0_hat with its context bound; float32 out whatever the autocast."""
+def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, condition: Condition) -> Denoiser:
+    """The network as a function (z, t) -> z0_hat with its condition bound; float32 out whatever the autocast."""
 
     def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        predicted: Tensor = unet(z, schedule.condition(t), context)
+        predicted: Tensor = unet(z, schedule.condition(t), condition)
         return z0_from_prediction(schedule, prediction, z, predicted.to(z.dtype), t)
 
     return denoise
@@ -176,16 +177,17 @@ class DenoisingObjective(nn.Module):
         self.params = params
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """(weighted loss, mean squared error) of every row of `z0`, `noise` (b c h w), `t` (b), `context` (b n d)."""
+        """(weighted loss, mean squared error) of every row of `z0`, `noise` (b c h w), `t` (b) and the parts of a
+        `Condition`."""
         z0, noise, t = batch["z0"], batch["noise"], batch["t"]
         z = add_noise(self.schedule, z0, noise, t)
-        predicted: Tensor = self.unet(z, self.schedule.condition(t), batch["context"])
+        predicted: Tensor = self.unet(z, self.schedule.condition(t), Condition.of_batch(batch))
         error = predicted.float() - target(self.schedule, self.params.prediction, z0, noise, t)
         mse = error.square().flatten(1).mean(1)
         return loss_weight(self.schedule, self.params, t) * mse, mse
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over the rows: `loss`, `mse` without the weight, and `caption_dropout`, the share of rows that are
-        `dropped` (b): the caller has given them the null context already."""
+        `dropped` (b): the caller has given them the null condition already."""
         weighted, mse = self.losses(batch)
         return {"loss": weighted.mean(), "mse": mse.mean(), "caption_dropout": batch["dropped"].float().mean()}

@@ -42,6 +42,11 @@ class UNetParams(Section):
     """Recompute blocks in the backward pass: about a third more time, far less memory."""
 
     @property
+    def takes_pooled(self) -> bool:
+        """Whether the network reads pooled text features; each batch of its training then holds them."""
+        return False
+
+    @property
     def size_multiple(self) -> int:
         """What height and width of a latent should be multiples of."""
         return 2 ** (len(self.channels) - 1)

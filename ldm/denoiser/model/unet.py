@@ -6,10 +6,11 @@ last convolution, start at zero: the untrained network predicts zero and its blo
 """
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +19,7 @@ from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at
 from ldm.compute.attention import Shape
 from ldm.core import artifact
 from ldm.denoiser.model import params as unet_params
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 
 KIND = artifact.Kind("unet", (unet_params.with_kinds,))
@@ -28,7 +30,7 @@ EMBEDDING_STD = 0.5
 
 
 class UNet(nn.Module):
-    """Denoising network f(z, time, context); its output has the shape of z, and the caller knows what it means."""
+    """Denoising network f(z, time, condition); its output has the shape of z, and the caller knows what it means."""
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
@@ -47,22 +49,26 @@ class UNet(nn.Module):
         self.conv_out = start_at_zero(nn.Conv2d(first, params.latent_channels, 3, padding=1))
 
     def forward(
-        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], context: Float[Tensor, "b n d"]
+        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b c h w"]:
-        """Output for latents `z` at `time` (0..1000, fractions allowed) under `context`, the text embedding."""
+        """Output for latents `z` at `time` (0..1000, fractions allowed) under the tokens of `condition`.
+
+        Masked tokens are attended to nowhere, pooled features are not read, and an image is refused.
+        """
+        assert condition.image is None, "this network has no channels for an image beside the latent"
         activated_time = functional.silu(self.time_embedding(time))
         if self.context_encoder is not None:
-            context = self.context_encoder(context)
+            condition = replace(condition, tokens=self.context_encoder(condition.tokens, condition.mask))
         h = self.conv_in(z)
         if self.position_embedding is not None:
             assert h.shape[2:] == self.position_embedding.shape[2:], "a position embedding fits latent_size alone"
             h = h + self.position_embedding
         skips = [h]
         for level in self.down_blocks:
-            h = level(h, activated_time, context, skips)
-        h = self.mid_block(h, activated_time, context)
+            h = level(h, activated_time, condition, skips)
+        h = self.mid_block(h, activated_time, condition)
         for level in self.up_blocks:
-            h = level(h, activated_time, context, skips)
+            h = level(h, activated_time, condition, skips)
         return self.conv_out(functional.silu(self.conv_norm_out(h)))
 
 
@@ -80,15 +86,15 @@ class Level(nn.Module):
             SpatialTransformer(params, width, params.head_widths[level]) for _ in range(num_attentions)
         )
 
-    def block(self, number: int, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Residual block `number` and the attention block behind it, if there is one."""
         if self.checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self._block, number, h, time, context, use_reentrant=False))
-        return self._block(number, h, time, context)
+            return cast(Tensor, checkpoint(self._block, number, h, time, condition, use_reentrant=False))
+        return self._block(number, h, time, condition)
 
-    def _block(self, number: int, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
         h = self.resnets[number](h, time)
-        return self.attentions[number](h, context) if number < len(self.attentions) else h
+        return self.attentions[number](h, condition) if number < len(self.attentions) else h
 
 
 class DownLevel(Level):
@@ -102,10 +108,10 @@ class DownLevel(Level):
         self.downsamplers = nn.ModuleList([] if is_last else [Downsample(width)])
         skip_widths += [width] * (num_blocks + len(self.downsamplers))
 
-    def forward(self, h: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
         """Adds every intermediate result to `skips`."""
         for number in range(len(self.resnets)):
-            h = self.block(number, h, time, context)
+            h = self.block(number, h, time, condition)
             skips.append(h)
         for downsample in self.downsamplers:
             h = downsample(h)
@@ -119,9 +125,9 @@ class MiddleLevel(Level):
     def __init__(self, params: UNetParams) -> None:
         super().__init__(params, len(params.channels) - 1, [params.channels[-1]] * 2, num_attentions=1)
 
-    def forward(self, h: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The same shape."""
-        return self.block(1, self.block(0, h, time, context), time, context)
+        return self.block(1, self.block(0, h, time, condition), time, condition)
 
 
 class UpLevel(Level):
@@ -135,10 +141,10 @@ class UpLevel(Level):
         super().__init__(params, level, in_widths, num_blocks * params.attention_levels[level])
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
-    def forward(self, h: Tensor, time: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
         """Takes one of `skips` per block."""
         for number in range(len(self.resnets)):
-            h = self.block(number, torch.cat([h, skips.pop()], dim=1), time, context)
+            h = self.block(number, torch.cat([h, skips.pop()], dim=1), time, condition)
         for upsample in self.upsamplers:
             h = upsample(h, skips[-1].shape[2:])
         return h
@@ -184,11 +190,11 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = start_at_zero(nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b n d"]) -> Float[Tensor, "b c h w"]:
-        """Feature map informed by all its positions and by the context."""
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Condition) -> Float[Tensor, "b c h w"]:
+        """Feature map informed by all its positions and by the tokens."""
         tokens = _project(self.norm(x).flatten(2).transpose(1, 2), self.proj_in)
         for layer in self.transformer_blocks:
-            tokens = layer(tokens, context)
+            tokens = layer(tokens, condition)
         return x + _project(tokens, self.proj_out).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -204,11 +210,11 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b n d"]:
-        """Updated tokens."""
+    def forward(self, x: Float[Tensor, "b n d"], condition: Condition) -> Float[Tensor, "b n d"]:
+        """Updated tokens of the feature map."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), condition.tokens, condition.mask)
         return x + self.ff(self.norm3(x))
 
 
@@ -253,13 +259,15 @@ class ContextEncoder(nn.Module):
         self.positions = _embedding(params.max_context_tokens, width)
         self.layers = nn.ModuleList(ContextLayer(width, num_heads) for _ in range(params.num_context_layers))
 
-    def forward(self, context: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, context: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
         """A context of at most `max_context_tokens` tokens, of the same shape."""
         num_tokens, most = context.shape[1], len(self.positions)
         assert num_tokens <= most, f"a context of {num_tokens} tokens is longer than max_context_tokens {most}"
         context = context + self.positions[:num_tokens]
         for layer in self.layers:
-            context = layer(context)
+            context = layer(context, mask)
         return context
 
 
@@ -276,10 +284,10 @@ class ContextLayer(nn.Module):
             assert isinstance(closing, nn.Linear)
             start_at_zero(closing)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n d"]:
         """Updated tokens."""
         normed = self.norm1(x)
-        x = x + self.attention(normed, normed)
+        x = x + self.attention(normed, normed, mask)
         return x + self.ff(self.norm2(x))
 
 

@@ -1,4 +1,4 @@
-"""Batches of a denoiser's training: latents, token states, noise and times of a step."""
+"""Batches of a denoiser's training: latents, conditions, noise and times of a step."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ldm.denoiser.training.params import TrainUNetParams
 
 
 class LatentBatches:
-    """Latents, noise, times and contexts of any step, drawn for the global batch and then cut to `rows`."""
+    """Latents, conditions, noise and times of any step, drawn for the global batch and then cut to `rows`."""
 
     def __init__(self, pairs: LatentsAndCaptions, params: TrainUNetParams) -> None:
         self._pairs, self._params = pairs, params
@@ -23,15 +23,14 @@ class LatentBatches:
         positions = self._positions(step)[rows]
         samples = randomness.order(positions, len(self._pairs), training.seed)
         both = torch.randn(self._noise_shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
-        context = self._pairs.context(samples, training.seed, positions // len(self._pairs))
+        condition = self._pairs.condition(samples, training.seed, positions // len(self._pairs))
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
-        context[dropped] = self._pairs.embeddings.null_tokens
         return {
             "z0": self._pairs.latents(samples, both[0]),
             "noise": both[1],
             "t": self._times(step)[rows],
-            "context": context,
             "dropped": dropped,
+            **condition.with_rows(dropped, self._pairs.null_condition).parts,
         }
 
     def keys(self, step: int) -> list[str]:

@@ -1,5 +1,6 @@
-"""What a denoiser is trained on: latents paired with token states of captions, and weights to start from."""
+"""What a denoiser is trained on: latents paired with the conditions of their captions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import randomness
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
+from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import network
-from ldm.autoencoder.model.network import Autoencoder, LatentScale, Posterior
-from ldm.core import artifact, workspace
+from ldm.autoencoder.model.network import Autoencoder, Posterior
+from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.denoiser.model.unet import KIND as UNET
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -30,15 +32,21 @@ _WHERE = "params.yaml: train_unet.network"
 class LatentsAndCaptions:
     """Latents of one split with the embeddings of their captions.
 
+    Conditions hold pooled features only if `takes_pooled`: reading them would cost each step a third of what tokens do.
     IntegrityError: latents and captions differ in number, or a caption was not embedded.
     """
 
-    def __init__(self, latents: Cache, captions: Captions, embeddings: TextEmbeddings, scale: LatentScale) -> None:
+    def __init__(
+        self, latents: Cache, captions: Captions, embeddings: TextEmbeddings, scale: LatentScale, takes_pooled: bool
+    ) -> None:
         if len(latents) != len(captions):
             expected = f"{len(captions)}, as there are samples in {captions.directory}"
             raise IntegrityError(str(latents.directory), f"{len(latents)} latents", expected, "run `dvc repro`")
         self.embeddings, self.scale = embeddings, scale
-        self._latents = latents
+        self._latents, self._takes_pooled = latents, takes_pooled
+        null_pooled = embeddings.null_pooled[None] if takes_pooled else None
+        self.null_condition = Condition(embeddings.null_tokens[None], pooled=null_pooled)
+        """One row: no caption."""
         self._texts, self.keys = captions.texts, captions.keys
         self._rows = [embeddings.rows(texts) for texts in captions.texts]
 
@@ -56,19 +64,24 @@ class LatentsAndCaptions:
         mean, log_variance = (self._latents.gather(name, samples).float() for name in ("mean", "log_variance"))
         return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
 
-    def context(self, samples: Samples, seed: int, epochs: Samples) -> Float[Tensor, "b n d"]:
-        """Token states of one caption per sample, chosen by (seed, sample, epoch)."""
+    def condition(self, samples: Samples, seed: int, epochs: Samples) -> Condition:
+        """One caption per sample, chosen by (seed, sample, epoch)."""
         numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
         rows = [self._rows[i][randomness.key(seed, "caption", i, e) % len(self._rows[i])] for i, e in numbers]
-        return self.embeddings.tokens(np.array(rows, dtype=np.int64))
+        return self._condition(rows)
 
     def first_captions(self, num: int) -> list[str]:
         """The first caption of each of the first samples."""
         return [texts[0] for texts in self._texts[:num]]
 
-    def first_context(self, num: int) -> Float[Tensor, "b n d"]:
-        """Token states of `first_captions`."""
-        return self.embeddings.tokens(np.array([rows[0] for rows in self._rows[:num]], dtype=np.int64))
+    def first_condition(self, num: int) -> Condition:
+        """That of `first_captions`."""
+        return self._condition([rows[0] for rows in self._rows[:num]])
+
+    def _condition(self, rows: Sequence[int]) -> Condition:
+        numbers = np.array(rows, dtype=np.int64)
+        pooled = self.embeddings.pooled(numbers) if self._takes_pooled else None
+        return Condition(self.embeddings.tokens(numbers), pooled=pooled)
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,8 @@ class Inputs:
         }
 
 
-def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path) -> Inputs:
-    """Read the inputs and compare their passports.
+def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path, *, takes_pooled: bool) -> Inputs:
+    """Read the inputs of a network that reads pooled text features or does not, and compare their passports.
 
     IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
     """
@@ -110,7 +123,7 @@ def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Pa
         artifact.check_input(cache.directory, cache.passport, "autoencoder", passport.content_sha256)
         texts = Captions(captions / split)
         sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
-        pairs[split] = LatentsAndCaptions(cache, texts, text, scale)
+        pairs[split] = LatentsAndCaptions(cache, texts, text, scale, takes_pooled)
     size_px = pairs["train"].latent_shape[1] * decoder.factor
     return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256)
 
@@ -134,26 +147,3 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     ]
     if errors:
         raise ConfigError.many(errors)
-
-
-def load_weights(unet: nn.Module, params: TrainUNetParams, directory: Path) -> str:
-    """Start from a trained denoiser; returns its SHA-256.
-
-    IntegrityError: it is missing or corrupt. ConfigError: it has another network.
-    """
-    if not directory.is_dir():
-        fix = workspace.left_behind(directory) or "correct train_unet.init_from, or bring it back by `dvc pull`"
-        raise IntegrityError(str(directory), "no such folder", "a trained UNet", fix)
-    passport, tensors = artifact.read(directory, UNET)
-    ours, theirs = params.network.model_dump(mode="json"), passport.config["network"]
-    if ours != theirs:
-        fix = "set it so, or train from the start with init_from: null"
-        errors = [
-            ConfigError(f"{_WHERE}.{key}", f"found {value}", f"{theirs.get(key)}, as in {directory}", fix)
-            for key, value in ours.items()
-            if value != theirs.get(key)
-        ]
-        raise ConfigError.many(errors)
-    with artifact.fitting(directory):
-        unet.load_state_dict(tensors)
-    return passport.content_sha256

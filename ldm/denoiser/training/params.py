@@ -1,10 +1,25 @@
 """Section `train_unet`: the denoiser, its forward process, its loss and its training."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from ldm.core.config import BESIDE, Section
 from ldm.denoiser.model.params import DiffusionParams, UNetParams
 from ldm.training.params import TrainingParams
+
+Trait = Literal["schedule", "prediction", "text_encoder", "autoencoder", "latent_scale"]
+
+
+class InitFromParams(Section):
+    """A trained denoiser to start from. Its network must be the one that is trained here."""
+
+    directory: str
+    """Its folder, inside the folder `unet` of `paths.models`."""
+    may_differ: list[Trait]
+    """What else may be other than it was trained with: the `schedule` or the `prediction` of `diffusion`; the
+    `text_encoder` (another null embedding: another CLIP, other settings of `embed_text` or another number of tokens);
+    the `autoencoder`; the `latent_scale` (six digits are compared). What is listed and does not differ does no harm."""
 
 
 class TrainUNetParams(Section):
@@ -13,8 +28,8 @@ class TrainUNetParams(Section):
     network: UNetParams
     diffusion: DiffusionParams
     training: TrainingParams
-    init_from: str | None
-    """Folder of a trained unet to start from, or null."""
+    init_from: InitFromParams | None
+    """A trained denoiser to start from; null = random weights."""
     num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
     """Latents of the validation split that the validation loss is taken over (fewer if the split has fewer)."""
     num_validation_buckets: int = Field(ge=1, le=20, json_schema_extra=BESIDE)

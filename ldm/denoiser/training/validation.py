@@ -42,7 +42,7 @@ class Validation:
             "z0": pairs.latents(samples, posterior_noise),
             "noise": noise,
             "t": training_times(u, params.diffusion),
-            "context": pairs.first_context(num),
+            **pairs.first_condition(num).parts,
         }
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
@@ -76,7 +76,7 @@ class Pictures:
         num = min(params.num_pictures, len(pairs))
         noise = torch.randn(num, *pairs.latent_shape, generator=randomness.generator(params.training.seed, "pictures"))
         z0 = pairs.latents(np.arange(num, dtype=np.int64), torch.zeros_like(noise))
-        self._z0, self._noise, self._context = z0.to(device), noise.to(device), pairs.first_context(num).to(device)
+        self._z0, self._noise, self._condition = z0.to(device), noise.to(device), pairs.first_condition(num).to(device)
         self._captions = pairs.first_captions(num)
         self._autoencoder, self._scale = autoencoder.to(device).eval(), pairs.scale.to(device)
 
@@ -85,7 +85,7 @@ class Pictures:
         """One row per sample: the latent itself, then one-step predictions from more and more noise."""
         assert isinstance(objective, DenoisingObjective)
         schedule = objective.schedule
-        denoise = denoiser(objective.unet, schedule, objective.params.prediction, self._context)
+        denoise = denoiser(objective.unet, schedule, objective.params.prediction, self._condition)
         columns = [self._z0]
         for time in PICTURE_TIMES:
             t = torch.full((len(self._z0),), time, device=self._z0.device)

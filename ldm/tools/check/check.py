@@ -205,10 +205,10 @@ def _pretrained(params: Params) -> Iterator[Finding]:
 
 def _weights(params: Params) -> Iterator[Finding]:
     """Weights that users bring must lie where DVC looks for changes."""
-    clip = params.train_clip
+    clip, init_from = params.train_clip, params.train_unet.init_from
     places = {
         "train_clip.pretrained": (clip.pretrained if clip.pretrained_is_path else None, "clip"),
-        "train_unet.init_from": (params.train_unet.init_from, "unet"),
+        "train_unet.init_from.directory": (init_from.directory if init_from is not None else None, "unet"),
     }
     for i, space in enumerate(params.evaluate.feature_spaces):
         if isinstance(space, InceptionSpaceParams):
