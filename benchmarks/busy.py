@@ -26,7 +26,7 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import config
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.unet import UNet
+from ldm.denoiser.model.networks import build
 from ldm.denoiser.training.params import TrainUNetParams
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -48,7 +48,7 @@ def work() -> None:
     rows = training.batch_size // training.num_accumulation_steps
     attention.select("auto", torch.device("cpu"))
     torch.manual_seed(0)
-    unet = UNet(params)
+    unet = build(params)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     z, target = torch.randn(2, rows, params.latent_channels, params.latent_size, params.latent_size)
     condition = Condition(torch.randn(rows, params.max_context_tokens, params.context_width))

@@ -12,7 +12,7 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.autoencoder.model.network import KIND, Autoencoder, ReconstructionObjective
+from ldm.autoencoder.model.network import KIND, ReconstructionObjective, build
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement
 from ldm.compute import attention, fingerprint, process, state
@@ -31,7 +31,7 @@ def main() -> str:
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
 
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
-    autoencoder = Autoencoder(params.network)
+    autoencoder = build(params.network)
     objective = ReconstructionObjective(autoencoder, params.reconstruction)
     if machine.compile:
         objective.compile()

@@ -15,30 +15,29 @@ import torch
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
-from ldm.text.training.pairs import ImagesAndCaptions, measure, train_new
-from ldm.text.training.params import TrainClipParams
-from ldm.text.training.pretrained import pretrained
+from ldm.text.training import sources
+from ldm.text.training.pairs import ImagesAndCaptions, measure
+from ldm.text.training.params import TrainClipParams, TrainedClipParams
 
 
 def main() -> str:
     params = config.read(TrainClipParams, "train_clip")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = process.start(params.training.precision if params.training else "fp32", machine)
+    source = params.source
+    accelerator = process.start(source.training.precision if isinstance(source, TrainedClipParams) else "fp32", machine)
     folders = Path(paths.images), Path(paths.captions)
     pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
-    if params.pretrained is None:
-        model, history = train_new(params, pairs, val, accelerator, run)
-    else:
-        model, history, inputs = pretrained(params).to(accelerator.device), None, dict[str, str]()
+    model, history = sources.obtain(params, pairs, val, accelerator, run)
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:
             with torch.no_grad():
                 metrics = measure(model.eval(), val, params, accelerator.device)
-            model.save(folder, inputs, {"pretrained": params.pretrained} | (history.facts if history else {}))
+            facts = {"source": source.model_dump(mode="json", exclude={"network", "training"})}
+            model.save(folder, inputs if history else {}, facts | (history.facts if history else {}))
             artifact.write_json(results / "metrics.json", metrics)
             if history is not None:
                 history.write(results)

@@ -16,7 +16,7 @@ from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.diffusion import DenoisingObjective
-from ldm.denoiser.model.unet import KIND, UNet
+from ldm.denoiser.model.networks import KIND, build
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.inputs import check_fits, load_inputs
 from ldm.denoiser.training.params import TrainUNetParams
@@ -35,7 +35,7 @@ def main() -> str:
     check_fits(params, inputs)
 
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
-    unet = UNet(params.network)
+    unet = build(params.network)
     decoder = inputs.autoencoder.attention_shapes(params.network.latent_size)
     attention.prove(accelerator.device, unet.attention_shapes, params.training.precision, trains=True)
     for precision in (params.training.precision, "fp32"):  # pictures on the way, the last picture

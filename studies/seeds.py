@@ -35,7 +35,7 @@ RESULTS = ROOT / "docs/seeds.json"
 CLONES = ROOT / "runs/studies"
 SEEDS = {
     "autoencoder": "train_autoencoder.training.seed",
-    "clip": "train_clip.training.seed",
+    "clip": "train_clip.source.training.seed",
     "unet": "train_unet.training.seed",
     "sampling": "sample.drawing.seed",
 }

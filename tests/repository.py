@@ -19,7 +19,7 @@ from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 
 BINARIES = Path(sys.executable).parent
-TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
+TRAININGS = ("train_autoencoder__training", "train_clip__source__training", "train_unet__training")
 
 
 class Repository:
@@ -121,7 +121,7 @@ def setting(**values: Any) -> Callable[[str], str]:
 
 def short_recipe(num_steps: int = 6) -> Callable[[str], str]:
     """An edit of the recipe tiny: trainings of a few steps on one thread."""
-    values = {f"{name}__training__num_steps": num_steps for name in TRAININGS}
-    warmup = {f"{name}__training__num_warmup_steps": 2 for name in TRAININGS}
+    values = {f"{name}__num_steps": num_steps for name in TRAININGS}
+    warmup = {f"{name}__num_warmup_steps": 2 for name in TRAININGS}
     # More threads gain nothing here, and lose a lot beside other processes.
     return setting(machine__threads=1, **values, **warmup)

@@ -4,19 +4,22 @@ import diffusers
 import pytest
 import torch
 
+from ldm.autoencoder.model import network
+from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.autoencoder.model.network import (
-    Autoencoder,
     Posterior,
     ReconstructionObjective,
     gradient_error,
     to_image,
     to_signal,
 )
-from ldm.autoencoder.model.params import AutoencoderParams, ReconstructionParams
+from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
 from ldm.compute import attention
+from ldm.core import artifact
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 
 TINY = {
+    "kind": "kl",
     "patch_px": 1,
     "channels": [8, 16],
     "num_res_blocks": 1,
@@ -39,12 +42,23 @@ TOPOLOGIES = [
 ]
 
 
-def autoencoder(**changes) -> Autoencoder:
+def autoencoder(**changes) -> KLAutoencoder:
     torch.manual_seed(0)
-    return Autoencoder(AutoencoderParams.model_validate(TINY | changes))
+    return KLAutoencoder(KLAutoencoderParams.model_validate(TINY | changes))
 
 
-def theirs(params: AutoencoderParams) -> diffusers.AutoencoderKL:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_autoencoder_of_any_format_opens_as_what_was_written(tmp_path, version):
+    written, former = autoencoder(), {name: value for name, value in TINY.items() if name != "kind"}
+    kind = artifact.Kind("autoencoder", network.KIND.upgrades[: version - 1])
+    artifact.write(tmp_path, kind, {1: former, 2: TINY}[version], written.state_dict(), {}, {})
+    found, passport = network.load(tmp_path, torch.device("cpu"))
+    assert passport.format_version == version and passport.config == TINY
+    assert isinstance(found, KLAutoencoder) and not any(parameter.requires_grad for parameter in found.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))
+
+
+def theirs(params: KLAutoencoderParams) -> diffusers.AutoencoderKL:
     num_levels = len(params.channels)
     return diffusers.AutoencoderKL(
         block_out_channels=tuple(params.channels),
@@ -80,9 +94,9 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attentio
 @pytest.mark.parametrize(("changes", "shape"), TOPOLOGIES)
 def test_equal_weights_give_the_values_and_gradients_of_diffusers(changes, shape, backend):
     attention.select(backend, torch.device("cpu"))
-    params = AutoencoderParams.model_validate(TINY | changes)
+    params = KLAutoencoderParams.model_validate(TINY | changes)
     b, h, w = shape
-    ours, reference = Autoencoder(params), theirs(params)
+    ours, reference = KLAutoencoder(params), theirs(params)
     randomise(reference)
     ours.load_state_dict(reference.state_dict(), strict=True)
     torch.manual_seed(0)

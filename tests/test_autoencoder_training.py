@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldm import randomness
-from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.model.network import ReconstructionObjective, build, to_image, to_signal
 from ldm.autoencoder.training import reconstruction
 from ldm.core import images
 from ldm.core.shards import Shards
@@ -92,7 +92,7 @@ def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[s
 def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     params = autoencoder_params()
     torch.manual_seed(0)
-    autoencoder = Autoencoder(params.network).eval()
+    autoencoder = build(params.network).eval()
     measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
     image = splits["val"].images(range(6))
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
 
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):
     params = autoencoder_params()
-    objective = ReconstructionObjective(Autoencoder(params.network), params.reconstruction)
+    objective = ReconstructionObjective(build(params.network), params.reconstruction)
     measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
     measurement.draw(objective, tmp_path / "picture.png")
     image = splits["val"].images(range(1))

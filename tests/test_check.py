@@ -69,7 +69,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "train_unet.network.latent_channels: found 8; expected 4 as in train_autoencoder.network",
         ),
         (
-            {"train_clip.network.text.width": 64},
+            {"train_clip.source.network.text.width": 64},
             "train_unet.network.context_width: found 32; expected 64, the width of CLIP's text tower",
         ),
         (
@@ -77,7 +77,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "embed_text.context_tokens: found 40; expected null or at most 32, all that CLIP's text tower reads",
         ),
         (
-            {"embed_text.layer": "penultimate", "train_clip.network.text.layers": 1},
+            {"embed_text.layer": "penultimate", "train_clip.source.network.text.layers": 1},
             "embed_text.layer: found penultimate; expected last: CLIP's text tower has one layer only",
         ),
         (
@@ -110,8 +110,8 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "data/models/inception, the folder where DVC sees that weights changed",
         ),
         (
-            {"train_clip.training.batch_size": 100_000},
-            "train_clip.training.batch_size: found 100000; expected at most 512, the images of "
+            {"train_clip.source.training.batch_size": 100_000},
+            "train_clip.source.training.batch_size: found 100000; expected at most 512, the images of "
             "prepare.corpus.num_train",
         ),
     ],
@@ -121,10 +121,13 @@ def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: di
     assert found == [finding]
 
 
-def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_path: Path) -> None:
-    outside = {"train_clip.pretrained": "data/models/clip/../../../elsewhere", "train_clip.quick_gelu": False}
-    (found,) = findings(tmp_path, outside, "gpu-256.yaml")
-    assert found.startswith("train_clip.pretrained: found data/models/clip/../../../elsewhere; expected a path in ")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_path_of_weights_that_leaves_its_folder_is_refused_for_clip_too(tmp_path: Path, kind: str) -> None:
+    path = "data/models/clip/../../../elsewhere"
+    source: dict[str, Any] = {"kind": kind, "path": path, "quick_gelu": False}
+    source |= {"architecture": "ViT-H-14"} if kind == "file" else {}
+    (found,) = findings(tmp_path, {"train_clip.source": source}, "gpu-256.yaml")
+    assert found.startswith("train_clip.source.path: found data/models/clip/../../../elsewhere; expected a path in ")
 
 
 @pytest.mark.parametrize(
@@ -245,8 +248,8 @@ def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -
 
 
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"train_clip.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
-    assert [line.split(":")[0] for line in found] == ["train_clip.twins_together", "sample.seen_split"]
+    found = findings(tmp_path, {"train_clip.source.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
+    assert [line.split(":")[0] for line in found] == ["train_clip.source.twins_together", "sample.seen_split"]
 
 
 def test_what_is_named_after_a_corpus_judges_its_images_only(tmp_path: Path) -> None:
@@ -277,10 +280,29 @@ def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
 
 
 def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
-    found = findings(tmp_path, {"train_clip.architecture": "ViT-B-32"}, "gpu-256.yaml")
+    found = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-32"}, "gpu-256.yaml")
     assert found == ["train_unet.network.context_width: found 1024; expected 512, the width of CLIP's text tower"]
-    (line,) = findings(tmp_path, {"train_clip.architecture": "ViT-B-33"}, "gpu-256.yaml")
-    assert line.startswith("train_clip.architecture: found ViT-B-33; expected an architecture of open_clip")
+    (line,) = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-33"}, "gpu-256.yaml")
+    assert line.startswith("train_clip.source.architecture: found ViT-B-33; expected an architecture of open_clip")
+
+
+@pytest.mark.parametrize(
+    ("key", "kinds"),
+    [
+        ("train_clip.source.kind", "file, folder, open_clip, train"),
+        ("train_autoencoder.network.kind", "kl"),
+        ("train_unet.network.kind", "unet"),
+    ],
+)
+def test_a_kind_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path, key: str, kinds: str) -> None:
+    (found,) = findings(tmp_path, {key: "transformer"})
+    assert found == f'{key}: found "transformer"; expected one of {kinds}'
+
+
+def test_a_key_of_another_source_is_unknown(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, {"train_clip.source.twins_together": False}, "gpu-256.yaml")
+    expected = "expected one of kind, architecture, tag, quick_gelu"
+    assert found == f"train_clip.source.twins_together: unknown key; {expected}"
 
 
 def test_findings_of_single_sections_come_first_and_all_at_once(tmp_path: Path) -> None:

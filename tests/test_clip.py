@@ -16,8 +16,8 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.text.model import clip
 from ldm.text.model.params import ClipParams
 from ldm.text.training.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
-from ldm.text.training.params import TrainClipParams
-from ldm.text.training.pretrained import pretrained
+from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
+from ldm.text.training.pretrained import from_file, from_folder, from_tag
 
 CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 
@@ -242,26 +242,33 @@ def test_changed_merges_are_refused(tmp_path):
         clip.load(tmp_path / "a")
 
 
-def stage_params(name, architecture=None, quick_gelu=None):
-    values = {"pretrained": str(name), "architecture": architecture, "quick_gelu": quick_gelu}
-    values |= {"network": None, "training": None, "twins_together": False, "num_validation_pairs": 4}
-    return TrainClipParams.model_validate(values)
+def tag(name, architecture, quick_gelu=None):
+    values = {"kind": "open_clip", "architecture": architecture, "tag": name, "quick_gelu": quick_gelu}
+    return OpenClipParams.model_validate(values)
+
+
+def file(path, architecture, quick_gelu):
+    values = {"kind": "file", "path": str(path), "architecture": architecture, "quick_gelu": quick_gelu}
+    return ClipFileParams.model_validate(values)
+
+
+def folder(path, quick_gelu):
+    return ClipFolderParams.model_validate({"kind": "folder", "path": str(path), "quick_gelu": quick_gelu})
 
 
 def test_a_path_must_state_quick_gelu(tmp_path):
-    with pytest.raises(ValueError, match="quick_gelu must be true or false with a path"):
-        stage_params(tmp_path / "weights.pt", "ViT-B-32")
-    with pytest.raises(ValueError, match="architecture must name"):
-        stage_params("openai")
+    for make in (lambda: file(tmp_path / "weights.pt", "ViT-B-32", None), lambda: folder(tmp_path, None)):
+        with pytest.raises(ValueError, match=r"quick_gelu\n.*valid boolean"):
+            make()
 
 
 def test_an_artefact_of_ours_is_copied(tmp_path):
     model = built()
     model.save(tmp_path, {}, {})
-    copied = pretrained(stage_params(tmp_path, quick_gelu=False))
+    copied = from_folder(folder(tmp_path, False))
     assert torch.equal(copied.model.text_projection, model.model.text_projection)
-    with pytest.raises(ConfigError, match="quick_gelu: true; expected false"):
-        pretrained(stage_params(tmp_path, quick_gelu=True))
+    with pytest.raises(ConfigError, match=r"source.quick_gelu: true; expected false"):
+        from_folder(folder(tmp_path, True))
 
 
 def tiny_cfg(quick_gelu):
@@ -278,41 +285,52 @@ def test_foreign_weights_are_loaded_with_their_activation(tmp_path, quick_gelu):
 
     cfg = tiny_cfg(quick_gelu)
     model = open_clip.model.CLIP(**cfg)
-    folder, name = tmp_path / "folder", f"tiny-{quick_gelu}"
-    folder.mkdir()
-    artifact.write_tensors(folder / "open_clip_model.safetensors", model.state_dict())
-    artifact.write_json(folder / "open_clip_config.json", {"model_cfg": cfg, "preprocess_cfg": {"mean": [0.5] * 3}})
+    path, name = tmp_path / "folder", f"tiny-{quick_gelu}"
+    path.mkdir()
+    artifact.write_tensors(path / "open_clip_model.safetensors", model.state_dict())
+    artifact.write_json(path / "open_clip_config.json", {"model_cfg": cfg, "preprocess_cfg": {"mean": [0.5] * 3}})
     artifact.write_json(tmp_path / f"{name}.json", {**cfg, "quick_gelu": False})
     open_clip.add_model_config(tmp_path / f"{name}.json")
     ids = open_clip.tokenize(CAPTIONS)
     expected = model.eval().encode_text(ids, normalize=True)
-    from_file = pretrained(stage_params(folder / "open_clip_model.safetensors", name, quick_gelu))
-    from_folder = pretrained(stage_params(folder, None, quick_gelu))
-    from_folder.save(tmp_path / "artefact", {}, {})
+    loaded = from_file(file(path / "open_clip_model.safetensors", name, quick_gelu))
+    described = from_folder(folder(path, quick_gelu))
+    described.save(tmp_path / "artefact", {}, {})
     again, _ = clip.load(tmp_path / "artefact")
-    for found in (from_file, from_folder, again):
+    for found in (loaded, described, again):
         assert torch.equal(found.tokenise(CAPTIONS), ids)
         torch.testing.assert_close(found.text_features(ids), expected, rtol=1e-5, atol=1e-5)
     assert again.preprocess.mean == [0.5] * 3
     with pytest.raises(ConfigError, match=f"expected {str(quick_gelu).lower()}"):
-        pretrained(stage_params(folder, None, not quick_gelu))
+        from_folder(folder(path, not quick_gelu))
 
 
 def test_wrong_names_are_refused_before_any_download(tmp_path):
     with pytest.raises(ConfigError, match="quick_gelu: false; expected true"):
-        pretrained(stage_params("openai", "ViT-L-14"))
+        from_tag(tag("openai", "ViT-L-14"))
     with pytest.raises(ConfigError, match="quick_gelu: true; expected false"):
-        pretrained(stage_params("laion2b_s32b_b82k", "ViT-L-14", quick_gelu=True))
+        from_tag(tag("laion2b_s32b_b82k", "ViT-L-14", quick_gelu=True))
     with pytest.raises(ConfigError, match="a tag of ViT-L-14: openai"):
-        pretrained(stage_params("opennai", "ViT-L-14"))
+        from_tag(tag("opennai", "ViT-L-14"))
     with pytest.raises(ConfigError, match="ViT-L-14"):
-        pretrained(stage_params("openai", "ViT-L14"))
+        from_tag(tag("openai", "ViT-L14"))
     with pytest.raises(ConfigError, match="open_clip's own text tower"):
-        pretrained(stage_params("webli", "ViT-B-16-SigLIP"))
-    with pytest.raises(ConfigError, match="no file or folder"):
-        pretrained(stage_params(tmp_path / "none", quick_gelu=False))
+        from_tag(tag("webli", "ViT-B-16-SigLIP"))
     with pytest.raises(ConfigError, match=r"no open_clip_config\.json"):
-        pretrained(stage_params(tmp_path, quick_gelu=False))
+        from_folder(folder(tmp_path, False))
+
+
+def test_a_path_must_be_what_its_kind_says(tmp_path):
+    weights = tmp_path / "weights.pt"
+    with pytest.raises(ConfigError, match=r"source.path: no file .*none; expected an existing file"):
+        from_file(file(tmp_path / "none", "ViT-B-32", False))
+    with pytest.raises(ConfigError, match=r"source.path: no folder .*none; expected an existing folder"):
+        from_folder(folder(tmp_path / "none", False))
+    with pytest.raises(ConfigError, match=r"is a folder; expected a file\nfix: name a file, or set kind: folder"):
+        from_file(file(tmp_path, "ViT-B-32", False))
+    weights.touch()
+    with pytest.raises(ConfigError, match=r"is a file; expected a folder\nfix: name a folder, or set kind: file"):
+        from_folder(folder(weights, False))
 
 
 def batch_of(model, count):

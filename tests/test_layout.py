@@ -10,8 +10,8 @@ from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.text.model import clip, layout
 from ldm.text.model.params import ClipParams
-from ldm.text.training.params import TrainClipParams
-from ldm.text.training.pretrained import pretrained
+from ldm.text.training.params import ClipFileParams, ClipFolderParams
+from ldm.text.training.pretrained import from_file, from_folder
 
 VISION = {"image_size_px": 16, "patch_size_px": 8, "width": 16, "layers": 1, "head_width": 8}
 TEXT = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "num_merges": 300}
@@ -64,10 +64,13 @@ def with_key(cfg, key, value):
     return cfg
 
 
-def stage_params(path, architecture=None):
-    values = {"pretrained": str(path), "architecture": architecture, "quick_gelu": False}
-    values |= {"network": None, "training": None, "twins_together": False, "num_validation_pairs": 4}
-    return TrainClipParams.model_validate(values)
+def folder(path):
+    return ClipFolderParams.model_validate({"kind": "folder", "path": str(path), "quick_gelu": False})
+
+
+def file(path):
+    values = {"kind": "file", "path": str(path), "architecture": "tiny-layout", "quick_gelu": False}
+    return ClipFileParams.model_validate(values)
 
 
 @pytest.mark.parametrize("key", FOREIGN)
@@ -90,10 +93,10 @@ def test_a_folder_that_names_foreign_parts_fetches_and_builds_nothing(tmp_path, 
     artifact.write_tensors(tmp_path / "open_clip_model.safetensors", model.state_dict())
     config = tmp_path / "open_clip_config.json"
     artifact.write_json(config, {"model_cfg": CFG, "preprocess_cfg": {}})
-    assert pretrained(stage_params(tmp_path)).context_width == 8
+    assert from_folder(folder(tmp_path)).context_width == 8
     artifact.write_json(config, {"model_cfg": with_key(CFG, key, FOREIGN[key]), "preprocess_cfg": {}})
     with pytest.raises(ConfigError) as caught:
-        pretrained(stage_params(tmp_path))
+        from_folder(folder(tmp_path))
     assert key in str(caught.value) and str(config) in str(caught.value)
     assert not attempts
 
@@ -102,7 +105,7 @@ def test_a_folder_that_names_foreign_parts_fetches_and_builds_nothing(tmp_path, 
 def test_a_folder_whose_config_is_none_is_refused(tmp_path, text):
     (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"open_clip_config\.json: .*\nfix: "):
-        pretrained(stage_params(tmp_path))
+        from_folder(folder(tmp_path))
 
 
 def test_every_architecture_of_open_clip_is_told_apart():
@@ -148,9 +151,9 @@ def tiny(tmp_path_factory):
 
 def refusal(path):
     with pytest.raises(ConfigError) as caught:
-        pretrained(stage_params(path, "tiny-layout"))
+        from_file(file(path))
     line, fix = str(caught.value).splitlines()
-    assert line.startswith("params.yaml: train_clip.pretrained: ") and str(path) in line
+    assert line.startswith("params.yaml: train_clip.source.path: ") and str(path) in line
     assert "expected weights of tiny-layout as open_clip saves them" in line and fix.startswith("fix: ")
     return line, fix
 
@@ -176,7 +179,7 @@ def test_a_checkpoint_of_transformers_is_named_as_such(tmp_path, tiny, suffix):
 def test_a_folder_of_transformers_is_named_as_such(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="in the layout of transformers: no open_clip_config"):
-        pretrained(stage_params(tmp_path))
+        from_folder(folder(tmp_path))
 
 
 def test_other_weights_are_named_by_their_first_reasons(tmp_path, tiny):
@@ -198,7 +201,7 @@ def test_files_that_are_no_weights_end_in_one_line(tmp_path, tiny):
     for name in ("page.pt", "page.bin", "page.safetensors", "page.npz"):
         (tmp_path / name).write_text("<html>not found</html>")
     artifact.write_tensors(tmp_path / "flat.safetensors", {**tiny, "positional_embedding": torch.zeros(77)})
-    assert pretrained(stage_params(tmp_path / "whole.pt", "tiny-layout")).context_width == 8
+    assert from_file(file(tmp_path / "whole.pt")).context_width == 8
     bad = [path for path in sorted(tmp_path.iterdir()) if path.name != "whole.pt"]
     assert len(bad) == 13
     for path in bad:

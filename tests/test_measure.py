@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.network import build, to_image, to_signal
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png
@@ -75,7 +75,7 @@ def real(tmp_path_factory) -> measure.RealImages:
 def instruments() -> measure.Instruments:
     torch.manual_seed(0)
     model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
-    autoencoder = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
+    autoencoder = build(KLAutoencoderParams.model_validate(AUTOENCODER)).eval()
     return measure.Instruments([spaces.own_clip(model, "0" * 64)], oracle.ORACLE, model, autoencoder, CPU)
 
 

@@ -70,6 +70,12 @@ def test_states_are_listed_with_step_size_and_age(capsys: pytest.CaptureFixture[
     assert lines[2:] == ["  as params and code are now: the next run goes on from it by itself"]
 
 
+def test_the_steps_of_a_clip_are_counted_too(capsys: pytest.CaptureFixture[str]):
+    save("train_clip", 20, 40)
+    found = re.findall(r"^train_clip/\w+/step-\d+  (.+), 1\.0 MB", said(capsys, "runs"), re.MULTILINE)
+    assert found == ["20 of 40 steps", "finished, 40 steps"]
+
+
 def test_what_differs_is_listed_with_both_values(capsys: pytest.CaptureFixture[str]):
     edit(train_unet__training__learning_rate=0.5, train_unet__training__save_every_steps=3)
     unet = Path("ldm/denoiser/model/unet.py")

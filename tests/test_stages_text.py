@@ -18,8 +18,9 @@ from ruamel.yaml import YAML
 from ldm.autoencoder.encoding import shards as encoding
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.latents import LatentScale
-from ldm.autoencoder.model.network import Autoencoder, to_signal
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.kl import KLAutoencoder
+from ldm.autoencoder.model.network import to_signal
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute import fingerprint
 from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError, IntegrityError, Stopped
@@ -40,6 +41,7 @@ NUM_ENCODED = 12
 """The first shard of val equals that of train, so it is encoded once."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}
 AUTOENCODER = {
+    "kind": "kl",
     "patch_px": 2,
     "channels": [8, 8],
     "num_res_blocks": 1,
@@ -82,12 +84,7 @@ CLIP = {
 PARAMS: dict[str, Any] = {
     "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
     "train_clip": {
-        "pretrained": None,
-        "architecture": None,
-        "quick_gelu": None,
-        "network": CLIP,
-        "training": TRAINING,
-        "twins_together": True,
+        "source": {"kind": "train", "network": CLIP, "training": TRAINING, "twins_together": True},
         "num_validation_pairs": 4,
     },
     "embed_text": {"layer": "last", "norm": True, "context_tokens": None, "batch_size": 3, "num_captions_per_shard": 5},
@@ -108,6 +105,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shards.write(Path("data/images") / split, [(k, {"png": p}) for k, p in zip(keys, pixels, strict=True)], 4)
         shards.write(Path("data/captions") / split, [(k, {"json": t}) for k, t in zip(keys, texts, strict=True)], 4)
     return tmp_path
+
+
+def change_training(twins_together: bool = True, **values: Any) -> None:
+    """Train the CLIP with other values."""
+    source = PARAMS["train_clip"]["source"] | {"training": {**TRAINING, **values}, "twins_together": twins_together}
+    change("train_clip", source=source)
 
 
 def write_params(values: dict[str, Any]) -> None:
@@ -140,9 +143,9 @@ def contents(folder: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
-def write_autoencoder(scale: float = 1.0) -> Autoencoder:
+def write_autoencoder(scale: float = 1.0) -> KLAutoencoder:
     torch.manual_seed(0)
-    model = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)).eval()
+    model = KLAutoencoder(KLAutoencoderParams.model_validate(AUTOENCODER)).eval()
     with torch.no_grad():
         model.quant_conv.weight *= scale
     artifact.write(Path("data/autoencoder"), KINDS["autoencoder"], AUTOENCODER, model.state_dict(), {}, {})
@@ -169,7 +172,7 @@ def run_on_two(*names: str) -> None:
 
 
 def test_train_clip_writes_a_model_that_learned(here: Path):
-    change("train_clip", training={**TRAINING, "num_steps": 400, "validate_every_steps": 400})
+    change_training(num_steps=400, validate_every_steps=400)
     summary = run("train_clip")
     metrics = json.loads(Path("data/clip_results/metrics.json").read_text())
     assert set(metrics) == {
@@ -193,30 +196,31 @@ def test_a_finished_clip_is_trained_on_and_its_passport_says_so(here: Path):
     run("train_clip")
     assert "resumed_from" not in artifact.read_passport(Path("data/clip"), clip.KIND).facts
     longer = TRAINING["num_steps"] + 2
-    change("train_clip", training=TRAINING | {"num_steps": longer})
+    change_training(num_steps=longer)
     runs.ask(Path("runs"), "train_clip")
     run("train_clip")
     (found,) = artifact.read_passport(Path("data/clip"), clip.KIND).facts["resumed_from"]
     assert found["step"] == TRAINING["num_steps"]
-    assert found["differs"] == {"params.training.num_steps": [TRAINING["num_steps"], longer]}
+    assert found["differs"] == {"params.source.training.num_steps": [TRAINING["num_steps"], longer]}
 
 
 def test_train_clip_copies_a_pretrained_artefact(here: Path):
     write_clip()
     before = contents("data/clip")
     Path("data/clip").rename("mine")
-    change("train_clip", pretrained="./mine", quick_gelu=False, network=None, training=None)
+    source = {"kind": "folder", "path": "mine", "quick_gelu": False}
+    change("train_clip", source=source)
     run("train_clip")
     after = contents("data/clip")
     assert before.keys() == after.keys()
     assert all(before[name] == after[name] for name in ("model.safetensors", clip.MERGES))
     assert json.loads(after["passport.json"])["inputs"] == {}
-    assert json.loads(after["passport.json"])["facts"] == {"pretrained": "./mine"}
+    assert json.loads(after["passport.json"])["facts"] == {"source": source}
     assert list(contents("data/clip_results")) == ["metrics.json"]
 
 
 def test_a_batch_of_more_images_than_there_are_is_refused(here: Path):
-    change("train_clip", training={**TRAINING, "batch_size": 12})
+    change_training(batch_size=12)
     with pytest.raises(ConfigError, match=r"batch_size: 12; expected at most 10, the samples to train on"):
         run("train_clip")
     assert not Path("data/clip").exists()
@@ -230,8 +234,8 @@ def test_a_corpus_captioned_by_class_trains_and_tells_the_classes_apart(here: Pa
         texts = {key: json.dumps({"captions": [f"class {int(key) % 2}"], "claims": [None]}).encode() for key in keys}
         shards.write(Path("data/images") / split, [(key, {"png": pixels[key]}) for key in keys], 20)
         shards.write(Path("data/captions") / split, [(key, {"json": texts[key]}) for key in keys], 20)
-    training = {**TRAINING, "batch_size": 8, "num_steps": 60, "log_every_steps": 10, "validate_every_steps": 60}
-    change("train_clip", training=training, twins_together=False, num_validation_pairs=10)
+    change_training(False, batch_size=8, num_steps=60, log_every_steps=10, validate_every_steps=60)
+    change("train_clip", num_validation_pairs=10)
     summary = run("train_clip")
     metrics = json.loads(Path("data/clip_results/metrics.json").read_text())
     assert metrics["num_pairs"] == 2 and metrics["caption_accuracy"] == 1.0 and "caption_accuracy 1.000" in summary
@@ -455,7 +459,7 @@ def test_what_was_encoded_outlives_edits_of_unrelated_code(here: Path, name: str
 
 
 def test_two_processes_train_to_the_losses_of_one(here: Path):
-    change("train_clip", training={**TRAINING, "num_steps": 5, "log_every_steps": 1})
+    change_training(num_steps=5, log_every_steps=1)
     run("train_clip")
     one = read_table(Path("data/clip_results/curves.csv"))
     run_on_two("train_clip")

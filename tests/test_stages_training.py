@@ -15,8 +15,8 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from ldm.autoencoder.model.network import Autoencoder
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.kl import KLAutoencoder
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError, Stopped
@@ -102,7 +102,7 @@ def stopped_at(train: Callable[..., Any], step: int) -> Callable[..., Any]:
 def test_train_autoencoder_writes_model_and_results(workspace: Path):
     line = script("train_autoencoder").main()
     passport, tensors = artifact.read(workspace / "data/autoencoder", KINDS["autoencoder"])
-    network = Autoencoder(AutoencoderParams.model_validate(passport.config))
+    network = KLAutoencoder(KLAutoencoderParams.model_validate(passport.config))
     network.load_state_dict(tensors)
     assert passport.facts == {"factor": 4, "latent_channels": 4}
     assert passport.inputs.keys() == {"images_train", "images_val"}

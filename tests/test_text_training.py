@@ -1,16 +1,24 @@
-"""Images and captions of a split as CLIP's training and validation take them."""
+"""Where a CLIP comes from, and images and captions of a split as its training and validation take them."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ldm.core import shards
-from ldm.core.errors import IntegrityError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import encode_png
+from ldm.text.model import clip
+from ldm.text.model.params import ClipParams
 from ldm.text.training import pairs as training
+from ldm.text.training import sources
+from ldm.text.training.params import TrainClipParams
+from tests.toy_training import DEFAULTS
+from tests.trained_data import CLIP
 
 TEXTS = [["a"], ["b", "other"], ["a"], ["c"], ["d"], ["d"], ["e"]]
 
@@ -43,3 +51,47 @@ def test_twins_are_neighbours_with_other_captions(tmp_path: Path) -> None:
 def test_images_and_captions_of_other_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="other keys"):
         write(tmp_path, TEXTS[:-1])
+
+
+def obtained(**source: Any) -> tuple[clip.Clip, Any]:
+    """What a source gives that trains nothing: it sees no pairs and has no run."""
+    params = TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})
+    return sources.obtain(params, None, None, SimpleNamespace(device=torch.device("cpu")), None)
+
+
+def test_a_model_that_is_there_is_taken_as_it_is(tmp_path: Path) -> None:
+    model = clip.build(ClipParams.model_validate(CLIP), 0)
+    model.save(tmp_path, {}, {})
+    found, history = obtained(kind="folder", path=str(tmp_path), quick_gelu=False)
+    assert history is None and not any(weight.requires_grad for weight in found.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), found.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ({"kind": "open_clip", "architecture": "ViT-L-14", "tag": "nobody", "quick_gelu": None}, "tag: nobody"),
+        ({"kind": "file", "path": "none.pt", "architecture": "ViT-L-14", "quick_gelu": False}, "path: no file none.pt"),
+        ({"kind": "folder", "path": "none", "quick_gelu": False}, "path: no folder none"),
+    ],
+    ids=lambda value: value.get("kind") if isinstance(value, dict) else "",
+)
+def test_a_model_that_is_not_there_is_refused_under_its_key(source: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"params.yaml: train_clip.source.{key}"):
+        obtained(**source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_accumulation_steps": 2}, "num_accumulation_steps must be 1"),
+        ({"batch_size": 5}, "batch_size 5 must be even with twins_together"),
+    ],
+)
+def test_contradictions_of_a_training_are_refused(changes: dict[str, Any], message: str) -> None:
+    training = DEFAULTS | {"batch_size": 4, "num_accumulation_steps": 1}
+    source = {"kind": "train", "network": CLIP, "training": training, "twins_together": True}
+    TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})
+    with pytest.raises(ValueError, match=message):
+        source["training"] = training | changes
+        TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})

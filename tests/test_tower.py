@@ -10,7 +10,7 @@ import torch
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.text.model import clip
-from ldm.text.training.tower import TextTower, load_text
+from ldm.text.tower import TextTower, load_text
 from tests.test_clip import CAPTIONS, built
 
 TEXTS = [*CAPTIONS, "!!! ?! wörter 圆 " * 9]

@@ -7,15 +7,15 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from pydantic import ValidationError
 
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute import attention
-from ldm.denoiser.model import unet
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet, sinusoids
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
 
 TINY = {
+    "kind": "unet",
     "latent_channels": 4,
     "latent_size": 8,
     "channels": [8, 16],
@@ -298,25 +298,8 @@ def test_a_level_without_attention_needs_no_fitting_head_width_unless_it_is_the_
 
 
 def test_the_autoencoder_factor_counts_patch_and_levels():
-    fields = {"num_res_blocks": 1, "latent_channels": 4, "middle_attention": False, "norm_groups": 4}
-    params = AutoencoderParams.model_validate(fields | {"patch_px": 4, "channels": [8, 8, 8]})
+    fields = {"kind": "kl", "num_res_blocks": 1, "latent_channels": 4, "middle_attention": False, "norm_groups": 4}
+    params = KLAutoencoderParams.model_validate(fields | {"patch_px": 4, "channels": [8, 8, 8]})
     assert params.factor == 16
     with pytest.raises(ValidationError, match="channels 10 is not a multiple of norm_groups 4"):
-        AutoencoderParams.model_validate(fields | {"patch_px": 1, "channels": [10]})
-
-
-def test_a_unet_of_format_1_is_read_as_one_of_format_2():
-    flat = {"loss_weighting": "min_snr", "min_snr_gamma": 5.0, "time_sampling": "logit_normal"}
-    flat |= {"logit_normal_mean": 0.5, "logit_normal_std": 2.0, "schedule": "flow"}
-    (upgrade,) = unet.KIND.upgrades
-    found = upgrade({"network": {"channels": [8]}, "diffusion": flat})
-    assert found == {
-        "network": {"channels": [8]},
-        "diffusion": {
-            "loss_weighting": {"kind": "min_snr", "gamma": 5.0},
-            "time_sampling": {"kind": "logit_normal", "mean": 0.5, "std": 2.0},
-            "schedule": "flow",
-        },
-    }
-    uniform = upgrade({"diffusion": flat | {"loss_weighting": "uniform", "time_sampling": "uniform"}})["diffusion"]
-    assert uniform == {"loss_weighting": {"kind": "uniform"}, "time_sampling": {"kind": "uniform"}, "schedule": "flow"}
+        KLAutoencoderParams.model_validate(fields | {"patch_px": 1, "channels": [10]})

@@ -12,14 +12,15 @@ from ldm.corpora import folder, webdataset
 from ldm.denoiser.training.inputs import load_weights
 from ldm.evaluation import spaces
 from ldm.evaluation.params import InceptionSpaceParams
-from ldm.text.training.pretrained import pretrained
+from ldm.text.training.pretrained import from_file, from_folder
 from tests.corpora import CLEANING
 
 CORPUS = SimpleNamespace(directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
 READERS: dict[str, Callable[[Any], Any]] = {
     "folder": lambda path: list(folder.pairs(CORPUS, 16, path)),
     "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
-    "clip": lambda path: pretrained(SimpleNamespace(pretrained=str(path), pretrained_is_path=True)),
+    "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
+    "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),
     "unet": lambda path: load_weights(None, None, path),
     "inception": lambda path: spaces.build(
         InceptionSpaceParams(kind="inception", weights=str(path)), torch.device("cpu")

@@ -8,8 +8,8 @@ import torch
 from ruamel.yaml import YAML
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.network import Autoencoder
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.kl import KLAutoencoder
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.core import artifact
 from ldm.corpora import kinds, preparation
 from ldm.corpora.params import PrepareParams
@@ -36,6 +36,7 @@ CLIP = {
     },
 }
 AUTOENCODER = {
+    "kind": "kl",
     "patch_px": 8,
     "channels": [8],
     "num_res_blocks": 1,
@@ -44,6 +45,7 @@ AUTOENCODER = {
     "norm_groups": 4,
 }
 UNET = {
+    "kind": "unet",
     "latent_channels": 4,
     "latent_size": 8,
     "channels": [8, 8],
@@ -123,7 +125,8 @@ def make(root: Path, caption_dropout: float = 0.1) -> None:
 
 def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    autoencoder, unet = Autoencoder(AutoencoderParams.model_validate(AUTOENCODER)), UNet(UNetParams(**UNET))
+    autoencoder = KLAutoencoder(KLAutoencoderParams.model_validate(AUTOENCODER))
+    unet = UNet(UNetParams.model_validate(UNET))
     for parameter in unet.parameters():  # the last layers of a fresh network are zero, which would hide the prompt
         torch.nn.init.normal_(parameter, std=0.3)
     decoder = artifact.write(data / "autoencoder", KINDS["autoencoder"], AUTOENCODER, autoencoder.state_dict(), {}, {})

@@ -9,8 +9,8 @@ import torch
 
 from ldm import randomness
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.network import Autoencoder
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.kl import KLAutoencoder
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.core import artifact, images, shards
 from ldm.denoiser.training.params import TrainUNetParams
@@ -27,6 +27,7 @@ KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_
 """What section machine says of old runs."""
 AUTOENCODER: dict[str, Any] = {
     "network": {
+        "kind": "kl",
         "patch_px": 2,
         "channels": [8, 16],
         "num_res_blocks": 1,
@@ -47,6 +48,7 @@ AUTOENCODER: dict[str, Any] = {
 }
 UNET: dict[str, Any] = {
     "network": {
+        "kind": "unet",
         "latent_channels": CHANNELS,
         "latent_size": LATENT_SIZE,
         "channels": [16, 32],
@@ -107,9 +109,9 @@ def write_captions(directory: Path) -> None:
 
 
 def write_autoencoder(directory: Path) -> str:
-    params = AutoencoderParams.model_validate(AUTOENCODER["network"])
+    params = KLAutoencoderParams.model_validate(AUTOENCODER["network"])
     torch.manual_seed(0)
-    config, tensors = params.model_dump(mode="json"), Autoencoder(params).state_dict()
+    config, tensors = params.model_dump(mode="json"), KLAutoencoder(params).state_dict()
     return artifact.write(directory, KINDS["autoencoder"], config, tensors, {}, {}).content_sha256
 
 

@@ -18,10 +18,10 @@ from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
 from ldm.core.params import Precision
+from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
-from ldm.denoiser.model.params import DiffusionParams, UNetParams
-from ldm.denoiser.model.unet import KIND, UNet
+from ldm.denoiser.model.networks import Network
 from ldm.sampling import grids, guidance, samplers, trajectory
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
@@ -33,8 +33,7 @@ class Generator:
     """UNet and autoencoder: conditions in, images out. `passport` is the UNet's, `embeddings` are those it was trained
     with."""
 
-    unet: UNet
-    latent_shape: tuple[int, int, int]
+    unet: Network
     autoencoder: Autoencoder
     schedule: Schedule
     prediction: Prediction
@@ -53,17 +52,11 @@ class Generator:
         other embeddings.
         """
         decoder, of_decoder = autoencoder_network.load(autoencoder, device)
-        passport, tensors = artifact.read(unet, KIND)
+        network, diffusion, passport = networks.load(unet, device)
         artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
         artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
-        with artifact.fitting(unet):
-            diffusion = DiffusionParams.model_validate(passport.config["diffusion"])
-            params = UNetParams.model_validate(passport.config["network"])
-            network = UNet(params)
-            network.load_state_dict(tensors)
         return cls(
-            unet=network.eval().requires_grad_(False).to(device),
-            latent_shape=(params.latent_channels, params.latent_size, params.latent_size),
+            unet=network,
             autoencoder=decoder,
             schedule=Schedule(diffusion.schedule),
             prediction=diffusion.prediction,
@@ -74,6 +67,11 @@ class Generator:
             directory=unet,
             device=device,
         )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of its latents."""
+        return self.unet.latent_shape
 
     @property
     def image_size_px(self) -> tuple[int, int]:

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model.network import KIND as AUTOENCODER
 from ldm.core import artifact
 from ldm.core.artifact import Passport
 from ldm.core.errors import IntegrityError
 from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
-from ldm.denoiser.model import unet
+from ldm.denoiser.model.networks import KIND as UNET
 from ldm.evaluation import report
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
@@ -63,12 +63,12 @@ def _chain(paths: PathsParams) -> tuple[_Link, ...]:
     return (
         _Link("prepare", "images", paths.images, partial(_shards, kind="images")),
         _Link("prepare", "captions", paths.captions, partial(_shards, kind="captions")),
-        _Link("train_autoencoder", "autoencoder", paths.autoencoder, partial(_weights, kind=network.KIND)),
+        _Link("train_autoencoder", "autoencoder", paths.autoencoder, partial(_weights, kind=AUTOENCODER)),
         _Link("encode_latents", "latents_train", f"{paths.latents}/train", _latents),
         _Link("encode_latents", "latents_val", f"{paths.latents}/val", _latents, split="val"),
         _Link("train_clip", "clip", paths.clip, lambda folder: clip.load(folder)[1]),
         _Link("embed_text", "embeddings", paths.embeddings, lambda folder: TextEmbeddings(folder).passport),
-        _Link("train_unet", "unet", paths.unet, partial(_weights, kind=unet.KIND)),
+        _Link("train_unet", "unet", paths.unet, partial(_weights, kind=UNET)),
         _Link("sample", "samples", paths.samples, lambda folder: samples.read(folder)[0]),
         _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
     )

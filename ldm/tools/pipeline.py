@@ -27,7 +27,7 @@ from ldm.sampling.params import DrawingParams, SampleParams
 from ldm.sampling.prompts import shortened, texts_of, unknown_words
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.embedding.encoder import TextEncoder
-from ldm.text.training.tower import load_text
+from ldm.text.tower import load_text
 from ldm.tools import png_folder
 
 MAX_START_NUMBER = 10**9

@@ -133,7 +133,8 @@ def _is_named(run: Kept, path: Path, text: str) -> bool:
 
 
 def _facts(run: Kept, path: Path) -> str:
-    step, num_steps = _step(path), run.made_by.get("params.training.num_steps")
+    step = _step(path)
+    num_steps = next((value for key, value in run.made_by.items() if key.endswith(".training.num_steps")), None)
     done = f"finished, {step} steps" if step == num_steps else f"{step} of {num_steps} steps"
     return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
 

@@ -53,7 +53,8 @@ def for_precompute(root: Path) -> Path:
     os.chdir(before)
     shutil.rmtree(root / "runs", ignore_errors=True)
     training = training_data.UNET["training"] | {"num_steps": 4, "save_every_steps": 2, "validate_every_steps": 4}
-    trained_data.change(root, "train_clip", network=trained_data.CLIP, training=training, num_validation_pairs=4)
+    source = {"kind": "train", "network": trained_data.CLIP, "training": training, "twins_together": False}
+    trained_data.change(root, "train_clip", source=source, num_validation_pairs=4)
     trained_data.change(root, "encode_latents", statistics_tolerance=1.0, precision="fp32")
     trained_data.change(root, "embed_text", num_captions_per_shard=16)
     return root

@@ -1,6 +1,6 @@
 """The autoencoder and its loss."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,9 +9,11 @@ from ldm.core.config import Section
 Width = Annotated[int, Field(gt=0, le=8192)]
 
 
-class AutoencoderParams(Section):
-    """Topology of the autoencoder; with `patch_px` 1 it is Stable Diffusion's."""
+class KLAutoencoderParams(Section):
+    """Topology of the KL autoencoder; with `patch_px` 1 it is Stable Diffusion's."""
 
+    kind: Literal["kl"]
+    """Which network this is."""
     patch_px: int = Field(ge=1, le=16)
     """Side of the square of pixels that becomes one input position by pixel unshuffling; 1 = none."""
     channels: list[Width] = Field(min_length=1, max_length=8)
@@ -36,6 +38,11 @@ class AutoencoderParams(Section):
         return self.patch_px * 2 ** (len(self.channels) - 1)
 
 
+AutoencoderParams = KLAutoencoderParams
+"""Every kind of autoencoder: with a second one, a union with the discriminator `kind`. Each has `latent_channels` and
+`factor`."""
+
+
 class ReconstructionParams(Section):
     """Loss of the autoencoder, per pixel value: reconstruction + kl_weight x KL."""
 
@@ -56,3 +63,8 @@ def check_groups(channels: list[int], norm_groups: int) -> None:
     for width in channels:
         if width % norm_groups:
             raise ValueError(f"channels {width} is not a multiple of norm_groups {norm_groups}")
+
+
+def with_kind(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an autoencoder of format 1, which knew one kind, in format 2."""
+    return {"kind": "kl", **config}

@@ -10,8 +10,10 @@ from ldm.denoiser.model.schedules import Prediction, ScheduleName, alpha_sigma
 
 
 class UNetParams(Section):
-    """Topology of the denoiser; without context layers and position embedding it is Stable Diffusion's."""
+    """Topology of the UNet; without context layers and position embedding it is Stable Diffusion's."""
 
+    kind: Literal["unet"]
+    """Which network this is."""
     latent_channels: int = Field(ge=1, le=64)
     """Channels of the latent."""
     latent_size: int = Field(ge=1, le=1024)
@@ -47,6 +49,11 @@ class UNetParams(Section):
         return False
 
     @property
+    def context_limit(self) -> int | None:
+        """Most tokens that a context may have; None = any number."""
+        return self.max_context_tokens if self.num_context_layers else None
+
+    @property
     def size_multiple(self) -> int:
         """What height and width of a latent should be multiples of."""
         return 2 ** (len(self.channels) - 1)
@@ -78,6 +85,11 @@ class UNetParams(Section):
                 f"latent_size {self.latent_size} is not a multiple of 2^(levels - 1) = {self.size_multiple}"
             )
         return self
+
+
+NetworkParams = UNetParams
+"""Every kind of denoising network: with a second one, a union with the discriminator `kind`. Each has
+`latent_channels`, `latent_size`, `context_width`, and `context_limit`, which is its `max_context_tokens` or None."""
 
 
 class UniformWeightingParams(Section):
@@ -151,3 +163,8 @@ def with_kinds(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("loss_weighting", "time_sampling"):
         diffusion[key] = {"kind": diffusion[key], **values[diffusion[key]]}
     return {**config, "diffusion": diffusion}
+
+
+def with_network_kind(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a UNet of format 2, which knew one kind of network, in format 3."""
+    return {**config, "network": {"kind": "unet", **config["network"]}}

@@ -17,25 +17,23 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
 from ldm.compute.attention import Shape
-from ldm.core import artifact
-from ldm.denoiser.model import params as unet_params
 from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.networks import Network
 from ldm.denoiser.model.params import UNetParams
 
-KIND = artifact.Kind("unet", (unet_params.with_kinds,))
 NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 EMBEDDING_STD = 0.5
 """Learned positions start as large as what they are added to: much smaller, and training sees no order for long."""
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Denoising network f(z, time, condition); its output has the shape of z, and the caller knows what it means."""
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
+        self.latent_shape = (params.latent_channels, params.latent_size, params.latent_size)
         self.attention_shapes = _attention_shapes(params)
-        """What it asks of attention."""
         widths, first, size = params.channels, params.channels[0], params.latent_size
         self.conv_in = nn.Conv2d(params.latent_channels, first, 3, padding=1)
         self.position_embedding = _embedding(1, first, size, size) if params.position_embedding else None

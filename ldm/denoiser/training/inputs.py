@@ -137,9 +137,9 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
         ("latent_size", network.latent_size, max(height, width), "the latents"),
         ("context_width", network.context_width, context_width, "the embeddings"),
     ]
-    if network.num_context_layers:
-        least = max(network.max_context_tokens, num_tokens)
-        wanted.append(("max_context_tokens", network.max_context_tokens, least, "the embeddings"))
+    if network.context_limit is not None:
+        least = max(network.context_limit, num_tokens)
+        wanted.append(("max_context_tokens", network.context_limit, least, "the embeddings"))
     errors = [
         ConfigError(f"{_WHERE}.{key}", f"found {found}", f"{expected}, as {source} have", f"set {key}: {expected}")
         for key, found, expected, source in wanted

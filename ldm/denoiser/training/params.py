@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ldm.core.config import BESIDE, Section
-from ldm.denoiser.model.params import DiffusionParams, UNetParams
+from ldm.denoiser.model.params import DiffusionParams, NetworkParams
 from ldm.training.params import TrainingParams
 
 Trait = Literal["schedule", "prediction", "text_encoder", "autoencoder", "latent_scale"]
@@ -25,7 +25,7 @@ class InitFromParams(Section):
 class TrainUNetParams(Section):
     """Section `train_unet` of params.yaml."""
 
-    network: UNetParams
+    network: NetworkParams
     diffusion: DiffusionParams
     training: TrainingParams
     init_from: InitFromParams | None

@@ -8,8 +8,8 @@ from torch import nn
 
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.denoiser.model.networks import KIND
 from ldm.denoiser.model.params import UNetParams
-from ldm.denoiser.model.unet import KIND
 from ldm.denoiser.training.inputs import Inputs
 from ldm.denoiser.training.params import InitFromParams, TrainUNetParams, Trait
 

@@ -80,11 +80,11 @@ class Batches:
         self._num_groups = len(captions) // self._group_size
         num_distinct = len({text for texts in captions for text in texts})
         if num_distinct < 2:
-            fix = "write captions that differ, or take a trained CLIP by train_clip.pretrained"
+            fix = "write captions that differ, or take a trained CLIP by another kind of train_clip.source"
             raise ConfigError("train_clip", f"{num_distinct} distinct caption in all", "at least 2", fix)
         most = self._num_groups * self._group_size
         if batch_size > most:
-            where = "params.yaml: train_clip.training.batch_size"
+            where = "params.yaml: train_clip.source.training.batch_size"
             fix = f"lower batch_size to {most} or less, or add images"
             raise ConfigError(where, f"{batch_size}", f"at most {most}, the samples to train on", fix)
         self._can_differ = num_distinct >= batch_size

@@ -1,6 +1,6 @@
 """Images and captions of a split for a CLIP's training, and how well it tells pairs apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from ldm.core.shards import Shards
 from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 from ldm.text.training import contrastive
-from ldm.text.training.params import TrainClipParams
+from ldm.text.training.params import TrainClipParams, TrainedClipParams
 from ldm.training.history import History
 from ldm.training.loop import train
 
@@ -58,7 +58,8 @@ def measure(
         own = [{places[text] for text in val.captions.texts[i] if text in places} for i in range(num_images)]
         found = image_features(model, val, range(num_images), device), text_features(model, texts, device)
         metrics["caption_accuracy"] = contrastive.caption_accuracy(*found, own)
-    if params.twins_together and (twins := val.twins(params.num_validation_pairs))[0]:
+    twins_together = isinstance(params.source, TrainedClipParams) and params.source.twins_together
+    if twins_together and (twins := val.twins(params.num_validation_pairs))[0]:
         metrics["twin_accuracy"] = contrastive.twin_accuracy(*features(model, val, *twins, device))
     return metrics
 
@@ -85,14 +86,16 @@ def text_features(model: clip.Clip, texts: Sequence[str], device: torch.device) 
 
 
 def train_new(
-    params: TrainClipParams, pairs: ImagesAndCaptions, val: ImagesAndCaptions, accelerator: Accelerator, run: Run
+    source: TrainedClipParams,
+    pairs: ImagesAndCaptions,
+    validate: Callable[[clip.Clip], dict[str, float]],
+    accelerator: Accelerator,
+    run: Run,
 ) -> tuple[clip.Clip, History]:
     """A new model, trained on `pairs`."""
-    assert params.network is not None and params.training is not None, "params without pretrained have both"
-    training = params.training
-    model = clip.build(params.network, training.seed).to(accelerator.device)
-
-    batches = contrastive.Batches(pairs.captions.texts, training.batch_size, training.seed, params.twins_together)
+    training = source.training
+    model = clip.build(source.network, training.seed).to(accelerator.device)
+    batches = contrastive.Batches(pairs.captions.texts, training.batch_size, training.seed, source.twins_together)
 
     def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
         samples, texts = batches.at_step(step)
@@ -101,11 +104,11 @@ def train_new(
     def keys_at_step(step: int) -> list[str]:
         return [pairs.captions.keys[sample] for sample in batches.at_step(step)[0]]
 
-    def validate(_: nn.Module) -> dict[str, float]:
-        return measure(model, val, params, accelerator.device)
+    def validate_model(_: nn.Module) -> dict[str, float]:
+        return validate(model)
 
     objective = contrastive.ContrastiveObjective(model)
     history = train(
-        objective, batch_at_step, keys_at_step, training, accelerator, run, validate=validate, name="train_clip"
+        objective, batch_at_step, keys_at_step, training, accelerator, run, validate=validate_model, name="train_clip"
     )
     return model, history

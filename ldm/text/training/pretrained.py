@@ -7,17 +7,18 @@ slightly bad, so that setting is compared with every source that knows it and mu
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import PickleError
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError
 from ldm.text.model import layout
 from ldm.text.model.clip import Clip, Preprocess, load
-from ldm.text.training.params import TrainClipParams
+from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
 
-_WHERE = "params.yaml: train_clip"
+_WHERE = "params.yaml: train_clip.source"
 _CONFIG = "open_clip_config.json"
 _UNREADABLE = (
     RuntimeError,
@@ -34,86 +35,95 @@ _UNREADABLE = (
 """What open_clip, torch and safetensors raise for a file that holds no weights, other weights, or nothing."""
 
 
-def pretrained(params: TrainClipParams) -> Clip:
-    """The model that `params.pretrained` names: an open_clip tag, a checkpoint file, a folder in open_clip's layout or
-    an artefact of ours.
+def from_tag(source: OpenClipParams) -> Clip:
+    """The model that open_clip has under this name, downloaded if it is not here yet.
 
-    ConfigError: nothing has that name, or its QuickGELU setting is not the stated one. IntegrityError: the artefact is
-    corrupt.
+    ConfigError: open_clip has no such architecture or weights, its QuickGELU setting is not the stated one, or its text
+    tower is not open_clip's own.
     """
-    assert params.pretrained is not None, "nothing to load"
-    path = Path(params.pretrained)
-    if params.pretrained_is_path and not path.exists():
-        raise ConfigError(
-            f"{_WHERE}.pretrained",
-            f"no file or folder {path}",
-            "an existing path, or a tag (no `/` in it)",
-            workspace.left_behind(path) or "correct the path",
-        )
-    if params.pretrained_is_path and (path / artifact.PASSPORT).is_file():
+    name = source.architecture
+    cfg = _architecture_cfg(name)
+    trained_with = _tag_quick_gelu(name, source.tag)
+    stated = cfg["quick_gelu"] if source.quick_gelu is None else source.quick_gelu
+    _check_quick_gelu(stated, trained_with, f"{source.tag} was trained with")
+    cfg["quick_gelu"] = trained_with
+    _check_parts(cfg, name, f"{_WHERE}.architecture")
+    fix = "check the connection, or bring the weights as a file and set kind: file"
+    return _create(name, source.tag, cfg, weights=source.tag, key="tag", fix=fix)
+
+
+def from_file(source: ClipFileParams) -> Clip:
+    """The model of a checkpoint file. ConfigError: it is missing, holds no weights of its architecture, or is
+    contradicted on QuickGELU by the architecture; or that architecture's text tower is not open_clip's own."""
+    _check_path(Path(source.path), "file")
+    name = source.architecture
+    cfg = _architecture_cfg(name)
+    if cfg["quick_gelu"]:
+        _check_quick_gelu(source.quick_gelu, True, f"{name} says")
+    cfg["quick_gelu"] = source.quick_gelu
+    _check_parts(cfg, name, f"{_WHERE}.architecture")
+    fix = "name the architecture that they belong to, or bring a state dict that open_clip has saved"
+    return _create(name, source.path, cfg, weights=source.path, key="path", fix=fix)
+
+
+def from_folder(source: ClipFolderParams) -> Clip:
+    """The model of a folder in open_clip's layout, or of an artefact of ours. ConfigError: as for a file.
+    IntegrityError: the artefact is corrupt."""
+    path = Path(source.path)
+    _check_path(path, "folder")
+    if (path / artifact.PASSPORT).is_file():
         clip, _ = load(path)
-        _check_quick_gelu(params, bool(clip.model_cfg.get("quick_gelu")), f"{path} says")
+        _check_quick_gelu(source.quick_gelu, bool(clip.model_cfg.get("quick_gelu")), f"{path} says")
         return clip
-    if params.pretrained_is_path and path.is_file() and params.architecture is None:
-        raise ConfigError(
-            f"{_WHERE}.architecture", "null", f"the open_clip architecture of {path}", "name it, e.g. ViT-L-14"
-        )
-    return _from_open_clip(params, path)
+    name, cfg = f"local-dir:{path}", _folder_cfg(path)
+    _check_quick_gelu(source.quick_gelu, bool(cfg.get("quick_gelu")), f"{path} says")
+    _check_parts(cfg, name, str(path / _CONFIG))
+    return _create(name, None, cfg, weights=source.path, key="path", fix="bring a folder that open_clip has saved")
 
 
-def _from_open_clip(params: TrainClipParams, path: Path) -> Clip:
-    import open_clip
+def _check_path(path: Path, kind: Literal["file", "folder"]) -> None:
+    """ConfigError unless it is there and of this kind."""
+    where = f"{_WHERE}.path"
+    if not path.exists():
+        fix = workspace.left_behind(path) or "correct the path"
+        raise ConfigError(where, f"no {kind} {path}", f"an existing {kind}", fix)
+    found = "folder" if path.is_dir() else "file"
+    if found != kind:
+        raise ConfigError(where, f"{path} is a {found}", f"a {kind}", f"name a {kind}, or set kind: {found}")
 
-    cfg, name, source = _pretrained_cfg(params, path)
+
+def _check_parts(cfg: Mapping[str, Any], name: str, where: str) -> None:
+    """ConfigError unless open_clip builds every part by itself, and the text tower is a causal one."""
     key = layout.foreign_key(cfg)
     if key is None and cfg["text_cfg"].get("no_causal_mask"):
         key = "text_cfg.no_causal_mask: True"
     if key is not None:
-        where = f"{path / _CONFIG}" if params.pretrained_is_path and path.is_dir() else f"{_WHERE}.architecture"
         expected = "a CLIP with open_clip's own text tower and tokenizer"
         raise ConfigError(where, f"{name} has {key}", expected, "choose another, e.g. ViT-L-14")
+
+
+def _create(name: str, pretrained: str | None, cfg: Mapping[str, Any], *, weights: str, key: str, fix: str) -> Clip:
+    """open_clip's model of this name with these weights, frozen. weights, key: what the params call them, and where.
+    ConfigError: open_clip does not load them; `fix` says what to do, unless the reason does."""
+    import open_clip
+
     try:
-        model = open_clip.create_model(name, pretrained=source, force_quick_gelu=bool(cfg.get("quick_gelu")))
+        model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=bool(cfg.get("quick_gelu")))
     except _UNREADABLE as error:
-        raise _not_loaded(error, params, name) from error
+        found = f"open_clip cannot load {weights} ({layout.why_not_loaded(error)})"
+        if layout.is_of_transformers(error):
+            found = f"{weights} is in the layout of transformers ({layout.why_not_loaded(error)})"
+            fix = (
+                "bring the same weights in open_clip's layout: open_clip_model.safetensors beside them where they are "
+                "published, or a tag of open_clip"
+            )
+        raise ConfigError(f"{_WHERE}.{key}", found, f"weights of {name} as open_clip saves them", fix) from error
     return Clip(model, cfg, _preprocess_of(model), None).eval().requires_grad_(False)
-
-
-def _not_loaded(error: Exception, params: TrainClipParams, name: str) -> ConfigError:
-    """What is wrong with weights that open_clip does not load, and what to bring instead."""
-    found = f"open_clip cannot load {params.pretrained} ({layout.why_not_loaded(error)})"
-    if not params.pretrained_is_path:
-        fix = "look at the network, or bring the weights as a file and name its path"
-    elif layout.is_of_transformers(error):
-        found = f"{params.pretrained} is in the layout of transformers ({layout.why_not_loaded(error)})"
-        fix = "bring the same weights in open_clip's layout: open_clip_model.safetensors beside them where they are \
-published, or a tag of open_clip"
-    else:
-        fix = "name the architecture that they belong to, or bring a state dict that open_clip has saved"
-    return ConfigError(f"{_WHERE}.pretrained", found, f"weights of {name} as open_clip saves them", fix)
-
-
-def _pretrained_cfg(params: TrainClipParams, path: Path) -> tuple[dict[str, Any], str, str | None]:
-    """open_clip's model configuration, model name and `pretrained` argument, once the activation is checked."""
-    if params.pretrained_is_path and path.is_dir():
-        cfg = _folder_cfg(path)
-        _check_quick_gelu(params, bool(cfg.get("quick_gelu")), f"{path} says")
-        return cfg, f"local-dir:{path}", None
-    name = params.architecture or ""
-    cfg = _architecture_cfg(name)
-    if params.pretrained_is_path:
-        if cfg["quick_gelu"]:
-            _check_quick_gelu(params, True, f"{name} says")
-        return {**cfg, "quick_gelu": bool(params.quick_gelu)}, name, str(path)
-    trained_with = _tag_quick_gelu(name, params.pretrained or "")
-    stated = params if params.quick_gelu is not None else params.model_copy(update={"quick_gelu": cfg["quick_gelu"]})
-    _check_quick_gelu(stated, trained_with, f"{params.pretrained} was trained with")
-    return {**cfg, "quick_gelu": trained_with}, name, params.pretrained
 
 
 def _folder_cfg(path: Path) -> dict[str, Any]:
     config = path / _CONFIG
-    where, expected = f"{_WHERE}.pretrained", "open_clip's layout, or a folder this stage wrote"
+    where, expected = f"{_WHERE}.path", "open_clip's layout, or a folder this stage wrote"
     if not config.is_file():
         if (path / "config.json").is_file():
             fix = f"bring the same model with {_CONFIG} and open_clip_model.safetensors, or name a tag of open_clip"
@@ -145,20 +155,15 @@ def _tag_quick_gelu(architecture: str, tag: str) -> bool:
     cfg = get_pretrained_cfg(architecture, tag)
     if not cfg:
         tags = list_pretrained_tags_by_model(architecture)
-        raise ConfigError(
-            f"{_WHERE}.pretrained",
-            tag,
-            f"a tag of {architecture}: {', '.join(tags)}",
-            "correct the tag; a path needs a `/`",
-        )
+        raise ConfigError(f"{_WHERE}.tag", tag, f"a tag of {architecture}: {', '.join(tags)}", "correct the tag")
     return bool(cfg.get("quick_gelu", False))
 
 
-def _check_quick_gelu(params: TrainClipParams, truth: bool, who: str) -> None:
-    if params.quick_gelu is not None and params.quick_gelu != truth:
+def _check_quick_gelu(stated: bool, truth: bool, who: str) -> None:
+    if stated != truth:
         right = str(truth).lower()
         raise ConfigError(
-            f"{_WHERE}.quick_gelu", str(params.quick_gelu).lower(), f"{right} ({who} so)", f"set quick_gelu: {right}"
+            f"{_WHERE}.quick_gelu", str(stated).lower(), f"{right} ({who} so)", f"set quick_gelu: {right}"
         )
 
 

@@ -24,7 +24,13 @@ from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
-from ldm.text.training.params import TrainClipParams
+from ldm.text.training.params import (
+    ClipFileParams,
+    ClipFolderParams,
+    OpenClipParams,
+    TrainClipParams,
+    TrainedClipParams,
+)
 from ldm.tools.check import objectives
 
 SECTIONS: dict[str, type[config.Section]] = {
@@ -155,22 +161,22 @@ def _text(params: Params) -> Iterator[Finding]:
             found = "found penultimate; expected last: CLIP's text tower has one layer only"
             yield "embed_text.layer", found, "set it to last, or give the text tower more layers"
         kept = kept or context_length
-    if kept is not None and unet.num_context_layers and unet.max_context_tokens < kept:
+    if kept is not None and unet.context_limit is not None and unet.context_limit < kept:
         yield (
             "train_unet.network.max_context_tokens",
-            f"found {unet.max_context_tokens}; expected at least {kept}, the most tokens that embed_text may keep",
+            f"found {unet.context_limit}; expected at least {kept}, the most tokens that embed_text may keep",
             f"set it to {kept}, or lower embed_text.context_tokens",
         )
 
 
 def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
     """Width, longest text and layers of the text tower; None where only the weights can say it."""
-    if clip.network is not None:
-        text = clip.network.text
+    if isinstance(clip.source, TrainedClipParams):
+        text = clip.source.network.text
         return text.width, text.context_length, text.layers
-    if clip.architecture is None:
+    if isinstance(clip.source, ClipFolderParams):
         return None
-    config = _open_clip_config(clip.architecture)
+    config = _open_clip_config(clip.source.architecture)
     text = config.get("text_cfg", {}) if config else {}
     return (
         (text["width"], text["context_length"], text["layers"])
@@ -193,21 +199,21 @@ def _open_clip_config(architecture: str) -> dict[str, Any] | None:
 
 def _pretrained(params: Params) -> Iterator[Finding]:
     """Names of foreign models, as far as they can be known without loading them."""
-    architecture = params.train_clip.architecture
-    if architecture is not None and _open_clip_config(architecture) is None:
-        near = get_close_matches(architecture, list(_open_clip_configs()), 3)
+    source = params.train_clip.source
+    if isinstance(source, OpenClipParams | ClipFileParams) and _open_clip_config(source.architecture) is None:
+        near = get_close_matches(source.architecture, list(_open_clip_configs()), 3)
         yield (
-            "train_clip.architecture",
-            f"found {architecture}; expected an architecture of open_clip (open_clip.list_models())",
+            "train_clip.source.architecture",
+            f"found {source.architecture}; expected an architecture of open_clip (open_clip.list_models())",
             f"write {' or '.join(near)}" if near else "write one, such as ViT-L-14",
         )
 
 
 def _weights(params: Params) -> Iterator[Finding]:
     """Weights that users bring must lie where DVC looks for changes."""
-    clip, init_from = params.train_clip, params.train_unet.init_from
+    clip, init_from = params.train_clip.source, params.train_unet.init_from
     places = {
-        "train_clip.pretrained": (clip.pretrained if clip.pretrained_is_path else None, "clip"),
+        "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
         "train_unet.init_from.directory": (init_from.directory if init_from is not None else None, "unet"),
     }
     for i, space in enumerate(params.evaluate.feature_spaces):
@@ -294,18 +300,18 @@ def _fewest_changes(params: Params) -> dict[str, Any]:
 
 def _corpus(params: Params) -> Iterator[Finding]:
     """What only some corpora have."""
-    kind = params.prepare.corpus.kind
-    if params.train_clip.twins_together and kind != "shapes":
+    kind, source = params.prepare.corpus.kind, params.train_clip.source
+    if isinstance(source, TrainedClipParams) and source.twins_together and kind != "shapes":
         yield (
-            "train_clip.twins_together",
+            "train_clip.source.twins_together",
             f"found true; expected false: the corpus {kind} has no twins, only shapes has",
             "set it to false",
         )
-    if isinstance(params.prepare.corpus, ShapesParams) and params.train_clip.training is not None:
-        size, num_train = params.train_clip.training.batch_size, params.prepare.corpus.num_train
+    if isinstance(params.prepare.corpus, ShapesParams) and isinstance(source, TrainedClipParams):
+        size, num_train = source.training.batch_size, params.prepare.corpus.num_train
         if size > num_train:
             found = f"found {size}; expected at most {num_train}, the images of prepare.corpus.num_train"
-            yield "train_clip.training.batch_size", found, "lower it, or raise prepare.corpus.num_train"
+            yield "train_clip.source.training.batch_size", found, "lower it, or raise prepare.corpus.num_train"
     if kind != "shapes" and params.sample.seen_split == "val":
         reason = f"the validation split of {kind} shows things that training never showed"
         yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"

@@ -1,0 +1,72 @@
+"""Trained denoising networks, of this format and of former ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError
+from ldm.denoiser.model import networks
+from ldm.denoiser.model.params import DiffusionParams, LogitNormalParams, MinSNRParams
+from ldm.denoiser.model.unet import UNet
+from tests.training_data import CHANNELS, LATENT_SIZE, UNET, unet_params
+
+PARAMS = unet_params()
+CPU = torch.device("cpu")
+DIFFUSION: dict[str, Any] = UNET["diffusion"] | {"loss_weighting": {"kind": "min_snr", "gamma": 5.0}}
+FLAT = {name: value for name, value in UNET["network"].items() if name != "kind"}
+FORMER = UNET["diffusion"] | {
+    "loss_weighting": "min_snr",
+    "min_snr_gamma": 5.0,
+    "time_sampling": "logit_normal",
+    "logit_normal_mean": 0.0,
+    "logit_normal_std": 1.0,
+}
+CONFIGS: dict[int, dict[str, Any]] = {
+    1: {"network": FLAT, "diffusion": FORMER},
+    2: {"network": FLAT, "diffusion": DIFFUSION},
+    3: {"network": UNET["network"], "diffusion": DIFFUSION},
+}
+"""One network as each format described it."""
+
+
+def write(folder: Path, config: dict[str, Any], version: int = networks.KIND.format) -> UNet:
+    unet = UNet(PARAMS.network)
+    kind = artifact.Kind("unet", networks.KIND.upgrades[: version - 1])
+    artifact.write(folder, kind, config, unet.state_dict(), {}, {})
+    return unet
+
+
+@pytest.mark.parametrize("version", CONFIGS)
+def test_a_network_of_any_format_opens_as_what_was_written(tmp_path: Path, version: int) -> None:
+    assert networks.KIND.format == max(CONFIGS)
+    written = write(tmp_path, CONFIGS[version], version)
+    found, diffusion, passport = networks.load(tmp_path, CPU)
+    assert passport.format_version == version and passport.config == CONFIGS[3]
+    assert isinstance(found, UNet) and found.latent_shape == (CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    assert diffusion == DiffusionParams.model_validate(DIFFUSION)
+    assert isinstance(diffusion.loss_weighting, MinSNRParams) and isinstance(diffusion.time_sampling, LogitNormalParams)
+    assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))
+
+
+def test_uniform_weights_and_times_of_format_1_lose_the_values_of_other_kinds() -> None:
+    upgrade = networks.KIND.upgrades[0]
+    found = upgrade({"diffusion": FORMER | {"loss_weighting": "uniform", "time_sampling": "uniform"}})["diffusion"]
+    uniform = {"loss_weighting": {"kind": "uniform"}, "time_sampling": {"kind": "uniform"}}
+    assert found == UNET["diffusion"] | uniform
+
+
+@pytest.mark.parametrize(
+    ("network_config", "finding"),
+    [
+        ({**UNET["network"], "kind": "unheard"}, "passport.json: config.kind: Input should be 'unet'"),
+        ({**UNET["network"], "channels": [16, 16]}, r"model.safetensors: Unexpected key"),
+    ],
+)
+def test_what_this_code_cannot_build_is_refused(tmp_path: Path, network_config: dict[str, Any], finding: str) -> None:
+    write(tmp_path, {"network": network_config, "diffusion": DIFFUSION})
+    with pytest.raises(IntegrityError, match=finding):
+        networks.load(tmp_path, CPU)
