@@ -30,14 +30,14 @@ setup: $(INSTALLED) ## create .venv with the locked versions
 demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictures and times
 	@mkdir -p runs && rm -f $(TIMES)
 	LDM_TIMES=$(TIMES) $(PYTHON) -m dvc repro
-	@echo && $(PYTHON) docs/gallery.py --show
+	@echo && $(PYTHON) -m docs.gallery --show
 	@echo && echo "Seconds per stage that ran:" && cat $(TIMES) 2>/dev/null || echo "none: all results were up to date"
 
 recipe: $(INSTALLED) ## write params.yaml from NAME=tiny or another recipe (FORCE=1: over edits); without NAME, list them
 	@$(PYTHON) -m ldm.tools.cli recipe $(if $(NAME),"$(NAME)") $(if $(FORCE),--force)
 
 gallery: $(INSTALLED) ## copy pictures and numbers of the last run into README.md and docs/
-	$(PYTHON) docs/gallery.py
+	$(PYTHON) -m docs.gallery
 
 seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); scores go to docs/seeds.json and README.md
 	$(PYTHON) -m studies.seeds

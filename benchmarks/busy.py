@@ -14,14 +14,12 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import IO
 
 import torch  # before ldm, which would set how threads wait: here the parent process says it
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import config

@@ -5,16 +5,13 @@ alternate, so that both see the same machine; medians after a warm-up.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.compute import attention
 from ldm.compute.precision import DTYPES, autocast
 from ldm.core import config

@@ -1,18 +1,14 @@
 """How often the oracle accepts the outlines of real, degraded and deformed objects: the table of docs/oracle.md.
 
-`python studies/outlines.py` takes about a minute on one core; every number follows from the seed.
+`python -m studies.outlines` takes about a minute on one core; every number follows from the seed.
 """
 
 import cmath
 import io
 import math
 import random
-import sys
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from jaxtyping import UInt8

@@ -1,15 +1,12 @@
 """Trains the network of `ldm/oracles/shapes_extractor.py` once: scenes of all compositions, lightly damaged.
 
-`python studies/shapes_extractor.py` takes about four minutes on one core; it writes the weights beside that file and
+`python -m studies.shapes_extractor` takes about four minutes on one core; it writes the weights beside that file and
 prints accuracies and the hash that belongs into it. Other kinds of CPU give other bits, hence the committed weights.
 """
 
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch

@@ -1,16 +1,12 @@
 """The README's pictures and numbers come from files that the stages wrote, and replace the former ones."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from docs import gallery
 from tests.import_closure import ROOT
-
-sys.path.insert(0, str(ROOT / "docs"))
-
-import gallery
 
 
 def test_a_block_is_replaced_and_the_rest_stays() -> None:

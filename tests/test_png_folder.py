@@ -150,8 +150,8 @@ def test_one_new_file_is_checked_before_the_work(tmp_path):
     path.write_bytes(b"mine")
     (tmp_path / "link.png").symlink_to("nowhere")
     for place, message in [
-        (path, "there already"),
-        (tmp_path / "link.png", "there already"),
+        (path, "exists already"),
+        (tmp_path / "link.png", "exists already"),
         (tmp_path / "no" / "a.png", "no folder"),
         (path / "a.png", "no folder"),
         (tmp_path, "a folder; expected a file"),

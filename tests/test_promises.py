@@ -51,7 +51,7 @@ def test_what_is_drawn_depends_on_nothing_else(tmp_path: Path) -> None:
     write_all(tmp_path)
     folders = [tmp_path / name for name in ("latents", "captions", "embeddings", "autoencoder")]
     chosen = unet_params()
-    batches = LatentBatches(load_inputs(*folders).train, chosen)
+    batches = LatentBatches(load_inputs(*folders, takes_pooled=False).train, chosen)
     size, before = chosen.training.batch_size, torch.get_num_threads()
     whole = batches(3, slice(0, size))
     for num_parts in (2, 4, 8):

@@ -9,7 +9,7 @@ import torch
 from ldm.core import workspace
 from ldm.core.errors import UserError
 from ldm.corpora import folder, webdataset
-from ldm.denoiser.training.inputs import load_weights
+from ldm.denoiser.training.start import load_weights
 from ldm.evaluation import spaces
 from ldm.evaluation.params import InceptionSpaceParams
 from ldm.text.training.pretrained import from_file, from_folder
@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
     "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
     "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),
-    "unet": lambda path: load_weights(None, None, path),
+    "unet": lambda path: load_weights(None, SimpleNamespace(directory=path), None, None),
     "inception": lambda path: spaces.build(
         InceptionSpaceParams(kind="inception", weights=str(path)), torch.device("cpu")
     ),

@@ -15,6 +15,7 @@ import torch
 
 from ldm.compute import state
 from ldm.core.errors import IntegrityError, Stopped
+from ldm.training import loop
 from tests.forked import Ended, run_two
 from tests.reliability.report import Result
 from tests.toy_training import Batches, Toy, params, run_toy
