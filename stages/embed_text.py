@@ -1,7 +1,6 @@
 """Stage `embed_text`: token states and pooled features of every caption of the corpus, once each, and of no caption."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
@@ -10,18 +9,15 @@ from ldm.core import stage
 
 # isort: split
 
-from torch import Tensor
+from dataclasses import asdict
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
-from ldm.precompute.cache import CacheWriter
-from ldm.text.embedding.embeddings import CAPTIONS, NULL
-from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
+from ldm.text.embedding import shards
 from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
-from ldm.text.embedding.shards import context_tokens_of, write_shards
 from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 
@@ -32,52 +28,22 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = process.start("fp32", machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
-    captions = sorted({text for split in splits.values() for texts in split.texts for text in texts})
-    model, of_clip = clip.load(Path(paths.clip))
+    captions = shards.distinct(splits.values())
+    model, clip_passport = clip.load(Path(paths.clip))
     model = model.to(accelerator.device)
-    num_tokens = model.num_tokens(captions)
-    context_tokens = context_tokens_of(params, model, int(num_tokens.max()))
-    num_truncated = int((num_tokens > context_tokens).sum())
-    inputs = {"clip": of_clip.content_sha256, "context_tokens": str(context_tokens), "device": accelerator.device.type}
-    made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
-    run = state.Run(workspace.runs(paths.runs), "embed_text", made_by, machine)
-
-    encoder = TextEncoder(model, params.layer, params.norm, context_tokens, accelerator.device)
-
-    def encode_part(part: Sequence[str]) -> dict[str, Tensor]:
-        return encoder.in_batches(part, params.batch_size)
-
-    with (
-        run.opened(accelerator),
-        process.outputs(accelerator, Path(paths.embeddings), Path(paths.embeddings_results)) as (folder, results),
-    ):
-        writer = CacheWriter(folder, EMBEDDINGS)
-        num_shards = write_shards(writer, captions, encode_part, params.num_captions_per_shard, accelerator, run)
+    counts = shards.count(captions, params, model)
+    inputs = {"clip": clip_passport.content_sha256}
+    made_by = {**inputs, "context_tokens": str(counts.context_tokens), "device": accelerator.device.type}
+    key = fingerprint.of(__file__, params, made_by, without=fingerprint.AROUND)
+    run = state.Run(workspace.runs(paths.runs), "embed_text", key, machine)
+    encoder = TextEncoder(model, params.layer, params.norm, counts.context_tokens, accelerator.device)
+    inputs |= {f"captions_{name}": split.sha256 for name, split in splits.items()}
+    outputs = process.outputs(accelerator, Path(paths.embeddings), Path(paths.embeddings_results))
+    with run.opened(accelerator), outputs as (folder, results):
+        shards.write(folder, captions, counts, encoder, params, inputs, accelerator, run)
         if accelerator.is_main_process:
-            null = {name: tensor[0] for name, tensor in encode_part([""]).items()}
-            artifact.write_tensors(folder / NULL, null)
-            artifact.write_json(folder / CAPTIONS, captions)
-            facts = {
-                "encoder_sha256": of_clip.content_sha256,
-                "layer": params.layer,
-                "norm": params.norm,
-                "context_tokens": context_tokens,
-                "context_width": model.context_width,
-                "null_sha256": artifact.sha256_tensors(null),
-                "num_truncated": num_truncated,
-            }
-            inputs = {
-                "clip": of_clip.content_sha256,
-                **{f"captions_{name}": split.sha256 for name, split in splits.items()},
-            }
-            writer.finish(num_shards, params.model_dump(), inputs, facts, files=[CAPTIONS, NULL])
-            counts = {
-                "num_captions": len(captions),
-                "num_truncated": num_truncated,
-                "longest_tokens": int(num_tokens.max()),
-            }
-            artifact.write_json(results / "metrics.json", {**counts, "context_tokens": context_tokens})
-    counted = f"{len(captions)} captions, {context_tokens} tokens each, {num_truncated} truncated"
+            artifact.write_json(results / "metrics.json", asdict(counts))
+    counted = f"{counts.num_captions} captions, {counts.context_tokens} tokens each, {counts.num_truncated} truncated"
     return f"embed_text: {counted} -> {paths.embeddings}"
 
 

@@ -52,7 +52,6 @@ def main() -> str:
         picture=measurement.draw,
         name="autoencoder",
     )
-
     metrics = measurement.metrics(autoencoder)
     with process.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
         if accelerator.is_main_process:

@@ -12,13 +12,13 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.compute import attention, fingerprint, process, state
+from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.diffusion import DenoisingObjective
 from ldm.denoiser.model.networks import KIND, build
 from ldm.denoiser.training.batches import LatentBatches
-from ldm.denoiser.training.inputs import check_fits, load_inputs
+from ldm.denoiser.training.inputs import check_fits, load_inputs, prove_attention
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.denoiser.training.start import load_weights
 from ldm.denoiser.training.validation import Pictures, Validation, summary
@@ -29,17 +29,15 @@ def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
+    settings = params.training
+    accelerator = process.start(settings.precision, machine, settings.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
 
-    torch.manual_seed(randomness.key(params.training.seed, "weights"))
+    torch.manual_seed(randomness.key(settings.seed, "weights"))
     unet = build(params.network)
-    decoder = inputs.autoencoder.attention_shapes(params.network.latent_size)
-    attention.prove(accelerator.device, unet.attention_shapes, params.training.precision, trains=True)
-    for precision in (params.training.precision, "fp32"):  # pictures on the way, the last picture
-        attention.prove(accelerator.device, [*unet.attention_shapes, *decoder], precision, trains=False)
+    prove_attention(unet, inputs, params, accelerator.device)
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
         sha256["init_from"] = load_weights(unet, params.init_from, params, inputs)
@@ -51,15 +49,7 @@ def main() -> str:
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
     batches = LatentBatches(inputs.train, params)
     history = train(
-        objective,
-        batches,
-        batches.keys,
-        params.training,
-        accelerator,
-        run,
-        validate=validation,
-        picture=pictures,
-        name="unet",
+        objective, batches, batches.keys, settings, accelerator, run, validate=validation, picture=pictures, name="unet"
     )
 
     metrics = summary(history.training, history.validation)

@@ -76,7 +76,7 @@ def instruments() -> measure.Instruments:
     torch.manual_seed(0)
     model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
     autoencoder = build(KLAutoencoderParams.model_validate(AUTOENCODER)).eval()
-    return measure.Instruments([spaces.own_clip(model, "0" * 64)], oracle.ORACLE, model, autoencoder, CPU)
+    return measure.Instruments([spaces.own_clip(model, "0" * 64)], oracle.ORACLE, model, autoencoder, CPU, {})
 
 
 def by_name(found: list[measure.Subject]) -> dict[str, measure.Subject]:

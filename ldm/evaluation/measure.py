@@ -6,7 +6,7 @@ What is measured of an image depends on that image alone, so the work is cut int
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -14,15 +14,19 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ldm import randomness
+from ldm.autoencoder.model import network
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
+from ldm.compute import attention
 from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.shards import Shards
-from ldm.evaluation import metrics
+from ldm.evaluation import metrics, spaces
 from ldm.evaluation.params import EvaluateParams, RetrievalParams
 from ldm.evaluation.spaces import FeatureSpace
+from ldm.oracles import kinds
 from ldm.oracles.oracle import Oracle
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
+from ldm.text.model import clip as text_model
 from ldm.text.model.clip import Clip
 
 if TYPE_CHECKING:
@@ -162,6 +166,25 @@ class Instruments:
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
+    sha256: Mapping[str, str]
+    """Hash of the CLIP and of the autoencoder."""
+
+    @classmethod
+    def load(cls, params: EvaluateParams, clip: Path, autoencoder: Path, device: torch.device) -> Self:
+        """Read the folders of the two networks, and build the spaces and the oracle of the params. IntegrityError: one
+        is missing or corrupt."""
+        model, clip_passport = text_model.load(clip)
+        decoder, passport = network.load(autoencoder, device)
+        own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
+        compared_in = [own, *(spaces.build(space, device) for space in params.feature_spaces)]
+        oracle = None if isinstance(params.accuracy, RetrievalParams) else kinds.build(params.accuracy)
+        sha256 = {"autoencoder": passport.content_sha256, "clip": clip_passport.content_sha256}
+        return cls(compared_in, oracle, model, decoder, device, sha256)
+
+    def prove_attention(self, image_size_px: int) -> None:
+        """MachineError unless the attention backend can compute the autoencoder on images of this size."""
+        shapes = self.autoencoder.attention_shapes(image_size_px // self.autoencoder.factor)
+        attention.prove(self.device, shapes, "fp32", trains=False)
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:

@@ -16,9 +16,11 @@ from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import network
 from ldm.autoencoder.model.network import Autoencoder, Posterior
+from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.networks import Network
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -147,3 +149,12 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     ]
     if errors:
         raise ConfigError.many(errors)
+
+
+def prove_attention(unet: Network, inputs: Inputs, params: TrainUNetParams, device: torch.device) -> None:
+    """MachineError unless the attention backend can train the network and decode its pictures."""
+    precision = params.training.precision
+    attention.prove(device, unet.attention_shapes, precision, trains=True)
+    shapes = [*unet.attention_shapes, *inputs.autoencoder.attention_shapes(params.network.latent_size)]
+    for each in (precision, "fp32"):  # pictures on the way, the last picture
+        attention.prove(device, shapes, each, trains=False)

@@ -1,6 +1,8 @@
-"""All captions of a corpus to token states, in shards."""
+"""All captions of a corpus to token states, in shards, and what is counted on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,9 +13,73 @@ from ldm.core import artifact
 from ldm.core.errors import ConfigError
 from ldm.precompute.cache import CacheWriter
 from ldm.precompute.work import keep_each
-from ldm.text.embedding.embeddings import KeptRows
+from ldm.text.embedding.embeddings import CAPTIONS, KIND, NULL, KeptRows
+from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.model import clip
+from ldm.text.model.captions import Captions
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What `embed_text` counts: the metrics of the stage."""
+
+    num_captions: int
+    num_truncated: int
+    """Captions of more tokens than are kept."""
+    longest_tokens: int
+    """Tokens of the longest caption."""
+    context_tokens: int
+    """Tokens kept per caption."""
+
+
+def distinct(splits: Iterable[Captions]) -> list[str]:
+    """All captions of some splits, sorted, each once."""
+    return sorted({text for split in splits for texts in split.texts for text in texts})
+
+
+def count(captions: Sequence[str], params: EmbedTextParams, model: clip.Clip) -> Counts:
+    """Tokens of captions, and how many of them are kept. ConfigError: as of `context_tokens_of`."""
+    num_tokens = model.num_tokens(captions)
+    longest = int(num_tokens.max())
+    context_tokens = context_tokens_of(params, model, longest)
+    return Counts(len(captions), int((num_tokens > context_tokens).sum()), longest, context_tokens)
+
+
+def write(
+    folder: Path,
+    captions: Sequence[str],
+    counts: Counts,
+    encoder: TextEncoder,
+    params: EmbedTextParams,
+    inputs: Mapping[str, str],
+    accelerator: Accelerator,
+    run: Run,
+) -> None:
+    """The whole artefact: shards, captions, the null embedding and the passport; each process writes its share.
+
+    inputs: name -> SHA-256, the CLIP's among them.
+    """
+
+    def encode(part: Sequence[str]) -> dict[str, Tensor]:
+        return encoder.in_batches(part, params.batch_size)
+
+    writer = CacheWriter(folder, KIND)
+    num_shards = write_shards(writer, captions, encode, params.num_captions_per_shard, accelerator, run)
+    if accelerator.is_main_process:
+        null = {name: tensor[0] for name, tensor in encode([""]).items()}
+        artifact.write_tensors(folder / NULL, null)
+        artifact.write_json(folder / CAPTIONS, list(captions))
+        facts = {
+            "encoder_sha256": inputs["clip"],
+            "layer": params.layer,
+            "norm": params.norm,
+            "context_tokens": counts.context_tokens,
+            "context_width": encoder.model.context_width,
+            "null_sha256": artifact.sha256_tensors(null),
+            "num_truncated": counts.num_truncated,
+        }
+        writer.finish(num_shards, params.model_dump(), inputs, facts, files=[CAPTIONS, NULL])
 
 
 def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:
