@@ -14,7 +14,7 @@ from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.encoding.shards import write_shards
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model import networks
 from ldm.compute import attention, fingerprint, process, state
 from ldm.core import artifact, config, images, workspace
 from ldm.core.params import MachineParams, PathsParams
@@ -29,7 +29,7 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     accelerator = process.start(params.precision, machine)
-    autoencoder, passport = network.load(Path(paths.autoencoder), accelerator.device)
+    autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)

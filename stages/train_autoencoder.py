@@ -12,7 +12,8 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.autoencoder.model.network import KIND, ReconstructionObjective, build
+from ldm.autoencoder.model.network import ReconstructionObjective
+from ldm.autoencoder.model.networks import KIND, build
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement
 from ldm.compute import attention, fingerprint, process, state
@@ -29,7 +30,6 @@ def main() -> str:
     accelerator = process.start(params.training.precision, machine, params.training.num_accumulation_steps)
     splits = {name: Shards(Path(paths.images) / name) for name in ("train", "val")}
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
-
     torch.manual_seed(randomness.key(params.training.seed, "weights"))
     autoencoder = build(params.network)
     objective = ReconstructionObjective(autoencoder, params.reconstruction)

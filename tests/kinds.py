@@ -1,7 +1,7 @@
 """The kinds of artefacts by name."""
 
 from ldm.autoencoder.encoding import latents
-from ldm.autoencoder.model import network as autoencoder
+from ldm.autoencoder.model import networks as autoencoder
 from ldm.denoiser.model import networks as denoiser
 from ldm.evaluation import report
 from ldm.sampling import samples

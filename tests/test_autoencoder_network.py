@@ -4,15 +4,9 @@ import diffusers
 import pytest
 import torch
 
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.network import (
-    Posterior,
-    ReconstructionObjective,
-    gradient_error,
-    to_image,
-    to_signal,
-)
+from ldm.autoencoder.model.network import Posterior, ReconstructionObjective, gradient_error, to_image, to_signal
 from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
 from ldm.compute import attention
 from ldm.core import artifact
@@ -50,9 +44,9 @@ def autoencoder(**changes) -> KLAutoencoder:
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_autoencoder_of_any_format_opens_as_what_was_written(tmp_path, version):
     written, former = autoencoder(), {name: value for name, value in TINY.items() if name != "kind"}
-    kind = artifact.Kind("autoencoder", network.KIND.upgrades[: version - 1])
+    kind = artifact.Kind("autoencoder", networks.KIND.upgrades[: version - 1])
     artifact.write(tmp_path, kind, {1: former, 2: TINY}[version], written.state_dict(), {}, {})
-    found, passport = network.load(tmp_path, torch.device("cpu"))
+    found, passport = networks.load(tmp_path, torch.device("cpu"))
     assert passport.format_version == version and passport.config == TINY
     assert isinstance(found, KLAutoencoder) and not any(parameter.requires_grad for parameter in found.parameters())
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))

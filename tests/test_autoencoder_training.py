@@ -8,7 +8,8 @@ from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldm import randomness
-from ldm.autoencoder.model.network import ReconstructionObjective, build, to_image, to_signal
+from ldm.autoencoder.model.network import ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.training import reconstruction
 from ldm.core import images
 from ldm.core.shards import Shards

@@ -9,6 +9,7 @@ import torch
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.denoiser.model import networks
+from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.params import DiffusionParams, LogitNormalParams, MinSNRParams
 from ldm.denoiser.model.unet import UNet
 from tests.training_data import CHANNELS, LATENT_SIZE, UNET, unet_params
@@ -50,6 +51,11 @@ def test_a_network_of_any_format_opens_as_what_was_written(tmp_path: Path, versi
     assert isinstance(diffusion.loss_weighting, MinSNRParams) and isinstance(diffusion.time_sampling, LogitNormalParams)
     assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))
+
+
+def test_a_network_must_offer_what_the_contract_names() -> None:
+    with pytest.raises(TypeError, match="forward"):
+        type("Incomplete", (Network,), {})()
 
 
 def test_uniform_weights_and_times_of_format_1_lose_the_values_of_other_kinds() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model import networks
 from ldm.core import artifact, config
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png
@@ -83,7 +83,7 @@ def check_equal(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
 
 @torch.no_grad()
 def test_an_autoencoder(expected: dict[str, Tensor]) -> None:
-    autoencoder, passport = network.load(FORMER / "data/autoencoder", CPU)
+    autoencoder, passport = networks.load(FORMER / "data/autoencoder", CPU)
     assert passport.format_version == 1
     posterior = autoencoder.encode(wave(2, 3, 32, 32))
     check_equal(posterior.mean, expected["autoencoder.mean"])
@@ -155,7 +155,7 @@ def verify(root: Path) -> None:
 
 
 LOADERS: list[tuple[str, Callable[[Path], object]]] = [
-    ("autoencoder", lambda root: network.load(root / "data/autoencoder", CPU)),
+    ("autoencoder", lambda root: networks.load(root / "data/autoencoder", CPU)),
     ("latents/train", lambda root: Cache(root / "data/latents/train", LATENTS)),
     ("clip", lambda root: clip.load(root / "data/clip")),
     ("clip", lambda root: pipeline.load_text(root / "data/clip")),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder.model.network import build, to_image, to_signal
+from ldm.autoencoder.model.network import to_image, to_signal
+from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError

@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ldm import randomness
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
 from ldm.core import images
@@ -174,7 +174,7 @@ class Instruments:
         """Read the folders of the two networks, and build the spaces and the oracle of the params. IntegrityError: one
         is missing or corrupt."""
         model, clip_passport = text_model.load(clip)
-        decoder, passport = network.load(autoencoder, device)
+        decoder, passport = networks.load(autoencoder, device)
         own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
         compared_in = [own, *(spaces.build(space, device) for space in params.feature_spaces)]
         oracle = None if isinstance(params.accuracy, RetrievalParams) else kinds.build(params.accuracy)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import LatentScale
-from ldm.autoencoder.model import network as autoencoder_network
+from ldm.autoencoder.model import networks as autoencoder_network
 from ldm.autoencoder.model.network import Autoencoder, to_image
 from ldm.compute import attention
 from ldm.compute.precision import autocast
@@ -21,7 +21,7 @@ from ldm.core.params import Precision
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
-from ldm.denoiser.model.networks import Network
+from ldm.denoiser.model.network import Network
 from ldm.sampling import grids, guidance, samplers, trajectory
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.autoencoder.model.network import KIND as AUTOENCODER
+from ldm.autoencoder.model.networks import KIND as AUTOENCODER
 from ldm.core import artifact
 from ldm.core.artifact import Passport
 from ldm.core.errors import IntegrityError

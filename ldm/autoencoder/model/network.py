@@ -1,25 +1,21 @@
 """Images to latents and back: pixel ranges, posteriors, what an autoencoder of any kind offers, and its loss.
 
-Each kind has a module of its own, beside its params in `params.py`; `build` is the one place that knows them all.
+Each kind has a module of its own, beside its params in `params.py`; `networks.py` builds and opens them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.autoencoder.model.params import AutoencoderParams, KLAutoencoderParams, ReconstructionParams, with_kind
+from ldm.autoencoder.model.params import ReconstructionParams
 from ldm.compute.attention import Shape
-from ldm.core import artifact
 
-KIND = artifact.Kind("autoencoder", (with_kind,))
 IMAGE_CHANNELS = 3
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -77,24 +73,6 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Signal in about -1..1 of latents as `encode` gives them."""
-
-
-def build(params: AutoencoderParams) -> Autoencoder:
-    """A new network of the configured kind; its weights come from torch's generator."""
-    match params:
-        case KLAutoencoderParams():
-            from ldm.autoencoder.model import kl
-
-            return kl.KLAutoencoder(params)
-
-
-def load(directory: Path, device: torch.device) -> tuple[Autoencoder, artifact.Passport]:
-    """The trained autoencoder, frozen. IntegrityError: missing, corrupt or of another kind."""
-    passport, tensors = artifact.read(directory, KIND)
-    with artifact.fitting(directory):
-        network = build(TypeAdapter(AutoencoderParams).validate_python(passport.config))
-        network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False).to(device), passport
 
 
 class ReconstructionObjective(nn.Module):

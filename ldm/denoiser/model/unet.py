@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
 from ldm.compute.attention import Shape
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.networks import Network
+from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.params import UNetParams
 
 NORM_EPS = 1e-5

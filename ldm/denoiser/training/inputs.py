@@ -14,13 +14,13 @@ from torch import Tensor
 from ldm import randomness
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.latents import LatentScale
-from ldm.autoencoder.model import network
+from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.network import Autoencoder, Posterior
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.networks import Network
+from ldm.denoiser.model.network import Network
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -115,7 +115,7 @@ def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Pa
 
     IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
     """
-    decoder, passport = network.load(autoencoder, torch.device("cpu"))
+    decoder, passport = networks.load(autoencoder, torch.device("cpu"))
     text = TextEmbeddings(embeddings)
     sha256 = {"autoencoder": passport.content_sha256, "embeddings": text.passport.content_sha256}
     caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
