@@ -87,6 +87,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     section = config.read(TrainUNetParams, "train_unet")
+    assert isinstance(section.network, UNetParams), "diffusers has no other network"
     params = section.network.model_copy(update={"num_context_layers": 0, "position_embedding": False})
     batch_size = section.training.batch_size // section.training.num_accumulation_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -72,7 +72,7 @@ def test_settings_of_a_former_version_are_understood(sampler, eta):
     ("changes", "message"),
     [
         ({"settings": {"num_steps": 10**6}}, "num_steps: found 1000000, where legal is an integer >= 1"),
-        ({"settings": {"sampler": {"kind": "euler"}}}, "sampler.*found .euler."),
+        ({"settings": {"sampler": {"kind": "unheard"}}}, "sampler.*found .unheard."),
         ({"settings": {"stranger": 1}}, "stranger: unknown"),
         ({"settings": {"guidance_scale": float("nan")}}, "guidance_scale: found NaN"),
         ({"batch_size": 5000}, "one of a batch of 5000 images; expected at most 4096"),

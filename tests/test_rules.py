@@ -322,7 +322,8 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     wanted = {name(path) for path in LIBRARY if path.name != "__init__.py"}
     wanted |= {name(path.parent) for path in LIBRARY if path.name == "__init__.py" and path.parent.parent.name == "ldm"}
     wanted |= {name(path).split("/")[0] for path in repository_files() if "/" in name(path)}
-    assert not {path for path in wanted if not path.startswith(".")} - listed, "there, but not listed in README.md"
+    unlisted = {path for path in wanted if not path.startswith(".")} - listed
+    assert not unlisted, "there, but not listed in README.md"
 
 
 def readme_tree() -> Iterator[str]:

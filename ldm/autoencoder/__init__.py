@@ -1,1 +1,1 @@
-"""Images to latents and back."""
+"""The autoencoder: images to latents and back."""

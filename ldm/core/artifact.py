@@ -207,8 +207,8 @@ def fitting(directory: Path) -> Generator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _unfit(directory / PASSPORT, f"config.{place}: {first['msg']}") from error
+        place = ".".join(("config", *map(str, first["loc"])))
+        raise _unfit(directory / PASSPORT, f"{place}: {first['msg']}") from error
     except KeyError as error:
         raise _unfit(directory / PASSPORT, f"no key {error}") from error
     except (TypeError, ValueError) as error:

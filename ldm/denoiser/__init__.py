@@ -1,1 +1,1 @@
-"""Latents and token states to a denoiser: networks, noise, loss."""
+"""The denoiser: networks, forward process, loss and training."""

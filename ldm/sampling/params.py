@@ -36,7 +36,7 @@ class DrawingParams(Section):
     sampler: SamplerParams
     """The rule of a step."""
     num_steps: int = Field(ge=1, le=1000)
-    """Steps from noise to latent; each calls the network once, twice under guidance."""
+    """Steps from noise to latent. The sampler says how often a step calls the network; guidance doubles that."""
     spacing: Literal["uniform", "log_snr"]
     """Steps even in time, or even in log-SNR."""
     time_shift: float = Field(gt=0, le=100)

@@ -32,7 +32,8 @@ Z = TypeVar("Z", bound=Latent)
 
 
 class Rule(Protocol):
-    """A sampler: from the latent where the first step starts to that where the last one ends."""
+    """A sampler: from the latent where the first step starts to that where the last one ends. It is linear in latents,
+    and asks at times that do not depend on them."""
 
     def __call__(
         self, denoise: Callable[[Z, float], Z], z: Z, steps: Sequence[Step], noise_at_step: Callable[[int], Z]

@@ -1,1 +1,1 @@
-"""Captions to token states: CLIP."""
+"""The text encoder: CLIP, from captions to token states."""

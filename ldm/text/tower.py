@@ -1,5 +1,7 @@
-"""The text half of a CLIP artefact, for whoever reads captions only: half of the CPU time to a first image was spent on
-what the package open_clip imports (torchvision, timm, transformers)."""
+"""The text tower of a CLIP artefact, without open_clip, for users that only encode captions.
+
+The package open_clip imports torchvision, timm and transformers. That took half of the CPU time to a first image.
+"""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,20 +17,22 @@ from ldm.core import artifact
 from ldm.text.model.clip import KIND, Clip, load, merges_of, preprocess_of
 
 _OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask", "tokenizer_kwargs"}
-"""Of open_clip's `text_cfg`, those that `TextTower` knows: all that its own architectures with such a tower use."""
+"""Options of open_clip's `text_cfg` that `TextTower` knows: all that open_clip's own architectures of this kind use."""
 
 
 def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """What `ldm.text.model.clip.load` returns, but without an image tower, unless the text tower has options that only
-    open_clip knows: states and features of a caption are equal up to rounding. IntegrityError: missing, corrupt or no
-    CLIP."""
+    """Like `ldm.text.model.clip.load`, but without the image tower, unless the text tower has options that only
+    open_clip knows. States and features of a caption are equal up to rounding.
+
+    IntegrityError: missing, corrupt or not a CLIP.
+    """
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):
         cfg: dict[str, Any] = passport.config["model_cfg"]
         if set(cfg["text_cfg"]) - _OPTIONS:
             return load(directory)
         tower = TextTower(cfg)
-        # With `custom_text` the tower has a name of its own.
+        # With `custom_text`, open_clip puts the tower under the name `text`.
         named = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
         tower.load_state_dict({name: named[name] for name in tower.state_dict() if name in named})
         clip = Clip(tower, cfg, preprocess_of(passport), merges_of(directory, passport))
@@ -58,8 +62,8 @@ class TextTower(nn.Module):
     def forward_intermediates(
         self, text: Int[Tensor, "b n"], text_indices: int, normalize_intermediates: bool
     ) -> dict[str, Any]:
-        """As open_clip's: `text_intermediates`, states [b, n, d] after each of the last `text_indices` blocks, and
-        `text_features` [b, f] of length 1."""
+        """Like open_clip's method: `text_intermediates`, states [b, n, d] after each of the last `text_indices` blocks,
+        and `text_features` [b, f] of length 1."""
         mask = self._mask(text)
         x = self.token_embedding(text) + self.positional_embedding
         states: list[Tensor] = []
@@ -67,6 +71,7 @@ class TextTower(nn.Module):
             x = block(x, mask)
             states.append(x)
         taken = states[-text_indices:]
+        # The end token has the largest id; its final state is the pooled feature before projection.
         ends = self.ln_final(x)[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]
         return {
             "text_intermediates": [self.ln_final(state) for state in taken] if normalize_intermediates else taken,
@@ -74,7 +79,7 @@ class TextTower(nn.Module):
         }
 
     def _mask(self, text: Int[Tensor, "b n"]) -> Tensor | None:
-        """-inf where a token may not look, else 0: [n, n], or [b heads, n, n] if it depends on the caption."""
+        """-inf where attention is not allowed, else 0: [n, n], or [b heads, n, n] if it depends on the caption."""
         if self.is_causal:
             size = (self.context_length, self.context_length)
             return torch.full(size, -torch.inf, device=text.device).triu(1)

@@ -1,1 +1,1 @@
-"""Images to latents, once, in shards; the scale of latents."""
+"""Every image encoded to a latent once and stored in shards, and the scale of latents."""

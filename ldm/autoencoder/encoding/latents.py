@@ -1,7 +1,8 @@
-"""The scale of cached latents, which makes them zero-mean and unit-variance, and the check that it does.
+"""The scale that gives cached latents zero mean and unit variance, and the check that it does.
 
-Latents are Gaussian posteriors, so their variance has two parts: that of the means over positions, and the mean
-posterior variance (law of total variance). Leaving out the second is what makes a scale depend on the KL weight.
+A cached latent is a Gaussian posterior. By the law of total variance, the variance of latents therefore has two parts:
+the variance of the posterior means, and the mean of the posterior variances. A scale that leaves out the second part
+depends on the KL weight.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,15 +17,15 @@ from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 
 KIND = artifact.Kind("latents")
-"""Kind of the artefact that holds them."""
+"""Kind of the artefact that holds cached latents."""
 
 
 @dataclass(frozen=True)
 class LatentScale:
-    """Mean and standard deviation of latents per channel: the diffusion model sees latents of mean 0, deviation 1.
+    """Mean and standard deviation of latents per channel; normalised with them, latents have mean 0 and deviation 1.
 
-    It is measured in float64, and a passport keeps all digits; read from one it is float32, as are the latents that it
-    is applied to.
+    The scale is measured in float64, and a passport stores all digits. Read from a passport it is float32, as are the
+    latents that it is applied to.
     """
 
     mean: Float[Tensor, "c"]
@@ -32,16 +33,16 @@ class LatentScale:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, list[float]]) -> Self:
-        """In float32, from the `latent_scale` of a passport."""
+        """Read from the `latent_scale` of a passport, in float32."""
         mean, std = (torch.tensor(facts[name], dtype=torch.float32) for name in ("mean", "std"))
         return cls(mean, std)
 
     def to_facts(self) -> dict[str, list[float]]:
-        """For the `latent_scale` of a passport."""
+        """As stored in the `latent_scale` of a passport."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """A copy on another device."""
         return type(self)(self.mean.to(device), self.std.to(device))
 
     def normalise(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -53,14 +54,14 @@ class LatentScale:
         return z * self.std[:, None, None] + self.mean[:, None, None]
 
     def relative_to(self, scale: Self) -> Self:
-        """The scale that the same latents have after `scale` normalised them."""
+        """The scale of the same latents after they were normalised with `scale`."""
         return type(self)((self.mean - scale.mean) / scale.std, self.std / scale.std)
 
 
 def measure(shards: Iterable[Mapping[str, Tensor]]) -> LatentScale:
-    """The scale over shards of `mean` and `log_variance` [n, c, h, w], posterior variance included.
+    """Measure the scale over shards of `mean` and `log_variance` [n, c, h, w], posterior variance included.
 
-    Sums are float64 and in the order of the shards, so they depend on nothing else.
+    Sums are taken in float64 and in the order of the shards, so the result depends on nothing else.
     """
     total, total_square = torch.zeros(2, 1, dtype=torch.float64)
     count = 0
@@ -75,9 +76,9 @@ def measure(shards: Iterable[Mapping[str, Tensor]]) -> LatentScale:
 
 
 def metrics(scale: LatentScale, scaled: LatentScale) -> dict[str, float | dict[str, float]]:
-    """The scale and what it makes of other latents as nested scalars, the only values that DVC tabulates.
+    """The scale, and mean and deviation of validation latents after scaling, as nested scalars that DVC can tabulate.
 
-    `worst_mean` and `worst_std` are the largest distances of scaled latents from mean 0 and deviation 1.
+    `worst_mean` and `worst_std` are the largest distances of the scaled latents from mean 0 and deviation 1.
     """
     columns = {
         "mean": scale.mean,

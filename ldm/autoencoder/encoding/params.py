@@ -1,4 +1,4 @@
-"""Section `encode_latents`: how images become cached latents."""
+"""Section `encode_latents`: how images are encoded to cached latents."""
 
 from pydantic import Field
 
@@ -10,9 +10,9 @@ class EncodeLatentsParams(Section):
     """Section `encode_latents` of params.yaml."""
 
     batch_size: int = Field(gt=0, le=2**16)
-    """Images encoded at a time."""
+    """Images per batch of the encoder."""
     precision: Precision
     """Precision of the encoder's matrix products and convolutions."""
     statistics_tolerance: float = Field(gt=0, le=1, json_schema_extra=BESIDE)
-    """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel; more than
-    0.05 is for corpora too small to measure them."""
+    """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel. Values
+    above 0.05 are meant for corpora that are too small to measure them well."""

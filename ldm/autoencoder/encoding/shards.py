@@ -1,4 +1,4 @@
-"""Images to latents, in shards."""
+"""Encode images to latents, shard by shard."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from ldm.precompute.work import keep_each
 def encode(
     autoencoder: Autoencoder, shards: Shards, samples: range, params: EncodeLatentsParams, device: torch.device
 ) -> dict[str, Tensor]:
-    """`mean` and `log_variance` [n, c, h, w] of the posteriors of samples, in float16."""
+    """Encode samples: `mean` and `log_variance` [n, c, h, w] of their posteriors, in float16."""
     means: list[Tensor] = []
     log_variances: list[Tensor] = []
     for start in range(samples.start, samples.stop, params.batch_size):
@@ -41,8 +41,8 @@ def write_shards(
     accelerator: Accelerator,
     run: Run,
 ) -> None:
-    """A split: one shard of latents per shard of images, of those that `run` has kept and those that are encoded now;
-    each process does its share."""
+    """Write a split: one shard of latents per shard of images. Shards that `run` has kept are reused, the others are
+    encoded now. Each process does its share."""
     work = {key: shards.shard_samples(number) for number, key in enumerate(shards.shard_sha256)}
 
     def compute(samples: range) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""The autoencoder, and layers that the UNet shares with it."""
+"""The autoencoder network, its loss, and the layers that it shares with the UNet."""

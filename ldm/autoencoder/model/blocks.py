@@ -1,4 +1,4 @@
-"""Layers that both networks are made of, their parameters named as in diffusers' layout of Stable Diffusion."""
+"""Layers that the autoencoder and the UNet share; parameters are named as in diffusers' layout of Stable Diffusion."""
 
 from typing import TypeVar
 
@@ -13,9 +13,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))); a 1x1 convolution leads around it where the width changes.
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), where x passes a 1x1 convolution if the width changes.
 
-    The closing convolution starts at zero: a deep stack starts as the identity (Dhariwal & Nichol 2021, their code).
+    The last convolution starts at zero, so a deep stack starts as the identity (Dhariwal & Nichol 2021, their code).
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b e"] | None = None
     ) -> Float[Tensor, "b d h w"]:
-        """`time` is the activated time embedding; None for a block without one."""
+        """time: the time embedding after its activation; None for a block without one."""
         h = self.conv1(functional.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
@@ -41,7 +41,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context; in self-attention the tokens themselves are the context."""
+    """Multi-head attention of tokens to a context; in self-attention the context is the tokens themselves."""
 
     def __init__(self, width: int, context_width: int, num_heads: int, bias: bool) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Attended values, without a residual connection. mask: True for context that may be attended to; None = all
-        of it."""
+        """Attended values, without a residual connection. mask: True for context tokens that may be attended to; None =
+        all of them."""
         q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
         return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
@@ -71,13 +71,13 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"], size: torch.Size | None = None) -> Float[Tensor, "b c h2 w2"]:
-        """To `size` (height, width), or to twice the size."""
+        """Upsample to `size` (height, width), or to twice the size if None."""
         size = size or torch.Size([2 * side for side in x.shape[-2:]])
         return self.conv(functional.interpolate(x, size=size, mode="nearest"))
 
 
 def start_at_zero(layer: Layer) -> Layer:
-    """The layer, its weight and bias set to zero: the residual branch that it closes starts as nothing."""
+    """Set weight and bias of a layer to zero, so that the residual branch it ends adds nothing at first; returns it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

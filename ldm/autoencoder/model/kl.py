@@ -1,7 +1,7 @@
 """The KL autoencoder of latent diffusion (Kingma & Welling 2014; Rombach et al. 2022, section 3.1).
 
-Topology and parameter names are those of Stable Diffusion's autoencoder in diffusers' layout; the patchifying stem is
-the one option outside it. Residual branches start at zero.
+Topology and parameter names are those of Stable Diffusion's autoencoder in diffusers' layout. The only option outside
+that layout is the patchifying stem. Residual branches start at zero.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 
 class KLAutoencoder(Autoencoder):
-    """Convolutions down to a Gaussian posterior over latents, and up again."""
+    """A convolutional encoder to a Gaussian posterior over latents, and a convolutional decoder."""
 
     def __init__(self, params: KLAutoencoderParams) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class KLAutoencoder(Autoencoder):
         self.post_quant_conv = nn.Conv2d(params.latent_channels, params.latent_channels, 1)
 
     def attention_shapes(self, latent_size: int) -> list[Shape]:
-        """What it asks of attention on latents of this height and width: one head over all positions, or nothing."""
+        """Shapes of its attention on latents of this height and width: one head over all positions, or none at all."""
         return [Shape(latent_size**2, latent_size**2, self._middle_width)] if self._middle_width else []
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Posterior:
@@ -41,12 +41,12 @@ class KLAutoencoder(Autoencoder):
         return Posterior.from_moments(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Signal in about -1..1 of latents as `encode` gives them."""
+        """Signal in about -1..1 from latents on the scale of `encode`."""
         return self.decoder(self.post_quant_conv(z)).float()
 
 
 class Encoder(nn.Module):
-    """Signal -> moments of the posterior, before `quant_conv`."""
+    """Signal to moments of the posterior, which `quant_conv` then maps."""
 
     def __init__(self, params: KLAutoencoderParams) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, after `post_quant_conv`, -> signal."""
+    """Latents, already mapped by `post_quant_conv`, to signal."""
 
     def __init__(self, params: KLAutoencoderParams) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then the way to the next."""
+    """Residual blocks of one resolution, then a change to the next resolution, if there is one."""
 
     def __init__(
         self,
@@ -111,14 +111,14 @@ class Level(nn.Module):
         self.upsamplers = nn.ModuleList(upsamplers)
 
     def forward(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-        """The layers one after the other."""
+        """Apply the layers one after the other."""
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
             h = layer(h)
         return h
 
 
 class Middle(nn.Module):
-    """Two residual blocks at the lowest resolution, self-attention between them."""
+    """Two residual blocks at the lowest resolution, with optional self-attention between them."""
 
     def __init__(self, params: KLAutoencoderParams) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Middle(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention of all positions of a feature map to each other, by one head; a residual connection leads around it."""
+    """Single-head attention of all positions of a feature map to each other, with a residual connection."""
 
     def __init__(self, width: int, norm_groups: int) -> None:
         super().__init__(width, width, num_heads=1, bias=True)
@@ -149,7 +149,7 @@ class SelfAttention(Attention):
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2 that pads below and to the right alone."""
+    """A convolution of stride 2, padded only below and on the right."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Images to latents and back: pixel ranges, posteriors, what an autoencoder of any kind offers, and its loss.
+"""Images to latents and back: pixel ranges, posteriors, the interface of every autoencoder, and its loss.
 
 Each kind has a module of its own, beside its params in `params.py`; `networks.py` builds and opens them.
 """
@@ -21,34 +21,34 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 def to_signal(image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Pixels 0..255 as the networks see them, -1..1 in float32."""
+    """Map pixels 0..255 to the signal that the networks work on: -1..1 in float32."""
     return image.float() / 127.5 - 1
 
 
 def to_image(x: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """The nearest pixel values 0..255 of a signal; what lies outside -1..1 is clamped."""
+    """Map a signal to the nearest pixel values 0..255; values outside -1..1 are clamped."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Independent Gaussians over latents, in float32; log variances lie in -30..20."""
+    """Independent Gaussians over latents, in float32; log variances are clamped to -30..20."""
 
     mean: Float[Tensor, "b c h w"]
     log_variance: Float[Tensor, "b c h w"]
 
     @classmethod
     def from_moments(cls, moments: Float[Tensor, "b c2 h w"]) -> Self:
-        """The first half of the channels holds the means, the second the log variances."""
+        """From an encoder's output: the first half of the channels holds the means, the second the log variances."""
         mean, log_variance = moments.float().chunk(2, dim=1)
         return cls(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     def sample(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The latent that standard-normal `noise` picks (Kingma & Welling 2014, equation 10)."""
+        """The sample that standard-normal `noise` selects (Kingma & Welling 2014, equation 10)."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
     def mode(self) -> Float[Tensor, "b c h w"]:
-        """The likeliest latent."""
+        """The most likely latent."""
         return self.mean
 
     def kl(self) -> Float[Tensor, "b"]:
@@ -57,14 +57,14 @@ class Posterior:
 
 
 class Autoencoder(nn.Module, ABC):
-    """Images to latents and back: what every kind of autoencoder offers. No other code knows which kind it has."""
+    """The interface of every kind of autoencoder: images to latents and back. Users never need to know the kind."""
 
     factor: int
     """Side in pixels of the square that one latent position covers."""
 
     @abstractmethod
     def attention_shapes(self, latent_size: int) -> list[Shape]:
-        """What it asks of attention on latents of this height and width."""
+        """Shapes of its attention on latents of this height and width."""
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Posterior:
@@ -72,15 +72,15 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Signal in about -1..1 of latents as `encode` gives them."""
+        """Signal in about -1..1 from latents on the scale of `encode`."""
 
 
 class ReconstructionObjective(nn.Module):
-    """Loss of an autoencoder per pixel value: distortion + kl_weight x KL; the distortion may become a likelihood.
+    """Loss of an autoencoder per pixel value: distortion + kl_weight x KL, or a negative log-likelihood + the same.
 
     The distortion D is |e| (L1) or e^2 (L2) of the error e, plus `gradient_weight` times `gradient_error`. With a
-    trained log variance v, -log p is (D exp(-v) + v) / 2 for L2, a Gaussian, and sqrt(2) D exp(-v/2) + v/2 for L1, a
-    Laplace density of variance exp(v), both up to a constant.
+    trained log variance v, the distortion is replaced by -log p of a density of variance exp(v), up to a constant:
+    (D exp(-v) + v) / 2 for L2, a Gaussian, and sqrt(2) D exp(-v/2) + v/2 for L1, a Laplace density.
     """
 
     def __init__(self, autoencoder: Autoencoder, params: ReconstructionParams) -> None:
@@ -90,10 +90,12 @@ class ReconstructionObjective(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(())) if params.learned_log_variance else None
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss and its parts, means over the batch, of `image` (uint8, b 3 h w) and posterior `noise` (b c h w).
+        """Loss and its parts, as means over the batch.
 
-        Keys: loss; l1 and mse per pixel value of signals in -1..1; kl in nats per image; gradient and log_variance
-        where they are on.
+        batch: `image` (uint8, b 3 h w) and `noise` (b c h w), which selects the posterior sample.
+
+        Keys of the result: loss; l1 and mse per pixel value of signals in -1..1; kl in nats per image; gradient and
+        log_variance if they are switched on.
         """
         params, signal = self.params, to_signal(batch["image"])
         posterior = self.autoencoder.encode(signal)
@@ -106,6 +108,7 @@ class ReconstructionObjective(nn.Module):
         if self.log_variance is not None:
             parts["log_variance"] = self.log_variance
             distortion = self._negative_log_likelihood(distortion, self.log_variance)
+        # The KL divergence is per image; here it is divided by the number of pixel values of an image.
         loss = distortion + params.kl_weight * parts["kl"] * (len(signal) / signal.numel())
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
@@ -116,10 +119,10 @@ class ReconstructionObjective(nn.Module):
 
 
 def gradient_error(error: Float[Tensor, "b c h w"], num_scales: int) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbouring values, across and down, averaged over halved resolutions.
+    """Mean absolute difference of horizontal and vertical neighbours, averaged over resolutions that are halved.
 
-    Differences are linear, so that of an error image it compares the gradients of two images: edges weigh more than in
-    L1 or L2, which leave them soft.
+    Differences are linear, so on an error image this compares the gradients of two images. Edges weigh more than in L1
+    or L2, which leave them soft.
     """
     total = error.new_zeros(())
     for scale in range(num_scales):

@@ -1,4 +1,4 @@
-"""The autoencoder and its loss."""
+"""Params of the autoencoder and of its loss."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -10,20 +10,20 @@ Width = Annotated[int, Field(gt=0, le=8192)]
 
 
 class KLAutoencoderParams(Section):
-    """Topology of the KL autoencoder; with `patch_px` 1 it is Stable Diffusion's."""
+    """Topology of the KL autoencoder; with `patch_px` 1 it is that of Stable Diffusion."""
 
     kind: Literal["kl"]
-    """Which network this is."""
+    """Kind of network."""
     patch_px: int = Field(ge=1, le=16)
-    """Side of the square of pixels that becomes one input position by pixel unshuffling; 1 = none."""
+    """Side of the square of pixels that pixel unshuffling turns into one input position; 1 = no unshuffling."""
     channels: list[Width] = Field(min_length=1, max_length=8)
-    """Width per level; the resolution halves between levels."""
+    """Channels per level; the resolution halves from each level to the next."""
     num_res_blocks: int = Field(ge=1, le=8)
     """Residual blocks per encoder level (the decoder has one more)."""
     latent_channels: int = Field(ge=1, le=64)
-    """Channels of the latent."""
+    """Channels of a latent."""
     middle_attention: bool
-    """One self-attention layer at the lowest resolution of encoder and decoder."""
+    """Whether encoder and decoder each have a self-attention layer at the lowest resolution."""
     norm_groups: int = Field(ge=1, le=128)
     """Groups of every group norm."""
 
@@ -39,8 +39,8 @@ class KLAutoencoderParams(Section):
 
 
 AutoencoderParams = KLAutoencoderParams
-"""Every kind of autoencoder: with a second one, a union with the discriminator `kind`. Each has `latent_channels` and
-`factor`."""
+"""Params of every kind of autoencoder; with a second kind, this becomes a union with the discriminator `kind`. Each
+member has `latent_channels` and `factor`."""
 
 
 class ReconstructionParams(Section):
@@ -49,22 +49,22 @@ class ReconstructionParams(Section):
     error: Literal["l1", "l2"]
     """Mean absolute or mean squared error."""
     kl_weight: float = Field(ge=0, le=1)
-    """Weight of the KL divergence in nats per pixel value; 1 gives the evidence bound of a likelihood."""
+    """Weight of the KL divergence in nats per pixel value; with a likelihood, 1 gives the evidence lower bound."""
     learned_log_variance: bool
-    """Divide the error by a trained output scale, as in a likelihood; false = scale 1."""
+    """Whether the error is divided by a trained output scale, as in a likelihood; false = scale 1."""
     gradient_weight: float = Field(ge=0, le=100)
-    """Weight of the error of image gradients, the offline perceptual term; 0 = off."""
+    """Weight of the error of image gradients, a perceptual term that needs no pretrained network; 0 = off."""
     num_gradient_scales: int = Field(ge=1, le=6)
-    """Resolutions at which image gradients are compared, each half of the one before."""
+    """Number of resolutions at which image gradients are compared, each half the one before."""
 
 
 def check_groups(channels: list[int], norm_groups: int) -> None:
-    """ValueError: the channels of a level cannot be divided into so many groups."""
+    """Raise ValueError if the channels of a level cannot be divided into `norm_groups` groups."""
     for width in channels:
         if width % norm_groups:
             raise ValueError(f"channels {width} is not a multiple of norm_groups {norm_groups}")
 
 
 def with_kind(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an autoencoder of format 1, which knew one kind, in format 2."""
+    """Upgrade the config of an autoencoder from format 1, which knew only one kind, to format 2."""
     return {"kind": "kl", **config}

@@ -1,1 +1,1 @@
-"""What an autoencoder is trained on, and how good it is."""
+"""Training of an autoencoder: its batches, and the quality of its reconstructions."""

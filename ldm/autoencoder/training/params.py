@@ -14,6 +14,6 @@ class TrainAutoencoderParams(Section):
     reconstruction: ReconstructionParams
     training: TrainingParams
     num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
-    """Validation images that the curves are taken over (fewer if the split has fewer); the metrics take them all."""
+    """Validation images that the curves are measured on (fewer if the split has fewer); the metrics use all of them."""
     num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
     """Validation images shown beside their reconstructions."""

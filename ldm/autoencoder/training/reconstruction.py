@@ -1,4 +1,4 @@
-"""What training an autoencoder needs besides its network: batches of images, and how good reconstructions are."""
+"""What training an autoencoder needs besides its network: batches of images, and the quality of reconstructions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ _WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
 
 
 class ImageBatches:
-    """Images and posterior noise of any step, drawn for the global batch and then cut to `rows`."""
+    """Images and posterior noise of any step, drawn for the global batch, then cut to the `rows` of this process."""
 
     def __init__(self, shards: Shards, params: TrainAutoencoderParams) -> None:
         self._shards, self._params = shards, params.training
@@ -36,7 +36,7 @@ class ImageBatches:
         return {"image": self._shards.images(self._samples(step)[rows]), "noise": noise[rows]}
 
     def keys(self, step: int) -> list[str]:
-        """Keys of the samples of a step's global batch."""
+        """Keys of the samples in the global batch of a step."""
         return [self._shards.keys[sample] for sample in self._samples(step)]
 
     def _samples(self, step: int) -> list[int]:
@@ -46,7 +46,7 @@ class ImageBatches:
 
 
 class Measurement:
-    """Losses and reconstruction quality on a split, divided over the processes."""
+    """Losses and reconstruction quality on a split; the processes share the work."""
 
     def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
         self._shards, self._params, self._accelerator = shards, params, accelerator
@@ -67,7 +67,7 @@ class Measurement:
 
     @torch.no_grad()
     def metrics(self, autoencoder: Autoencoder) -> dict[str, float]:
-        """`psnr_db` and `ssim`, means per image over the whole split, in float32, of images rounded to 8 bits."""
+        """`psnr_db` and `ssim`: means over all images of the split, run in float32 and rounded to 8 bits."""
         total = torch.zeros(3, dtype=torch.float64)
         for image in self._batches(len(self._shards)):
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
@@ -78,7 +78,7 @@ class Measurement:
 
     @torch.no_grad()
     def draw(self, objective: nn.Module, path: Path) -> None:
-        """Originals, each beside its reconstruction."""
+        """Save a picture of originals, each beside its reconstruction."""
         assert isinstance(objective, ReconstructionObjective)
         image = self._shards.images(range(min(self._params.num_pictures, len(self._shards))))
         signal = to_signal(image.to(self._accelerator.device))
@@ -98,19 +98,19 @@ class Measurement:
 def psnr(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Peak signal-to-noise ratio per image in dB: 10 log10(255^2 / mean squared error); 78.1 for an exact copy.
 
-    Not torchmetrics': its constants are float32, which moves it by 2e-6 dB, and to it an exact copy is infinitely good,
-    which no mean and no file of metrics takes.
+    torchmetrics is not used here. Its constants are float32, which moves the result by 2e-6 dB, and it gives infinity
+    for an exact copy, which can be neither averaged nor written to a file of metrics.
     """
     mse = (image.double() - other.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse.clamp(min=_LEAST_MSE))
 
 
 def ssim(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Structural similarity per image: mean over channels and positions where the whole window lies in the image.
+    """Structural similarity per image: mean over channels and over positions where the whole window is in the image.
 
-    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5. Not torchmetrics': its
-    mean includes positions in a mirrored border, which moves it by up to 0.11 at 32 pixels and 0.06 at 64. Where the
-    whole window lies in the image both agree to 1e-12.
+    Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5. torchmetrics is not used
+    here: its mean includes positions in a mirrored border, which moves it by up to 0.11 at 32 pixels and 0.06 at 64.
+    Where the whole window is in the image, both agree to 1e-12.
     """
     x, y = image.double(), other.double()
     offsets = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2

@@ -1,1 +1,1 @@
-"""Networks that denoise, schedules of noise, and the loss."""
+"""Denoising networks, noise schedules, and the loss."""

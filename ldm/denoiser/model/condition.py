@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """The condition of a batch of images: one row of every part belongs to one image.
+    """The condition of a batch of images: row i of every part belongs to image i.
 
-    A network uses the parts that it is made for. It may ignore pooled features, which only sum up what the tokens say,
-    but must use or refuse a mask and an image.
+    A network uses the parts that it is made for. It may ignore pooled features, since they only summarise the tokens.
+    It must either use or refuse a mask and an image.
     """
 
     tokens: Float[Tensor, "b n d"]
@@ -22,37 +22,39 @@ class Condition:
     mask: Bool[Tensor, "b n"] | None = None
     """True for tokens that may be attended to, at least one per row; None = all of them, padding included."""
     pooled: Float[Tensor, "b f"] | None = None
-    """One feature vector per caption, CLIP's own, as stage `embed_text` stores it beside the tokens. A training reads
-    it only for a network that `takes_pooled`."""
+    """CLIP's feature vector of each caption, which stage `embed_text` stores beside the tokens. Training reads it only
+    for a network that `takes_pooled`."""
     image: Float[Tensor, "b c h w"] | None = None
-    """Further channels beside the latent, of its height and width."""
+    """Extra input channels of the same height and width as the latent."""
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Tensor]) -> Self:
-        """From a training batch, which holds `parts` among other tensors."""
+        """From a training batch, which holds the `parts` of a condition among other tensors."""
         return cls(**{field.name: batch[field.name] for field in fields(cls) if field.name in batch})
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None.
 
-        Training batches hold these beside the other tensors, not a `Condition`: the loop, processes and validation then
-        move, compare and cut all tensors of a batch in the same way.
+        A training batch holds these tensors beside the others instead of a `Condition`. The training loop and
+        validation can then move, compare and slice all tensors of a batch in the same way.
         """
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in named.items() if part is not None}
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """A copy on another device."""
         return self._each(lambda part: part.to(device))
 
     def expand(self, num: int) -> Self:
-        """`num` rows from one, without a copy."""
+        """Repeat the only row `num` times, without copying memory."""
         return self._each(lambda part: part.expand(num, *part.shape[1:]))
 
     def with_rows(self, rows: Int[Tensor, " r"] | Bool[Tensor, " b"], others: Self) -> Self:
-        """The same with `rows`, numbers or a mask, taken from `others`, which has as many rows, or one for all of them.
-        Both have the same parts."""
+        """A copy in which `rows` (row numbers or a mask) are replaced by those of `others`.
+
+        others: as many rows as are replaced, or one row for all of them; it must have the same parts.
+        """
         assert self.parts.keys() == others.parts.keys(), f"parts {[*self.parts]} and {[*others.parts]}"
         return type(self)(**{name: part.index_put((rows,), others.parts[name]) for name, part in self.parts.items()})
 

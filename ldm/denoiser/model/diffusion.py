@@ -1,8 +1,8 @@
 """The forward process `z_t = alpha(t) z_0 + sigma(t) noise`, what a network may predict of it, and the loss.
 
-Time t is in [0, 1]: 0 is data, 1 is (almost) pure noise. Every schedule is a pair of functions alpha, sigma; every
-prediction is a linear map of (z_0, noise) whose weights come from the same two numbers. Samplers and guidance see a
-`Denoiser` and nothing of this.
+Time t is in [0, 1]: 0 is data, 1 is (almost) pure noise. Every schedule is a pair of functions alpha and sigma. Every
+prediction is a linear combination of z_0 and noise whose weights follow from alpha and sigma. Samplers and guidance
+only see a `Denoiser`.
 """
 
 import math
@@ -27,7 +27,7 @@ from ldm.denoiser.model.schedules import NUM_TABLE_STEPS, Prediction, ScheduleNa
 
 Denoiser = Callable[[Float[Tensor, "b c h w"], Float[Tensor, " b"]], Float[Tensor, "b c h w"]]
 TIME_MARGIN = 2**-24
-"""Training times stay this far from 0 and 1: the distance of 1 to the float32 below it."""
+"""Least distance of training times from 0 and 1: the distance between 1 and the next smaller float32."""
 
 
 @cache
@@ -36,7 +36,7 @@ def _angles(name: ScheduleName, device: torch.device) -> Float[Tensor, " steps+1
 
 
 def _column(x: Float[Tensor, " b"], like: Tensor) -> Tensor:
-    """One number per row, shaped and typed to be multiplied with `like`."""
+    """Reshape one number per row so that it broadcasts over `like`, in the dtype of `like`."""
     return x.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -44,10 +44,10 @@ def _column(x: Float[Tensor, " b"], like: Tensor) -> Tensor:
 class Schedule:
     """alpha(t) and sigma(t) of one forward process.
 
-    `flow` is alpha = 1 - t, sigma = t (Lipman et al. 2023, Liu et al. 2023). The others are variance preserving tables
-    of 1000 steps: t = k / 1000 is the state after k steps, so t = 0 is data. Between steps the angle
-    atan2(sigma, alpha) is interpolated, which keeps alpha^2 + sigma^2 = 1 and, unlike the log-SNR, is finite at both
-    ends.
+    `flow` is alpha = 1 - t, sigma = t (Lipman et al. 2023, Liu et al. 2023). The others are variance preserving and
+    given as tables of 1000 steps: t = k / 1000 is the state after k steps, so t = 0 is data. Between steps, the angle
+    atan2(sigma, alpha) is interpolated. This keeps alpha^2 + sigma^2 = 1 and, unlike the log-SNR, the angle is finite
+    at both ends.
     """
 
     name: ScheduleName
@@ -63,7 +63,7 @@ class Schedule:
         if self.name == "flow":
             return 1 - t
         angle = self._angle(t)
-        # As in schedules.alpha_sigma: exactly 0 where no signal is left.
+        # Exactly 0 where no signal is left, as in `schedules.alpha_sigma`.
         return torch.where(angle < math.pi / 2, angle.cos(), 0.0).to(t.dtype)
 
     def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -75,9 +75,9 @@ class Schedule:
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def condition(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The number a network is told for time t: 1000 t for `flow`, the index k - 1 into the table for the others.
+        """The network's time input for time t: 1000 t for `flow`, the table index k - 1 = 1000 t - 1 for the others.
 
-        These are the timesteps of diffusers' flow-matching and DDPM schedulers, so exported weights mean the same.
+        These are the timesteps of diffusers' flow-matching and DDPM schedulers, so exported weights work there too.
         """
         return NUM_TABLE_STEPS * t if self.name == "flow" else NUM_TABLE_STEPS * t - 1
 
@@ -85,7 +85,7 @@ class Schedule:
 def add_noise(
     schedule: Schedule, z0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """z_t = alpha(t) z_0 + sigma(t) noise."""
+    """Noisy latents z_t = alpha(t) z_0 + sigma(t) noise."""
     return _column(schedule.alpha(t), z0) * z0 + _column(schedule.sigma(t), z0) * noise
 
 
@@ -96,7 +96,7 @@ def target(
     noise: Float[Tensor, "b c h w"],
     t: Float[Tensor, " b"],
 ) -> Float[Tensor, "b c h w"]:
-    """What the network should put out at time t.
+    """The output that the network should have at time t.
 
     eps: the noise (Ho et al. 2020, equation 14); x0: the clean latent; v: alpha noise - sigma z_0 (Salimans and Ho
     2022, appendix D); flow: noise - z_0, the velocity dz_t/dt of the `flow` schedule (Liu et al. 2023, equation 1).
@@ -109,7 +109,7 @@ def target(
 def _z0_weights(
     schedule: Schedule, prediction: Prediction, t: Float[Tensor, " b"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """(p, q) with z_0 = p z_t + q prediction: the inverse of `add_noise` and `target` taken together."""
+    """(p, q) with z_0 = p z_t + q prediction: solves `add_noise` and `target` together for z_0."""
     return schedules.z0_weights(schedule.alpha(t), schedule.sigma(t), prediction)
 
 
@@ -120,7 +120,7 @@ def z0_from_prediction(
     predicted: Float[Tensor, "b c h w"],
     t: Float[Tensor, " b"],
 ) -> Float[Tensor, "b c h w"]:
-    """The clean latent that a prediction at (z, t) implies."""
+    """The clean latent that follows from a prediction at (z, t)."""
     of_z, of_prediction = _z0_weights(schedule, prediction, t)
     return _column(of_z, z) * z + _column(of_prediction, z) * predicted
 
@@ -129,8 +129,8 @@ def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " 
     """Weight of the squared error of the prediction at time t.
 
     `min_snr` gives the error of z_0 the weight min(SNR, gamma) (Hang et al. 2023, section 3.4). An error d of the
-    prediction is an error q d of z_0, so the weight here is min(SNR, gamma) q^2: min(SNR, gamma) / SNR for eps,
-    min(SNR, gamma) / (SNR + 1) for v, and so on without a case for each.
+    prediction is an error q d of z_0, so the weight of the prediction's error is min(SNR, gamma) q^2. This gives
+    min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v, without a separate case for each prediction.
     """
     match params.loss_weighting:
         case UniformWeightingParams():
@@ -141,10 +141,10 @@ def loss_weight(schedule: Schedule, params: DiffusionParams, t: Float[Tensor, " 
 
 
 def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Tensor, " b"]:
-    """Training times from uniform numbers u in [0, 1], by the inverse of the distribution function (monotone in u).
+    """Map uniform numbers u in [0, 1] to training times by the inverse distribution function, which is monotone in u.
 
-    They lie inside (0, 1), whatever rounding made of u or of the time: at 0 there is no noise, at 1 there may be no
-    signal, and either is infinitely far in log-SNR.
+    Times are always inside (0, 1), even where rounding moves u or the time to an end: at 0 there is no noise, at 1
+    there may be no signal, and in both cases the log-SNR is infinite.
 
     logit_normal and the shift: Esser et al. 2024, equations 19 and 23.
     """
@@ -158,7 +158,7 @@ def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Ten
 
 
 def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, condition: Condition) -> Denoiser:
-    """The network as a function (z, t) -> z0_hat with its condition bound; float32 out whatever the autocast."""
+    """The network as a function (z, t) -> z0_hat under a fixed condition; z0_hat is float32 even under autocast."""
 
     def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         predicted: Tensor = unet(z, schedule.condition(t), condition)
@@ -177,8 +177,10 @@ class DenoisingObjective(nn.Module):
         self.params = params
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """(weighted loss, mean squared error) of every row of `z0`, `noise` (b c h w), `t` (b) and the parts of a
-        `Condition`."""
+        """Weighted loss and mean squared error of every row.
+
+        batch: `z0`, `noise` (b c h w), `t` (b) and the parts of a `Condition`.
+        """
         z0, noise, t = batch["z0"], batch["noise"], batch["t"]
         z = add_noise(self.schedule, z0, noise, t)
         predicted: Tensor = self.unet(z, self.schedule.condition(t), Condition.of_batch(batch))
@@ -187,7 +189,9 @@ class DenoisingObjective(nn.Module):
         return loss_weight(self.schedule, self.params, t) * mse, mse
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the rows: `loss`, `mse` without the weight, and `caption_dropout`, the share of rows that are
-        `dropped` (b): the caller has given them the null condition already."""
+        """Means over the rows: `loss`, the unweighted `mse`, and `caption_dropout`, the share of dropped captions.
+
+        batch: as of `losses`, and `dropped` (b), true for rows to which the caller has given the null condition.
+        """
         weighted, mse = self.losses(batch)
         return {"loss": weighted.mean(), "mse": mse.mean(), "caption_dropout": batch["dropped"].float().mean()}

@@ -11,19 +11,19 @@ from ldm.denoiser.model.params import DiffusionParams, NetworkParams, UNetParams
 from ldm.denoiser.model.unet import UNet
 
 KIND = artifact.Kind("unet", (with_kinds, with_network_kind))
-"""Kind of the artefact that holds a trained network, whatever its own kind is."""
+"""Kind of the artefact that holds a trained network, for every kind of network."""
 
 
 def build(params: NetworkParams) -> Network:
-    """A new network of the configured kind; its weights come from torch's generator."""
+    """Build a network of the configured kind; its initial weights are drawn from torch's global generator."""
     match params:
         case UNetParams():
             return UNet(params)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Network, DiffusionParams, artifact.Passport]:
-    """A trained network, frozen, and what it was trained to predict. IntegrityError: missing, corrupt or of another
-    kind."""
+    """Load a trained network, frozen, with its diffusion params and its passport. IntegrityError: missing, corrupt or
+    of another kind."""
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):
         diffusion = DiffusionParams.model_validate(passport.config["diffusion"])

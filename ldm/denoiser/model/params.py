@@ -1,4 +1,4 @@
-"""The denoiser, its forward process and its loss."""
+"""Params of the denoiser, of its forward process and of its loss."""
 
 from typing import Any, Literal, Self
 
@@ -9,39 +9,15 @@ from ldm.core.config import Section
 from ldm.denoiser.model.schedules import Prediction, ScheduleName, alpha_sigma
 
 
-class UNetParams(Section):
-    """Topology of the UNet; without context layers and position embedding it is Stable Diffusion's."""
+class NetworkBase(Section):
+    """What the params of a denoising network have, whatever its kind."""
 
-    kind: Literal["unet"]
-    """Which network this is."""
     latent_channels: int = Field(ge=1, le=64)
     """Channels of the latent."""
     latent_size: int = Field(ge=1, le=1024)
     """Height and width of the training latents."""
-    channels: list[Width] = Field(min_length=1, max_length=8)
-    """Width per level; the resolution halves between levels."""
-    num_res_blocks: int = Field(ge=1, le=8)
-    """Residual blocks per level on the way down (one more on the way up)."""
-    attention_levels: list[bool] = Field(min_length=1, max_length=8)
-    """Whether a level has self- and cross-attention; the middle always has."""
-    num_transformer_layers: int = Field(ge=1, le=32)
-    """Transformer layers per attention block."""
-    head_width: Width | list[Width]
-    """Channels per attention head, one for all levels or one per level; below 32 is slow."""
-    linear_projection: bool
-    """Shape of the weights around an attention block: linear as in Stable Diffusion 2, or 1x1 convolutions as in 1."""
     context_width: int = Field(ge=1, le=8192)
     """Width of the text embedding."""
-    norm_groups: int = Field(ge=1, le=128)
-    """Groups of every group norm."""
-    num_context_layers: int = Field(ge=0, le=32)
-    """Trainable bidirectional transformer layers over the context before cross-attention; 0 = none."""
-    max_context_tokens: int = Field(ge=1, le=1024)
-    """Rows of the learned token positions that context layers add; unused without context layers."""
-    position_embedding: bool
-    """Add a learned embedding of every latent position after the first convolution."""
-    gradient_checkpointing: bool
-    """Recompute blocks in the backward pass: about a third more time, far less memory."""
 
     @property
     def takes_pooled(self) -> bool:
@@ -50,12 +26,46 @@ class UNetParams(Section):
 
     @property
     def context_limit(self) -> int | None:
-        """Most tokens that a context may have; None = any number."""
+        """Most tokens that a context may have, which is its `max_context_tokens`; None = any number."""
+        return None
+
+
+class UNetParams(NetworkBase):
+    """Topology of the UNet; without context layers and position embedding it is that of Stable Diffusion."""
+
+    kind: Literal["unet"]
+    """Kind of network."""
+    channels: list[Width] = Field(min_length=1, max_length=8)
+    """Channels per level; the resolution halves from each level to the next."""
+    num_res_blocks: int = Field(ge=1, le=8)
+    """Residual blocks per level on the way down (one more on the way up)."""
+    attention_levels: list[bool] = Field(min_length=1, max_length=8)
+    """Whether each level has self- and cross-attention; the middle always has."""
+    num_transformer_layers: int = Field(ge=1, le=32)
+    """Transformer layers per attention block."""
+    head_width: Width | list[Width]
+    """Channels per attention head: one number for all levels, or one per level. Less than 32 is slow."""
+    linear_projection: bool
+    """Projections around attention blocks: linear, as in Stable Diffusion 2; false = 1x1 convolutions, as in 1."""
+    norm_groups: int = Field(ge=1, le=128)
+    """Groups of every group norm."""
+    num_context_layers: int = Field(ge=0, le=32)
+    """Trainable bidirectional transformer layers that the context passes before cross-attention; 0 = none."""
+    max_context_tokens: int = Field(ge=1, le=1024)
+    """Number of learned token positions, which context layers add to the context; unused without context layers."""
+    position_embedding: bool
+    """Whether a learned embedding of every latent position is added after the first convolution."""
+    gradient_checkpointing: bool
+    """Whether blocks are recomputed in the backward pass: about a third more time, far less memory."""
+
+    @property
+    def context_limit(self) -> int | None:
+        """Largest number of tokens in a context; None = no limit."""
         return self.max_context_tokens if self.num_context_layers else None
 
     @property
     def size_multiple(self) -> int:
-        """What height and width of a latent should be multiples of."""
+        """Height and width of a latent should be multiples of this."""
         return 2 ** (len(self.channels) - 1)
 
     @property
@@ -88,22 +98,22 @@ class UNetParams(Section):
 
 
 NetworkParams = UNetParams
-"""Every kind of denoising network: with a second one, a union with the discriminator `kind`. Each has
-`latent_channels`, `latent_size`, `context_width`, and `context_limit`, which is its `max_context_tokens` or None."""
+"""Every kind of denoising network: with a second one, a union of subclasses of `NetworkBase` with the discriminator
+`kind`."""
 
 
 class UniformWeightingParams(Section):
     """The error of the prediction has the same weight at all times."""
 
     kind: Literal["uniform"]
-    """Its name."""
+    """Kind of weighting."""
 
 
 class MinSNRParams(Section):
-    """The weight of easy times is capped (Hang et al. 2023)."""
+    """The weight of times with little noise is capped (Hang et al. 2023)."""
 
     kind: Literal["min_snr"]
-    """Its name."""
+    """Kind of weighting."""
     gamma: float = Field(gt=0, le=1000)
     """Cap of the signal-to-noise ratio (5 in the paper)."""
 
@@ -112,14 +122,14 @@ class UniformTimesParams(Section):
     """All training times are equally likely."""
 
     kind: Literal["uniform"]
-    """Its name."""
+    """Kind of distribution."""
 
 
 class LogitNormalParams(Section):
     """The logit of a training time is normally distributed (Esser et al. 2024)."""
 
     kind: Literal["logit_normal"]
-    """Its name."""
+    """Kind of distribution."""
     mean: float = Field(ge=-5, le=5)
     """Mean of the logit; above 0 favours high noise."""
     std: float = Field(gt=0, le=5)
@@ -130,19 +140,19 @@ class DiffusionParams(Section):
     """The forward process, what the network predicts, and how the loss weighs noise levels."""
 
     schedule: ScheduleName
-    """Share of signal and noise over time; `zero_terminal_snr` is `scaled_linear` rescaled to end in pure noise."""
+    """Signal and noise over time; `zero_terminal_snr` is `scaled_linear` rescaled to end in pure noise."""
     prediction: Prediction
-    """What the network puts out: the noise, the velocity alpha noise - sigma z0, the clean latent, or noise - z0."""
+    """Network output: noise (eps), alpha noise - sigma z0 (v), clean latent (x0) or noise - z0 (flow)."""
     loss_weighting: UniformWeightingParams | MinSNRParams = Field(discriminator="kind")
-    """How the loss weighs times."""
+    """Weight of the loss over time."""
     time_sampling: UniformTimesParams | LogitNormalParams = Field(discriminator="kind")
     """Distribution of training times."""
     time_shift: float = Field(gt=0, le=100)
-    """Shift s of times t -> s t / (1 + (s - 1) t); 1 is none, more favours high noise."""
+    """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none, more favours high noise."""
     stratified_times: bool
-    """One time from each of `batch_size` equal slices of the distribution, instead of independent ones."""
+    """Whether a batch has one time from each of `batch_size` equal slices of the distribution; false = independent."""
     caption_dropout: float = Field(ge=0, lt=1)
-    """Probability that a caption is replaced by the null embedding; 0 rules out guidance."""
+    """Probability that a caption is replaced by the null embedding; with 0, guidance is not possible."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -155,8 +165,8 @@ class DiffusionParams(Section):
 
 
 def with_kinds(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a UNet of format 1, which named loss weighting and time sampling beside values of all kinds, in
-    format 2."""
+    """Upgrade the config of a UNet from format 1, in which loss weighting and time sampling were names beside the
+    values of all kinds, to format 2."""
     diffusion = dict(config["diffusion"])
     gamma, mean, std = (diffusion.pop(key) for key in ("min_snr_gamma", "logit_normal_mean", "logit_normal_std"))
     values = {"min_snr": {"gamma": gamma}, "logit_normal": {"mean": mean, "std": std}, "uniform": {}}
@@ -166,5 +176,5 @@ def with_kinds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_network_kind(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a UNet of format 2, which knew one kind of network, in format 3."""
+    """Upgrade the config of a UNet from format 2, which knew only one kind of network, to format 3."""
     return {**config, "network": {"kind": "unet", **config["network"]}}

@@ -1,5 +1,5 @@
-"""Numbers of a forward process at one time, without torch: signal and noise of each schedule, and what an error of a
-prediction means for the clean latent. `ldm.denoiser.model.diffusion` applies them to tensors."""
+"""Numbers of the forward process at one time, without torch: factors of signal and noise of each schedule, and how a
+prediction is turned into the clean latent. `ldm.denoiser.model.diffusion` applies them to tensors."""
 
 import math
 from functools import cache
@@ -16,7 +16,7 @@ NUM_TABLE_STEPS = 1000
 
 
 def _betas(name: ScheduleName) -> list[float]:
-    """The variance added by each of the 1000 discrete steps.
+    """Variance that each of the 1000 discrete steps adds.
 
     linear: Ho et al. 2020, section 4; scaled_linear: Rombach et al. 2022 (linear in sqrt(beta)), the schedule of
     Stable Diffusion; cosine: Nichol and Dhariwal 2021, equation 17, with their cap of 0.999.
@@ -31,7 +31,7 @@ def _betas(name: ScheduleName) -> list[float]:
 
 @cache
 def angles(name: ScheduleName) -> tuple[float, ...]:
-    """atan2(sigma, alpha) of a variance preserving schedule after 0 .. 1000 discrete steps, from 0 (data) up."""
+    """atan2(sigma, alpha) of a variance preserving schedule after 0..1000 discrete steps, increasing from 0 (data)."""
     alpha, product = list[float](), 1.0
     for beta in _betas(name):
         product *= 1 - beta
@@ -49,12 +49,12 @@ def alpha_sigma(name: ScheduleName, t: float) -> tuple[float, float]:
     below = min(int(t * NUM_TABLE_STEPS), NUM_TABLE_STEPS - 1)
     (low, high), weight = angles(name)[below : below + 2], t * NUM_TABLE_STEPS - below
     angle = low + weight * (high - low) if weight < 0.5 else high - (1 - weight) * (high - low)
-    # The cosine of the float nearest to pi / 2 is 6e-17; a schedule that ends without signal ends at 0.
+    # cos of the float nearest to pi / 2 is 6e-17, but a schedule that ends in pure noise must end at exactly 0.
     return math.cos(angle) if angle < math.pi / 2 else 0.0, math.sin(angle)
 
 
 def z0_weights(alpha: Number, sigma: Number, prediction: Prediction) -> tuple[Number, Number]:
-    """(p, q) with z_0 = p z_t + q prediction: an error of the prediction is one of z_0, |q| times as large."""
+    """(p, q) with z_0 = p z_t + q prediction: an error of the prediction is |q| times as large in z_0."""
     if prediction == "eps":
         return 1 / alpha, -sigma / alpha
     if prediction == "v":

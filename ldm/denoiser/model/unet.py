@@ -1,8 +1,8 @@
 """The denoiser: a UNet over latents that attends to text (Ronneberger et al. 2015; Rombach et al. 2022, section 3.3).
 
-A pure network: it knows no noise. Topology and parameter names are those of Stable Diffusion in diffusers' layout, so
-that checkpoints travel both ways; options outside the topology say so. Branches that end in a residual sum, and the
-last convolution, start at zero: the untrained network predicts zero and its blocks are identities.
+Only the network: noise and loss are in `diffusion`. Topology and parameter names are those of Stable Diffusion in
+diffusers' layout, so checkpoints can be converted both ways; options outside that topology say so. Residual branches
+and the last convolution start at zero, so the untrained network predicts zero and its blocks are identities.
 """
 
 import math
@@ -24,11 +24,11 @@ from ldm.denoiser.model.params import UNetParams
 NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 EMBEDDING_STD = 0.5
-"""Learned positions start as large as what they are added to: much smaller, and training sees no order for long."""
+"""Learned positions start about as large as what they are added to; if much smaller, training long ignores order."""
 
 
 class UNet(Network):
-    """Denoising network f(z, time, condition); its output has the shape of z, and the caller knows what it means."""
+    """Denoising network f(z, time, condition); its output has the shape of z, and its meaning is up to the caller."""
 
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class UNet(Network):
     ) -> Float[Tensor, "b c h w"]:
         """Output for latents `z` at `time` (0..1000, fractions allowed) under the tokens of `condition`.
 
-        Masked tokens are attended to nowhere, pooled features are not read, and an image is refused.
+        Masked tokens are never attended to, pooled features are not read, and an image is refused.
         """
         assert condition.image is None, "this network has no channels for an image beside the latent"
         activated_time = functional.silu(self.time_embedding(time))
@@ -61,6 +61,7 @@ class UNet(Network):
         if self.position_embedding is not None:
             assert h.shape[2:] == self.position_embedding.shape[2:], "a position embedding fits latent_size alone"
             h = h + self.position_embedding
+        # The way down pushes every result to `skips`, and the way up takes them in reverse order.
         skips = [h]
         for level in self.down_blocks:
             h = level(h, activated_time, condition, skips)
@@ -71,7 +72,7 @@ class UNet(Network):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution; an attention block may follow each."""
+    """Residual blocks of one resolution; each may be followed by an attention block."""
 
     def __init__(self, params: UNetParams, level: int, in_widths: list[int], num_attentions: int) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Level(nn.Module):
         )
 
     def block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Residual block `number` and the attention block behind it, if there is one."""
+        """Apply residual block `number` and the attention block after it, if there is one."""
         if self.checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(self._block, number, h, time, condition, use_reentrant=False))
         return self._block(number, h, time, condition)
@@ -96,10 +97,10 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """A level on the way down, which ends in halving the size unless it is the last."""
+    """A level on the way down; it halves the size at its end, unless it is the last."""
 
     def __init__(self, params: UNetParams, level: int, skip_widths: list[int]) -> None:
-        """Adds the widths that the way up will meet to `skip_widths`."""
+        """Appends the widths of its skip connections to `skip_widths`."""
         width, num_blocks, is_last = params.channels[level], params.num_res_blocks, level == len(params.channels) - 1
         in_widths = [skip_widths[-1], *[width] * (num_blocks - 1)]
         super().__init__(params, level, in_widths, num_blocks * params.attention_levels[level])
@@ -107,7 +108,7 @@ class DownLevel(Level):
         skip_widths += [width] * (num_blocks + len(self.downsamplers))
 
     def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
-        """Adds every intermediate result to `skips`."""
+        """Append every intermediate result to `skips`."""
         for number in range(len(self.resnets)):
             h = self.block(number, h, time, condition)
             skips.append(h)
@@ -124,15 +125,15 @@ class MiddleLevel(Level):
         super().__init__(params, len(params.channels) - 1, [params.channels[-1]] * 2, num_attentions=1)
 
     def forward(self, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The same shape."""
+        """Feature map of the same shape."""
         return self.block(1, self.block(0, h, time, condition), time, condition)
 
 
 class UpLevel(Level):
-    """A level on the way up, which ends in the size of the next level unless it is the last."""
+    """A level on the way up; it upsamples to the size of the next level at its end, unless it is the last."""
 
     def __init__(self, params: UNetParams, level: int, skip_widths: list[int]) -> None:
-        """Takes the widths that it consumes from `skip_widths`."""
+        """Removes the widths of its skip connections from `skip_widths`."""
         widths, num_blocks = params.channels, params.num_res_blocks + 1
         below = widths[min(level + 1, len(widths) - 1)]
         in_widths = [width + skip_widths.pop() for width in [below, *[widths[level]] * (num_blocks - 1)]]
@@ -140,7 +141,7 @@ class UpLevel(Level):
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
     def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
-        """Takes one of `skips` per block."""
+        """Remove one of `skips` per block and concatenate it to the block's input."""
         for number in range(len(self.resnets)):
             h = self.block(number, torch.cat([h, skips.pop()], dim=1), time, condition)
         for upsample in self.upsamplers:
@@ -156,7 +157,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Half the size, rounded up."""
+        """Halve the size, rounding up."""
         return self.conv(x)
 
 
@@ -176,7 +177,7 @@ class TimeEmbedding(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer layers over all positions of a feature map; a residual connection leads around them."""
+    """Transformer layers over all positions of a feature map, with a residual connection around them."""
 
     def __init__(self, params: UNetParams, width: int, head_width: int) -> None:
         super().__init__()
@@ -189,7 +190,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = start_at_zero(nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1))
 
     def forward(self, x: Float[Tensor, "b c h w"], condition: Condition) -> Float[Tensor, "b c h w"]:
-        """Feature map informed by all its positions and by the tokens."""
+        """Attend to all positions of the feature map and to the tokens; the shape stays the same."""
         tokens = _project(self.norm(x).flatten(2).transpose(1, 2), self.proj_in)
         for layer in self.transformer_blocks:
             tokens = layer(tokens, condition)
@@ -197,7 +198,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention, cross-attention and feed-forward, each on a residual branch."""
+    """Pre-norm self-attention, cross-attention and feed-forward network, each on a residual branch."""
 
     def __init__(self, width: int, num_heads: int, context_width: int) -> None:
         super().__init__()
@@ -217,15 +218,15 @@ class TransformerLayer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, gated by GELU between them and there four times as wide (Shazeer 2020, GEGLU)."""
+    """Two linear layers with a GELU gate between them, where the width is four times as large (Shazeer 2020, GEGLU)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Published checkpoints number a dropout between the two.
+        # The identity keeps the numbering of published checkpoints, which have a dropout here.
         self.net = nn.ModuleList([GatedLinear(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Every token by itself."""
+        """Map every token independently."""
         for layer in self.net:
             x = layer(x)
         return x
@@ -239,16 +240,16 @@ class GatedLinear(nn.Module):
         self.proj = nn.Linear(in_width, 2 * out_width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-        """Every token by itself."""
-        # Halving the weights, not their product, keeps all operands contiguous: three times faster in bf16 on a CPU.
+        """Map every token independently."""
+        # Splitting the weights, not the output, keeps all operands contiguous: three times faster in bf16 on a CPU.
         (weight, gate_weight), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         return functional.linear(x, weight, bias) * functional.gelu(functional.linear(x, gate_weight, gate_bias))
 
 
 class ContextEncoder(nn.Module):
-    """Outside the topology: trained layers in which all tokens of a frozen, perhaps causal, encoder see each other.
+    """Trainable layers over the token states of the frozen, perhaps causal, text encoder: all tokens see each other.
 
-    Starts as the identity but for small learned token positions.
+    Outside Stable Diffusion's topology. Starts as the identity, except for the learned token positions that it adds.
     """
 
     def __init__(self, params: UNetParams) -> None:
@@ -260,7 +261,7 @@ class ContextEncoder(nn.Module):
     def forward(
         self, context: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """A context of at most `max_context_tokens` tokens, of the same shape."""
+        """Context of the same shape; it may have at most `max_context_tokens` tokens."""
         num_tokens, most = context.shape[1], len(self.positions)
         assert num_tokens <= most, f"a context of {num_tokens} tokens is longer than max_context_tokens {most}"
         context = context + self.positions[:num_tokens]
@@ -270,7 +271,7 @@ class ContextEncoder(nn.Module):
 
 
 class ContextLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward on residual branches that start at zero."""
+    """Pre-norm self-attention and feed-forward network, each on a residual branch that starts at zero."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -290,7 +291,7 @@ class ContextLayer(nn.Module):
 
 
 def _attention_shapes(params: UNetParams) -> list[Shape]:
-    """Self- and cross-attention of every level that has them, of the middle, which always has, and context layers."""
+    """Shapes of self- and cross-attention in every level that has them and in the middle, and of the context layers."""
     num_keys, last = params.max_context_tokens, len(params.channels) - 1
     sizes = [(params.latent_size >> level) ** 2 for level in range(last + 1)]
     levels = [level for level in range(last + 1) if params.attention_levels[level] or level == last]
@@ -304,7 +305,7 @@ def sinusoids(time: Float[Tensor, "b"], num_waves: int) -> Float[Tensor, "b f"]:
     An odd `num_waves` ends in a zero.
     """
     half = num_waves // 2
-    # In diffusers' order: dividing first rounds exponents otherwise, which at t = 1000 moves the waves by 6e-5.
+    # Same order of operations as diffusers: dividing first rounds differently, by up to 6e-5 in the waves at t = 1000.
     exponents = -math.log(10000) * torch.arange(half, device=time.device, dtype=torch.float32) / half
     angles = time.float()[:, None] * torch.exp(exponents)
     return functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, num_waves % 2))
@@ -315,5 +316,5 @@ def _embedding(*shape: int) -> nn.Parameter:
 
 
 def _project(tokens: Float[Tensor, "b n d"], layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "b n d"]:
-    """A 1x1 convolution is a linear map of every position; on tokens that map is faster than the convolution."""
+    """Apply a linear layer or a 1x1 convolution to tokens; as a linear map, the convolution is faster."""
     return functional.linear(tokens, layer.weight.flatten(1), layer.bias)

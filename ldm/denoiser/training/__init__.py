@@ -1,1 +1,1 @@
-"""What a denoiser is trained on, and how good it is."""
+"""Training of a denoiser: inputs, batches, initial weights and validation."""

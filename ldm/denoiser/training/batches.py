@@ -1,4 +1,4 @@
-"""Batches of a denoiser's training: latents, conditions, noise and times of a step."""
+"""Training batches of a denoiser: latents, conditions, noise and times of a step."""
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ class LatentBatches:
         training = self._params.training
         positions = self._positions(step)[rows]
         samples = randomness.order(positions, len(self._pairs), training.seed)
+        # Two noises per sample: one selects the posterior sample, the other is that of the forward process.
         both = torch.randn(self._noise_shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
         condition = self._pairs.condition(samples, training.seed, positions // len(self._pairs))
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
@@ -34,7 +35,7 @@ class LatentBatches:
         }
 
     def keys(self, step: int) -> list[str]:
-        """Keys of the samples of a step's global batch."""
+        """Keys of the samples in the global batch of a step."""
         samples = randomness.order(self._positions(step), len(self._pairs), self._params.training.seed)
         return [self._pairs.keys[sample] for sample in samples.tolist()]
 

@@ -1,4 +1,4 @@
-"""What a denoiser is trained on: latents paired with the conditions of their captions."""
+"""Inputs of a denoiser's training: latents paired with the conditions of their captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ _WHERE = "params.yaml: train_unet.network"
 class LatentsAndCaptions:
     """Latents of one split with the embeddings of their captions.
 
-    Conditions hold pooled features only if `takes_pooled`: reading them would cost each step a third of what tokens do.
-    IntegrityError: latents and captions differ in number, or a caption was not embedded.
+    Conditions hold pooled features only if `takes_pooled`, since reading them takes a third of the time that reading
+    the tokens takes. IntegrityError: latents and captions differ in number, or a caption was not embedded.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LatentsAndCaptions:
         self._latents, self._takes_pooled = latents, takes_pooled
         null_pooled = embeddings.null_pooled[None] if takes_pooled else None
         self.null_condition = Condition(embeddings.null_tokens[None], pooled=null_pooled)
-        """One row: no caption."""
+        """The condition "no caption", of one row."""
         self._texts, self.keys = captions.texts, captions.keys
         self._rows = [embeddings.rows(texts) for texts in captions.texts]
 
@@ -62,22 +62,22 @@ class LatentsAndCaptions:
         return channels, height, width
 
     def latents(self, samples: Samples, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Scaled latents: the posterior's sample that the noise picks; zero noise picks its mean."""
+        """Scaled latents: the posterior sample that the noise selects; zero noise selects the mean."""
         mean, log_variance = (self._latents.gather(name, samples).float() for name in ("mean", "log_variance"))
         return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
 
     def condition(self, samples: Samples, seed: int, epochs: Samples) -> Condition:
-        """One caption per sample, chosen by (seed, sample, epoch)."""
+        """The condition of one caption per sample, chosen by (seed, sample, epoch)."""
         numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
         rows = [self._rows[i][randomness.key(seed, "caption", i, e) % len(self._rows[i])] for i, e in numbers]
         return self._condition(rows)
 
     def first_captions(self, num: int) -> list[str]:
-        """The first caption of each of the first samples."""
+        """The first caption of each of the first `num` samples."""
         return [texts[0] for texts in self._texts[:num]]
 
     def first_condition(self, num: int) -> Condition:
-        """That of `first_captions`."""
+        """The condition of `first_captions`."""
         return self._condition([rows[0] for rows in self._rows[:num]])
 
     def _condition(self, rows: Sequence[int]) -> Condition:
@@ -88,7 +88,7 @@ class LatentsAndCaptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a denoiser is trained on, and the autoencoder that shows what it makes."""
+    """All inputs of a denoiser's training, and the autoencoder that decodes its latents for pictures."""
 
     train: LatentsAndCaptions
     val: LatentsAndCaptions
@@ -98,7 +98,7 @@ class Inputs:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What readers of the trained denoiser compare with their own inputs."""
+        """Facts for the passport, which users of the trained denoiser compare with their own inputs."""
         channels, height, _ = self.train.latent_shape
         return {
             "latent_scale": self.train.scale.to_facts(),
@@ -111,7 +111,9 @@ class Inputs:
 
 
 def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path, *, takes_pooled: bool) -> Inputs:
-    """Read the inputs of a network that reads pooled text features or does not, and compare their passports.
+    """Read the inputs of a training, and compare their passports.
+
+    takes_pooled: whether the network reads pooled text features.
 
     IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
     """
@@ -152,9 +154,9 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
 
 
 def prove_attention(unet: Network, inputs: Inputs, params: TrainUNetParams, device: torch.device) -> None:
-    """MachineError unless the attention backend can train the network and decode its pictures."""
+    """MachineError unless the attention backend can train the network, and decode latents for its pictures."""
     precision = params.training.precision
     attention.prove(device, unet.attention_shapes, precision, trains=True)
     shapes = [*unet.attention_shapes, *inputs.autoencoder.attention_shapes(params.network.latent_size)]
-    for each in (precision, "fp32"):  # pictures on the way, the last picture
+    for each in (precision, "fp32"):  # pictures during training, and the last one
         attention.prove(device, shapes, each, trains=False)

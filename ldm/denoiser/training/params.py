@@ -12,14 +12,15 @@ Trait = Literal["schedule", "prediction", "text_encoder", "autoencoder", "latent
 
 
 class InitFromParams(Section):
-    """A trained denoiser to start from. Its network must be the one that is trained here."""
+    """A trained denoiser to start from. It must have the same network params as the one to train."""
 
     directory: str
-    """Its folder, inside the folder `unet` of `paths.models`."""
+    """Its folder, below the folder `unet` of `paths.models`."""
     may_differ: list[Trait]
-    """What else may be other than it was trained with: the `schedule` or the `prediction` of `diffusion`; the
-    `text_encoder` (another null embedding: another CLIP, other settings of `embed_text` or another number of tokens);
-    the `autoencoder`; the `latent_scale` (six digits are compared). What is listed and does not differ does no harm."""
+    """Traits that may differ from those it was trained with: `schedule` and `prediction`, which are those of
+    `diffusion`; `text_encoder` (compared by the null embedding, which depends on the CLIP, the settings of `embed_text`
+    and the number of tokens); `autoencoder`; `latent_scale` (compared to six digits). Listing a trait that does not
+    differ has no effect."""
 
 
 class TrainUNetParams(Section):
@@ -31,8 +32,8 @@ class TrainUNetParams(Section):
     init_from: InitFromParams | None
     """A trained denoiser to start from; null = random weights."""
     num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
-    """Latents of the validation split that the validation loss is taken over (fewer if the split has fewer)."""
+    """Latents of the validation split that the validation loss is measured on (fewer if the split has fewer)."""
     num_validation_buckets: int = Field(ge=1, le=20, json_schema_extra=BESIDE)
-    """Equal slices of the training times for which a validation loss of its own is reported."""
+    """Equal slices of the distribution of training times; the validation error is also reported for each of them."""
     num_pictures: int = Field(ge=1, le=64, json_schema_extra=BESIDE)
     """Validation latents shown in the picture of one-step predictions."""

@@ -1,4 +1,4 @@
-"""Weights of a trained denoiser to start from, and what must be as it was when they were trained."""
+"""Start a training from a trained denoiser, and check that both trainings have the same traits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.networks import KIND
-from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.params import NetworkParams
 from ldm.denoiser.training.inputs import Inputs
 from ldm.denoiser.training.params import InitFromParams, TrainUNetParams, Trait
 
@@ -17,10 +17,10 @@ _WHERE = "params.yaml: train_unet"
 
 
 def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetParams, inputs: Inputs) -> str:
-    """Start from a trained denoiser; returns its SHA-256.
+    """Load the weights of a trained denoiser into `unet`; returns the SHA-256 of the trained denoiser.
 
-    IntegrityError: it is missing or corrupt. ConfigError: it has another network, or was trained with something else
-    that `init_from.may_differ` does not name; all of it is listed.
+    IntegrityError: it is missing or corrupt. ConfigError: it has another network, or was trained with other traits that
+    `init_from.may_differ` does not name; every difference is listed.
     """
     directory = Path(init_from.directory)
     if not directory.is_dir():
@@ -43,7 +43,7 @@ def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetPa
     return passport.content_sha256
 
 
-def _of_network(directory: Path, ours: UNetParams, theirs: Mapping[str, Any]) -> list[ConfigError]:
+def _of_network(directory: Path, ours: NetworkParams, theirs: Mapping[str, Any]) -> list[ConfigError]:
     fix = "set it so, or train from the start with init_from: null"
     return [
         ConfigError(f"{_WHERE}.network.{key}", f"found {value}", f"{theirs.get(key)}, as in {directory}", fix)
@@ -53,8 +53,9 @@ def _of_network(directory: Path, ours: UNetParams, theirs: Mapping[str, Any]) ->
 
 
 def _traits(diffusion: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any]) -> dict[Trait, str]:
-    """What the weights of a denoiser depend on besides its network, in words: the meaning of its output, of the tokens
-    that it attends to and of its latents. The scale alone does not say it: two autoencoders may have the same."""
+    """The traits that the weights of a denoiser depend on besides its network, in words: the meaning of its output, of
+    the tokens that it attends to, and of its latents. The latent scale alone does not identify the latents, since two
+    autoencoders may have the same scale."""
     scale = {name: [f"{value:.6g}" for value in values] for name, values in facts["latent_scale"].items()}
     return {
         "schedule": diffusion["schedule"],

@@ -1,4 +1,4 @@
-"""How good a denoiser is while it trains: validation loss, and pictures of what it makes of noisy latents."""
+"""Quality of a denoiser during its training: validation loss, and pictures of its predictions from noisy latents."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from ldm.training.loop import Accelerator, rows_per_pass
 
 PICTURE_TIMES = (0.25, 0.5, 0.75, 1.0)
 NOISIEST = 0.05
-"""Share of the training times for whose end validation reports an error of its own."""
+"""Share of the training times, the noisiest ones, for which validation reports a separate error."""
 
 
 class Validation:
-    """Loss at fixed samples, captions, noise and times, divided over the processes."""
+    """Loss at fixed samples, captions, noise and times; the processes share the work."""
 
     def __init__(self, pairs: LatentsAndCaptions, params: TrainUNetParams, accelerator: Accelerator) -> None:
         self._params, self._accelerator = params, accelerator
         num, seed = min(params.num_validation_samples, len(pairs)), params.training.seed
         samples = np.arange(num, dtype=np.int64)
-        # Every sample has one time; neighbours in the split, which may be alike, get times that are far apart.
+        # Each sample has one time. Neighbours in the split, which may be similar, get times that are far apart.
         slices = torch.from_numpy(randomness.order(samples, num, randomness.key(seed, "validation time")))
         u = (slices + 0.5) / num
         self._buckets = (u * params.num_validation_buckets).long()
-        # The noisiest twentieth, from which sampling starts: at least one sample.
+        # The noisiest twentieth of the times, where sampling starts; at least one sample.
         self._noisiest = slices >= num - max(1, round(num * NOISIEST))
         posterior_noise, noise = torch.randn(
             2, num, *pairs.latent_shape, generator=randomness.generator(seed, "validation noise")
@@ -46,8 +46,8 @@ class Validation:
         }
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
-        """`loss`, `mse`, `mse_bucket_K`, slice K of the training times, 1 the least noise, and `mse_noisiest`, their
-        last twentieth, where sampling starts."""
+        """`loss`, `mse`, `mse_bucket_K` of slice K of the training times (1 has the least noise), and `mse_noisiest` of
+        their last twentieth, where sampling starts."""
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(2 + 2 * (num_buckets + 1), dtype=torch.float64)
@@ -55,6 +55,7 @@ class Validation:
         for start in process.share_of(range(0, len(self._buckets), num_rows), self._accelerator):
             rows = slice(start, start + num_rows)
             weighted, mse = objective.losses({name: value[rows].to(device) for name, value in self._batch.items()})
+            # Sums and counts per bucket; the noisiest times form one more bucket, which overlaps.
             member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
             member = torch.cat([member, self._noisiest[rows, None]], dim=1).double()
             by_bucket = mse.double().cpu() @ member
@@ -68,7 +69,7 @@ class Validation:
 
 
 class Pictures:
-    """What the denoiser makes of validation latents in one step, at fixed noise levels, as images."""
+    """One-step predictions of the denoiser for validation latents at fixed noise levels, as images."""
 
     def __init__(
         self, pairs: LatentsAndCaptions, autoencoder: Autoencoder, params: TrainUNetParams, device: torch.device
@@ -82,7 +83,7 @@ class Pictures:
 
     @torch.no_grad()
     def __call__(self, objective: nn.Module, path: Path) -> None:
-        """One row per sample: the latent itself, then one-step predictions from more and more noise."""
+        """Save one row per sample: the decoded latent, then one-step predictions from increasing noise."""
         assert isinstance(objective, DenoisingObjective)
         schedule = objective.schedule
         denoise = denoiser(objective.unet, schedule, objective.params.prediction, self._condition)
@@ -96,7 +97,7 @@ class Pictures:
 
 
 def summary(training: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of a finished training: the last validation, and the share of captions that were dropped."""
+    """Metrics of a finished training: its last validation, and the observed share of dropped captions."""
     rates = [row["caption_dropout"] for row in training if not math.isnan(row["caption_dropout"])]
     last = {f"validation_{name}": round(value, 6) for name, value in validation[-1].items() if name != "step"}
     return {**last, "caption_dropout_observed": round(sum(rates) / len(rates), 4)}

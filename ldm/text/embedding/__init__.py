@@ -1,1 +1,1 @@
-"""Captions to token states, once, in shards."""
+"""Every caption encoded to token states once, and stored in shards."""

@@ -1,4 +1,4 @@
-"""Text embeddings of a corpus: those that a run has kept, and those that stage `embed_text` wrote."""
+"""Text embeddings of a corpus: rows that a run has kept, and the artefact that stage `embed_text` wrote."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NULL = "null.safetensors"
 
 
 class KeptRows:
-    """Rows that a run has kept, by caption: those of this run, and of former ones with the same encoder and
+    """Rows that a run has kept, by caption: from this run, and from earlier ones with the same encoder and
     settings."""
 
     def __init__(self, run: Run) -> None:
@@ -35,21 +35,21 @@ class KeptRows:
         return caption in self._places
 
     def gather(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """One row per caption of every tensor."""
+        """Every tensor, with one row per caption."""
         places = [self._places[caption] for caption in captions]
         names = next(iter(self._units.values())).keys()
         return {name: torch.stack([self._units[key][name][row] for key, row in places]) for name in names}
 
     def keys_of(self, captions: Sequence[str]) -> set[str]:
-        """Keys of the units that hold them."""
+        """Keys of the units that hold these captions."""
         return {self._places[caption][0] for caption in captions}
 
 
 class TextEmbeddings:
-    """The captions of a corpus as `embed_text` stored them, and the null embedding, which means "no caption"."""
+    """Embeddings of all captions of a corpus as `embed_text` stored them, and the null embedding for "no caption"."""
 
     def __init__(self, directory: Path, is_hashed_on_use: bool = False) -> None:
-        """is_hashed_on_use: as of a `Cache`."""
+        """is_hashed_on_use: see `Cache`."""
         self._cache = Cache(directory, KIND, is_hashed_on_use)
         self.passport = self._cache.passport
         captions: list[str] = json.loads((directory / CAPTIONS).read_text(encoding="utf-8"))
@@ -82,9 +82,9 @@ class TextEmbeddings:
         return np.array([self._rows[caption] for caption in captions], dtype=np.int64)
 
     def tokens(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b n d"]:
-        """Token states in float32."""
+        """Token states of rows, in float32."""
         return self._cache.gather("tokens", rows).float()
 
     def pooled(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b f"]:
-        """Pooled features of length 1 (up to float16), in float32."""
+        """Pooled features of rows, in float32; their length is 1 up to the rounding of float16."""
         return self._cache.gather("pooled", rows).float()

@@ -1,4 +1,4 @@
-"""Texts to token states: how stage `embed_text` makes what it stores, and inference what was not stored."""
+"""Texts to token states, for stage `embed_text`, and at inference for texts that it has not stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ldm.text.model import clip
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP, and which of its states a UNet attends to."""
+    """A CLIP, and which of its token states a UNet attends to."""
 
     model: clip.Clip
     layer: clip.Layer
@@ -33,7 +33,7 @@ class TextEncoder:
         pooled: list[Tensor] = []
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
-            # Batches of one size, so that the bits of a caption do not depend on how many others are new with it.
+            # All batches have one size, so that the bits of a state do not depend on how many other captions are new.
             states, features = self([*part, *[""] * (batch_size - len(part))])
             tokens.append(states[: len(part)])
             pooled.append(features[: len(part)])

@@ -1,4 +1,4 @@
-"""All captions of a corpus to token states, in shards, and what is counted on the way."""
+"""Encode all captions of a corpus to token states, shard by shard, and count their tokens."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from ldm.text.model.captions import Captions
 
 @dataclass(frozen=True)
 class Counts:
-    """What `embed_text` counts: the metrics of the stage."""
+    """Counts of captions and tokens: the metrics of stage `embed_text`."""
 
     num_captions: int
     num_truncated: int
-    """Captions of more tokens than are kept."""
+    """Captions with more tokens than are kept."""
     longest_tokens: int
     """Tokens of the longest caption."""
     context_tokens: int
@@ -34,12 +34,12 @@ class Counts:
 
 
 def distinct(splits: Iterable[Captions]) -> list[str]:
-    """All captions of some splits, sorted, each once."""
+    """All distinct captions of the splits, sorted."""
     return sorted({text for split in splits for texts in split.texts for text in texts})
 
 
 def count(captions: Sequence[str], params: EmbedTextParams, model: clip.Clip) -> Counts:
-    """Tokens of captions, and how many of them are kept. ConfigError: as of `context_tokens_of`."""
+    """Count the tokens of captions, and decide how many are kept. ConfigError: see `context_tokens_of`."""
     num_tokens = model.num_tokens(captions)
     longest = int(num_tokens.max())
     context_tokens = context_tokens_of(params, model, longest)
@@ -56,9 +56,9 @@ def write(
     accelerator: Accelerator,
     run: Run,
 ) -> None:
-    """The whole artefact: shards, captions, the null embedding and the passport; each process writes its share.
+    """Write the whole artefact: shards, captions, the null embedding and the passport. Each process does its share.
 
-    inputs: name -> SHA-256, the CLIP's among them.
+    inputs: name -> SHA-256, including that of the CLIP as `clip`.
     """
 
     def encode(part: Sequence[str]) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def write(
 
 
 def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:
-    """Tokens kept per caption. ConfigError: more than the encoder has, or it has no penultimate layer."""
+    """Tokens kept per caption. ConfigError: more than the encoder reads, or the encoder has no penultimate layer."""
     if params.layer == "penultimate" and model.model_cfg["text_cfg"]["layers"] < 2:
         raise ConfigError(
             "params.yaml: embed_text.layer", "penultimate", "last: the encoder has one layer", "set layer: last"
@@ -104,14 +104,15 @@ def write_shards(
     accelerator: Accelerator,
     run: Run,
 ) -> int:
-    """Shards of all captions, of those that `run` has kept and those that are encoded now; each process does its share.
-    Returns how many shards there are."""
+    """Write the shards of all captions. Captions that `run` has kept are reused, the others are encoded now. Each
+    process does its share. Returns the number of shards."""
     kept = KeptRows(run)
     new = [caption for caption in captions if caption not in kept]
     ranks.wait()
     parts = [new[start : start + num_per_shard] for start in range(0, len(new), num_per_shard)]
     work = {artifact.sha256_json(part): part for part in parts}
     keep_each(run, work, lambda part: (encode(part), {"captions": part}), "embed_text", "shard", accelerator)
+    # Read again: the new captions are kept now too.
     kept = KeptRows(run)
     starts = range(0, len(captions), num_per_shard)
     for number, start in process.share_of(list(enumerate(starts)), accelerator):

@@ -1,1 +1,1 @@
-"""CLIP: tokens, token states, image and text features."""
+"""CLIP: tokens, token states, image features and text features."""

@@ -8,7 +8,7 @@ from ldm.core.shards import Shards
 
 
 class Captions:
-    """All captions of a split: `texts[i]` are those of sample i, `sha256` is the hash of the split's index."""
+    """All captions of a split: `texts[i]` are those of sample i; `sha256` is the hash of the split's index."""
 
     def __init__(self, directory: Path) -> None:
         """IntegrityError: a shard is missing or corrupt."""
@@ -20,7 +20,7 @@ class Captions:
         return len(self.texts)
 
     def check_keys(self, images: Shards) -> None:
-        """IntegrityError unless the samples of an image split are these samples, in this order."""
+        """IntegrityError unless an image split has the same samples in the same order."""
         if images.keys != self.keys:
             pairs = enumerate(zip(images.keys, self.keys, strict=False))
             first = next((i for i, (image, caption) in pairs if image != caption), min(len(images), len(self)))

@@ -1,11 +1,14 @@
 """CLIP through open_clip: build, save, load, and turn captions and images into features.
 
-This folder is the only door to open_clip. A caption becomes token ids `[start, ..., end, 0, ...]`, those become one
-state per token (what the UNet attends to) and one pooled feature (what is compared with images). States after the end
-token are padding: with a causal tower no earlier token sees them, with a bidirectional one they are masked out of every
-attention, so they never influence the states of the caption; they are functions of it themselves and are handed on, as
-Stable Diffusion does. open_clip's mask knows padding by id 0, which is also the token of a "!" inside a run of
-punctuation: a bidirectional tower does not attend to that one.
+A caption becomes token ids `[start, ..., end, 0, ...]`. These become one state per token, which the UNet attends to,
+and one pooled feature, which is compared with images.
+
+States after the end token are padding. They never influence the states of the caption: a causal tower does not let
+earlier tokens see them, and a bidirectional tower masks them out of every attention. They do depend on the caption,
+and the UNet sees them, as in Stable Diffusion. open_clip recognises padding by id 0, which is also the token of a "!"
+inside a run of punctuation, so a bidirectional tower does not attend to that one.
+
+Only modules of `ldm.text` import open_clip.
 """
 
 import gzip
@@ -40,8 +43,8 @@ _BYTES_AND_ENDS = 514
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images: side in pixels, per-channel mean and standard deviation of [0, 1] values, and how
-    to resize."""
+    """How a model needs its images: side in pixels, mean and standard deviation per channel for values in [0, 1], and
+    how to resize."""
 
     size_px: int
     mean: Sequence[float]
@@ -75,8 +78,8 @@ class Clip(nn.Module):
     def __init__(
         self, model: nn.Module, model_cfg: Mapping[str, Any], preprocess: Preprocess, merges: bytes | None
     ) -> None:
-        """model_cfg: open_clip's model configuration. merges: the gzipped byte-pair merges of a cut vocabulary, or None
-        for all of them."""
+        """model_cfg: open_clip's model configuration. merges: the gzipped byte-pair merges of a reduced vocabulary, or
+        None for open_clip's whole vocabulary."""
         super().__init__()
         self.model: Any = model
         self.model_cfg = dict(model_cfg)
@@ -91,12 +94,12 @@ class Clip(nn.Module):
 
     @property
     def context_width(self) -> int:
-        """Width of a token's state."""
+        """Width of a token state."""
         return int(self._text_tower.ln_final.normalized_shape[0])
 
     @property
     def feature_width(self) -> int:
-        """Width of the space that images and captions share."""
+        """Width of the feature space that images and captions share."""
         return int(self.model_cfg["embed_dim"])
 
     @property
@@ -104,22 +107,22 @@ class Clip(nn.Module):
         return self.model.text if hasattr(self.model, "text") else self.model
 
     def num_tokens(self, captions: Sequence[str]) -> Int[np.ndarray, " b"]:
-        """Tokens that each whole caption takes, start and end included, however long."""
+        """Number of tokens of each caption before it is cut, start and end included."""
         return np.array([len(self.tokenizer.encode(caption)) + 2 for caption in captions], dtype=np.int64)
 
     def tokenise(self, captions: Sequence[str], num_tokens: int | None = None) -> Int[Tensor, "b n"]:
-        """Token ids [start, ..., end, 0, ...] of `context_length`; a caption of more than `num_tokens` (null =
-        `context_length`) is cut and ends in the end token."""
+        """Token ids [start, ..., end, 0, ...], padded to `context_length`. A caption of more than `num_tokens` (None =
+        `context_length`) is cut and still ends in the end token."""
         ids = self.tokenizer(list(captions), context_length=num_tokens or self.context_length)
         return F.pad(ids, (0, self.context_length - ids.shape[1]))
 
     def encode_text(
         self, ids: Int[Tensor, "b n"], layer: Layer, norm: bool
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b f"]]:
-        """States of every token after the last or penultimate block, with the final layer norm or without, and pooled
+        """States of every token after the last or penultimate block, with or without the final layer norm, and pooled
         features of length 1.
 
-        Stable Diffusion 1 takes the last block with norm, Stable Diffusion 2 the penultimate one with norm.
+        Stable Diffusion 1 uses the last block with norm, Stable Diffusion 2 the penultimate block with norm.
         """
         blocks = -1 if layer == "last" else -2
         out = self.model.forward_intermediates(text=ids, text_indices=-blocks, normalize_intermediates=norm)
@@ -134,7 +137,7 @@ class Clip(nn.Module):
         return self.model.encode_image(self.preprocess(image), normalize=True)
 
     def save(self, directory: Path, inputs: Mapping[str, str], facts: Mapping[str, Any]) -> artifact.Passport:
-        """Write an artefact of kind `clip`, from which `load` rebuilds the model with no other input."""
+        """Write an artefact of kind `clip`; `load` rebuilds the model from it alone."""
         directory.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "model_cfg": self.model_cfg,
@@ -148,8 +151,8 @@ class Clip(nn.Module):
 
 
 def load(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """The model of an artefact that `Clip.save` wrote, frozen, in evaluation mode; nothing is fetched. IntegrityError:
-    missing, corrupt, no CLIP, or one with parts of other libraries."""
+    """Load the artefact that `Clip.save` wrote: the model, frozen, in evaluation mode, and its passport. Nothing is
+    downloaded. IntegrityError: missing, corrupt, not a CLIP, or a CLIP with parts of other libraries."""
     passport, tensors = artifact.read(directory, KIND)
     fix = "take a CLIP of open_clip's own parts, or make this one again with `dvc repro train_clip`"
     with artifact.fitting(directory):
@@ -167,12 +170,12 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
 
 
 def preprocess_of(passport: artifact.Passport) -> Preprocess:
-    """How the model of an artefact wants its images. ValidationError: the passport does not say so."""
+    """How the model of an artefact needs its images. ValidationError: the passport does not describe it."""
     return TypeAdapter(Preprocess).validate_python(passport.config["preprocess"])
 
 
 def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:
-    """The gzipped merges of an artefact with a cut vocabulary, or None. IntegrityError: missing or corrupt."""
+    """The gzipped merges of an artefact with a reduced vocabulary, else None. IntegrityError: missing or corrupt."""
     if passport.config["merges_sha256"] is None:
         return None
     artifact.check_file(directory / MERGES, passport.config["merges_sha256"])
@@ -180,7 +183,7 @@ def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:
 
 
 def build(params: ClipParams, seed: int) -> Clip:
-    """A new model with weights drawn from `seed`."""
+    """Build a new model, with weights drawn from `seed`."""
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     cfg = _model_cfg(params)
@@ -196,7 +199,7 @@ def build(params: ClipParams, seed: int) -> Clip:
 
 
 def _model_cfg(params: ClipParams) -> dict[str, Any]:
-    """open_clip's model configuration of a new model. A bidirectional tower needs `custom_text`: open_clip masks
+    """open_clip's configuration of a new model. A bidirectional tower needs `custom_text`, since open_clip masks
     padding only there."""
     vision, text = params.vision, params.text
     vocab_size = _FULL_VOCABULARY if text.num_merges is None else _BYTES_AND_ENDS + text.num_merges
@@ -236,7 +239,7 @@ def _model(cfg: Mapping[str, Any]) -> Any:
 
 @cache
 def _open_clip_tokenizer() -> Any:
-    """The one file `open_clip/tokenizer.py`, since the package imports torchvision, timm and transformers with it."""
+    """The module `open_clip/tokenizer.py` alone; the package would also import torchvision, timm and transformers."""
     package = find_spec("open_clip")
     assert package is not None and package.origin is not None, "open_clip is a dependency"
     spec = spec_from_file_location("open_clip_tokenizer", Path(package.origin).with_name("tokenizer.py"))
@@ -247,7 +250,7 @@ def _open_clip_tokenizer() -> Any:
 
 
 def _cut_merges(num_merges: int) -> bytes:
-    """The first merges of open_clip's vocabulary, gzipped in its own format, equal bytes every time."""
+    """The first merges of open_clip's vocabulary, gzipped in open_clip's format; the bytes are the same every time."""
     with gzip.open(_open_clip_tokenizer().default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[: num_merges + 1]
     return gzip.compress("\n".join(lines).encode(), mtime=0)

@@ -1,7 +1,7 @@
-"""Which CLIPs are read: those whose every part open_clip builds by itself.
+"""Which CLIPs are accepted: those whose parts are all built by open_clip itself.
 
-A configuration can name models of other libraries, which would be fetched from the network and built by code that
-nobody here has seen, and a checkpoint can come in the layout of another library.
+A configuration can name models of other libraries, which would be downloaded and built by code that nobody here has
+reviewed. A checkpoint can be in the layout of another library.
 """
 
 import re
@@ -17,11 +17,11 @@ _NUM_SHOWN = 3
 
 
 def foreign_key(model_cfg: Any) -> str | None:
-    """The first key of open_clip's model configuration that names a part of another library, or that open_clip's own
-    towers and tokenizer do not know, with its value; None if there is none.
+    """The first key of a model configuration, with its value, that names a part of another library or that open_clip's
+    own towers and tokenizer do not know; None if there is no such key.
 
-    An image tower of the package timm is one of ours if open_clip itself describes the very same model: then its name
-    is one of timm's own.
+    An image tower of the package timm is accepted if open_clip itself has the same configuration, since its name is
+    then one of timm's own models.
     """
     if not isinstance(model_cfg, Mapping):
         return f"{model_cfg!r}, which is not a mapping"
@@ -63,7 +63,7 @@ def _is_of_open_clip(model_cfg: Mapping[str, Any]) -> bool:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """The first real reasons in an error of `load_state_dict`, on one line; any other error as it is."""
+    """The first reasons in an error of `load_state_dict`, on one line; any other error in short."""
     text = str(error)
     parts: list[str] = []
     for kind in ("Missing", "Unexpected"):
@@ -82,7 +82,7 @@ def why_not_loaded(error: Exception) -> str:
 
 
 def is_of_transformers(error: Exception) -> bool:
-    """Whether an error of `load_state_dict` complains of the keys of a CLIP in the layout of transformers."""
+    """Whether an error of `load_state_dict` names keys of a CLIP in the layout of transformers."""
     return re.search(r'"(text_model|vision_model)\.(encoder|embeddings)\.', str(error)) is not None
 
 

@@ -1,4 +1,4 @@
-"""The networks of a CLIP that is trained from scratch."""
+"""Params of the networks of a CLIP that is trained from scratch."""
 
 from typing import Self
 
@@ -11,9 +11,9 @@ class VisionParams(Section):
     """The image tower: a vision transformer."""
 
     image_size_px: int = Field(ge=8, le=1024)
-    """Side of the square that images are resized to."""
+    """Side of the square to which images are resized."""
     patch_size_px: int = Field(ge=1, le=64)
-    """Side of a patch, which becomes one token."""
+    """Side of a patch; each patch becomes one token."""
     width: int = Field(ge=8, le=4096)
     """Width of a token."""
     layers: int = Field(ge=1, le=64)
@@ -47,12 +47,13 @@ class TextParams(Section):
     """Byte-pair merges kept from open_clip's vocabulary, most frequent first (vocabulary = 514 + merges); null = all of
     them (49,408 tokens)."""
     embedding_std: float = Field(gt=0, le=10)
-    """Spread of the token embeddings at the start; open_clip's own is 0.02. A short training hardly moves words that it
-    has no use for, "above" and "below" among them: they stay as far apart in the states that the UNet reads as they
-    start. A large value also keeps a token's state its own: layers and positions, which start small, add little."""
+    """Standard deviation of the token embeddings at the start; open_clip's is 0.02. A short training hardly moves words
+    that do not help its loss, such as "above" and "below", so in the states that the UNet reads they stay as far apart
+    as they start. With a large value, a state also stays close to its own token, since layers and positions start
+    small and add little."""
     causal: bool
-    """Whether a token sees only the tokens before it, as in CLIP; false = every token sees the whole caption, but no
-    padding."""
+    """Whether a token sees only itself and the tokens before it, as in CLIP; false = every token sees the whole
+    caption, but no padding."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -65,6 +66,6 @@ class ClipParams(Section):
     """A CLIP trained from scratch."""
 
     embed_dim: int = Field(ge=8, le=4096)
-    """Width of the space that images and captions share."""
+    """Width of the feature space that images and captions share."""
     vision: VisionParams
     text: TextParams

@@ -1,1 +1,1 @@
-"""A CLIP for a corpus: trained, loaded by name, or read from a file."""
+"""Obtain the CLIP for a corpus: train it, load it by name, or read it from a file or folder."""

@@ -1,5 +1,5 @@
-"""Training a CLIP: which pairs a batch holds, the contrastive loss over all processes, and how well pairs are told
-apart."""
+"""Training a CLIP: the pairs of a batch, the contrastive loss over all processes, and metrics of how well a CLIP
+matches images and captions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,13 @@ _MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class ContrastiveObjective(nn.Module):
-    """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3), open_clip's own, over the whole batch of
-    all processes.
+    """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3) as open_clip computes it, over the whole
+    batch of all processes.
 
-    Where captions repeat in a batch, equal captions have equal features, so over the whole batch the loss is that of
-    UniCL (Yang et al. 2022, equations 1 to 3), in which a caption belongs to all images that have it: no image is held
-    against its own caption. Since images of one caption cannot be told apart, it does not end at 0 then.
+    If captions repeat in a batch, equal captions have equal features. Over the whole batch, the loss is then that of
+    UniCL (Yang et al. 2022, equations 1 to 3), in which a caption belongs to all images that have it, so an image never
+    counts as a negative of its own caption. As images with the same caption cannot be distinguished, the loss then does
+    not reach 0.
     """
 
     def __init__(self, clip: Clip) -> None:
@@ -34,12 +35,13 @@ class ContrastiveObjective(nn.Module):
         self.clip = clip
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """batch: `image` uint8 [b, 3, h, w] and `ids` int [b, n], this process's rows. Returns `loss` (a mean over
-        these rows) and `logit_scale`.
+        """Returns `loss`, a mean over the rows of this process, and `logit_scale`.
 
-        Features are gathered from all processes with their gradients, so the mean of the losses over processes and its
-        gradient are those of one process with the whole batch. As in open_clip the scale is kept within [1, 100]; loss
-        and scale are float32 under autocast.
+        batch: `image` uint8 [b, 3, h, w] and `ids` int [b, n], the rows of this process.
+
+        Features are gathered from all processes with their gradients. The mean of the losses over processes and its
+        gradient are therefore those of one process with the whole batch. As in open_clip, the scale is kept within
+        [1, 100]. Loss and scale are float32 even under autocast.
         """
         model = self.clip.model
         with torch.no_grad():
@@ -64,16 +66,17 @@ def _clip_loss() -> Any:
 class Batches:
     """Which pairs the batch of a step holds: a pure function of the step.
 
-    A batch holds a sample and a caption text once, since equal captions cannot be told apart: a duplicate is replaced
-    by the next sample numbers. Where a corpus has fewer distinct captions than a batch has pairs, as one that is
-    captioned by class, a batch holds a sample once and captions repeat.
+    A batch holds every sample and every caption text at most once, since equal captions cannot be distinguished. A
+    sample whose caption is in the batch already is replaced by the next sample number that has another caption. If a
+    corpus has fewer distinct captions than a batch has pairs (such as one captioned by class), captions repeat within
+    a batch, but samples do not.
     """
 
     def __init__(self, captions: Sequence[list[str]], batch_size: int, seed: int, twins_together: bool) -> None:
-        """captions: those of every sample. With `twins_together` samples 2i and 2i + 1 enter together, with captions
-        of the same rank, as each other's hard negatives (an odd last sample never enters).
+        """captions: the captions of every sample. twins_together: samples 2i and 2i + 1 always share a batch, with
+        captions of the same rank, as each other's hard negatives; an odd last sample is never used.
 
-        ConfigError: there are fewer samples than a batch holds, or all have the same caption.
+        ConfigError: there are fewer samples than a batch needs, or all have the same caption.
         """
         self._captions, self._batch_size, self._seed = captions, batch_size, seed
         self._group_size = 2 if twins_together else 1
@@ -92,19 +95,19 @@ class Batches:
     def at_step(self, step: int) -> tuple[list[int], list[str]]:
         """Sample numbers and one caption of each, for the whole batch of a step."""
         groups = self._draw(step, distinct=True) if self._can_differ else None
-        if groups is None:  # also where the captions that samples of several are seen with happen to be too few
+        if groups is None:  # also if samples with several captions happen to draw too few distinct ones
             groups = self._draw(step, distinct=False)
         assert groups is not None, "there are enough samples"
         samples = [group * self._group_size + i for group in groups for i in range(self._group_size)]
         return samples, [text for texts in groups.values() for text in texts]
 
     def _draw(self, step: int, distinct: bool) -> dict[int, list[str]] | None:
-        """Groups of samples that enter together, with their captions; None if too few have captions of their own."""
+        """Groups of samples that share a batch, with their captions; None if too few have distinct captions."""
         count, size = self._num_groups, self._group_size
         positions = np.arange(step * self._batch_size // size, (step + 1) * self._batch_size // size)
         groups: dict[int, list[str]] = {}
         used: set[str] = set()
-        passed: dict[int, int] = {}  # group that was looked at -> where to look next; none is looked at twice
+        passed: dict[int, int] = {}  # group that was tried -> the group to try next; no group is tried twice
         for first in randomness.order(positions, count, self._seed).tolist():
             while len(passed) < count:
                 group = _follow(passed, first)
@@ -127,7 +130,7 @@ class Batches:
 
 
 def _follow(passed: dict[int, int], first: int) -> int:
-    """The first group from `first` on, in a circle, that was not looked at; the ways there become short."""
+    """The first group from `first` on, cyclically, that was not tried yet; compresses the paths to it."""
     way, group = list[int](), first
     while group in passed:
         way.append(group)
@@ -138,7 +141,7 @@ def _follow(passed: dict[int, int], first: int) -> int:
 
 
 def retrieval(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> dict[str, float]:
-    """How well features of length 1 tell b matching pairs apart.
+    """How well features of length 1 match the images and captions of b pairs.
 
     `retrieval_images` and `retrieval_captions`: share of captions whose nearest image, and of images whose nearest
     caption, is their own (recall at 1; chance is 1 / b). `cosine_matched`: mean cosine of matching pairs;
@@ -156,13 +159,13 @@ def retrieval(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> dict
 
 
 def caption_accuracy(images: Float[Tensor, "b f"], texts: Float[Tensor, "k f"], own: Sequence[set[int]]) -> float:
-    """Share of images whose nearest caption is one of their own, `own` being rows of `texts`."""
+    """Share of images whose nearest caption is one of their own; `own` has the rows of `texts` that belong to each."""
     nearest: list[int] = (images.double() @ texts.double().T).argmax(1).tolist()
     return sum(row in rows for row, rows in zip(nearest, own, strict=True)) / len(own)
 
 
 def twin_accuracy(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> float:
-    """Share of images that are nearer to their own caption than to their twin's, where rows 2i and 2i + 1 are twins;
+    """Share of images that are nearer to their own caption than to that of their twin. Rows 2i and 2i + 1 are twins;
     chance is 0.5."""
     own = (images * texts).sum(-1)
     other = (images * texts.reshape(-1, 2, texts.shape[-1]).flip(1).reshape(texts.shape)).sum(-1)

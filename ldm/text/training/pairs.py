@@ -1,4 +1,4 @@
-"""Images and captions of a split for a CLIP's training, and how well it tells pairs apart."""
+"""Images and captions of a split for training a CLIP, and its validation metrics."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _BATCH_SIZE = 256
 
 
 class ImagesAndCaptions:
-    """Images and captions of one split, in memory and on the disk."""
+    """Images of one split, read from disk, and its captions, held in memory."""
 
     def __init__(self, images: Path, captions: Path) -> None:
         self.images = Shards(images)
@@ -28,17 +28,17 @@ class ImagesAndCaptions:
         self.captions.check_keys(self.images)
 
     def pixels(self, samples: Sequence[int]) -> Tensor:
-        """Images of samples."""
+        """Images of samples, uint8 [b, 3, h, w]."""
         return self.images.images(samples)
 
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
-        """The first samples whose first captions differ from all before, at most `count`, and those captions."""
+        """At most `count` samples with distinct first captions, each the first of its caption, and these captions."""
         first = {texts[0]: sample for sample, texts in reversed(list(enumerate(self.captions.texts)))}
         samples = sorted(first.values())[:count]
         return samples, [self.captions.texts[sample][0] for sample in samples]
 
     def twins(self, count: int) -> tuple[list[int], list[str]]:
-        """The first pairs 2i, 2i + 1 with different first captions, at most `count` samples, and those captions."""
+        """The first pairs 2i, 2i + 1 with different first captions, at most `count` samples, and these captions."""
         texts = [texts[0] for texts in self.captions.texts]
         firsts = [i for i in range(0, len(texts) - 1, 2) if texts[i] != texts[i + 1]][: count // 2]
         samples = [sample for i in firsts for sample in (i, i + 1)]
@@ -48,12 +48,12 @@ class ImagesAndCaptions:
 def measure(
     model: clip.Clip, val: ImagesAndCaptions, params: TrainClipParams, device: torch.device
 ) -> dict[str, float]:
-    """Retrieval among distinct captions of the validation split and, where there are twins, how well those are told
-    apart."""
+    """Retrieval among distinct captions of the validation split; also `caption_accuracy` if captions repeat, and
+    `twin_accuracy` if there are twins."""
     samples, texts = val.distinct(params.num_validation_pairs)
     metrics = {**contrastive.retrieval(*features(model, val, samples, texts, device)), "num_pairs": len(samples)}
     num_images = min(params.num_validation_pairs, len(val.captions))
-    if len(samples) < num_images:  # captions repeat, so these pairs are few: all images are asked for their caption too
+    if len(samples) < num_images:  # captions repeat, so these pairs are few: also measure all images
         places = {text: place for place, text in enumerate(texts)}
         own = [{places[text] for text in val.captions.texts[i] if text in places} for i in range(num_images)]
         found = image_features(model, val, range(num_images), device), text_features(model, texts, device)
@@ -72,7 +72,7 @@ def features(
 
 
 def image_features(model: clip.Clip, pairs: ImagesAndCaptions, samples: Sequence[int], device: torch.device) -> Tensor:
-    """Features of samples' images, of length 1."""
+    """Features of the images of samples, of length 1."""
     starts = range(0, len(samples), _BATCH_SIZE)
     batches = (pairs.pixels(samples[start : start + _BATCH_SIZE]) for start in starts)
     return torch.cat([model.image_features(pixels.to(device)).float() for pixels in batches])
@@ -92,7 +92,7 @@ def train_new(
     accelerator: Accelerator,
     run: Run,
 ) -> tuple[clip.Clip, History]:
-    """A new model, trained on `pairs`."""
+    """Build a new model and train it on `pairs`; returns it with the history of its training."""
     training = source.training
     model = clip.build(source.network, training.seed).to(accelerator.device)
     batches = contrastive.Batches(pairs.captions.texts, training.batch_size, training.seed, source.twins_together)

@@ -1,4 +1,4 @@
-"""Section `train_clip`: the text encoder, trained on the corpus or taken as it is."""
+"""Section `train_clip`: the text encoder, trained on the corpus or pretrained."""
 
 from typing import Annotated, Literal, Self
 
@@ -19,10 +19,10 @@ class TrainedClipParams(Section):
     network: ClipParams
     """The model to train."""
     training: TrainingParams
-    """How it is trained."""
+    """How to train it."""
     twins_together: bool
-    """Whether samples 2i and 2i + 1 always share a batch, where the corpus puts scenes that differ only by an exchange
-    side by side."""
+    """Whether samples 2i and 2i + 1 always share a batch; meant for corpora in which these two are twins: scenes that
+    differ only by an exchange."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -36,7 +36,7 @@ class TrainedClipParams(Section):
 
 
 class OpenClipParams(Section):
-    """A CLIP that open_clip knows by name and downloads once."""
+    """A CLIP that open_clip knows by name; it is downloaded once."""
 
     kind: Literal["open_clip"]
     """Where the CLIP comes from."""
@@ -45,32 +45,32 @@ class OpenClipParams(Section):
     tag: Name
     """open_clip's name of the weights (`laion2b_s32b_b82k`)."""
     quick_gelu: bool | None
-    """Whether it computes with QuickGELU, as OpenAI's were trained; null = what the architecture says. Weights that
-    were trained otherwise are refused."""
+    """Whether it computes with QuickGELU, as OpenAI's models do; null = as the architecture states. Weights that were
+    trained with the other activation are refused."""
 
 
 class ClipFileParams(Section):
-    """A checkpoint file of a CLIP, as open_clip saves it."""
+    """A checkpoint file of a CLIP as open_clip saves it."""
 
     kind: Literal["file"]
     """Where the CLIP comes from."""
     path: Name
-    """The file, in `clip` of `paths.models`."""
+    """The file, below the folder `clip` of `paths.models`."""
     architecture: Name
     """open_clip's name of the architecture (`ViT-L-14`)."""
     quick_gelu: bool
-    """Whether it was trained with QuickGELU, as OpenAI's were: weights do not say it."""
+    """Whether it was trained with QuickGELU, as OpenAI's models were; the weights do not record it."""
 
 
 class ClipFolderParams(Section):
-    """A folder of a CLIP that says itself what it holds: with `open_clip_config.json`, or written by this stage."""
+    """A folder of a CLIP with its configuration: it has an `open_clip_config.json`, or was written by this stage."""
 
     kind: Literal["folder"]
     """Where the CLIP comes from."""
     path: Name
-    """The folder, in `clip` of `paths.models`."""
+    """The folder, below the folder `clip` of `paths.models`."""
     quick_gelu: bool
-    """Whether it was trained with QuickGELU, as OpenAI's were; compared with what the folder says."""
+    """Whether it was trained with QuickGELU, as OpenAI's models were; must agree with the folder's configuration."""
 
 
 class TrainClipParams(Section):
@@ -79,4 +79,4 @@ class TrainClipParams(Section):
     source: TrainedClipParams | OpenClipParams | ClipFileParams | ClipFolderParams = Field(discriminator="kind")
     """Where the CLIP comes from."""
     num_validation_pairs: int = Field(ge=2, le=65536, json_schema_extra=BESIDE)
-    """Image-caption pairs with distinct captions among which validation retrieves (fewer if the split has fewer)."""
+    """Image-caption pairs with distinct captions for validation by retrieval (fewer if the split has fewer)."""

@@ -1,8 +1,9 @@
-"""A CLIP that somebody else trained: an open_clip tag, a checkpoint file, a folder in open_clip's layout or an artefact
-of ours.
+"""A pretrained CLIP: an open_clip tag, a checkpoint file, a folder in open_clip's layout, or an artefact of this
+project.
 
-Weights do not say whether they were trained with QuickGELU, and with the wrong activation everything runs and is
-slightly bad, so that setting is compared with every source that knows it and must be stated where none does.
+Weights do not record whether they were trained with QuickGELU. With the wrong activation everything still runs, with
+slightly worse results. The setting is therefore compared with every source that knows it, and must be given if none
+does.
 """
 
 import difflib
@@ -32,14 +33,14 @@ _UNREADABLE = (
     PickleError,
     artifact.SafetensorError,
 )
-"""What open_clip, torch and safetensors raise for a file that holds no weights, other weights, or nothing."""
+"""What open_clip, torch and safetensors raise for a file that is empty, or holds no weights or the wrong ones."""
 
 
 def from_tag(source: OpenClipParams) -> Clip:
-    """The model that open_clip has under this name, downloaded if it is not here yet.
+    """The model that open_clip has under this name and tag, downloaded on first use.
 
-    ConfigError: open_clip has no such architecture or weights, its QuickGELU setting is not the stated one, or its text
-    tower is not open_clip's own.
+    ConfigError: open_clip has no such architecture or weights, the weights were trained with another QuickGELU setting,
+    or the text tower is not open_clip's own.
     """
     name = source.architecture
     cfg = _architecture_cfg(name)
@@ -53,8 +54,11 @@ def from_tag(source: OpenClipParams) -> Clip:
 
 
 def from_file(source: ClipFileParams) -> Clip:
-    """The model of a checkpoint file. ConfigError: it is missing, holds no weights of its architecture, or is
-    contradicted on QuickGELU by the architecture; or that architecture's text tower is not open_clip's own."""
+    """The model of a checkpoint file.
+
+    ConfigError: the file is missing or does not hold weights of the architecture, the architecture has another
+    QuickGELU setting, or its text tower is not open_clip's own.
+    """
     _check_path(Path(source.path), "file")
     name = source.architecture
     cfg = _architecture_cfg(name)
@@ -67,7 +71,7 @@ def from_file(source: ClipFileParams) -> Clip:
 
 
 def from_folder(source: ClipFolderParams) -> Clip:
-    """The model of a folder in open_clip's layout, or of an artefact of ours. ConfigError: as for a file.
+    """The model of a folder in open_clip's layout, or of an artefact of this project. ConfigError: as for a file.
     IntegrityError: the artefact is corrupt."""
     path = Path(source.path)
     _check_path(path, "folder")
@@ -82,7 +86,7 @@ def from_folder(source: ClipFolderParams) -> Clip:
 
 
 def _check_path(path: Path, kind: Literal["file", "folder"]) -> None:
-    """ConfigError unless it is there and of this kind."""
+    """ConfigError unless the path exists and is of this kind."""
     where = f"{_WHERE}.path"
     if not path.exists():
         fix = workspace.left_behind(path) or "correct the path"
@@ -93,7 +97,7 @@ def _check_path(path: Path, kind: Literal["file", "folder"]) -> None:
 
 
 def _check_parts(cfg: Mapping[str, Any], name: str, where: str) -> None:
-    """ConfigError unless open_clip builds every part by itself, and the text tower is a causal one."""
+    """ConfigError unless open_clip itself builds every part, and the text tower is causal."""
     key = layout.foreign_key(cfg)
     if key is None and cfg["text_cfg"].get("no_causal_mask"):
         key = "text_cfg.no_causal_mask: True"
@@ -103,8 +107,11 @@ def _check_parts(cfg: Mapping[str, Any], name: str, where: str) -> None:
 
 
 def _create(name: str, pretrained: str | None, cfg: Mapping[str, Any], *, weights: str, key: str, fix: str) -> Clip:
-    """open_clip's model of this name with these weights, frozen. weights, key: what the params call them, and where.
-    ConfigError: open_clip does not load them; `fix` says what to do, unless the reason does."""
+    """open_clip's model of this name with these weights, frozen.
+
+    weights, key: how the params name the weights, and in which field. ConfigError: open_clip cannot load them; `fix` is
+    the advice, unless the reason suggests a better one.
+    """
     import open_clip
 
     try:

@@ -1,4 +1,4 @@
-"""Where a CLIP comes from: one function for every kind of source."""
+"""Obtain a CLIP from any kind of source."""
 
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
@@ -18,10 +18,10 @@ from ldm.training.history import History
 def obtain(
     params: TrainClipParams, pairs: ImagesAndCaptions, val: ImagesAndCaptions, accelerator: Accelerator, run: Run
 ) -> tuple[Clip, History | None]:
-    """The model that `params.source` describes, on this process's device, and the history of its training if it was
-    trained here, on `pairs`.
+    """The model that `params.source` describes, on this process's device, and the history of its training on `pairs`;
+    None for a pretrained model.
 
-    ConfigError: there is no such model, or it is not what `source` says. IntegrityError: an artefact is corrupt.
+    ConfigError: there is no such model, or it is not what `source` states. IntegrityError: an artefact is corrupt.
     """
     match params.source:
         case TrainedClipParams() as source:

@@ -300,20 +300,20 @@ def _fewest_changes(params: Params) -> dict[str, Any]:
 
 def _corpus(params: Params) -> Iterator[Finding]:
     """What only some corpora have."""
-    kind, source = params.prepare.corpus.kind, params.train_clip.source
-    if isinstance(source, TrainedClipParams) and source.twins_together and kind != "shapes":
+    corpus, source = params.prepare.corpus, params.train_clip.source
+    if isinstance(source, TrainedClipParams) and source.twins_together and not corpus.has_twins:
         yield (
             "train_clip.source.twins_together",
-            f"found true; expected false: the corpus {kind} has no twins, only shapes has",
+            f"found true; expected false: the corpus {corpus.kind} has no twins",
             "set it to false",
         )
-    if isinstance(params.prepare.corpus, ShapesParams) and isinstance(source, TrainedClipParams):
-        size, num_train = source.training.batch_size, params.prepare.corpus.num_train
+    if isinstance(corpus, ShapesParams) and isinstance(source, TrainedClipParams):
+        size, num_train = source.training.batch_size, corpus.num_train
         if size > num_train:
             found = f"found {size}; expected at most {num_train}, the images of prepare.corpus.num_train"
             yield "train_clip.source.training.batch_size", found, "lower it, or raise prepare.corpus.num_train"
-    if kind != "shapes" and params.sample.seen_split == "val":
-        reason = f"the validation split of {kind} shows things that training never showed"
+    if not corpus.val_repeats_train and params.sample.seen_split == "val":
+        reason = f"the validation split of {corpus.kind} shows things that training never showed"
         yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"
 
 
