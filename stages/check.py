@@ -1,5 +1,5 @@
-"""Stage `check`: the whole params file is validated first, so that a mistake in the last section costs a second; and
-accelerate's config with it, which all later stages start by."""
+"""Stage `check`: validate the whole params file first, so that a mistake in any section is found within a second; also
+validate accelerate's config, with which all later stages are launched."""
 
 import sys
 from pathlib import Path

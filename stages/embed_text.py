@@ -1,4 +1,4 @@
-"""Stage `embed_text`: token states and pooled features of every caption of the corpus, once each, and of no caption."""
+"""Stage `embed_text`: token states and pooled features of every distinct caption, and of the empty caption."""
 
 import sys
 from pathlib import Path
@@ -33,6 +33,7 @@ def main() -> str:
     model = model.to(accelerator.device)
     counts = shards.count(captions, params, model)
     inputs = {"clip": clip_passport.content_sha256}
+    # Kept rows may be reused whenever the encoder and its settings are the same, even for other captions.
     made_by = {**inputs, "context_tokens": str(counts.context_tokens), "device": accelerator.device.type}
     key = fingerprint.of(__file__, params, made_by, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "embed_text", key, machine)

@@ -1,5 +1,5 @@
-"""Stage `encode_latents`: mean and log-variance of every image's latent, and the scale that gives them mean 0 and
-deviation 1."""
+"""Stage `encode_latents`: mean and log-variance of the latent of every image, and the scale that gives latents mean 0
+and deviation 1."""
 
 import sys
 from pathlib import Path

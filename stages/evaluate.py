@@ -1,4 +1,4 @@
-"""Stage `evaluate`: what the samples are worth, beside what real images, shuffled captions and round trips score."""
+"""Stage `evaluate`: metrics of the samples, beside those of real images, shuffled captions and round trips."""
 
 import sys
 from pathlib import Path

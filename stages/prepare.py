@@ -1,4 +1,4 @@
-"""Stage `prepare`: a corpus becomes shards of images and shards of captions with equal keys."""
+"""Stage `prepare`: turn a corpus into shards of images and shards of captions with the same keys."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
     with stage.outputs(images, captions) as (image_shards, caption_shards):
-        # The results stay when the corpus is refused: they say why.
+        # These results are kept even if the corpus is refused, since they show why.
         with stage.output(results) as folder:
             pairs = kinds.pairs(params, Path(paths.source))
             report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)

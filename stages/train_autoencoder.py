@@ -1,4 +1,4 @@
-"""Image shards -> the autoencoder that turns images into latents and back, and how well it does."""
+"""Stage `train_autoencoder`: train the autoencoder, which maps images to latents and back, and measure its quality."""
 
 import sys
 from pathlib import Path

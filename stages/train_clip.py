@@ -1,5 +1,5 @@
 """Stage `train_clip`: a CLIP for this corpus, trained on it, loaded by an open_clip name or copied; and how well it
-tells pairs apart."""
+matches images and captions."""
 
 import sys
 from pathlib import Path
@@ -31,6 +31,7 @@ def main() -> str:
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
     model, history = sources.obtain(params, pairs, val, accelerator, run)
+    # A pretrained model does not depend on the corpus, so its passport names no inputs and no history.
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Latents and text embeddings -> the denoiser that turns noise and a caption into a latent."""
+"""Stage `train_unet`: train the denoiser, which turns noise and a caption into a latent."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The code that a script runs: the files that it imports, directly or not, read off its import statements.
+"""The code that a script runs: the files that it imports, directly or indirectly, found from import statements.
 
-dvc.yaml lists them as the code that a stage depends on (`make deps`), and a saved state depends on them.
+dvc.yaml lists these files as the code that a stage depends on (`make deps`). A saved state depends on them too.
 """
 
 import ast
@@ -10,9 +10,11 @@ from pathlib import Path
 
 
 def files_of(script: Path, root: Path) -> list[str]:
-    """The script and every file of `ldm` that it imports, directly or not, at module level or in a function, relative
-    to `root`, the script first; weights beside a module, under its name, belong to it. What holds no code, as most
-    `__init__.py`, is left out."""
+    """The script and every file of `ldm` that it imports, relative to `root`, with the script first.
+
+    Imports count if they are direct or indirect, at module level or in a function. Weights beside a module, with the
+    same name, belong to it. Files without code, such as most `__init__.py`, are left out.
+    """
     found: dict[str, None] = {}
     waiting = [script]
     while waiting:
@@ -27,7 +29,7 @@ def files_of(script: Path, root: Path) -> list[str]:
 
 
 def has_code(path: Path) -> bool:
-    """Whether a file is more than a docstring."""
+    """Whether a file holds more than a docstring."""
     if path.suffix != ".py":
         return path.name != "py.typed"
     body = _tree(path.read_bytes()).body
@@ -35,7 +37,7 @@ def has_code(path: Path) -> bool:
 
 
 def imported_files(path: Path, root: Path) -> list[Path]:
-    """The files of `ldm` that one file imports, packages' `__init__` included; type-only ones are not run."""
+    """The files of `ldm` that one file imports, including `__init__` of packages, but not imports for type checking."""
     package = path.relative_to(root).with_suffix("").parts
     modules = _modules_of(path.read_bytes(), package) if path.suffix == ".py" else ()
     return list(dict.fromkeys(file for module in modules for file in _files(module, root)))
@@ -48,7 +50,7 @@ def _tree(source: bytes) -> ast.Module:
 
 @cache
 def _modules_of(source: bytes, importer: tuple[str, ...]) -> tuple[str, ...]:
-    """Dotted names that a source imports, or may import."""
+    """Dotted names of modules that a source imports, or may import."""
     return tuple(name for node in _runtime_nodes(_tree(source)) for name in _modules(node, importer))
 
 
@@ -61,7 +63,7 @@ def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _modules(node: ast.AST, importer: tuple[str, ...]) -> Iterator[str]:
-    """Dotted names that an import statement may load; a symbol of a module is among them and matches no file."""
+    """Dotted names that an import statement may load. Symbols of a module are included; they match no file."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

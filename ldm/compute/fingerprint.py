@@ -1,5 +1,7 @@
-"""What a result depends on, as dotted keys: values, inputs, code and packages. A saved state is gone on from by itself
-only where all of these are as they were."""
+"""Fingerprints: what a result depends on, by dotted key: params, inputs, code and packages.
+
+A run continues from a saved state automatically only if all of these are unchanged.
+"""
 
 import ast
 import hashlib
@@ -28,21 +30,21 @@ AROUND = frozenset(
         *("compute/ranks", "compute/stopping"),
     )
 )
-"""Code around the work of a stage: how it starts, reads its params, waits, says what is wrong and ends. No computed
-value depends on it."""
+"""Code around the work of a stage: how it starts, reads its params, waits, reports errors and ends. No computed value
+depends on it."""
 
 
 def of(
     script: str, section: BaseModel, inputs: Mapping[str, str], without: Collection[str] = frozenset()
 ) -> dict[str, Any]:
-    """The resolved section, the hashes of the inputs and of the code, and the versions of packages.
+    """The fingerprint of a stage: its params, the hashes of its inputs and of its code, and versions of packages.
 
-    Values that no step depends on (fields marked `config.BESIDE`: how often to save, how much to look at) have keys
-    `beside.`, not `params.`. Threads and the number of processes are not part of it: they change the last bits of a
-    result, not what is computed.
+    Fields marked `config.BESIDE`, on which no step depends (such as how often to save or how much to show), have keys
+    `beside.` instead of `params.`. The numbers of threads and processes are not included: they change the last bits of
+    a result, but not what is computed.
 
-    script: path of the stage's script. Code is that file and all that it imports, as dvc.yaml lists it; without: files
-    of it that are left out.
+    script: path of the stage's script. Its code is this file and all that it imports, as listed in dvc.yaml. without:
+    files of the code to leave out.
     """
     code = of_code(Path(script))
     return {
@@ -54,30 +56,30 @@ def of(
 
 
 def of_code(script: Path) -> dict[str, str]:
-    """SHA-256 of every file that a stage runs, by key `code.FILE`, relative to the repository of the script."""
+    """SHA-256 of every file that a stage runs, by key `code.FILE`; FILE is relative to the script's repository."""
     root = script.resolve().parents[1]
     return {f"code.{name}": sha256_code(root / name) for name in closure.files_of(script.resolve(), root)}
 
 
 def file_of(key: str) -> str:
-    """The file of a key of `of_code`."""
+    """The file that belongs to a key of `of_code`."""
     return key.removeprefix("code.")
 
 
 def of_params(section: BaseModel) -> dict[str, Any]:
-    """Every value of a section under its dotted key."""
+    """Every value of a section, by dotted key."""
     return dict(_values("", section, is_free=False))
 
 
 def of_packages() -> dict[str, str]:
-    """Versions of Python and of the packages that results may depend on."""
+    """Versions of Python and of the packages on which results may depend."""
     python = {"packages.python": ".".join(platform.python_version_tuple()[:2])}
     return python | {f"packages.{name}": metadata.version(name) for name in artifact.PACKAGES}
 
 
 def sha256_code(path: Path) -> str:
-    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings. Of any other
-    file, that of its bytes."""
+    """SHA-256 of what a Python file does: of its syntax tree without comments, layout and docstrings. For any other
+    file, SHA-256 of its bytes."""
     if path.suffix != ".py":
         return artifact.sha256_file(path)
     return _sha256_source(path.read_bytes())
@@ -93,12 +95,12 @@ def _sha256_source(source: bytes) -> str:
 
 
 def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a fingerprint that a step depends on."""
+    """The part of a fingerprint on which a step depends."""
     return {key: value for key, value in fingerprint.items() if not key.startswith(_BESIDE)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Key -> values before and now, of every key on which a step depends and that is not the same in both."""
+    """Key -> values before and now, for every key that differs and on which a step depends."""
     before, now = identity(before), identity(now)
     keys = sorted({*before, *now}, key=lambda key: (_KINDS.index(key.split(".")[0]), key))
     pairs = {key: [before.get(key, _MISSING), now.get(key, _MISSING)] for key in keys}
@@ -106,13 +108,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def in_words(differences: Mapping[str, list[Any]], most: int = 8) -> list[str]:
-    """One line per difference, `most` at most: both values, or only that code and inputs are others."""
+    """One line per difference, with both values shortened; at most `most` lines, then the number of others."""
     lines = [f"{key}: {_short(before)} -> {_short(now)}" for key, (before, now) in differences.items()]
     return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
 def _short(value: Any) -> str:
-    """A hash by its first digits, a long value by its start."""
+    """A hash is shortened to its first digits, a long value to its start."""
     text = str(value)
     return text[:12] if len(text) == 64 and " " not in text else text if len(text) <= 60 else text[:57] + "..."
 
@@ -136,5 +138,5 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_text(line: ast.stmt) -> bool:
-    """A docstring, of a module, class, function or attribute: text that is not used for anything."""
+    """Whether a statement is a string that is not used: a docstring of a module, class, function or attribute."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

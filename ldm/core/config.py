@@ -1,4 +1,7 @@
-"""Params file -> frozen, validated sections. Errors name file, line, key, value, what is legal and the nearest name."""
+"""Read params files into frozen, validated sections.
+
+Errors name file, line, key, value, what is legal, and the nearest legal name.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +19,7 @@ from ldm.core.errors import ConfigError
 
 PARAMS = Path("params.yaml")
 PATHS = Path("paths.yaml")
-"""The file of the section `paths`, which dvc.yaml reads too; every other section is in `PARAMS`."""
+"""The file of the section `paths`, which dvc.yaml also reads; every other section is in `PARAMS`."""
 _KINDS = {
     "integer": "an integer",
     "number": "a number",
@@ -43,14 +46,14 @@ Json = dict[str, Any]
 
 
 class Section(BaseModel):
-    """Base of every params model: no unknown keys, no change after validation, no NaN; subclasses give no defaults."""
+    """Base of every params model: unknown keys, changes and NaN are refused; subclasses must not have defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 BESIDE: dict[str, JsonValue] = {"beside": True}
-"""`json_schema_extra` of a field that changes no result: how often to save, how much to look at. A stopped run goes on
-after such a change."""
+"""`json_schema_extra` of a field that does not affect the computation, such as how often to save or how much to show. A
+stopped run can continue after such a change."""
 
 
 def is_beside(field: FieldInfo) -> bool:
@@ -65,8 +68,8 @@ class Document:
     """A params file: its values (YAML 1.2, as DVC reads it) and the line of every key.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, repeats a key, is not a mapping of sections, or holds what no
-            params file needs: keys that are not strings, tags, control characters, values within themselves.
+        ConfigError: the file is missing, is not YAML, repeats a key, is not a mapping of sections, or holds something
+            that no params file needs: keys that are not strings, tags, control characters, values within themselves.
     """
 
     def __init__(self, path: Path = PARAMS) -> None:
@@ -87,11 +90,11 @@ class Document:
         self.data: dict[str, Any] = data
 
     def where(self, loc: Loc) -> str:
-        """`file:line: dotted.key`, the line as `line_of` says."""
+        """`file:line: dotted.key`, with the line of `line_of`."""
         return f"{self.path}:{self.line_of(loc)}: {'.'.join(map(str, loc))}"
 
     def line_of(self, loc: Loc) -> int:
-        """The line of the deepest part of `loc` that is in the file, from 1."""
+        """The line, counted from 1, of the deepest part of `loc` that is in the file."""
         node, line = self._node, 1
         for part in loc:
             found = _child(node, part)
@@ -101,28 +104,28 @@ class Document:
         return line
 
     def validate(self, section: type[S], name: str) -> tuple[S | None, list[ConfigError]]:
-        """The section `name` as a `section`, or None and what is wrong with it."""
+        """The section `name` as a validated `section`; or None, and everything that is wrong with it."""
         if name not in self.data:
             near = _nearest(name, list(self.data))
             fix = f"rename {near} to {name}" if near else f"add it; {_COMPLETE}"
             expected = f"{', '.join(section.model_fields)}{_hint(near)}"
             return None, [ConfigError(f"{self.path}:1: {name}", "section missing", expected, fix)]
         try:
-            # JSON mode is strict about numbers and texts, yet lets a list take the place of a tuple.
+            # JSON mode is strict about numbers and strings, but accepts a list for a tuple.
             text = json.dumps(self.data[name], default=str)
             return section.model_validate_json(text, strict=True), []
         except ValidationError as error:
             return None, _explained(section, error, self.data[name], lambda loc: self.where((name, *loc)))
 
     def read(self, section: type[S], name: str) -> S:
-        """The section `name`. ConfigError: with every finding of it."""
+        """The section `name`, validated. ConfigError: lists everything that is wrong with it."""
         value, errors = self.validate(section, name)
         if value is None:
             raise ConfigError.many(errors)
         return value
 
     def unknown_sections(self, known: Sequence[str]) -> list[ConfigError]:
-        """One error per top-level key that no stage knows."""
+        """One error per top-level key that is not in `known`."""
         return [self._unknown(name, known) for name in self.data if name not in known]
 
     def _unknown(self, name: str, known: Sequence[str]) -> ConfigError:
@@ -135,19 +138,19 @@ class Document:
 
 
 def read(section: type[S], name: str, path: Path | None = None) -> S:
-    """One top-level section. path: `PATHS` for the section `paths`, `PARAMS` for every other one by default.
+    """Read one top-level section. path: by default `PATHS` for the section `paths`, and `PARAMS` for every other one.
 
     Raises:
-        ConfigError: with every finding of this section, each with its fix.
+        ConfigError: lists everything that is wrong with this section, each with its fix.
     """
     return Document(path or (PATHS if name == "paths" else PARAMS)).read(section, name)
 
 
 def read_all(*files: tuple[Document, Mapping[str, type[Section]]]) -> dict[str, Section]:
-    """All sections of one or more files, each file with the sections that it must have; others are refused.
+    """Read all sections of one or more files. Each file must have exactly the sections that are given with it.
 
     Raises:
-        ConfigError: with every finding of all files, each with its fix.
+        ConfigError: lists everything that is wrong with all files, each with its fix.
     """
     errors: list[ConfigError] = []
     values: dict[str, Section] = {}
@@ -164,10 +167,12 @@ def read_all(*files: tuple[Document, Mapping[str, type[Section]]]) -> dict[str, 
 
 
 def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str, Any]) -> S:
-    """A section from values that come from no file, `given` ones such as the arguments of a call among them.
+    """Make a section from values that are not from a file.
+
+    given: those of the values that the caller set, such as arguments of a call; used to explain errors.
 
     Raises:
-        ConfigError: with every finding, each with its key and fix.
+        ConfigError: lists everything that is wrong, each with its key and fix.
     """
     try:
         return section.model_validate(dict(values))
@@ -178,7 +183,7 @@ def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str,
 
 
 def kinds(section: type[Section], name: str) -> dict[str, list[str]]:
-    """Dotted key -> the kinds that its value may have, of every value in a section that has a `kind`."""
+    """Dotted key -> possible kinds, for every value in a section that has a `kind`."""
     found: dict[str, list[str]] = {}
     for key, kind in _Schema(section).kinds(name):
         found[key] = [*found.get(key, []), *([kind] if kind not in found.get(key, []) else [])]
@@ -188,7 +193,7 @@ def kinds(section: type[Section], name: str) -> dict[str, list[str]]:
 def _explained(
     section: type[Section], error: ValidationError, values: Any, where: Callable[[Loc], str]
 ) -> list[ConfigError]:
-    """One error per finding of pydantic. where: what names a location within the section."""
+    """One error per finding of pydantic. where: names a location within the section."""
     schema = _Schema(section)
     found = [_explain(schema, details, values, where) for details in error.errors()]
     return list({str(error): error for error in found}.values())
@@ -205,11 +210,11 @@ def _explain(schema: "_Schema", details: ErrorDetails, values: Any, where: Calla
         near = _nearest(key, [other for other in _keys(values, loc[:-1]) if other not in owner])
         fix = f"rename {near} to {key}" if near else f"add {key}; {_COMPLETE}"
         return ConfigError(place, "missing", f"{schema.legal(field)}{_hint(near)}", fix)
-    if kind == "value_error":
+    if kind == "value_error":  # from a validator of a section, which may word it "...; expected ..."
         found, _, expected = details["msg"].removeprefix("Value error, ").partition("; expected ")
         fix = "change the value, or one of the values that the line names"
         return ConfigError(place, found, expected or "values that go together", fix)
-    if kind.startswith("union_tag"):
+    if kind.startswith("union_tag"):  # an unknown or missing `kind`: name the discriminator itself
         tag_key = field["discriminator"]["propertyName"]
         place, value = where((*loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
     legal, near = schema.legal(field), _nearest(str(value), schema.choices(field))
@@ -224,7 +229,7 @@ def _keys(values: Any, loc: Loc) -> list[str]:
 
 
 def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
-    """The value under `part` of a YAML node and its line, from 1."""
+    """The value at `part` of a YAML node, and its line, counted from 1."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
             if key.value == part:
@@ -236,14 +241,17 @@ def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
 
 
 class _Schema:
-    """The JSON schema of a section: the legal values of every key."""
+    """The JSON schema of a section, which describes the legal values of every key."""
 
     def __init__(self, section: type[Section]) -> None:
         self._root: Json = section.model_json_schema()
 
     def locate(self, loc: Loc) -> tuple[Loc, list[str], Json]:
-        """Follow pydantic's error location, which also names members of unions: the location in the file,
-        the keys that are legal beside its last part, and the schema of that part (empty for an unknown key)."""
+        """Resolve pydantic's error location, which also names members of unions.
+
+        Returns the location in the file, the legal keys of the mapping that its last part belongs to, and the schema of
+        that part (empty for an unknown key).
+        """
         path: list[int | str] = []
         owner: list[str] = []
         here = self._root
@@ -262,14 +270,14 @@ class _Schema:
         return tuple(path), owner, here
 
     def choices(self, field: Json) -> list[str]:
-        """The values of a field that takes one of a few."""
+        """The legal values of a field that takes one of a few values."""
         if "discriminator" in field:
             return list(field["discriminator"]["mapping"])
         enums = [option.get("enum", [option.get("const")]) for option in self._options(field) if _is_choice(option)]
         return [str(choice) for enum in enums for choice in enum]
 
     def legal(self, field: Json) -> str:
-        """Wording of every value that a field accepts."""
+        """The values that a field accepts, in words."""
         choices = self.choices(field)
         words = [f"one of {', '.join(choices)}"] if choices else []
         if "discriminator" not in field:
@@ -277,7 +285,7 @@ class _Schema:
         return " or ".join(words)
 
     def kinds(self, key: str, field: Json | None = None) -> Iterator[tuple[str, str]]:
-        """Every dotted key below `key` whose value has a `kind`, with each kind."""
+        """(dotted key, kind) for every value at or below `key` that has a `kind`, and for each of its kinds."""
         for option in self._options(self._root if field is None else field):
             properties: dict[str, Json] = option.get("properties", {})
             if "const" in properties.get("kind", {}):

@@ -1,5 +1,8 @@
-"""Params sections that no stage owns: `paths`, where every artefact lies, relative to the repository root; `machine`,
-settings of this machine, which change a result by rounding at most, so that no stage depends on them."""
+"""Params sections that belong to no single stage.
+
+`paths` gives the place of every artefact, relative to the repository root. `machine` holds settings of this machine,
+which change results by rounding at most, so no stage depends on them.
+"""
 
 import re
 from pathlib import PurePosixPath
@@ -15,7 +18,7 @@ _FILES = (
     "requirements.lock"
 )
 OF_THE_REPOSITORY = (*_FOLDERS.split(), *_FILES.split())
-"""What the repository itself holds, which no artefact may replace."""
+"""Files and folders of the repository itself, which no artefact may replace."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
@@ -31,20 +34,20 @@ def _check_relative(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_check_relative)]
 Precision = Literal["fp32", "bf16"]
-"""Type of number in matrix products and convolutions, wherever a stage lets its params choose."""
+"""Number type of matrix products and convolutions, for stages whose params let the user choose."""
 
 
 class PathsParams(Section):
-    """One folder per artefact; a `_results` folder holds what people read, and no later stage depends on it."""
+    """One folder per artefact. The `_results` folders are for people to read; no later stage depends on them."""
 
     source: RelativePath
-    """Corpora that users bring; no stage writes there."""
+    """Corpora that users bring; no stage writes here."""
     models: RelativePath
-    """Weights that users bring, in folders `clip`, `unet` and `inception`; no stage writes there."""
+    """Weights that users bring, in folders `clip`, `unet` and `inception`; no stage writes here."""
     images: RelativePath
     """Image shards, one sub-folder per split."""
     captions: RelativePath
-    """Caption shards with the keys of the image shards."""
+    """Caption shards, with the same keys as the image shards."""
     prepare_results: RelativePath
     """Report, rejected samples and example pictures of `prepare`."""
     autoencoder: RelativePath
@@ -56,9 +59,9 @@ class PathsParams(Section):
     latents_results: RelativePath
     """Latent statistics."""
     clip: RelativePath
-    """CLIP: trained, loaded or copied."""
+    """The CLIP: trained, loaded or copied."""
     clip_results: RelativePath
-    """Metrics and curves of CLIP."""
+    """Metrics and curves of the CLIP."""
     embeddings: RelativePath
     """Cached text embeddings and the null embedding."""
     embeddings_results: RelativePath
@@ -68,16 +71,16 @@ class PathsParams(Section):
     unet_results: RelativePath
     """Metrics, curves and pictures of the UNet."""
     samples: RelativePath
-    """Sampled images as shards, and the grid of them."""
+    """Sampled images in shards, and a grid of some of them."""
     evaluation: RelativePath
-    """Metrics of the samples, samples beside real images, guidance sweep."""
+    """Metrics of the samples, samples beside real images, and the guidance sweep."""
     runs: RelativePath
-    """Resumable state; not tracked, nothing downstream reads it. LDM_RUNS overrules it; DVC's temporary copies use that
-    of the repository they were made from."""
+    """Saved states of runs, for resuming; not tracked, and not read by any later stage. The environment variable
+    LDM_RUNS overrides it. DVC's temporary copies of the repository use the folder of the original."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
-        # Some file systems take names that differ in upper and lower case for one.
+        # Some file systems do not distinguish upper and lower case.
         values: dict[str, str] = self.model_dump()
         paths = {name: PurePosixPath(value.lower()) for name, value in values.items()}
         for name, path in paths.items():
@@ -92,19 +95,20 @@ class MachineParams(Section):
     """How this machine computes."""
 
     threads: int | None = Field(ge=1)
-    """CPU threads per process; null = OMP_NUM_THREADS if it is set, else the physical cores that this process may use
-    (at most SLURM_CPUS_PER_TASK) / processes on this machine, but no more than cores are free when a stage starts."""
+    """CPU threads per process. null = OMP_NUM_THREADS if it is set, else the physical cores that this process may use
+    (at most SLURM_CPUS_PER_TASK), divided by the processes on this machine, but no more than the cores that are free
+    when a stage starts."""
     num_workers: NonNegativeInt
-    """Processes beside the first one that draw and clean images in `prepare`; 0 = none."""
+    """Worker processes that draw and clean images in `prepare`, besides the main process; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]
-    """Attention backend; auto = the fastest that runs here."""
+    """Attention backend; auto = the fastest one that runs on this machine."""
     compile: bool
-    """Whether torch.compile compiles autoencoder and UNet for their trainings."""
+    """Whether the autoencoder and the UNet are compiled with torch.compile for training."""
     keep_finished_states: bool
-    """Whether the last state of a finished training, optimizer included, stays in `runs/`, so that `ldm resume` can go
-    on from it; false = a finished run is removed."""
+    """Whether the last state of a finished training, including the optimizer, is kept in `runs/`, so that `ldm resume`
+    can continue from it; false = a finished run is removed."""
     num_kept_runs: NonNegativeInt | None
-    """Former runs of each stage (under other params, inputs or code) whose states stay in `runs/`, newest first, those
-    that a process works in among them; older ones are removed when the stage runs again. null = all."""
+    """Earlier runs of each stage (with other params, inputs or code) whose states are kept in `runs/`: the newest ones,
+    including those that a process is working in. Older ones are removed when the stage runs again. null = keep all."""
     max_run_age_days: float | None = Field(gt=0)
-    """Days after which a former run that was not touched is removed likewise; null = never."""
+    """Days without a change after which an earlier run is also removed; null = never."""

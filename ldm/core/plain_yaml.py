@@ -1,4 +1,4 @@
-"""YAML as params files need it, and no more: whatever else YAML can say is refused with its line and a fix."""
+"""The part of YAML that params files need. Everything else in YAML is refused, with its line and a fix."""
 
 import json
 import re
@@ -17,18 +17,18 @@ from ldm.core.errors import ConfigError
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "timestamp", "str", "seq", "map", "merge")}
 _TEXTS = (f"{_TAG}str", f"{_TAG}merge")
-"""What a key may be: a text, or `<<`, which takes over the keys of another mapping."""
+"""Tags of a key: a string, or `<<`, which merges the keys of another mapping."""
 _MAX_DEPTH = 20
 _MAX_VALUES = 10_000
 _MAX_DIGITS = 100
 
 
 def load(text: str, path: Path) -> tuple[Node | None, Any]:
-    """The nodes of a file, for their lines, and its values.
+    """Parse the text of a file: returns its nodes, which know their lines, and its values.
 
     Raises:
-        ConfigError: the text is not YAML 1.2, or holds what no params file needs: keys that are not words, tags,
-            directives, control characters, values within themselves, too many or too deep ones.
+        ConfigError: the text is not YAML 1.2, or holds something that no params file needs: keys that are not strings,
+            tags, directives, control characters, values within themselves, or values that are too many or too deep.
     """
     if directive := re.search(r"^%(?!YAML 1\.2\s*$).*", text, re.MULTILINE):
         line = text.count("\n", 0, directive.start()) + 1
@@ -52,8 +52,8 @@ def load(text: str, path: Path) -> tuple[Node | None, Any]:
 
 
 def _check_depth(events: Iterable[Event], path: Path) -> None:
-    """ConfigError if values lie too deep for the parser of nodes, which calls itself for every level; that of events
-    does not."""
+    """ConfigError if values are nested too deeply. Checked on events, because the parser of nodes is recursive and that
+    of events is not."""
     depth = 0
     for event in events:
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
@@ -64,14 +64,14 @@ def _check_depth(events: Iterable[Event], path: Path) -> None:
 
 
 class _Plain:
-    """Refuses nodes that are YAML, and nothing that a params file can mean."""
+    """Refuses nodes that are valid YAML but make no sense in a params file."""
 
     def __init__(self, path: Path, constructor: Any) -> None:
         self._path, self._constructor = path, constructor
         self._counts: dict[int, int] = {}
 
     def count(self, node: Node, parents: tuple[Node, ...]) -> int:
-        """Number of values in a node, those of an alias each time. ConfigError: one of them is not plain."""
+        """Number of values in a node, counting those of an alias each time. ConfigError: one of them is not plain."""
         where = self._where(node)
         if any(parent is node for parent in parents):
             fix = "write the value out instead of *alias"
@@ -121,7 +121,7 @@ class _Plain:
             raise ConfigError(where, found, f"at most {_MAX_DIGITS}", "write a smaller number")
         try:
             self._constructor.construct_object(node)
-        except (ValueError, LookupError):  # such as the 31st of February, or no digit
+        except (ValueError, LookupError):  # such as the 31st of February, or a number without digits
             kind = node.tag.removeprefix(_TAG)
             fix = "correct the value, or put a text in quotes"
             found = f"{json.dumps(text[:60])}, which cannot be read"

@@ -1,6 +1,7 @@
-"""What scenes of the corpus `shapes` are made of: colours, outlines, sizes, places and relations.
+"""Elements of scenes of the corpus `shapes`: colours, outlines, sizes, places and relations.
 
-Drawing and checking share these and nothing else, so that a caption worded differently is no reason to measure again.
+This is all that drawing and checking share. A change in the wording of captions therefore does not change what checks
+depend on.
 """
 
 import math
@@ -20,7 +21,7 @@ COLOURS: dict[str, Rgb] = {
 BACKGROUNDS: dict[str, Rgb] = {"white": (245, 245, 245), "grey": (122, 122, 122), "black": (15, 15, 15)}
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 RADII = {"small": 0.13, "large": 0.2}
-"""Half the extent of an object as a fraction of the image side."""
+"""Half the extent of an object, as a fraction of the image side."""
 ANCHORS = {"centre": (0.5, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "left": (0.25, 0.5), "right": (0.75, 0.5)}
 """Centre of an object at a named place, as (x, y) fractions of the image side."""
 AXES = {"vertical": ("top", "bottom"), "horizontal": ("left", "right")}
@@ -28,7 +29,7 @@ RELATIONS = {"above": "vertical", "below": "vertical", "left of": "horizontal", 
 
 
 def outline(shape: str, radius: float) -> list[tuple[float, float]]:
-    """The polygon of `shape` around the origin, of half extent `radius`; y points down."""
+    """Polygon of `shape` around the origin with half extent `radius`, as (x, y) corners; y points down."""
     match shape:
         case "circle":
             angles = [2 * math.pi * i / 48 for i in range(48)]

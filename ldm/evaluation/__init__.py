@@ -1,1 +1,1 @@
-"""What samples are worth."""
+"""Evaluation of samples: measurements, metrics and reports."""

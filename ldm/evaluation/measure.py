@@ -1,6 +1,7 @@
-"""Measuring images: samples, the real images of their prompts, the autoencoder's round trips of those, and a reference.
+"""Measure images: samples, the real images of their prompts, round trips of these through the autoencoder, and a
+reference set of training images.
 
-What is measured of an image depends on that image alone, so the work is cut into units that any process may do.
+Each measurement depends on one image (and its prompt) alone, so the work is cut into units that any process may do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Measured = Mapping[str, Mapping[str, Tensor]]
-"""Tensors of `Instruments.measure` by subject."""
+"""Tensors of `Instruments.measure`, by name of the subject."""
 REAL, DECODED = "real_", "decoded_"
-"""Before the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
+"""Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
 _NUM_COLUMNS = 8
-"""Of the picture of pairs: even, so that a pair stays together."""
+"""Columns of the picture of pairs; even, so that both images of a pair are in one row."""
 
 
 def features_in(space: str) -> str:
-    """Name of the tensor that holds the features of a space."""
+    """Name of the tensor that holds the features in a space."""
     return f"features_{space}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Images of one kind. With prompts, image i is measured against prompt i; `decoded` ones pass through the
-    autoencoder first."""
+    """A set of images to measure. With prompts, image i is measured against prompt i. If `decoded`, images pass through
+    the autoencoder first."""
 
     name: str
     count: int
@@ -59,7 +60,7 @@ class Subject:
 
 
 class RealImages:
-    """The image shards of all splits, found by key."""
+    """The image shards of all splits, with access by key."""
 
     def __init__(self, directory: Path, splits: Sequence[str]) -> None:
         self._splits = {split: Shards(directory / split) for split in splits}
@@ -67,15 +68,15 @@ class RealImages:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Hash of the index of every split."""
+        """Hash of the index of each split."""
         return {f"images_{split}": shards.sha256 for split, shards in self._splits.items()}
 
     def keys(self, split: str) -> list[str]:
-        """Keys of a split in their order."""
+        """Keys of a split, in order."""
         return self._splits[split].keys
 
     def png(self, split: str, key: str) -> bytes:
-        """The image of one sample. IntegrityError: there is none."""
+        """The image of one sample, as PNG. IntegrityError: there is no such sample."""
         number = self._numbers[split].get(key)
         if number is None:
             where, fix = str(self._splits[split].directory), "run `dvc repro sample`"
@@ -84,10 +85,11 @@ class RealImages:
 
 
 def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
-    """All that is measured; a gallery to search in only where retrieval decides what is right.
+    """All sets of images to measure; a gallery is among them only if accuracy is measured by retrieval.
 
-    ConfigError: fewer than two training images have given no prompt.
+    ConfigError: fewer than two training images are left for the reference, because all others gave a prompt.
     """
+    # Samples, then the real images of their prompts (and round trips), then images that have no prompt.
     chosen = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
     for name in [name for name in SETS if name in samples]:
         prompts = samples[name].prompts
@@ -127,8 +129,8 @@ def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> 
 
 
 def _gallery(samples: Mapping[str, Samples], real: RealImages, params: RetrievalParams) -> list[tuple[str, str]]:
-    """(split, key) of the images to search among: those of the searched prompts, in their order, then others of
-    training and validation."""
+    """(split, key) of the images to search: the real images of the prompts, in their order, then others from training
+    and validation."""
     own = _origins(samples[SEEN].prompts[: params.num_prompts])
     others = [*_scattered(real, "train"), *_scattered(real, "val")]
     return list(dict.fromkeys([*own, *others]))[: max(params.num_images, len(own))]
@@ -140,8 +142,10 @@ def matching(
     captions: Mapping[str, Sequence[Sequence[str]]],
     params: RetrievalParams,
 ) -> Bool[Tensor, "prompts gallery"]:
-    """Whether an image of the gallery has a searched prompt among its captions; `captions` are those of train and val,
-    in the order of their images."""
+    """Whether each image of the gallery has each prompt among its captions.
+
+    captions: split (train and val) -> the captions of every image, in the order of the images.
+    """
     by_key = {split: dict(zip(real.keys(split), texts, strict=True)) for split, texts in captions.items()}
     gallery = [set(by_key[split][key]) for split, key in _gallery(samples, real, params)]
     prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
@@ -149,7 +153,7 @@ def matching(
 
 
 def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
-    """Samples of a split in an order whose first few represent all, however the corpus is sorted."""
+    """Samples of a split in a fixed random order, so that the first few represent all, even in a sorted corpus."""
     keys = real.keys(split)
     order = randomness.order(np.arange(len(keys), dtype=np.int64), len(keys), randomness.key(0, "scattered", split))
     return [(split, keys[i]) for i in order.tolist()]
@@ -157,22 +161,24 @@ def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Instruments:
-    """What images are measured with."""
+    """The networks, feature spaces and oracle that images are measured with."""
 
     spaces: Sequence[FeatureSpace]
-    """Where images are compared, the CLIP's own space among them."""
+    """Feature spaces in which images are compared, including that of the run's own CLIP."""
     oracle: Oracle | None
-    """What checks claims, for a corpus that has one."""
+    """Checks claims; None for a corpus without an oracle."""
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
     sha256: Mapping[str, str]
-    """Hash of the CLIP and of the autoencoder."""
+    """Hashes of the CLIP and of the autoencoder."""
 
     @classmethod
     def load(cls, params: EvaluateParams, clip: Path, autoencoder: Path, device: torch.device) -> Self:
-        """Read the folders of the two networks, and build the spaces and the oracle of the params. IntegrityError: one
-        is missing or corrupt."""
+        """Load both networks from their folders, and build the feature spaces and the oracle of the params.
+
+        IntegrityError: one of them is missing or corrupt.
+        """
         model, clip_passport = text_model.load(clip)
         decoder, passport = networks.load(autoencoder, device)
         own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
@@ -182,14 +188,18 @@ class Instruments:
         return cls(compared_in, oracle, model, decoder, device, sha256)
 
     def prove_attention(self, image_size_px: int) -> None:
-        """MachineError unless the attention backend can compute the autoencoder on images of this size."""
+        """MachineError unless the attention backend can run the autoencoder on images of this size."""
         shapes = self.autoencoder.attention_shapes(image_size_px // self.autoencoder.factor)
         attention.prove(self.device, shapes, "fp32", trains=False)
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
-        """Per image: `features_SPACE` [n, f] of every space; with prompts also CLIP's `clip_text` [n, e] and, by the
-        oracle, `checks` and `shuffled_checks` [n, attributes], the latter with the claim of another prompt."""
+        """Measure the images `rows` of a subject.
+
+        Always `features_SPACE` [n, f] in every space. With prompts also `clip_text` [n, e], CLIP's text features, and
+        with an oracle `checks` and `shuffled_checks` [n, attributes], codes for the image's own claim and for the claim
+        of another prompt.
+        """
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
         ]
@@ -212,7 +222,7 @@ class Instruments:
 def _checks(
     oracle: Oracle, prompts: Sequence[Prompt], rows: range, pixels: UInt8[Tensor, "b 3 h w"]
 ) -> dict[str, Tensor]:
-    """Every image against the claim of its own prompt, and against that of another one."""
+    """Check every image against the claim of its own prompt, and against the claim of another prompt."""
     offset = metrics.shuffle_offset(len(prompts))
     claims = [(prompts[i].claim, prompts[(i + offset) % len(prompts)].claim) for i in rows]
     arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
@@ -222,8 +232,8 @@ def _checks(
 
 
 def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
-    """The work in pieces of at most `size` images of one subject, by name; those of a subject in the order of its
-    images."""
+    """The work in units of at most `size` images of one subject, by name; the units of a subject are in the order of
+    its images."""
     return {
         f"{subject.name}-{start:08d}": (subject, range(start, min(start + size, subject.count)))
         for subject in subjects
@@ -234,7 +244,7 @@ def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, ra
 def gather(
     work: Mapping[str, tuple[Subject, range]], tensors_of: Callable[[str], Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """All measurements by subject, in the order of its images. tensors_of: those of a unit of `work`, by its name."""
+    """All measurements by subject, in the order of its images. tensors_of: name of a unit of `work` -> its tensors."""
     parts: dict[str, list[Mapping[str, Tensor]]] = {}
     for key, (subject, _) in work.items():
         parts.setdefault(subject.name, []).append(tensors_of(key))
@@ -245,8 +255,8 @@ def gather(
 
 
 def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":
-    """Samples of seen and then of held-out (or else unseen) prompts, at most `count` of each, every one beside the real
-    image of its prompt."""
+    """Picture of samples, each beside the real image of its prompt: at most `count` of seen prompts, then of held-out
+    (or else unseen) ones."""
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(samples).items():

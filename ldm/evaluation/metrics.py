@@ -1,4 +1,4 @@
-"""Metrics of images by their features: distances between sets, agreement with captions, retrieval; and intervals."""
+"""Metrics from features of images (distances between sets, agreement with captions, retrieval), and intervals."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ _Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the bounds of its 95 % confidence interval, from `count` observations."""
+    """A value, estimated from `count` observations, with the bounds of its 95 % confidence interval."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Estimate:
 
 
 def proportion(hits: Sequence[bool]) -> Estimate:
-    """How often something is true, with Wilson's score interval (Wilson 1927), which holds near 0 and 1 too."""
+    """The share of true values, with Wilson's score interval (Wilson 1927), which is also valid near 0 and 1."""
     n = len(hits)
     assert n, "a proportion of nothing"
     p, z2 = sum(hits) / n, _Z_95**2
@@ -35,7 +35,7 @@ def proportion(hits: Sequence[bool]) -> Estimate:
 
 
 def mean_interval(values: Float[Tensor, "b"]) -> Estimate:
-    """The mean with its normal interval; of one value the interval has no width."""
+    """The mean with its normal interval; for a single value the interval has width 0."""
     n = len(values)
     assert n, "a mean of nothing"
     centre = float(values.double().mean())
@@ -44,9 +44,9 @@ def mean_interval(values: Float[Tensor, "b"]) -> Estimate:
 
 
 class _PrecomputedFeatures(nn.Module):
-    """The feature extractor that torchmetrics asks for, when the features are computed already.
+    """Replaces torchmetrics' feature extractor where features are computed already: it returns its input.
 
-    The metrics around it must not synchronise: one process has the features of all, and the others wait elsewhere.
+    Metrics that use it must not synchronise processes: one process has all features, and the others wait elsewhere.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -59,7 +59,7 @@ class _PrecomputedFeatures(nn.Module):
 
 def frechet_distance(a: Float[Tensor, "m f"], b: Float[Tensor, "n f"]) -> float:
     """Squared Frechet distance between Gaussians fitted to two sets of features, in float64 (Heusel et al. 2017,
-    equation 6). Biased upwards for few samples: compare at equal counts only."""
+    equation 6). It is biased upwards for few samples, so compare only at equal counts."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     assert min(len(a), len(b)) > 1, f"covariances of {len(a)} and {len(b)} samples"
@@ -73,8 +73,8 @@ def frechet_distance(a: Float[Tensor, "m f"], b: Float[Tensor, "n f"]) -> float:
 def kernel_distance(
     a: Float[Tensor, "m f"], b: Float[Tensor, "n f"], num_subsets: int, subset_size: int, seed: int
 ) -> tuple[float, float]:
-    """Mean and standard deviation, over random subsets, of the unbiased squared maximum mean discrepancy with kernel
-    (x y / f + 1)^3: the kernel distance of Binkowski et al. 2018, section 4. May be below 0."""
+    """Kernel distance (Binkowski et al. 2018, section 4): mean and standard deviation, over random subsets, of the
+    unbiased squared maximum mean discrepancy with kernel (x y / f + 1)^3. It may be below 0."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(subset_size, len(a), len(b))
@@ -92,16 +92,18 @@ def kernel_distance(
 
 
 def clip_score(images: Float[Tensor, "b f"], texts: Float[Tensor, "b f"]) -> tuple[Estimate, Estimate]:
-    """Cosine of every image and its caption (Hessel et al. 2021, without their factor and floor), and how much it
-    exceeds that of the image and another sample's caption. Features have length 1; the other sample is half the
-    batch away."""
+    """Mean cosine between images and their captions (Hessel et al. 2021, without their factor and floor), and the mean
+    margin over the cosine between an image and the caption of another sample.
+
+    Features must have length 1. The other sample is half the batch away.
+    """
     matched = (images.double() * texts.double()).sum(1)
     shuffled = (images.double() * texts.double().roll(shuffle_offset(len(texts)), 0)).sum(1)
     return mean_interval(matched), mean_interval(matched - shuffled)
 
 
 def shuffle_offset(count: int) -> int:
-    """Offset that pairs every sample with another one's caption: half of their number."""
+    """Offset at which every sample is paired with the caption of another: half the number of samples."""
     assert count > 1, "one caption cannot be shuffled"
     return count // 2
 
@@ -109,8 +111,8 @@ def shuffle_offset(count: int) -> int:
 def is_retrieved(
     queries: Float[Tensor, "b f"], gallery: Float[Tensor, "n f"], matching: Bool[Tensor, "b n"], k: int
 ) -> Bool[Tensor, "b"]:
-    """Whether one of the gallery images that match query i is among the k nearest to it by cosine (features of length
-    1)."""
+    """Whether, for each query, a matching image is among the k nearest of the gallery by cosine. Features must have
+    length 1."""
     similarity = queries.double() @ gallery.double().T
     nearest_match = similarity.masked_fill(~matching, -torch.inf).amax(1)
     return (similarity > nearest_match[:, None]).sum(1) < k

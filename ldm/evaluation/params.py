@@ -1,4 +1,4 @@
-"""Section `evaluate`: when a sample counts as right, what samples are compared with, and in which spaces."""
+"""Section `evaluate`: when a sample counts as right, and what samples are compared with, in which feature spaces."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,34 +9,33 @@ from ldm.oracles.params import OracleParams
 
 
 class RetrievalParams(Section):
-    """For captions that nothing can check: a sample is right if it finds its caption. Real images are searched for
-    those nearest to the sample, in the image features of the run's own CLIP; one of them must have the prompt as a
-    caption."""
+    """Accuracy by retrieval, for captions that no oracle can check. A sample is right if one of the real images nearest
+    to it has its prompt as a caption. Distances are those of image features of the run's own CLIP."""
 
     kind: Literal["retrieval"]
-    """Its name."""
+    """How accuracy is measured."""
     num_prompts: int = Field(ge=1, le=10**6)
-    """Seen prompts whose samples search (fewer if there are fewer)."""
+    """Seen prompts whose samples are used as queries (fewer if there are fewer)."""
     k: int = Field(ge=1, le=1000)
-    """How many of the nearest real images are looked at."""
+    """How many of the nearest real images are considered."""
     num_images: int = Field(ge=2, le=10**6)
-    """Real images to search among, those that belong to the prompts included (fewer if there are fewer)."""
+    """Real images to search, including those of the prompts (fewer if there are fewer)."""
 
 
 class ShapesSpaceParams(Section):
-    """Features of a small network that belongs to the corpus `shapes`: distances can be compared between runs."""
+    """Features of a small fixed network for the corpus `shapes`; distances are comparable between runs."""
 
     kind: Literal["shapes"]
-    """Its name, which is that of its corpus."""
+    """Kind of feature space, named after its corpus."""
 
 
 class InceptionSpaceParams(Section):
     """Pooled features of torchvision's Inception v3."""
 
     kind: Literal["inception"]
-    """Its name."""
+    """Kind of feature space."""
     weights: str
-    """State dict of torchvision's network, a safetensors file in `inception` of `paths.models`."""
+    """State dict of torchvision's network: a safetensors file below the folder `inception` of `paths.models`."""
 
 
 FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
@@ -46,21 +45,21 @@ class EvaluateParams(Section):
     """Section `evaluate` of params.yaml."""
 
     accuracy: Annotated[OracleParams | RetrievalParams, Field(discriminator="kind")]
-    """When a sample counts as right: the corpus's oracle confirms what its prompt claims, or retrieval finds it."""
+    """When a sample counts as right: if the corpus's oracle confirms what its prompt claims, or by retrieval."""
     feature_spaces: list[FeatureSpaceParams]
-    """Where distances are measured, besides the space of the run's own CLIP; in the order of tables."""
+    """Where distances are measured besides the feature space of the run's own CLIP, in the order of tables."""
     num_reference_images: int = Field(ge=2, le=10**6)
-    """Training images, none of which gave a prompt, that samples are compared with (fewer if there are fewer)."""
+    """Training images that samples are compared with; none of them gave a prompt (fewer if there are fewer)."""
     num_kid_subsets: int = Field(ge=1, le=1000)
     """Random subsets that the kernel distance is averaged over."""
     kid_subset_size: int = Field(ge=2, le=10000)
-    """Images in such a subset (fewer if there are fewer)."""
+    """Images per subset (fewer if there are fewer)."""
     num_pairs: int = Field(ge=1, le=256)
-    """Samples shown beside the real images of their prompts, of seen and as many of held-out ones."""
+    """Samples of seen prompts shown beside the real images of these prompts, and as many of held-out prompts."""
     batch_size: int = Field(ge=1, le=2**16)
-    """Images given to the feature extractor or the autoencoder at a time."""
+    """Images per batch of a feature extractor or the autoencoder."""
     num_samples_per_unit: int = Field(ge=1, le=10**6)
-    """Images in a unit of work that processes share out."""
+    """Images per unit of work; units are shared among processes."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the subsets of the kernel distance."""
 

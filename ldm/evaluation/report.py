@@ -1,7 +1,7 @@
-"""From measurements of images to numbers.
+"""Compute all numbers of an evaluation from measurements of images.
 
-Every accuracy is beside that of the real images of the same prompts and of their autoencoder round trips, and every
-distance beside the same distance of those real images: a number without its scale says nothing.
+A number is meaningless without a scale. Every accuracy is therefore given beside that of the real images of the same
+prompts and of their round trips through the autoencoder, and every distance beside that of the same real images.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,40 +22,40 @@ from ldm.sampling.samples import SEEN, SETS, Samples
 
 KIND = artifact.Kind("evaluation")
 ALL = "all"
-"""The group of all images of a set."""
+"""Name of the group of all images of a set."""
 CONTROL = "oracle_"
-"""Begins the names of what the oracle says of images that are known to be right, or wrong."""
+"""Prefix of the names of controls: accuracies of images that are known to be right, or wrong."""
 RETRIEVAL = "retrieval_accuracy"
 Value = float | int | str
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often one attribute is right, over the images of a set whose caption states it."""
+    """Share of images with the right attribute, among those images of a set whose caption states the attribute."""
 
     images: str
     attribute: str
     group: str
-    """`ALL`, or a number: the images whose claim tells of so many (`Oracle.counted`)."""
+    """`ALL`, or a number: the images whose claim states this number of `Oracle.counted`."""
     estimate: Estimate
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` has found out."""
+    """Results of an evaluation."""
 
     metrics: dict[str, Value]
     accuracies: list[Accuracy]
     sweep: list[dict[str, float]]
     sets: list[str]
-    """Those of `SETS` that were sampled."""
+    """The members of `SETS` that were sampled."""
     spaces: list[str]
-    """Feature spaces of the distances."""
+    """Names of the feature spaces in which distances were measured."""
     oracle: Oracle | None
-    """Where the accuracies come from."""
+    """The source of `accuracies`; None if they are empty."""
 
     def summary(self) -> str:
-        """The accuracies that one line says."""
+        """The main accuracies on one line."""
         names = [RETRIEVAL]
         if self.oracle is not None:
             names += [f"{self.oracle.main}_accuracy_{name}" for name in self.sets]
@@ -73,7 +73,7 @@ def build(
 ) -> Report:
     """All numbers of an evaluation from the tensors of `Instruments.measure`.
 
-    matching: which images of the gallery have which searched prompt as a caption; None without a gallery.
+    matching: whether each prompt is a caption of each image of the gallery; None without a gallery.
     """
     sets = [name for name in SETS if name in samples]
     accuracies: list[Accuracy] = []
@@ -90,6 +90,7 @@ def build(
     if isinstance(params.accuracy, RetrievalParams):
         assert matching is not None, "retrieval searches a gallery"
         numbers |= _retrieval(measured, matching, params.accuracy)
+    # How many images the numbers are based on.
     numbers |= {f"num_samples_{name}": len(samples[name]) for name in sets}
     numbers["num_reference_images"] = len(measured[REFERENCE][features_in(OWN_CLIP)])
     names = [space.name for space in spaces]
@@ -98,7 +99,7 @@ def build(
 
 
 def _accuracies(images: str, samples: Samples, checks: Int8[Tensor, "n attributes"], oracle: Oracle) -> list[Accuracy]:
-    """Every attribute that some caption states, over all images and by what the oracle counts in their claims."""
+    """Accuracy of every attribute that some caption states, over all images and by the oracle's count of a claim."""
     counts = [None if prompt.claim is None else oracle.count(prompt.claim) for prompt in samples.prompts]
     groups = {ALL: torch.ones(len(counts), dtype=torch.bool)}
     for count in sorted({count for count in counts if count is not None}):
@@ -113,13 +114,13 @@ def _accuracies(images: str, samples: Samples, checks: Int8[Tensor, "n attribute
 
 
 def _estimate(codes: Int8[Tensor, "n"]) -> Estimate | None:
-    """Proportion of right ones among those that are stated; None if none is."""
+    """Proportion of right codes among those of stated attributes; None if none is stated."""
     stated = codes[codes != NOT_STATED]
     return metrics.proportion((stated == RIGHT).tolist()) if len(stated) else None
 
 
 def _accuracy_numbers(accuracies: Iterable[Accuracy], sets: Sequence[str], oracle: Oracle) -> dict[str, Value]:
-    """Accuracies of the samples: of every attribute, and of the main one by group; with intervals for headlines."""
+    """Accuracies of the samples: every attribute, and the main attribute by group; headlines with intervals."""
     numbers: dict[str, Value] = {}
     for accuracy in accuracies:
         if accuracy.images not in sets:
@@ -135,8 +136,8 @@ def _accuracy_numbers(accuracies: Iterable[Accuracy], sets: Sequence[str], oracl
 
 
 def _pooled_numbers(measured: Measured, sets: Sequence[str], oracle: Oracle) -> dict[str, Value]:
-    """Highlights over the samples of all sets; controls of the headlines over their real images (with their own claims
-    and with others') and over round trips."""
+    """Numbers over all sets together: highlights of the samples, and controls of the headlines. Controls are real
+    images with their own claims, real images with the claims of others, and round trips."""
     real, decoded = ([prefix + name for name in sets] for prefix in (REAL, DECODED))
     variants = {attribute: attribute.removeprefix(oracle.main) for attribute in oracle.headlines}
     pooled = {f"{name}_accuracy": _pooled(measured, sets, "checks", name, oracle) for name in oracle.highlights}
@@ -156,8 +157,8 @@ def _pooled(
 
 
 def _distances(measured: Measured, space: str, sets: Sequence[str], params: EvaluateParams) -> dict[str, Value]:
-    """Frechet and kernel distance from the reference: of the samples, and (`_floor`) of the real images of the same
-    prompts; and of round trips from the images they are of."""
+    """Frechet and kernel distance from the reference, for the samples and for the real images of the same prompts
+    (`_floor`); and the Frechet distance between round trips and their originals."""
     tensor = features_in(space)
     reference = measured[REFERENCE][tensor]
     numbers: dict[str, Value] = {}
@@ -192,7 +193,7 @@ def _clip_scores(measured: Measured, sets: Sequence[str]) -> dict[str, Value]:
 def _retrieval(
     measured: Measured, matching: Bool[Tensor, "prompts gallery"], params: RetrievalParams
 ) -> dict[str, Value]:
-    """How often a sample of a seen prompt finds an image that has this prompt as a caption."""
+    """How often a sample of a seen prompt retrieves an image that has this prompt as a caption."""
     gallery = measured[GALLERY][features_in(OWN_CLIP)]
     queries = measured[SEEN][features_in(OWN_CLIP)][: len(matching)]
     estimate = metrics.proportion(metrics.is_retrieved(queries, gallery, matching, params.k).tolist())
@@ -203,10 +204,10 @@ def _retrieval(
 def _sweep(
     samples: Mapping[str, Samples], measured: Measured, spaces: Sequence[str], oracle: Oracle | None
 ) -> list[dict[str, float]]:
-    """One row per guidance scale, with the bounds of 95 % intervals (`_low`, `_high`) where there are some.
+    """One row per guidance scale; estimates have the bounds of their 95 % intervals (`_low`, `_high`).
 
-    An accuracy that no caption states is left out. `frechet_SPACE_floor` is the distance of the real images of the same
-    prompts: only what a distance has above it says something about the samples.
+    Accuracies of attributes that no caption states are left out. `frechet_SPACE_floor` is the distance of the real
+    images of the same prompts; only the part of a distance above this floor says something about the samples.
     """
     rows: list[dict[str, float]] = []
     for name, part in samples.items():
@@ -235,5 +236,5 @@ def _bounds(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def _short(value: float) -> float:
-    """Six digits: what is left of a number after sums in another order."""
+    """Round to six significant digits, which do not depend on the order of summation."""
     return float(f"{value:.6g}")

@@ -1,7 +1,7 @@
-"""Feature spaces: where images are compared.
+"""Feature spaces, in which images are compared.
 
-A distance means nothing without its feature space, so every space has a name, which becomes part of the metric's name,
-and the hash of its weights. Only Inception's would give something like an "FID".
+A distance means nothing without its feature space. Every space therefore has a name, which becomes part of the names of
+its metrics, and the hash of its weights. Only Inception features give something like an "FID".
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from ldm.evaluation.params import FeatureSpaceParams, InceptionSpaceParams, Shap
 from ldm.text.model.clip import Clip
 
 OWN_CLIP = "own_clip"
-"""Name of the space of the run's own CLIP: its distances cannot be compared between runs."""
+"""Name of the feature space of the run's own CLIP; its distances cannot be compared between runs."""
 _INCEPTION_SIZE_PX = 299
 _NOT_FEATURES = ("fc.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where images are compared: uint8 images [b, 3, h, w] -> float features [b, f]."""
+    """A feature space: maps uint8 images [b, 3, h, w] to float features [b, f]."""
 
     name: str
     """Part of the name of every metric in this space."""
@@ -36,13 +36,13 @@ class FeatureSpace:
 
 
 def own_clip(clip: Clip, sha256: str) -> FeatureSpace:
-    """Image features of the CLIP of this run, of length 1; distances are at most about 2. The CLIP of another run has
-    another space."""
+    """The space of image features of this run's own CLIP. Features have length 1, so distances are at most about 2. The
+    CLIP of another run has another space."""
     return FeatureSpace(OWN_CLIP, sha256, clip.image_features)
 
 
 def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
-    """The space that the params describe. IntegrityError: its weights are missing, or those of another network."""
+    """Build the space that the params describe. IntegrityError: its weights are missing or of another network."""
     match params:
         case ShapesSpaceParams():
             from ldm.oracles import shapes_extractor
@@ -55,10 +55,10 @@ def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
 
 
 def _inception(weights: Path, device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]:
-    """Pooled features of torchvision's Inception v3, whose state dict is a safetensors file.
+    """Pooled features of torchvision's Inception v3. weights: a safetensors file with its state dict.
 
-    torchvision's network pools differently from the one of Heusel et al. 2017, so distances are comparable among each
-    other, not with published FIDs.
+    torchvision's network pools differently from that of Heusel et al. 2017, so these distances can be compared with
+    each other, but not with published FIDs.
     """
     from torchvision.models import Inception3
 

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as files that people and DVC read."""
+"""Write the numbers of an evaluation to files for people and for DVC."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from ldm.training import plots
 
 
 def write(folder: Path, report: Report) -> None:
-    """Numbers as JSON for DVC, tables as Markdown and CSV, the sweep as a picture."""
+    """Write the numbers as JSON for DVC, tables as Markdown and CSV, and the guidance sweep as CSV and as a picture."""
     artifact.write_json(folder / "metrics.json", report.metrics)
     (folder / "table.md").write_text(main_table(report), encoding="utf-8")
     if report.oracle is not None:
@@ -24,7 +24,7 @@ def write(folder: Path, report: Report) -> None:
 
 
 def accuracy_rows(report: Report, oracle: Oracle) -> list[list[str]]:
-    """Every accuracy with its interval, header first."""
+    """Rows of all accuracies with their intervals, header first."""
     rows = [["images", "attribute", f"num_{oracle.counted}s", "accuracy", "low", "high", "num_images"]]
     for accuracy in report.accuracies:
         estimate = accuracy.estimate
@@ -34,7 +34,7 @@ def accuracy_rows(report: Report, oracle: Oracle) -> list[list[str]]:
 
 
 def main_table(report: Report) -> str:
-    """The main numbers as Markdown: three columns for each set, a line of controls, the guidance sweep."""
+    """The main numbers as Markdown: a table with three columns per set, a line of controls, and the guidance sweep."""
     header = [cell for name in report.sets for cell in (name.replace("_", " "), "real images", "round trips")]
     lines = [_row("", header), _row("---", ["---"] * len(header))]
     if report.oracle is not None:
@@ -49,15 +49,15 @@ def main_table(report: Report) -> str:
 
 
 def _accuracy_lines(report: Report, oracle: Oracle) -> list[str]:
-    """A line for every attribute, and for every group of the main one: samples with intervals, then their real images
-    and round trips."""
+    """A line for every attribute, and for every group of the main attribute. Per set: samples with intervals, then real
+    images and round trips."""
     estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
     for accuracy in report.accuracies:
         if accuracy.group == ALL or accuracy.attribute == oracle.main:
             by_images = estimates.setdefault((accuracy.attribute, accuracy.group), {})
             by_images[accuracy.images] = accuracy.estimate
     lines: list[str] = []
-    # Sorting keeps the order of equals: headlines come first, all else stays.
+    # The sort is stable: headlines move to the front, and the order is otherwise unchanged.
     for attribute, group in sorted(estimates, key=lambda line: line[0] not in oracle.headlines):
         by_images = estimates[attribute, group]
         cells: list[str] = []
@@ -75,7 +75,7 @@ def _group_label(group: str, oracle: Oracle) -> str:
 
 
 def _number_line(label: str, keys: Iterable[tuple[str, str]], report: Report) -> str:
-    """A line of numbers that samples and real images have, but not round trips."""
+    """A line of numbers for samples and real images; the cells of round trips are empty."""
     cells: list[str] = []
     for of_samples, of_real_images in keys:
         cells += [f"{report.metrics[of_samples]:.4g}", f"{report.metrics[of_real_images]:.4g}", ""]
@@ -83,7 +83,7 @@ def _number_line(label: str, keys: Iterable[tuple[str, str]], report: Report) ->
 
 
 def _notes(report: Report) -> list[str]:
-    """Accuracies that belong to no set, and how many images all this is about."""
+    """Accuracies that do not belong to one set, and the numbers of images."""
     pooled = [name for name in report.metrics if name.startswith(CONTROL) or name == RETRIEVAL]
     counts = [f"{report.metrics[f'num_samples_{name}']} {name.replace('_', '-')}" for name in report.sets]
     reference = f"{report.metrics['num_reference_images']} training images as reference"
@@ -91,7 +91,7 @@ def _notes(report: Report) -> list[str]:
 
 
 def _sweep_lines(report: Report) -> list[str]:
-    """The guidance sweep as Markdown; nothing without one."""
+    """The guidance sweep as a Markdown table; no lines without a sweep."""
     if not report.sweep:
         return []
     accuracies: dict[str, str] = {}  # label -> column

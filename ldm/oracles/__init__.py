@@ -1,1 +1,1 @@
-"""What judges the images of a corpus: checks of claims, feature spaces."""
+"""Oracles, which check images of a corpus against claims, and feature spaces for such images."""

@@ -1,7 +1,7 @@
-"""What evaluation asks of a corpus whose captions can be checked.
+"""The interface of oracles, for corpora whose captions can be checked.
 
-Such a corpus writes, beside a caption, what it claims of the image. Its oracle says which claims an image honours.
-Evaluation and its report know attributes by name only.
+Such a corpus stores with each caption what the caption claims about the image. Its oracle decides which of these claims
+are true of an image. Evaluation and its report use only the names of attributes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int8, UInt8
 
 Claim = Mapping[str, Any]
-"""What a caption states, as JSON; its layout is an agreement between a corpus and its oracle."""
+"""What a caption states, as JSON; a corpus and its oracle agree on the layout."""
 NOT_STATED, WRONG, RIGHT = -1, 0, 1
-"""Codes of an attribute."""
+"""Codes of an attribute of an image."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,21 @@ class Oracle:
     """How the claims of one corpus are checked, and how the results are named."""
 
     attributes: tuple[str, ...]
-    """All that is checked, in the order of tables; parts of the names of metrics, `ATTRIBUTE_accuracy_SET`."""
+    """All attributes that are checked, in the order of tables; metrics are named `ATTRIBUTE_accuracy_SET`."""
     headlines: tuple[str, ...]
-    """Attributes that sum up a claim: first the main one, then stricter ones that begin with its name. They lead every
-    table, and the controls are theirs: `oracle_real`, and `oracle_real_strict` for `scene_strict` after `scene`."""
+    """Attributes that summarise a claim: first the main one, then stricter ones whose names begin with the main one's.
+    They come first in every table. Controls are computed for them: `oracle_real` for a main headline `scene`, and
+    `oracle_real_strict` for `scene_strict`."""
     highlights: tuple[str, ...]
-    """Attributes that are given over all sets too, and in the guidance sweep."""
+    """Attributes that are also reported over all sets together, and in the guidance sweep."""
     labels: Mapping[str, str]
-    """Attribute -> what tables call it, where this is not its name."""
+    """Attribute -> its label in tables, if that is not its name."""
     counted: str
-    """A noun in the singular: the main headline is also given by the number of these that a claim tells of."""
+    """A singular noun for what `count` counts; the main headline is also reported by this number."""
     count: Callable[[Claim], int]
-    """That number."""
+    """The number of these things that a claim states."""
     check: Callable[[UInt8[np.ndarray, "h w 3"], Sequence[Claim]], list[dict[str, bool]]]
-    """For each claim, whether the image honours what it states: attribute -> answer; what is not stated is left out."""
+    """For each claim: attribute -> whether the image has it right; attributes that are not stated are left out."""
 
     def __post_init__(self) -> None:
         assert {*self.headlines, *self.highlights, *self.labels} <= set(self.attributes)
@@ -47,13 +48,13 @@ class Oracle:
         return self.headlines[0]
 
     def label(self, attribute: str) -> str:
-        """What tables call an attribute."""
+        """Label of an attribute in tables."""
         return self.labels.get(attribute, attribute)
 
     def codes(
         self, image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim | None]
     ) -> Int8[np.ndarray, "claims attributes"]:
-        """The answers of `check` as codes; where there is no claim, nothing is stated."""
+        """The answers of `check` as codes; without a claim, every attribute is `NOT_STATED`."""
         answers = iter(self.check(image, [claim for claim in claims if claim is not None]))
         rows = [{} if claim is None else next(answers) for claim in claims]
         codes = [[int(row[name]) if name in row else NOT_STATED for name in self.attributes] for row in rows]

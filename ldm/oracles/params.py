@@ -1,4 +1,4 @@
-"""Params of oracles: one class for each, under the name of its corpus."""
+"""Params of oracles: one class per kind, named after its corpus."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ from ldm.core.config import Section
 
 
 class ShapesOracleParams(Section):
-    """Scenes of the corpus `shapes` are read back from pixels, by rule, and compared with what the caption claims."""
+    """The oracle of the corpus `shapes`: reads a scene from pixels by fixed rules and compares it with the claim."""
 
     kind: Literal["shapes"]
-    """Its name, which is that of its corpus."""
+    """Kind of oracle, named after its corpus."""
 
 
 OracleParams = ShapesOracleParams
-"""All of them."""
+"""Params of every kind of oracle; with a second kind, this becomes a union."""

@@ -1,10 +1,10 @@
-"""The oracle of the corpus `shapes`: reads a scene back from pixels, by rule and without the caption, and compares it
-with what a caption claims.
+"""The oracle of the corpus `shapes`: reads a scene from pixels by fixed rules, without the caption, and compares it
+with what the caption claims.
 
-The reading uses the palette, outlines and sizes that the corpus draws with, and nothing learned:
-background from the border, objects as connected regions that differ from it, colour by the nearest palette entry,
-shape by overlap with each outline, size by extent, place by centroid. The overlap forgives rounded corners and bent
-sides; whether an edge lies where its outline does is a question of its own (`ldm.oracles.outlines`).
+Nothing is learned. The rules use the palette, outlines and sizes that the corpus draws with: background from the
+border, objects as connected regions that differ from it, colour by the nearest palette entry, shape by overlap with
+each outline, size by extent, place by the centre of the extent. The overlap tolerates rounded corners and bent sides;
+whether edges are exactly on the outline is checked separately (`ldm.oracles.outlines`).
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ from ldm.oracles import outlines
 from ldm.oracles.oracle import Claim, Oracle
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "place", "relation", "background")
-"""What a claim may state."""
+"""Attributes that a claim may state."""
 STRICT = ("outline", "scene_strict")
-"""What `compare` says beyond these and "scene": every edge where it should be, and that with the whole scene."""
+"""Results of `compare` beyond these and "scene": every edge is on its outline; that and the whole scene."""
 
 _COLOUR_NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _BACKGROUND_NAMES = list(BACKGROUNDS)
 _BACKGROUND_PALETTE = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
 _MIN_CONTRAST = 60.0
-"""RGB distance from the background at which a pixel belongs to an object."""
+"""RGB distance from the background above which a pixel belongs to an object."""
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _MIN_LUMINANCE_CONTRAST = 20.0
 _MIN_AREA = 0.004
-"""Smallest region read as an object, as a fraction of the image; the smallest drawn one covers 0.011."""
+"""Area of the smallest region that is read as an object, as a fraction of the image; drawn objects cover >= 0.011."""
 _MAX_COLOUR_DISTANCE = 75.0
 _MIN_OVERLAP = 0.75
 _MAX_GAP = 0.04
-"""Radii by which an edge may miss its outline."""
+"""Largest distance of an edge from its outline, in radii."""
 _MARGIN_PX = 4
 """Pixels around an object that are compared with its outline."""
 _WINDOW = 1.2
@@ -50,7 +50,7 @@ _BLURS = (0.03, 0.07, 0.12)
 
 @dataclass(frozen=True)
 class Reading:
-    """What one region of an image looks like; None where it looks like nothing the corpus draws."""
+    """What is read from one region of an image; None where it matches nothing that the corpus draws."""
 
     colour: str | None
     shape: str | None
@@ -58,12 +58,12 @@ class Reading:
     x: float
     y: float
     is_outlined: bool
-    """Whether its edge lies where that of `shape` does, everywhere."""
+    """Whether its edge is on the outline of `shape` everywhere."""
 
 
 @dataclass(frozen=True)
 class SceneReading:
-    """All that can be read from an image: its objects and its background."""
+    """All that is read from an image: its objects and its background."""
 
     objects: tuple[Reading, ...]
     background: str | None
@@ -76,9 +76,9 @@ def _nearest(rgb: Float[np.ndarray, "3"], palette: np.ndarray, names: list[str],
 
 
 def _normalise(coverage: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "m m"]:
-    """Resample a coverage map so that its centroid is the middle and its area a fixed part of the window.
+    """Resample a coverage map so that its centroid is in the middle and its area is a fixed part of the window.
 
-    Area and centroid survive blur and compression where the bounding box does not.
+    Unlike the bounding box, area and centroid hardly change under blur and compression.
     """
     area = max(float(coverage.sum()), 1.0)
     rows, columns = np.indices(coverage.shape)
@@ -90,7 +90,7 @@ def _normalise(coverage: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "m m"]:
 
 @lru_cache(maxsize=1)
 def _templates() -> dict[str, list[Float[np.ndarray, "m m"]]]:
-    """Each outline, normalised, at several amounts of blur (in units of the square root of its area)."""
+    """Every outline, normalised, with several amounts of blur (in units of the square root of its area)."""
     templates: dict[str, list[Float[np.ndarray, "m m"]]] = {}
     for shape in SHAPES:
         canvas = Image.new("L", (400, 400))
@@ -102,7 +102,7 @@ def _templates() -> dict[str, list[Float[np.ndarray, "m m"]]]:
 
 
 def _shape(coverages: list[Float[np.ndarray, "h w"]]) -> str | None:
-    """The outline that overlaps most (sum of minima over sum of maxima) with any of the coverage maps in [0, 1]."""
+    """The shape whose outline overlaps most (sum of minima over sum of maxima) with a coverage map in [0, 1]."""
     seen = [_normalise(coverage) for coverage in coverages]
     overlap = {
         name: max(float(np.minimum(s, t).sum() / np.maximum(s, t).sum()) for t in blurred for s in seen)
@@ -113,7 +113,7 @@ def _shape(coverages: list[Float[np.ndarray, "h w"]]) -> str | None:
 
 
 def _is_outlined(shape: str, coverages: list[Float[np.ndarray, "h w"]]) -> bool:
-    """Whether the edge in any of the coverage maps lies where the outline of `shape` does."""
+    """Whether the edge in one of the coverage maps is on the outline of `shape`."""
     rows, columns = np.nonzero(coverages[0] > 0)
     top, left = max(rows.min() - _MARGIN_PX, 0), max(columns.min() - _MARGIN_PX, 0)
     window = (slice(top, rows.max() + 1 + _MARGIN_PX), slice(left, columns.max() + 1 + _MARGIN_PX))
@@ -123,8 +123,8 @@ def _is_outlined(shape: str, coverages: list[Float[np.ndarray, "h w"]]) -> bool:
 def _coverage(
     pixels: Float[np.ndarray, "h w 3"], near: Bool[np.ndarray, "h w"], background: np.ndarray, rgb: np.ndarray
 ) -> list[Float[np.ndarray, "h w"]]:
-    """How much of each pixel near a region the object covers, in [0, 1]: by colour, and by luminance where that can
-    tell object from background, because JPEG halves the resolution of colour alone."""
+    """How much of each pixel near a region the object covers, in [0, 1]: one map by colour, and one by luminance if it
+    differs enough between object and background, because JPEG halves the resolution of colour but not of luminance."""
     contrast = rgb - background
     directions = [contrast]
     if abs(float(contrast @ _LUMINANCE)) > _MIN_LUMINANCE_CONTRAST:
@@ -136,6 +136,7 @@ def _coverage(
 def _read_region(
     pixels: Float[np.ndarray, "h w 3"], region: Bool[np.ndarray, "h w"], background: Float[np.ndarray, "3"], count: int
 ) -> Reading:
+    # Colour from the interior, where no edge pixels mix with the background.
     core: Bool[np.ndarray, "h w"] = np.asarray(ndimage.binary_erosion(region))
     rgb = np.median(pixels[core if core.sum() >= 6 else region], axis=0)
     coverages = _coverage(pixels, ndimage.binary_dilation(region, iterations=2), background, rgb)
@@ -145,6 +146,7 @@ def _read_region(
     if len(rows) == 0:
         rows, columns = np.nonzero(region)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    # Objects in scenes of more than two are drawn smaller; this undoes it.
     extent = max(bottom - top, right - left) / side / min(1.0, 2 / max(count, 1))
     return Reading(
         colour=_nearest(rgb, _PALETTE, _COLOUR_NAMES, _MAX_COLOUR_DISTANCE),
@@ -159,6 +161,7 @@ def _read_region(
 def read(image: UInt8[np.ndarray, "h w 3"]) -> SceneReading:
     """Read the scene of a square RGB image."""
     pixels = image.astype(np.float32)
+    # The background is the median colour of the border; objects are connected regions that differ from it.
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(border, axis=0)
     differs = np.linalg.norm(pixels - background, axis=2) > _MIN_CONTRAST
@@ -170,7 +173,7 @@ def read(image: UInt8[np.ndarray, "h w 3"]) -> SceneReading:
 
 
 def _in_order(first: Reading, second: Reading, axis: str) -> bool:
-    """Whether `first` is above (left of) `second` and the two are arranged along that axis."""
+    """Whether `first` is above (or left of) `second`, and the two are arranged along this axis."""
     dx, dy = second.x - first.x, second.y - first.y
     return dy > abs(dx) if axis == "vertical" else dx > abs(dy)
 
@@ -194,7 +197,7 @@ def _placed(objects: list[Reading], places: list[str]) -> bool:
 
 
 def _checks(claimed: list[dict[str, str]], objects: list[Reading], relation: str | None) -> dict[str, bool]:
-    """Compare claimed objects with as many readings, in the given order."""
+    """Compare claimed objects with equally many readings, in the given order."""
     checks: dict[str, bool] = {}
     for attribute in ("colour", "shape", "size"):
         stated = [
@@ -233,17 +236,20 @@ def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
         reading: of any image, by `read`.
 
     Returns:
-        One entry per attribute the claim states (see `ATTRIBUTES`), and "scene": all of them true. Claimed objects are
-        matched to the regions read so that most looks agree, before place is compared: a picture with the right
-        objects in exchanged places fails only on relation or place. A wrong count fails every attribute of objects.
-        Besides, "outline" if the claim states shapes: the shapes are right, and every edge lies within 4 % of the
-        object's radius of where it should be; and "scene_strict": scene and outline.
+        One entry per attribute that the claim states (see `ATTRIBUTES`), and "scene": whether all of them are true.
+        Claimed objects are first matched to the objects in the image so that most colours, shapes and sizes agree, and
+        only then is place compared: an image with the right objects in exchanged places fails only on relation or
+        place. A wrong count fails every attribute of objects.
+        Also "outline", if the claim states shapes: whether the shapes are right and every edge is within 4 % of the
+        object's radius of its outline; and "scene_strict": both scene and outline.
     """
     claimed: list[dict[str, str]] = claim["objects"]
     relation: str | None = claim.get("relation")
     is_outlined = False
     result = {"count": len(reading.objects) == claim["count"]}
     if result["count"]:
+        # Of all ways to match claimed objects, take those with the most looks right, and of these the one that passes
+        # most checks.
         orders = [list(order) for order in permutations(reading.objects)]
         most = max(_num_matches(claimed, order) for order in orders)
         best = [(_checks(claimed, o, relation), o) for o in orders if _num_matches(claimed, o) == most]
@@ -263,12 +269,12 @@ def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
 
 
 def num_objects(claim: Claim) -> int:
-    """Number of objects that a claim tells of."""
+    """Number of objects that a claim states."""
     return int(claim["count"])
 
 
 def check(image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim]) -> list[dict[str, bool]]:
-    """Check claims against a square RGB image: `compare` of each with what is read from it."""
+    """Check claims against a square RGB image: `read` the scene once, then `compare` each claim with it."""
     reading = read(image)
     return [compare(claim, reading) for claim in claims]
 

@@ -1,7 +1,8 @@
-"""A fixed space of features for images of the corpus `shapes`, so that distances of different runs can be compared.
+"""A fixed feature space for images of the corpus `shapes`, so that distances can be compared between runs.
 
-A small network that reads scenes; `studies/shapes_extractor.py` trained it once, and its weights lie beside this file.
-It is an instrument: it has seen every composition, held-out ones too, and nothing of a run. Only `evaluate` needs it.
+The features are those of a small network that reads scenes. `studies/shapes_extractor.py` trained it once, and its
+weights are stored beside this file. It is only a measuring instrument: it was trained on every composition, including
+held-out ones, and on no output of a run. Only stage `evaluate` needs it.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ SIZE_PX = 64
 NUM_FEATURES = 96
 MAX_OBJECTS = 3
 LAYOUTS = (*((1, place) for place in ANCHORS), *((n, axis) for n in range(2, MAX_OBJECTS + 1) for axis in AXES))
-"""(number of objects, arrangement) of a scene."""
+"""Layouts of a scene: (number of objects, their place or axis)."""
 DAMAGES = ("blur", "noise", "deformation")
 LOOKS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(RADII)}
 OUTPUTS = {
@@ -29,11 +30,11 @@ OUTPUTS = {
     **{f"{look}_{i}": len(names) for i in range(MAX_OBJECTS) for look, names in LOOKS.items()},
     "damage": len(DAMAGES),
 }
-"""What is read from features, by number of values: scores of classes (objects in reading order), amounts of damage."""
+"""Outputs -> number of values: class scores (objects in reading order), and amounts of damage."""
 
 
 class Extractor(nn.Module):
-    """Five convolutions and a linear layer to features, another from them to `OUTPUTS`."""
+    """Five convolutions and a linear layer compute features; a second linear layer maps features to `OUTPUTS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,13 +55,13 @@ class Extractor(nn.Module):
         return self.layers(x / 127.5 - 1)
 
     def read(self, features: Float[Tensor, "b f"]) -> dict[str, Float[Tensor, "b n"]]:
-        """What the features say of scenes, by name (see `OUTPUTS`)."""
+        """Outputs of the network from features, by name (see `OUTPUTS`)."""
         values = self.heads(features).split(list(OUTPUTS.values()), dim=1)
         return dict(zip(OUTPUTS, cast("tuple[Tensor, ...]", values), strict=True))
 
 
 def load() -> Extractor:
-    """The trained network on the CPU. IntegrityError: its file is missing or not the one this code was made with."""
+    """Load the trained network, on the CPU. IntegrityError: its file is missing or was changed."""
     artifact.check_file(WEIGHTS, WEIGHTS_SHA256)
     net = Extractor()
     net.load_state_dict(artifact.open_tensors(WEIGHTS))

@@ -1,4 +1,4 @@
-"""Conditions in, images out: the trained networks, checked against each other and composed."""
+"""The trained networks, checked against each other and combined into a function from conditions to images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from ldm.text.embedding.embeddings import TextEmbeddings
 
 @dataclass(frozen=True)
 class Generator:
-    """UNet and autoencoder: conditions in, images out. `passport` is the UNet's, `embeddings` are those it was trained
-    with."""
+    """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
+    those that the UNet was trained with."""
 
     unet: Network
     autoencoder: Autoencoder
@@ -46,9 +46,9 @@ class Generator:
 
     @classmethod
     def load(cls, unet: Path, autoencoder: Path, embeddings: TextEmbeddings, device: torch.device) -> Self:
-        """Read the folders of both networks.
+        """Load both networks from their folders.
 
-        IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or on
+        IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
         other embeddings.
         """
         decoder, of_decoder = autoencoder_network.load(autoencoder, device)
@@ -70,22 +70,22 @@ class Generator:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of its latents."""
+        """Channels, height and width of the latents."""
         return self.unet.latent_shape
 
     @property
     def image_size_px(self) -> tuple[int, int]:
-        """Height and width of its images."""
+        """Height and width of the images."""
         return self.latent_shape[1] * self.autoencoder.factor, self.latent_shape[2] * self.autoencoder.factor
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Hashes of all that its images are made from."""
+        """Hashes of everything that the images are made from, by name."""
         trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
         return {"unet": self.passport.content_sha256, **trained_on}
 
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
-        """The origin record of each image of a batch."""
+        """The origin record of each image in a batch."""
         return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.inputs)
 
     def check_latents(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Generator:
         artifact.check_input(self.directory, self.passport, "latents_train", found.content_sha256)
 
     def check_guidance(self, guidance_scales: Sequence[float]) -> None:
-        """ConfigError if guidance is asked of a UNet that has never seen the null embedding."""
+        """ConfigError if guidance is requested, but the UNet was never trained with the null embedding."""
         asked = [scale for scale in guidance_scales if scale != 1]
         if asked and self.passport.facts["caption_dropout"] == 0:
             found = f"{asked[0]:g}, and {self.directory} was trained with caption_dropout 0"
@@ -103,14 +103,14 @@ class Generator:
             raise ConfigError("guidance_scale", found, expected, fix)
 
     def prove_attention(self, precision: Precision) -> None:
-        """MachineError unless the attention backend in use can compute both networks: the UNet in `precision`, the
-        decoder in float32."""
+        """MachineError unless the attention backend in use can run both networks: the UNet in `precision`, the decoder
+        in float32."""
         decoder = self.autoencoder.attention_shapes(self.latent_shape[-1])
         attention.prove(self.device, self.unet.attention_shapes, precision, trains=False)
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions as `embed_text` stored them. IntegrityError: one of them was not embedded."""
+        """The condition of captions that `embed_text` has stored. IntegrityError: one of them was not embedded."""
         rows = self.embeddings.rows(captions)
         return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
 

@@ -1,4 +1,4 @@
-"""Section `sample`: how noise becomes an image, and of which prompts images are made."""
+"""Section `sample`: how noise becomes an image, and which prompts are sampled."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -14,14 +14,13 @@ Time = Annotated[float, Field(ge=0, le=1)]
 
 
 class SweepParams(Section):
-    """Prompts of unseen validation compositions (or of validation, for a corpus that keeps none back) sampled at
-    several guidance scales, to choose one."""
+    """Sampling at several guidance scales, to choose one of them. Prompts are those of unseen validation compositions,
+    or of validation for a corpus that keeps none back."""
 
     guidance_scales: list[GuidanceScale] = Field(max_length=32)
-    """The scales; an empty list = no sweep."""
+    """The guidance scales; an empty list = no sweep."""
     num_prompts: int = Field(ge=2, le=10**6)
-    """Prompts per scale, the same for every scale and other ones than those of the samples (fewer if the split has
-    fewer)."""
+    """Prompts per scale: the same for every scale, and none that the samples use (fewer if the split has fewer)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -31,22 +30,22 @@ class SweepParams(Section):
 
 
 class DrawingParams(Section):
-    """What makes one image, besides its prompt and the number of its noise; this, and no more, goes into its PNG."""
+    """Settings of one image, besides its prompt and the number of its noise; exactly these are recorded in its PNG."""
 
     sampler: SamplerParams
-    """The rule of a step."""
+    """The sampler, which computes each step."""
     num_steps: int = Field(ge=1, le=1000)
     """Steps from noise to latent. The sampler says how often a step calls the network; guidance doubles that."""
     spacing: Literal["uniform", "log_snr"]
-    """Steps even in time, or even in log-SNR."""
+    """Spacing of steps: uniform in time, or uniform in log-SNR."""
     time_shift: float = Field(gt=0, le=100)
-    """More than 1 spends more steps on high noise: t becomes s t / (1 + (s - 1) t); 1 = none."""
+    """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
     guidance_scale: GuidanceScale
-    """Classifier-free guidance; 1 = none, 0 = the prompt is ignored."""
+    """Scale of classifier-free guidance; 1 = no guidance, 0 = the prompt is ignored."""
     guidance_interval: tuple[Time, Time]
-    """Times between which guidance acts, low and high; [0, 1] = always."""
+    """Times [low, high] between which guidance is applied; [0, 1] = always."""
     precision: Precision
-    """Precision of matrix products and convolutions of the UNet; the autoencoder decodes in fp32."""
+    """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the noise."""
 
@@ -58,34 +57,36 @@ class DrawingParams(Section):
         return self
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """These with other values of some fields; a sampler may be a name alone. ConfigError: a name is unknown, or a
-        value is illegal alone or beside the others; all of them are named."""
+        """A copy with other values of some fields; a sampler may be given by its name alone.
+
+        ConfigError: a name is unknown, or a value is illegal by itself or together with the others; lists all of them.
+        """
         named = {"sampler": {"kind": settings["sampler"]}} if isinstance(settings.get("sampler"), str) else {}
         settings = {**settings, **named}
         return from_values(type(self), self.model_dump() | settings, settings)
 
 
 class SampleParams(Section):
-    """Section `sample` of params.yaml; `ldm generate` takes from it what it is not told."""
+    """Section `sample` of params.yaml; `ldm generate` uses it for all options that are not given."""
 
     drawing: DrawingParams
     batch_size: int = Field(ge=1, le=2**16)
-    """Images sampled at a time; a batch is the unit of work that processes share out."""
+    """Images per batch; batches are shared among processes."""
     num_prompts_held_out: int = Field(ge=0, le=10**6)
     """Prompts from the held-out split, or from validation for a corpus that holds nothing out (fewer if the split has
-    fewer); 0 = none, so that settings are chosen without a look at them."""
+    fewer). 0 = none, so that settings can be chosen without looking at them."""
     num_prompts_unseen: int = Field(ge=0, le=10**6)
     """Prompts of unseen validation compositions (fewer if there are fewer; none for a corpus that keeps none back)."""
     num_prompts_seen: int = Field(ge=2, le=10**6)
     """Prompts from `seen_split` (fewer if it has fewer)."""
     seen_split: Literal["train", "val"]
-    """Where seen prompts come from: `val` where validation repeats what training showed in other combinations, `train`
-    where every sample shows something of its own."""
+    """Split of seen prompts: `val` for corpora in which validation repeats what training showed in other combinations,
+    `train` for corpora in which every sample shows something new."""
     sweep: SweepParams
-    """Guidance sweep."""
+    """The guidance sweep."""
     num_samples_per_shard: int = Field(ge=1, le=10**6, json_schema_extra=BESIDE)
-    """Images in a tar of the result."""
+    """Images per tar of the result."""
     num_grid_columns: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
-    """Images in a row of `grid.png`."""
+    """Images per row of `grid.png`."""
     num_grid_rows: int = Field(ge=1, le=32, json_schema_extra=BESIDE)
-    """Rows of seen prompts, and as many of held-out ones below them."""
+    """Rows of seen prompts in `grid.png`, and as many rows of held-out prompts below them."""

@@ -1,4 +1,4 @@
-"""The command `ldm`: images from the trained artefacts and their replay, recipes, checks of params and of results."""
+"""The command `ldm`: generate and replay images, write params from recipes, check params and results, resume runs."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 
 
 class _Command(argparse.ArgumentParser):
-    """The parser of one command; `more` ends its help, and is made only when that is printed."""
+    """The parser of one command. `more` makes the last part of its help, and is called only when help is printed."""
 
     more: Callable[[], str] | None = None
 
@@ -39,7 +39,7 @@ class _Command(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code, as `system.run` says."""
+    """Run one command; returns the exit code of `system.run`."""
 
     def work() -> None:
         options = _parser().parse_args(arguments)
@@ -147,7 +147,7 @@ def _recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampler(text: str) -> dict[str, Any]:
-    """Reads a sampler such as dpm_solver_pp_2m or ddim,eta=0.5."""
+    """Parse a sampler such as dpm_solver_pp_2m or ddim,eta=0.5."""
     kind, *options = text.split(",")
     pairs = [option.partition("=") for option in options]
     try:
@@ -157,7 +157,7 @@ def _sampler(text: str) -> dict[str, Any]:
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
-    """Reads a whole number from `low` to `high`."""
+    """Make a parser of whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
         try:
@@ -179,6 +179,7 @@ def _generate(options: argparse.Namespace) -> None:
     named = ("guidance_scale", "num_steps", "sampler", "seed")
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
     document = config.Document()
+    # Refuse bad settings before the networks are loaded.
     document.read(SampleParams, "sample").drawing.changed(settings)
     with _plain_warnings(), png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
         try:
@@ -213,7 +214,10 @@ def _write(
 
 
 def _load(options: argparse.Namespace, document: config.Document, num_threads: int | None) -> "Pipeline":
-    """With as many threads as the stages take, unless a number is given: the last bits of an image depend on it."""
+    """Load the pipeline with as many threads as the stages use, unless `num_threads` is given.
+
+    The last bits of an image depend on the number of threads.
+    """
     import torch
 
     from ldm.compute import cores
@@ -227,7 +231,7 @@ def _load(options: argparse.Namespace, document: config.Document, num_threads: i
 
 @contextmanager
 def _plain_warnings() -> Generator[None]:
-    """Warnings as a line each, without the place in the code."""
+    """Print each warning on one line, without its place in the code."""
 
     def show(message: Warning | str, *_: object) -> None:
         print(f"warning: {message}", file=sys.stderr)
@@ -245,6 +249,7 @@ def _replay(options: argparse.Namespace) -> None:
     from ldm.sampling.params import SampleParams
     from ldm.tools import png_folder
 
+    # Read and check the PNG before the networks are loaded.
     where = str(options.image)
     if not options.image.is_file():
         raise ConfigError(where, "no such file", "a PNG", "name one that `ldm generate` wrote")
@@ -262,6 +267,7 @@ def _replay(options: argparse.Namespace) -> None:
     if found.shape[:2] != pipeline.generator.image_size_px:
         sizes = [f"{height} x {width}" for height, width in (found.shape[:2], pipeline.generator.image_size_px)]
         raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
+    # Make the image again, and compare every value.
     again = pipeline.replay(origin).permute(1, 2, 0).contiguous().numpy()
     if options.output is not None:
         png_folder.save(options.output, origin.png(again), options.overwrite)
@@ -285,7 +291,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _kinds() -> str:
-    """The kinds of every value of a params file that has some."""
+    """Every value of a params file that has a `kind`, with its possible kinds."""
     from ldm.tools.check.check import SECTIONS
 
     found = {key: kinds for name, section in SECTIONS.items() for key, kinds in config.kinds(section, name).items()}

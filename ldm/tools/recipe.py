@@ -1,4 +1,4 @@
-"""Recipes: each holds what differs from the default params. params.yaml is written from one of them."""
+"""Recipes: each holds only what differs from the default params. `ldm recipe` writes params.yaml from one of them."""
 
 import copy
 import json
@@ -15,21 +15,21 @@ from ldm.core.errors import ConfigError
 from ldm.tools.check import check
 
 Keys = tuple[str, ...]
-"""Where a value is: the names on the way to it."""
+"""Location of a value: the keys on the path to it."""
 FOLDER = Path("recipes")
 DEFAULT = "default"
 
 
 class Recipe(config.Document):
-    """The default params with the values of a recipe in their place: a complete params file.
+    """The default params, overridden by the values of a recipe: a complete params file.
 
-    Mappings are merged key by key. A mapping of another `kind` replaces the default's as a whole, and so does a list.
-    Errors name lines of the recipe, since that is the file to change; a value that is not there is named as the
-    default's.
+    Mappings are merged key by key. A list replaces the default's list as a whole, and so does a mapping of another
+    `kind`. Errors name lines of the recipe, since that is the file to change; a value that the recipe does not hold is
+    reported as the default's.
 
     Args:
         name: a file of recipes/ without its ending, or the path of any other file.
-        root: the repository, where recipes/ is.
+        root: the repository, which contains recipes/.
 
     Raises:
         ConfigError: there is no such recipe, or it is not YAML as a params file needs it.
@@ -48,17 +48,20 @@ class Recipe(config.Document):
             owner[key] = value
 
     def where(self, loc: Loc) -> str:
-        """`file:line: dotted.key`, and whether the default says so."""
+        """`file:line: dotted.key`, with a remark if the value is the default's."""
         is_default = _holds(self.data, loc) and not _holds(self._own, loc)
         return f"{super().where(loc)}{' (as in the default)' if is_default else ''}"
 
     def text(self) -> str:
-        """The params file to write, if all its keys are those of the default (`check.whole` says so): the recipe's
-        header, then lines, order and comments of the default, with what changes in block style, as DVC writes it."""
+        """The params file to write: the recipe's header, then the default's lines, order and comments, with changed
+        values in block style, as DVC writes them.
+
+        All keys must be those of the default, which `check.whole` ensures.
+        """
         assert all(_holds(self._default.data, keys) for keys in self._changes), "not checked"
         lines = self._default.path.read_text(encoding="utf-8").splitlines()
         num_header_lines = len(_header(lines))
-        # From the last line to the first: a change moves the lines below it.
+        # From the last line to the first, because a change moves the lines below it.
         for start, keys in sorted(((self._default.line_of(keys) - 1, keys) for keys in self._changes), reverse=True):
             lines[start : _end(lines, start)] = _block(keys, self._changes[keys])
         header = _header(self.path.read_text(encoding="utf-8").splitlines())
@@ -69,23 +72,23 @@ class Recipe(config.Document):
 
 
 def document(path: Path) -> config.Document:
-    """A params file; a file of recipes/ with the default beneath."""
+    """Read a params file; a file in recipes/ is read as a recipe, over the default."""
     is_recipe = path.resolve().parent == FOLDER.resolve()
     return Recipe(str(path)) if is_recipe else config.Document(path)
 
 
 def complete(name: str) -> str:
-    """The params file of a recipe. ConfigError: with every finding, as `check.whole` says."""
+    """The validated params file of a recipe. ConfigError: lists every finding, as in `check.whole`."""
     recipe = Recipe(name)
     check.whole(recipe)
     return recipe.text()
 
 
 def write(name: str, force: bool = False) -> str:
-    """Write params.yaml from a recipe; returns a line that says so. force: over edits that would be lost.
+    """Write params.yaml from a recipe; returns a line that reports it. force: overwrite edits that would be lost.
 
     Raises:
-        ConfigError: params.yaml was edited since it was committed or written from a recipe, and `force` is false;
+        ConfigError: params.yaml was edited since it was committed or written from a recipe, and `force` is false; or
             there is no such recipe, or something is wrong with it. Nothing is written then.
     """
     text = complete(name)
@@ -105,7 +108,7 @@ def names(root: Path = Path()) -> list[str]:
 
 
 def listing() -> str:
-    """Every recipe with its header: what it is, gives and needs."""
+    """Every recipe with its header, which describes what it is, gives and needs."""
     parts: list[str] = []
     for name in names():
         lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -125,7 +128,7 @@ def _path(name: str, root: Path) -> Path:
 
 
 def _changes(default: Mapping[str, Any], values: Mapping[str, Any], keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """Where `values` differ from the default, and what stands there instead."""
+    """Locations at which `values` differ from the default, with their new values."""
     for key, value in values.items():
         if _are_merged(default.get(key), value):
             yield from _changes(default[key], value, (*keys, key))
@@ -134,7 +137,7 @@ def _changes(default: Mapping[str, Any], values: Mapping[str, Any], keys: Keys =
 
 
 def _are_merged(default: Any, value: Any) -> bool:
-    """Whether two values are mappings of one kind. A recipe need not repeat the kind."""
+    """Whether two values are mappings of the same kind. A recipe need not repeat the kind."""
     if not (isinstance(default, dict) and isinstance(value, dict)):
         return False
     kind: object = default.get("kind")
@@ -152,13 +155,13 @@ def _holds(data: Any, loc: Loc) -> bool:
 
 
 def _header(lines: list[str]) -> list[str]:
-    """The comment lines on top."""
+    """The comment lines at the top."""
     return lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
 
 
 def _end(lines: list[str], start: int) -> int:
-    """Where the value of a key ends, in block style: before the next line that is not indented more, and before the
-    empty lines and comments above that. A list may begin as far left as its key."""
+    """The line after the value of a key in block style. The value ends before the next line that is not indented more,
+    and before the empty lines and comments above that line. A list may have the same indentation as its key."""
     depth, end = _depth(lines[start]), start + 1
     for i, line in enumerate(lines[end:], end):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -174,18 +177,18 @@ def _depth(line: str) -> int:
 
 
 def _block(keys: Keys, value: Any) -> list[str]:
-    """Lines of one key and its value."""
+    """Lines of one key and its value, in block style."""
     from dvc.utils.serialize import dumps_yaml
 
     return [f"{'  ' * (len(keys) - 1)}{line}" for line in dumps_yaml({keys[-1]: value}).splitlines()]
 
 
 def _can_come_back() -> bool:
-    """Whether params.yaml as it is can be written again, from git or from a recipe."""
+    """Whether the present params.yaml can be restored, from git or from a recipe."""
     if not PARAMS.exists():
         return True
     command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--", str(PARAMS)]
-    with suppress(OSError):  # without git there is no commit to take it from
+    with suppress(OSError):  # without git, it cannot be restored from a commit
         status = subprocess.run(command, capture_output=True, text=True, check=False)
         if status.returncode == 0 and not status.stdout:
             return True

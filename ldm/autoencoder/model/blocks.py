@@ -13,7 +13,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), where x passes a 1x1 convolution if the width changes.
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))); if the width changes, the shortcut is a 1x1 convolution.
 
     The last convolution starts at zero, so a deep stack starts as the identity (Dhariwal & Nichol 2021, their code).
     """

@@ -76,7 +76,7 @@ class Autoencoder(nn.Module, ABC):
 
 
 class ReconstructionObjective(nn.Module):
-    """Loss of an autoencoder per pixel value: distortion + kl_weight x KL, or a negative log-likelihood + the same.
+    """Loss of an autoencoder per pixel value: distortion, or a negative log-likelihood, plus kl_weight x KL.
 
     The distortion D is |e| (L1) or e^2 (L2) of the error e, plus `gradient_weight` times `gradient_error`. With a
     trained log variance v, the distortion is replaced by -log p of a density of variance exp(v), up to a constant:

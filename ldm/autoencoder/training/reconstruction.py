@@ -67,7 +67,7 @@ class Measurement:
 
     @torch.no_grad()
     def metrics(self, autoencoder: Autoencoder) -> dict[str, float]:
-        """`psnr_db` and `ssim`: means over all images of the split, run in float32 and rounded to 8 bits."""
+        """`psnr_db` and `ssim`: means over all images of the split, in float32, of images rounded to 8 bits."""
         total = torch.zeros(3, dtype=torch.float64)
         for image in self._batches(len(self._shards)):
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))

@@ -24,7 +24,7 @@ from ldm.denoiser.model.params import UNetParams
 NORM_EPS = 1e-5
 TRANSFORMER_NORM_EPS = 1e-6
 EMBEDDING_STD = 0.5
-"""Learned positions start about as large as what they are added to; if much smaller, training long ignores order."""
+"""Learned positions start about as large as what they are added to; if much smaller, order is learned late."""
 
 
 class UNet(Network):

@@ -120,6 +120,7 @@ def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Pa
     decoder, passport = networks.load(autoencoder, torch.device("cpu"))
     text = TextEmbeddings(embeddings)
     sha256 = {"autoencoder": passport.content_sha256, "embeddings": text.passport.content_sha256}
+    # The scale of the training latents applies to both splits.
     caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
     scale = LatentScale.from_facts(caches["train"].passport.facts["latent_scale"])
     pairs: dict[str, LatentsAndCaptions] = {}

@@ -30,6 +30,7 @@ def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetPa
     with artifact.fitting(directory):
         theirs = _traits(passport.config["diffusion"], passport.inputs, passport.facts)
         errors = _of_network(directory, params.network, passport.config["network"])
+    # Compare before loading, so that all differences are reported at once.
     ours = _traits(params.diffusion.model_dump(), inputs.sha256, inputs.facts)
     for trait, value in ours.items():
         if value != theirs[trait] and trait not in init_from.may_differ:

@@ -108,6 +108,7 @@ class Batches:
         groups: dict[int, list[str]] = {}
         used: set[str] = set()
         passed: dict[int, int] = {}  # group that was tried -> the group to try next; no group is tried twice
+        # A group per position of the shuffled epoch; with `distinct`, the next one whose captions are not used yet.
         for first in randomness.order(positions, count, self._seed).tolist():
             while len(passed) < count:
                 group = _follow(passed, first)

@@ -1,5 +1,7 @@
-"""Whole-file validation of params: every section by itself, then the rules that bind sections, each with its reason.
-Reads no data and no weights, and imports no torch, so that a mistake costs a second."""
+"""Validate a whole params file: every section by itself, then the rules between sections, each with its reason.
+
+Reads no data and no weights, and does not import torch, so that a mistake is found within a second.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -44,12 +46,12 @@ SECTIONS: dict[str, type[config.Section]] = {
     "sample": SampleParams,
     "evaluate": EvaluateParams,
 }
-"""What a params file holds; the section `paths` has a file of its own."""
+"""Sections of a params file; the section `paths` has its own file."""
 
 
 @dataclass(frozen=True)
 class Params:
-    """A whole params file, and the paths that go with it."""
+    """A whole params file, and the paths of the repository."""
 
     paths: PathsParams
     machine: MachineParams
@@ -69,15 +71,15 @@ _MIN_IMAGE_SIZE_PX = 11
 
 
 def params_file(path: Path = config.PARAMS) -> Params:
-    """`whole` of a file."""
+    """Validate a file with `whole`."""
     return whole(config.Document(path))
 
 
 def whole(document: config.Document) -> Params:
-    """Every section of a params file and the paths of this repository, validated alone and together.
+    """Validate every section of a params file and the paths of this repository, each alone and all together.
 
     Raises:
-        ConfigError: with every finding, `file:line: key: found; expected, because`, each with its fix.
+        ConfigError: lists every finding as `file:line: key: found; expected, because`, each with its fix.
     """
     values = config.read_all((document, SECTIONS), (config.Document(config.PATHS), {"paths": PathsParams}))
     params = Params(**values)  # pyright: ignore[reportArgumentType]
@@ -98,7 +100,7 @@ def _error(where: str, text: str, fix: str) -> ConfigError:
 
 
 def _sizes(params: Params) -> Iterator[Finding]:
-    """Image -> latent -> UNet levels."""
+    """Sizes must agree from image to latent to the levels of the UNet."""
     autoencoder, unet = params.train_autoencoder.network, params.train_unet.network
     image_size_px = params.prepare.image_size_px
     factor = autoencoder.factor
@@ -140,7 +142,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
 
 
 def _text(params: Params) -> Iterator[Finding]:
-    """CLIP's text tower -> embeddings -> cross-attention."""
+    """Widths and numbers of tokens must agree from CLIP's text tower to embeddings to cross-attention."""
     tower, unet = _text_tower(params.train_clip), params.train_unet.network
     kept = params.embed_text.context_tokens
     if tower is not None:
@@ -170,7 +172,7 @@ def _text(params: Params) -> Iterator[Finding]:
 
 
 def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
-    """Width, longest text and layers of the text tower; None where only the weights can say it."""
+    """Width, context length and number of layers of the text tower; None if only the weights determine them."""
     if isinstance(clip.source, TrainedClipParams):
         text = clip.source.network.text
         return text.width, text.context_length, text.layers
@@ -186,7 +188,7 @@ def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
 
 
 def _open_clip_configs() -> dict[str, Path]:
-    """open_clip's own descriptions of architectures by name, found without importing it, which would load torch."""
+    """open_clip's configuration files by architecture, located without importing open_clip, which would load torch."""
     spec = find_spec("open_clip")
     assert spec is not None and spec.origin is not None, "open_clip is a dependency"
     return {path.stem: path for path in (Path(spec.origin).parent / "model_configs").glob("*.json")}
@@ -198,7 +200,7 @@ def _open_clip_config(architecture: str) -> dict[str, Any] | None:
 
 
 def _pretrained(params: Params) -> Iterator[Finding]:
-    """Names of foreign models, as far as they can be known without loading them."""
+    """Names of pretrained models must be known, as far as this can be checked without loading them."""
     source = params.train_clip.source
     if isinstance(source, OpenClipParams | ClipFileParams) and _open_clip_config(source.architecture) is None:
         near = get_close_matches(source.architecture, list(_open_clip_configs()), 3)
@@ -210,7 +212,7 @@ def _pretrained(params: Params) -> Iterator[Finding]:
 
 
 def _weights(params: Params) -> Iterator[Finding]:
-    """Weights that users bring must lie where DVC looks for changes."""
+    """Weights that users bring must be in the folder where DVC looks for changes."""
     clip, init_from = params.train_clip.source, params.train_unet.init_from
     places = {
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
@@ -229,7 +231,7 @@ def _weights(params: Params) -> Iterator[Finding]:
 
 
 def _guidance(params: Params) -> Iterator[Finding]:
-    """Guidance needs the network's answer without a caption, which it learns from dropped captions only."""
+    """Guidance needs a prediction without a caption, which the network learns only from dropped captions."""
     if params.train_unet.diffusion.caption_dropout > 0:
         return
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
@@ -252,11 +254,11 @@ _SOUND = {
     "sample.drawing.time_shift": 1.0,
     "sample.drawing.sampler": DDIMParams(kind="ddim", eta=0.0),
 }
-"""Values with which every schedule can be trained and sampled."""
+"""Values with which every schedule can be trained and sampled soundly."""
 
 
 def _objective(params: Params) -> Iterator[Finding]:
-    """What sampling asks at its first, noisiest times must have been trained (see `ldm.tools.check.objectives`)."""
+    """The first, noisiest times of sampling must be trained well enough (see `ldm.tools.check.objectives`)."""
     visits = objectives.visits(params.train_unet.diffusion, params.sample.drawing)
     error = objectives.sample_error(visits)
     if error <= objectives.MAX_ERROR:
@@ -277,13 +279,13 @@ def _objective(params: Params) -> Iterator[Finding]:
 
 
 def _in_words(value: Any) -> str:
-    """As YAML writes it on one line."""
+    """A value as YAML writes it on one line."""
     pairs = value.model_dump().items() if isinstance(value, BaseModel) else None
     return str(value) if pairs is None else f"{{{', '.join(f'{key}: {entry}' for key, entry in pairs)}}}"
 
 
 def _fewest_changes(params: Params) -> dict[str, Any]:
-    """The smallest part of `_SOUND` that makes the objective sound."""
+    """The smallest subset of `_SOUND` that makes the objective sound."""
     for size in range(1, len(_SOUND) + 1):
         for keys in combinations(_SOUND, size):
             diffusion, drawing = params.train_unet.diffusion, params.sample.drawing
@@ -321,7 +323,7 @@ _CORPORA = {get_args(corpus.model_fields["kind"].annotation)[0] for corpus in ge
 
 
 def _instruments(params: Params) -> Iterator[Finding]:
-    """An oracle or a feature space that has the name of a corpus belongs to it."""
+    """An oracle or a feature space that is named after a corpus can only be used with that corpus."""
     corpus = params.prepare.corpus.kind
     others = _CORPORA - {corpus}
     accuracy = params.evaluate.accuracy
