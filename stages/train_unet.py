@@ -29,13 +29,13 @@ def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    settings = params.training
-    accelerator = process.start(settings.precision, machine, settings.num_accumulation_steps)
+    training = params.training
+    accelerator = process.start(training.precision, machine, training.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
 
-    torch.manual_seed(randomness.key(settings.seed, "weights"))
+    torch.manual_seed(randomness.key(training.seed, "weights"))
     unet = build(params.network)
     prove_attention(unet, inputs, params, accelerator.device)
     sha256 = dict(inputs.sha256)
@@ -49,7 +49,7 @@ def main() -> str:
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
     batches = LatentBatches(inputs.train, params)
     history = train(
-        objective, batches, batches.keys, settings, accelerator, run, validate=validation, picture=pictures, name="unet"
+        objective, batches, batches.keys, training, accelerator, run, validate=validation, picture=pictures, name="unet"
     )
 
     metrics = summary(history.training, history.validation)
