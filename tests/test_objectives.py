@@ -14,7 +14,8 @@ from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.denoiser.model.params import DiffusionParams
 from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.params import DrawingParams
-from ldm.sampling.samplers import DDIMParams, DPMSolverParams
+from ldm.sampling.samplers.ancestral import DDIMParams
+from ldm.sampling.samplers.dpm_solver import DPMSolverParams
 from ldm.tools.check import objectives
 from tests.training_data import UNET
 

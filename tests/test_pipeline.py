@@ -30,7 +30,7 @@ def test_metrics_plots_and_artifacts_are_found_by_dvc(repository: Repository) ->
 
 
 def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None:
-    with repository.changed("ldm/sampling/samplers.py", lambda text: f"{text}\n"):
+    with repository.changed("ldm/sampling/samplers/dpm_solver.py", lambda text: f"{text}\n"):
         assert repository.repro("--dry") == {"check", "sample"}, "evaluate depends on it through samples alone"
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section, from_values
 from ldm.core.params import Precision
+from ldm.sampling.grids import Spacing
 from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
@@ -36,8 +37,9 @@ class DrawingParams(Section):
     """The sampler, which computes each step."""
     num_steps: int = Field(ge=1, le=1000)
     """Steps from noise to latent. The sampler says how often a step calls the network; guidance doubles that."""
-    spacing: Literal["uniform", "log_snr"]
-    """Spacing of steps: uniform in time, or uniform in log-SNR."""
+    spacing: Spacing
+    """How steps are spread over time: `uniform`, `trailing` (at whole steps of the training table), `leading` (the same
+    from below, which never asks at the noisiest time), `quadratic`, `log_snr`, `karras` (see `ldm.sampling.grids`)."""
     time_shift: float = Field(gt=0, le=100)
     """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
     guidance_scale: GuidanceScale

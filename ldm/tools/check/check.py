@@ -24,7 +24,7 @@ from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
 from ldm.sampling.params import SampleParams
-from ldm.sampling.samplers import DDIMParams
+from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.training.params import (
     ClipFileParams,

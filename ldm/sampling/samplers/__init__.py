@@ -1,0 +1,36 @@
+"""Samplers: the union of their params, and `build`, which makes the rule of one.
+
+There is a file per family. It holds the params of each sampler, with a `kind` of its own and a method that gives its
+rule, and lists them in `Params`. So a new sampler changes the file of its family alone, and a new family adds itself to
+`SamplerParams` here.
+"""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from ldm.core.config import Section
+from ldm.sampling.samplers import ancestral, dpm_solver, edm, pndm, reverse_sde, unipc
+from ldm.sampling.samplers.rule import Rule
+
+SamplerParams = Annotated[
+    ancestral.Params | edm.Params | pndm.Params | dpm_solver.Params | unipc.Params | reverse_sde.Params,
+    Field(discriminator="kind"),
+]
+
+
+def build(params: SamplerParams) -> Rule:
+    """The sampler that the params describe."""
+    return params.rule()
+
+
+def kinds() -> tuple[type[Section], ...]:
+    """The params classes of all samplers."""
+    return get_args(get_args(SamplerParams)[0])
+
+
+def forms() -> list[str]:
+    """How each sampler is named in one word, such as ddim,eta=VALUE."""
+    fields = [dict(kind.model_fields) for kind in kinds()]
+    names = [get_args(field.pop("kind").annotation)[0] for field in fields]
+    return [",".join([name, *(f"{key}=VALUE" for key in field)]) for name, field in zip(names, fields, strict=True)]
