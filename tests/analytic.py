@@ -86,14 +86,13 @@ class Mixture:
 
     def score(self, z: Tensor) -> Tensor:
         """(n d): gradient of the log density."""
-        towards = torch.linalg.solve(self.covariances, (self.means - z[:, None, :])[..., None])[..., 0]
-        return torch.einsum("nk,nki->ni", self.classify(z), towards)
+        return torch.einsum("nk,kij,nkj->ni", self.classify(z), self.covariances.inverse(), self.means - z[:, None, :])
 
     def denoised(self, z: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[z_0 | alpha z_0 + sigma noise = z], (n d): the posterior mean of each component, weighted by its odds."""
         noisy = self.noisy(alpha, sigma)
-        towards = torch.linalg.solve(noisy.covariances, (z[:, None, :] - noisy.means)[..., None])
-        means = self.means + alpha * (self.covariances @ towards)[..., 0]
+        gains = alpha * self.covariances @ noisy.covariances.inverse()
+        means = self.means + torch.einsum("kij,nkj->nki", gains, z[:, None, :] - noisy.means)
         return torch.einsum("nk,nki->ni", noisy.classify(z), means)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:

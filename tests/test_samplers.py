@@ -9,6 +9,24 @@ from torch import Tensor
 
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.sampling.samplers.ancestral import DDIMParams, DDPMParams, EulerAncestralParams, EulerParams, ddim, ddpm
+from ldm.sampling.samplers.dpm_solver import (
+    DPMSolver2SParams,
+    DPMSolverParams,
+    DPMSolverSDEParams,
+    dpm_solver_pp_2m,
+)
+from ldm.sampling.samplers.edm import EDMParams, HeunParams, heun
+from ldm.sampling.samplers.pndm import PLMSParams, PNDMParams
+from ldm.sampling.samplers.reverse_sde import (
+    EulerMaruyamaParams,
+    PredictorCorrectorParams,
+    euler_maruyama,
+    predictor_corrector,
+)
+from ldm.sampling.samplers.rule import Rule, Step
+from ldm.sampling.samplers.unipc import UniPCParams
+from tests.analytic import Mixture, divergence, moments
 
 FLOW = Schedule("flow")
 MEAN, STD = 0.7, 0.4
@@ -19,7 +37,7 @@ def time_grid(schedule: Schedule, num_steps: int, spacing: grids.Spacing, shift:
 
 
 def follow(
-    rule: samplers.Rule,
+    rule: Rule,
     denoise: Denoiser,
     schedule: Schedule,
     z: Tensor,
@@ -61,11 +79,11 @@ def endpoint_error(sampler, schedule: Schedule, num_steps: int, noise: Tensor) -
 )
 def test_both_samplers_reach_the_exact_endpoint_of_gaussian_data(name, of_ddim, of_2m, noise):
     # These schedules end in (almost) pure noise, so the flow maps N(0, 1) exactly onto N(mean, std^2).
-    assert endpoint_error(samplers.ddim, Schedule(name), 200, noise) < of_ddim
-    assert endpoint_error(samplers.dpm_solver_pp_2m, Schedule(name), 200, noise) < of_2m
+    assert endpoint_error(ddim, Schedule(name), 200, noise) < of_ddim
+    assert endpoint_error(dpm_solver_pp_2m, Schedule(name), 200, noise) < of_2m
 
 
-@pytest.mark.parametrize("sampler", [samplers.ddim, samplers.dpm_solver_pp_2m])
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp_2m])
 @pytest.mark.parametrize("first", [0.7, 0.3])
 def test_a_sampler_starts_at_any_time_from_the_latent_there(sampler, first, noise):
     """The flow of Gaussian data is known: the latent at `first` goes on to where the one at 1 went."""
@@ -79,7 +97,7 @@ def test_a_sampler_starts_at_any_time_from_the_latent_there(sampler, first, nois
     assert float((found - whole).abs().max()) < 2e-2
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "quadratic", "log_snr", "karras"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_grid_from_any_time_falls_to_zero(spacing, shift):
     for name in ("flow", "cosine", "zero_terminal_snr"):
@@ -90,7 +108,7 @@ def test_a_grid_from_any_time_falls_to_zero(spacing, shift):
 
 def test_ddim_is_of_first_order_and_2m_of_second(noise):
     # The ends of the grid, where steps in log-SNR do not shrink, cost 2M some of its order at few steps.
-    for sampler, low, high in ((samplers.ddim, 0.9, 1.1), (samplers.dpm_solver_pp_2m, 1.6, 2.2)):
+    for sampler, low, high in ((ddim, 0.9, 1.1), (dpm_solver_pp_2m, 1.6, 2.2)):
         errors = [endpoint_error(sampler, FLOW, n, noise) for n in (80, 160, 320, 640)]
         orders = [math.log2(a / b) for a, b in pairwise(errors)]
         assert all(low < order < high for order in orders), (sampler.__name__, orders)
@@ -99,7 +117,7 @@ def test_ddim_is_of_first_order_and_2m_of_second(noise):
 @pytest.mark.parametrize("name", ["flow", "cosine"])
 @pytest.mark.parametrize("num_steps", [10, 20, 50])
 def test_2m_beats_ddim_at_equal_steps(name, num_steps, noise):
-    errors = [endpoint_error(s, Schedule(name), num_steps, noise) for s in (samplers.dpm_solver_pp_2m, samplers.ddim)]
+    errors = [endpoint_error(s, Schedule(name), num_steps, noise) for s in (dpm_solver_pp_2m, ddim)]
     assert errors[0] < errors[1] / 2
 
 
@@ -109,7 +127,7 @@ def test_ancestral_sampling_of_gaussian_data_has_the_exact_mean_and_variance(eta
     noise = torch.randn(1, 1, 200, 200, dtype=torch.float64, generator=generator)
     fresh = [torch.randn(noise.shape, dtype=torch.float64, generator=generator) for _ in range(100)]
     times = time_grid(FLOW, 100, "uniform", 1.0)
-    z = follow(partial(samplers.ddim, eta=eta), gaussian_denoiser(FLOW), FLOW, noise, times, fresh.__getitem__)
+    z = follow(partial(ddim, eta=eta), gaussian_denoiser(FLOW), FLOW, noise, times, fresh.__getitem__)
     assert abs(float(z.mean()) - MEAN) < 0.01
     assert abs(float(z.std()) - STD) < 0.015
 
@@ -117,7 +135,7 @@ def test_ancestral_sampling_of_gaussian_data_has_the_exact_mean_and_variance(eta
 def test_an_ancestral_step_from_pure_noise_keeps_none_of_it():
     noise, fresh = torch.randn(2, 1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     times = torch.tensor([1.0, 0.6], dtype=torch.float64)
-    ancestral = partial(samplers.ddim, eta=1.0)
+    ancestral = partial(ddim, eta=1.0)
     z = follow(ancestral, lambda z, t: torch.zeros_like(z), FLOW, noise, times, lambda _: fresh)
     torch.testing.assert_close(z, 0.6 * fresh)
 
@@ -126,9 +144,9 @@ def test_an_ancestral_step_from_pure_noise_keeps_none_of_it():
 def test_2m_takes_its_first_two_steps_from_pure_noise_without_extrapolation(name, noise):
     schedule, answers = Schedule(name), iter([1.0, -2.0])
     times = torch.tensor([1.0, 0.6, 0.3], dtype=torch.float64)
-    found = follow(samplers.dpm_solver_pp_2m, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    found = follow(dpm_solver_pp_2m, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
     answers = iter([1.0, -2.0])
-    expected = follow(samplers.ddim, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
+    expected = follow(ddim, lambda z, t: torch.full_like(z, next(answers)), schedule, noise, times)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -136,12 +154,12 @@ def test_one_step_is_the_denoised_start():
     noise = torch.randn(1, 1, 2, 2)
     times = time_grid(FLOW, 1, "log_snr", 1.0)
     expected = gaussian_denoiser(FLOW)(noise, torch.ones(1))
-    for sampler in (samplers.ddim, samplers.dpm_solver_pp_2m):
+    for sampler in (ddim, dpm_solver_pp_2m):
         assert torch.equal(follow(sampler, gaussian_denoiser(FLOW), FLOW, noise, times), expected)
 
 
 @pytest.mark.parametrize("name", ["flow", "linear", "cosine", "zero_terminal_snr"])
-@pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
+@pytest.mark.parametrize("spacing", ["uniform", "trailing", "quadratic", "log_snr", "karras"])
 def test_grid_falls_strictly_from_one_to_zero(name, spacing):
     times = time_grid(Schedule(name), 12, spacing, 3.0)
     assert times[0] == 1 and times[-1] == 0 and len(times) == 13
@@ -159,61 +177,250 @@ def test_shift_is_the_formula_of_stable_diffusion_3():
     assert torch.allclose(time_grid(FLOW, 4, "uniform", 3.0), 3 * t / (1 + 2 * t))
 
 
-def mixture_denoiser(schedule: Schedule) -> Denoiser:
-    """Exact denoiser of data that is -1 or 1 with equal odds: E[z0 | z] = tanh(alpha z / sigma^2)."""
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
-        return torch.tanh(alpha * z / sigma**2)
-
-    return denoise
-
-
-def diffusers_sample(scheduler, schedule: Schedule, noise: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """The sample of a diffusers scheduler that is told z0_hat, and the times (index k is the state after k + 1 steps)
-    at which it asked."""
-    scheduler.set_timesteps(20)
-    denoise, z = mixture_denoiser(schedule), noise
-    for t in scheduler.timesteps:
-        time = torch.full((len(z),), (int(t) + 1) / 1000, dtype=torch.float64)
-        z = scheduler.step(denoise(z, time), t, z, **options).prev_sample
-    return z, torch.cat([(scheduler.timesteps.double() + 1) / 1000, torch.zeros(1, dtype=torch.float64)])
-
-
-COMMON = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "sample"}
-
-
-def test_ddim_agrees_with_diffusers(noise):
-    from diffusers import DDIMScheduler
-
-    schedule = Schedule("scaled_linear")
-    scheduler = DDIMScheduler(**COMMON, clip_sample=False, timestep_spacing="trailing")
-    expected, times = diffusers_sample(scheduler, schedule, noise)
-    found = follow(samplers.ddim, mixture_denoiser(schedule), schedule, noise, times)
-    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+# What params of every kind make, and how many noises a step of it asks for.
+PARAMS: dict[str, tuple[samplers.SamplerParams, int]] = {
+    "ddpm, beta-tilde": (DDPMParams(kind="ddpm", variance=0), 1),
+    "ddpm, beta": (DDPMParams(kind="ddpm", variance=1), 1),
+    "ddim": (DDIMParams(kind="ddim", eta=0), 0),
+    "ddim, ancestral": (DDIMParams(kind="ddim", eta=1), 1),
+    "euler": (EulerParams(kind="euler"), 0),
+    "euler_ancestral": (EulerAncestralParams(kind="euler_ancestral", eta=1), 1),
+    "heun": (HeunParams(kind="heun"), 0),
+    "edm": (EDMParams(kind="edm", churn=40, low=0.05, high=50, noise=1), 1),
+    "plms": (PLMSParams(kind="plms"), 0),
+    "pndm": (PNDMParams(kind="pndm"), 0),
+    "dpm_solver_pp_2m": (DPMSolverParams(kind="dpm_solver_pp_2m"), 0),
+    "dpm_solver_pp_2s": (DPMSolver2SParams(kind="dpm_solver_pp_2s"), 0),
+    "dpm_solver_pp_sde_2m": (DPMSolverSDEParams(kind="dpm_solver_pp_sde_2m"), 1),
+    "unipc, order 2": (UniPCParams(kind="unipc", order=2), 0),
+    "unipc, order 3": (UniPCParams(kind="unipc", order=3), 0),
+    "euler_maruyama": (EulerMaruyamaParams(kind="euler_maruyama"), 1),
+    "predictor_corrector": (PredictorCorrectorParams(kind="predictor_corrector", snr=0.16, num_corrections=1), 2),
+}
+RULES = {name: samplers.build(params) for name, (params, _) in PARAMS.items()}
+DETERMINISTIC = [name for name, (_, num_noises) in PARAMS.items() if num_noises == 0]
 
 
-def test_ancestral_ddim_agrees_with_diffusers(noise):
-    from diffusers import DDIMScheduler
+def steps_of(name: str, num_steps: int, spacing: grids.Spacing = "uniform") -> list[Step]:
+    return list(grids.steps(name, grids.times(name, num_steps, spacing, 1.0)))
 
-    schedule, fresh = (
-        Schedule("scaled_linear"),
-        torch.randn(noise.shape, dtype=noise.dtype, generator=torch.Generator().manual_seed(2)),
+
+def final_moments(name: str, steps: list[Step], mean: float = MEAN, variance: float = STD**2) -> tuple[float, float]:
+    return moments(RULES[name], steps, mean, variance, PARAMS[name][1] * len(steps))
+
+
+def test_every_kind_is_on_the_bench():
+    assert {type(params) for params, _ in PARAMS.values()} == set(samplers.kinds())
+
+
+@pytest.mark.parametrize("schedule", ["flow", "cosine", "linear", "zero_terminal_snr"])
+@pytest.mark.parametrize("name", PARAMS)
+def test_samples_of_gaussian_data_have_its_mean_and_deviation(name: str, schedule: str):
+    mean, variance = final_moments(name, steps_of(schedule, 200))
+    assert mean == pytest.approx(MEAN, abs=3e-3)
+    assert math.sqrt(variance) == pytest.approx(STD, abs=0.02)
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "karras", "quadratic", "trailing"])
+@pytest.mark.parametrize("name", PARAMS)
+def test_every_spacing_leads_to_the_data(name: str, spacing: grids.Spacing):
+    mean, variance = final_moments(name, steps_of("cosine", 250, spacing))
+    assert mean == pytest.approx(MEAN, abs=5e-3)
+    assert math.sqrt(variance) == pytest.approx(STD, abs=0.02)
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMS if name not in DETERMINISTIC])
+def test_the_error_of_what_adds_noise_halves_with_the_steps(name: str):
+    """Weakly of first order; sde_2m and edm of a higher one."""
+    errors = [abs(math.sqrt(final_moments(name, steps_of("cosine", n))[1]) - STD) for n in (100, 200)]
+    assert errors[1] < 0.62 * errors[0]
+
+
+ORDERS = {
+    "ddim": (0.95, 1.05),
+    "euler": (0.95, 1.05),
+    "heun": (1.95, 2.1),
+    "plms": (1.95, 2.1),
+    "pndm": (1.95, 2.1),
+    "dpm_solver_pp_2m": (1.95, 2.6),
+    "dpm_solver_pp_2s": (1.95, 2.1),
+    "unipc, order 2": (2.7, 3.2),
+    "unipc, order 3": (2.9, 5.0),
+}
+
+
+def flow_error(rule: Rule, times: list[float]) -> float:
+    """How far a rule leaves the probability flow of Gaussian data, which keeps (z - alpha mean) / deviation."""
+    steps, z = list(grids.steps("flow", times)), torch.tensor([1.3], dtype=torch.float64)
+
+    def denoise(z: Tensor, time: float) -> Tensor:
+        t = grids.State("flow", time)
+        return MEAN + t.alpha * STD**2 / (t.alpha**2 * STD**2 + t.sigma**2) * (z - t.alpha * MEAN)
+
+    def kept(z: Tensor, t: grids.State) -> float:
+        return float((z - t.alpha * MEAN) / math.hypot(t.alpha * STD, t.sigma))
+
+    return abs(kept(rule(denoise, z, steps, trajectory.no_noise), steps[-1][1]) - kept(z, steps[0][0]))
+
+
+def even(high: float, low: float, num_steps: int) -> list[float]:
+    return [high + (low - high) * i / num_steps for i in range(num_steps + 1)]
+
+
+def test_orders_are_those_of_the_papers():
+    """Where the log-SNR is finite at both ends; UniPC of order p is of order p + 1, its warm-up of 3 at least."""
+    assert ORDERS.keys() == set(DETERMINISTIC)
+    for name, (low, high) in ORDERS.items():
+        errors = [flow_error(RULES[name], even(0.9, 0.2, n)) for n in (40, 80, 160)]
+        assert all(low < math.log2(a / b) < high for a, b in pairwise(errors)), (name, errors)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "plms", "pndm"])
+def test_rising_times_lead_from_data_to_noise(name: str):
+    """Inversion, from time 0 on; of the same order as sampling."""
+    errors = [flow_error(RULES[name], even(0.0, 0.9, n)) for n in (40, 80)]
+    order = 1 if name == "ddim" else 2
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+def test_inversion_and_reconstruction_err_as_one_over_the_steps():
+    data = Mixture.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]])
+    z0 = data.samples(500, torch.Generator().manual_seed(0))
+    errors: list[float] = []
+    for num_steps in (10, 50, 100, 200):
+        times, denoise = grids.times("linear", num_steps, "uniform", 1.0), data.denoiser(Schedule("linear"))
+        noise = trajectory.follow(ddim, denoise, Schedule("linear"), z0, times[::-1])
+        again = trajectory.follow(ddim, denoise, Schedule("linear"), noise, times)
+        errors.append(float((again - z0).square().mean().sqrt()))
+    assert errors[0] < 0.5 and errors[-1] < 0.03
+    assert errors[1] / errors[2] == pytest.approx(2, abs=0.3) and errors[2] / errors[3] == pytest.approx(2, abs=0.3)
+
+
+def test_ddim_twice_is_the_same_to_the_bit(noise: Tensor):
+    times = time_grid(FLOW, 7, "uniform", 1.0)
+    first, second = (follow(ddim, gaussian_denoiser(FLOW), FLOW, noise, times) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_ancestral_ddim_is_ddpm_with_the_small_variance():
+    for name in ("flow", "linear", "zero_terminal_snr"):
+        steps = steps_of(name, 30)
+        found = moments(partial(ddim, eta=1.0), steps, MEAN, STD**2, 30)
+        assert moments(partial(ddpm, variance=0.0), steps, MEAN, STD**2, 30) == pytest.approx(found, rel=1e-9)
+
+
+def ddpm_covariance(variance: float, num_steps: int) -> tuple[float, float]:
+    """Diagonal and other entries for data N(0, [[1, 0.9], [0.9, 1]]), whose principal axes are independent."""
+    rule, steps = partial(ddpm, variance=variance), steps_of("linear", num_steps)
+    wide, narrow = (moments(rule, steps, 0.0, axis, num_steps)[1] for axis in (1.9, 0.1))
+    return (wide + narrow) / 2, (wide - narrow) / 2
+
+
+def test_both_variances_of_ddpm_give_the_covariance_in_a_thousand_steps_and_differ_in_fifty():
+    for variance in (0.0, 1.0):
+        assert ddpm_covariance(variance, 1000) == pytest.approx((1, 0.9), abs=0.01)
+    assert ddpm_covariance(0.0, 50)[0] < 0.9 < 0.97 < ddpm_covariance(1.0, 50)[0] < 1.01
+    assert ddpm_covariance(0.0, 50)[0] < ddpm_covariance(0.5, 50)[0] < ddpm_covariance(1.0, 50)[0]
+
+
+class Exploding(grids.State):
+    """alpha = 1, sigma from 0.01 to 10 by equal factors: the VE process."""
+
+    def __init__(self, time: float) -> None:
+        self.time, self.alpha = time, 1.0
+        self.sigma = 0.01 * 1000**time if time >= 0 else 0.0
+        self.half_log_snr = -math.log(self.sigma) if time >= 0 else math.inf
+
+
+@pytest.mark.parametrize("num_steps", [25, 50, 100])
+def test_langevin_steps_halve_the_divergence_of_ve_sampling(num_steps: int):
+    states = [Exploding(1 - i / (num_steps - 1)) for i in range(num_steps)]
+    steps = list(pairwise([*states, Exploding(-1.0)]))
+
+    def error(rule: Rule, num_noises: int) -> float:
+        def from_noise(denoise, z, steps, noise_at_step):
+            return rule(denoise, steps[0][0].sigma * z, steps, noise_at_step)
+
+        return divergence(*moments(from_noise, steps, MEAN, STD**2, num_noises * num_steps), MEAN, STD**2)
+
+    corrected = error(partial(predictor_corrector, snr=0.16, num_corrections=1), 2)
+    assert corrected < 0.7 * error(euler_maruyama, 1)
+
+
+def test_churn_adds_what_it_says():
+    """Between steps of no length, sigma / alpha rises by the factor and the latent gets the noise for it."""
+    t, end = grids.State("flow", 0.5), grids.State("flow", 0.0)
+    asked: list[float] = []
+
+    def denoise(z: Tensor, time: float) -> Tensor:
+        asked.append(time)
+        return 0.0 * z if time else z
+
+    z = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    heun(denoise, z, [(t, end)], lambda _: torch.tensor([0.0, 1.0], dtype=torch.float64), churn=0.2)
+    state = grids.State("flow", asked[0])
+    assert state.sigma / state.alpha == pytest.approx(1.2 * t.sigma / t.alpha)
+    quiet: list[float] = []
+    heun(lambda z, time: (quiet.append(time), z)[1], z, [(t, end)], trajectory.no_noise, churn=0.2, high=0.9)
+    assert quiet == [0.5]
+
+
+MIXTURE = Mixture.of(
+    [0.5, 0.3, 0.2],
+    [[-1.0, 0.0], [1.5, 1.0], [0.0, -2.0]],
+    [[[0.1, 0.05], [0.05, 0.1]], [[0.1, 0.0], [0.0, 0.2]], [[0.1, 0.0], [0.0, 0.1]]],
+)
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_samples_of_a_mixture_have_its_weights_mean_and_covariance(name: str):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4000, 2, dtype=torch.float64, generator=generator)
+    schedule = Schedule("cosine")
+    z = trajectory.follow(
+        RULES[name],
+        MIXTURE.denoiser(schedule),
+        schedule,
+        noise,
+        grids.times("cosine", 100, "uniform", 1.0),
+        lambda _: torch.randn(noise.shape, dtype=noise.dtype, generator=generator),
     )
-    scheduler = DDIMScheduler(**COMMON, clip_sample=False, timestep_spacing="trailing")
-    expected, times = diffusers_sample(scheduler, schedule, noise, eta=0.6, variance_noise=fresh)
-    found = follow(partial(samplers.ddim, eta=0.6), mixture_denoiser(schedule), schedule, noise, times, lambda _: fresh)
-    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(z.mean(0), MIXTURE.mean, rtol=0, atol=0.08)
+    torch.testing.assert_close(z.T.cov(), MIXTURE.covariance, rtol=0, atol=0.1)
+    torch.testing.assert_close(MIXTURE.classify(z).mean(0), MIXTURE.weights, rtol=0, atol=0.03)
 
 
-def test_2m_agrees_with_diffusers(noise):
-    from diffusers import DPMSolverMultistepScheduler
+@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("schedule", ["flow", "linear"])
+def test_a_rule_is_linear_and_its_times_do_not_depend_on_latents(name: str, schedule: str):
+    """What `ldm check` relies on."""
+    generator = torch.Generator().manual_seed(0)
+    rule, steps, asked = RULES[name], steps_of(schedule, 6), []
 
-    schedule = Schedule("scaled_linear")
-    scheduler = DPMSolverMultistepScheduler(**COMMON, timestep_spacing="trailing", final_sigmas_type="zero")
-    expected, times = diffusers_sample(scheduler, schedule, noise)
-    found = follow(samplers.dpm_solver_pp_2m, mixture_denoiser(schedule), schedule, noise, times)
-    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    def final(z: Tensor, fresh: Tensor) -> Tensor:
+        times: list[float] = []
+
+        def denoise(z: Tensor, time: float) -> Tensor:
+            times.append(time)
+            return math.cos(3 * time) * z
+
+        asked.append(times)
+        return rule(denoise, z, steps, lambda number: fresh[number])
+
+    a, b = torch.randn(2, 3, dtype=torch.float64, generator=generator)
+    fresh_a, fresh_b = torch.randn(2, 12, 3, dtype=torch.float64, generator=generator)
+    both = final(2 * a + b, 2 * fresh_a + fresh_b)
+    torch.testing.assert_close(both, 2 * final(a, fresh_a) + final(b, fresh_b), rtol=1e-9, atol=1e-9)
+    assert asked[0] == asked[1] == asked[2]
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_one_step_is_the_denoised_start_of_every_sampler(name: str):
+    noise = torch.randn(1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = time_grid(FLOW, 1, "uniform", 1.0)
+    expected = gaussian_denoiser(FLOW)(noise, torch.ones(1))
+    found = follow(RULES[name], gaussian_denoiser(FLOW), FLOW, noise, times, lambda _: torch.ones_like(noise))
+    torch.testing.assert_close(found, expected)
 
 
 def constant(value: float) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Samplers that draw from the posterior of the forward chain: DDPM and DDIM; and the methods of Euler, which are DDIM."""
+"""Samplers that draw from the posterior of the forward chain: DDPM, and DDIM, which Euler's methods are too."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -14,8 +14,8 @@ _MAX_CHURN = math.sqrt(2) - 1
 
 
 class HeunParams(Section):
-    """Heun's method in sigma / alpha (Karras et al. 2022, algorithm 1): second order, adds no noise, two evaluations per
-    step."""
+    """Heun's method in sigma / alpha (Karras et al. 2022, algorithm 1): second order, two evaluations per step, adds no
+    noise."""
 
     kind: Literal["heun"]
     """Its name."""
@@ -31,7 +31,7 @@ class EDMParams(Section):
     kind: Literal["edm"]
     """Its name."""
     churn: float = Field(ge=0, le=1e4)
-    """S_churn: over N steps, each first raises sigma / alpha by S_churn / N of itself, at most by sqrt(2) - 1; 0 = none."""
+    """S_churn: each of N steps first raises sigma / alpha by S_churn / N of itself, at most by sqrt(2) - 1; 0 = none."""
     low: float = Field(ge=0, le=1e6)
     """S_tmin: least sigma / alpha at which noise is added."""
     high: float = Field(ge=0, le=1e6)

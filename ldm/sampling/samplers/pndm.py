@@ -17,8 +17,8 @@ _ADAMS_BASHFORTH = (
 
 
 class PLMSParams(Section):
-    """PLMS: PNDM that begins with one step of improved Euler (the first sampler of Stable Diffusion): second order, adds
-    no noise. Even steps in time."""
+    """PLMS: PNDM that begins with one step of improved Euler, the first sampler of Stable Diffusion: second order for
+    even steps in time, adds no noise."""
 
     kind: Literal["plms"]
     """Its name."""
@@ -29,8 +29,8 @@ class PLMSParams(Section):
 
 
 class PNDMParams(Section):
-    """PNDM (Liu et al. 2022, F-PNDM): its first three steps evaluate four times each, later ones once; second order,
-    adds no noise. Even steps in time."""
+    """PNDM (Liu et al. 2022, F-PNDM): its first three steps evaluate four times each, later ones once; second order for
+    even steps in time, adds no noise."""
 
     kind: Literal["pndm"]
     """Its name."""

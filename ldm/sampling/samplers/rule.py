@@ -2,8 +2,8 @@
 
 A rule knows no network, schedule, guidance or task. It only adds latents and multiplies them by numbers, so it runs on
 tensors and on NumPy arrays, and nothing here imports torch: `ldm check` runs the same rules to follow a network's
-errors to the samples. Steps are written in alpha and sigma, not in their ratio, so they hold where alpha = 0 (t = 1 of a
-schedule that ends in pure noise) and where sigma = 0 (t = 0).
+errors to the samples. Steps are written in alpha and sigma, not in their ratio, so they hold where alpha = 0 (t = 1 of
+a schedule that ends in pure noise) and where sigma = 0 (t = 0).
 """
 
 from collections.abc import Callable, Sequence
