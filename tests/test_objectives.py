@@ -17,6 +17,7 @@ from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.sampling.samplers.dpm_solver import DPMSolverParams
 from ldm.tools.check import objectives
+from tests.analytic import SAMPLERS
 from tests.training_data import UNET
 
 SCHEDULES = ("flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr")
@@ -75,7 +76,7 @@ def sampled(chosen: DiffusionParams, sample: DrawingParams, wrong: Callable[[flo
     schedule, generator = Schedule(chosen.schedule), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 1, num, dtype=torch.float64, generator=generator).expand(len(SCALES), -1, -1, -1)
     times = grids.times(schedule.name, sample.num_steps, sample.spacing, sample.time_shift)
-    fresh = [torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator) for _ in times]
+    fresh = [torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator) for _ in times * 2]
     sampler = samplers.build(sample.sampler)
     return trajectory.follow(sampler, network(chosen, wrong), schedule, noise, times, lambda step: fresh[step]) / SCALES
 
@@ -89,7 +90,7 @@ def bf16(t: float) -> Wrong:
 
 
 def badly_trained(chosen: DiffusionParams, sample: DrawingParams) -> Callable[[float], Wrong]:
-    times = grids.times(chosen.schedule, sample.num_steps, sample.spacing, sample.time_shift)[:-1]
+    times = [visit.time for visit in objectives.visits(chosen, sample)]
     generator = torch.Generator().manual_seed(1)
     by_time = dict(zip(times, shares(chosen, torch.tensor(times, dtype=torch.float64)).tolist(), strict=True))
 
@@ -128,6 +129,26 @@ def test_the_computed_error_is_that_of_samples_for_every_combination(schedule: s
                 assert (computed > objectives.MAX_ERROR) == (measured > objectives.MAX_ERROR), (chosen, how)
             refused.append(measured > objectives.MAX_ERROR)
     assert set(refused) == {False, True}
+
+
+def drawn_by(name: str, num_steps: int = 12) -> DrawingParams:
+    return DrawingParams.model_construct(
+        sampler=SAMPLERS[name][0], num_steps=num_steps, spacing="uniform", time_shift=1.0
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_computed_error_is_that_of_samples_for_every_sampler(name: str):
+    chosen, sample = objective("zero_terminal_snr", "v"), drawn_by(name)
+    computed, measured = computed_error(chosen, sample), measured_error(chosen, sample, sampled(chosen, sample, exact))
+    assert computed == pytest.approx(measured, rel=0.1)
+    assert computed < objectives.MAX_ERROR
+
+
+def test_samplers_in_sigma_over_alpha_are_refused_where_it_begins_at_thousands():
+    chosen = objective("cosine", "v")
+    refused = {name for name in SAMPLERS if computed_error(chosen, drawn_by(name, 25)) > objectives.MAX_ERROR}
+    assert refused == {"heun", "edm", "plms", "pndm"}
 
 
 SOUND = [
