@@ -22,7 +22,11 @@ from ldm.sampling.samplers.ancestral import DDIMParams, DDPMParams, EulerAncestr
 from ldm.sampling.samplers.dpm_solver import DPMSolver2SParams, DPMSolverParams, DPMSolverSDEParams
 from ldm.sampling.samplers.edm import EDMParams, HeunParams
 from ldm.sampling.samplers.pndm import PLMSParams, PNDMParams
-from ldm.sampling.samplers.reverse_sde import EulerMaruyamaParams, PredictorCorrectorParams
+from ldm.sampling.samplers.reverse_sde import (
+    AnnealedLangevinParams,
+    EulerMaruyamaParams,
+    PredictorCorrectorParams,
+)
 from ldm.sampling.samplers.rule import Rule, Step
 from ldm.sampling.samplers.unipc import UniPCParams
 
@@ -43,6 +47,7 @@ SAMPLERS: dict[str, tuple[samplers.SamplerParams, int]] = {
     "unipc, order 2": (UniPCParams(kind="unipc", order=2), 0),
     "unipc, order 3": (UniPCParams(kind="unipc", order=3), 0),
     "euler_maruyama": (EulerMaruyamaParams(kind="euler_maruyama"), 1),
+    "annealed_langevin": (AnnealedLangevinParams(kind="annealed_langevin", snr=0.3, num_repeats=10), 10),
     "predictor_corrector": (PredictorCorrectorParams(kind="predictor_corrector", snr=0.16, num_corrections=1), 2),
 }
 """Every kind of sampler, and how many noises a step of it asks for."""

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -181,11 +181,16 @@ def test_every_kind_is_on_the_bench():
     assert {type(params) for params, _ in SAMPLERS.values()} == set(samplers.kinds())
 
 
-@pytest.mark.parametrize("schedule", ["flow", "cosine", "linear", "zero_terminal_snr"])
-@pytest.mark.parametrize("name", SAMPLERS)
+# `ldm check` refuses pndm with cosine: its first steps multiply errors by sigma / alpha, which begins at 20000.
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        pair
+        for pair in product(SAMPLERS, ("flow", "cosine", "linear", "zero_terminal_snr"))
+        if pair != ("pndm", "cosine")
+    ],
+)
 def test_samples_of_gaussian_data_have_its_mean_and_deviation(name: str, schedule: str):
-    if (name, schedule) == ("pndm", "cosine"):
-        pytest.skip("`ldm check` refuses it: its first steps multiply errors by sigma / alpha, which begins at 20000")
     mean, variance = final_moments(name, steps_of(schedule, 200))
     assert mean == pytest.approx(MEAN, abs=3e-3)
     assert math.sqrt(variance) == pytest.approx(STD, abs=0.02)
@@ -194,7 +199,7 @@ def test_samples_of_gaussian_data_have_its_mean_and_deviation(name: str, schedul
 @pytest.mark.parametrize("spacing", ["log_snr", "karras", "quadratic", "trailing"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_spacing_leads_to_the_data(name: str, spacing: grids.Spacing):
-    mean, variance = final_moments(name, steps_of("flow", 250, spacing))
+    mean, variance = final_moments(name, steps_of("flow", 400, spacing))
     assert mean == pytest.approx(MEAN, abs=5e-3)
     assert math.sqrt(variance) == pytest.approx(STD, abs=0.02)
 

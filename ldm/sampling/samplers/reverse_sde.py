@@ -1,4 +1,5 @@
-"""The reverse of the forward process as a stochastic differential equation (Song et al. 2021, score-based SDE)."""
+"""Samplers that follow the score with fresh noise: the reverse of the forward process as a stochastic differential
+equation (Song et al. 2021, score-based SDE), and Langevin steps (Song and Ermon 2019, NCSN)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from ldm.core.config import Section
+from ldm.sampling.grids import State
 from ldm.sampling.samplers.rule import Rule, Step, Z
 
 
@@ -35,6 +37,21 @@ class PredictorCorrectorParams(Section):
     def rule(self) -> Rule:
         """Its rule."""
         return partial(predictor_corrector, snr=self.snr, num_corrections=self.num_corrections)
+
+
+class AnnealedLangevinParams(Section):
+    """Langevin steps alone, at less and less noise (Song and Ermon 2019): adds noise, needs many evaluations."""
+
+    kind: Literal["annealed_langevin"]
+    """Its name."""
+    snr: float = Field(gt=0, lt=1)
+    """Signal-to-noise ratio of a Langevin step, as of `predictor_corrector`."""
+    num_repeats: int = Field(ge=1, le=1000)
+    """Langevin steps, an evaluation each, at every time."""
+
+    def rule(self) -> Rule:
+        """Its rule."""
+        return partial(annealed_langevin, snr=self.snr, num_repeats=self.num_repeats)
 
 
 def euler_maruyama(
@@ -72,9 +89,36 @@ def predictor_corrector(
         added = t.sigma**2 - (kept * s.sigma) ** 2
         z = (2 - kept) * z - added / t.sigma**2 * (z - t.alpha * z0_hat) + math.sqrt(added) * noise_at_step(first)
         for number in range(first + 1, first + 1 + num_corrections):
-            residual = z - s.alpha * denoise(z, s.time)
-            z = z - 2 * snr**2 * residual + 2 * snr * s.sigma * noise_at_step(number)
+            z = _langevin(denoise, z, s, snr, noise_at_step(number))
     return z
 
 
-Params = EulerMaruyamaParams | PredictorCorrectorParams
+def annealed_langevin(
+    denoise: Callable[[Z, float], Z],
+    z: Z,
+    steps: Sequence[Step],
+    noise_at_step: Callable[[int], Z],
+    snr: float,
+    num_repeats: int,
+) -> Z:
+    """NCSN (Song and Ermon 2019, algorithm 1) in x = z / alpha: x stays as it is from one time to the next.
+
+    Its step size is proportional to sigma^2, as that of the corrector in `predictor_corrector`. From alpha = 0, where x
+    is infinite, z stays. The last step, to sigma = 0, is z0_hat (Song and Ermon 2020, section 3.3).
+    """
+    for step, (t, s) in enumerate(steps):
+        for number in range(step * num_repeats, (step + 1) * num_repeats):
+            z = _langevin(denoise, z, t, snr, noise_at_step(number))
+        if s.sigma == 0:
+            z = s.alpha * denoise(z, t.time)
+        elif t.alpha > 0:
+            z = s.alpha / t.alpha * z
+    return z
+
+
+def _langevin(denoise: Callable[[Z, float], Z], z: Z, t: State, snr: float, noise: Z) -> Z:
+    """z + epsilon score + sqrt(2 epsilon) noise with epsilon = 2 (snr sigma)^2."""
+    return z - 2 * snr**2 * (z - t.alpha * denoise(z, t.time)) + 2 * snr * t.sigma * noise
+
+
+Params = EulerMaruyamaParams | PredictorCorrectorParams | AnnealedLangevinParams
