@@ -76,9 +76,13 @@ def sampled(chosen: DiffusionParams, sample: DrawingParams, wrong: Callable[[flo
     schedule, generator = Schedule(chosen.schedule), torch.Generator().manual_seed(0)
     noise = torch.randn(1, 1, 1, num, dtype=torch.float64, generator=generator).expand(len(SCALES), -1, -1, -1)
     times = grids.times(schedule.name, sample.num_steps, sample.spacing, sample.time_shift)
-    fresh = [torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator) for _ in times * 2]
+
+    def fresh(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1 + number)
+        return torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator)
+
     sampler = samplers.build(sample.sampler)
-    return trajectory.follow(sampler, network(chosen, wrong), schedule, noise, times, lambda step: fresh[step]) / SCALES
+    return trajectory.follow(sampler, network(chosen, wrong), schedule, noise, times, fresh) / SCALES
 
 
 def exact(t: float) -> Wrong:

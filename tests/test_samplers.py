@@ -206,9 +206,9 @@ def test_every_spacing_leads_to_the_data(name: str, spacing: grids.Spacing):
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in DETERMINISTIC])
 def test_the_error_of_what_adds_noise_halves_with_the_steps(name: str):
-    """Weakly of first order; sde_2m and edm of a higher one."""
+    """Weakly of first order at least; Langevin steps alone never quite catch up with the noise."""
     errors = [abs(math.sqrt(final_moments(name, steps_of("cosine", n))[1]) - STD) for n in (100, 200)]
-    assert errors[1] < 0.62 * errors[0]
+    assert errors[1] < (0.7 if name == "annealed_langevin" else 0.56) * errors[0]
 
 
 ORDERS = {
@@ -383,7 +383,7 @@ def test_a_rule_is_linear_and_its_times_do_not_depend_on_latents(name: str, sche
         return rule(denoise, z, steps, lambda number: fresh[number])
 
     a, b = torch.randn(2, 3, dtype=torch.float64, generator=generator)
-    fresh_a, fresh_b = torch.randn(2, 12, 3, dtype=torch.float64, generator=generator)
+    fresh_a, fresh_b = torch.randn(2, 60, 3, dtype=torch.float64, generator=generator)
     both = final(2 * a + b, 2 * fresh_a + fresh_b)
     torch.testing.assert_close(both, 2 * final(a, fresh_a) + final(b, fresh_b), rtol=1e-9, atol=1e-9)
     assert asked[0] == asked[1] == asked[2]
