@@ -30,7 +30,7 @@ def running(*places: str) -> set[str]:
         (["ldm/denoiser/training"], {"train_unet"}),
         (["ldm/compute"], COMPUTING),
         (["ldm/compute/attention.py"], COMPUTING),
-        (["ldm/sampling/samplers.py", "ldm/sampling/generator.py"], {"sample"}),
+        (["ldm/sampling/samplers", "ldm/sampling/generator.py"], {"sample"}),
         (["ldm/sampling"], {"sample", "evaluate"}),
         (["ldm/training/loop.py", "ldm/training/params.py"], TRAININGS),
         (["ldm/autoencoder/training"], {"train_autoencoder"}),

@@ -437,7 +437,7 @@ def test_units_of_another_encoder_are_neither_used_nor_left(here: Path):
     assert len(list(Path("runs/encode_latents").iterdir())) == 1
 
 
-UNRELATED = ("sampling/samplers", "denoiser/model/params", "training/loop", "core/errors", "core/stage")
+UNRELATED = ("sampling/samplers/unipc", "denoiser/model/params", "training/loop", "core/errors", "core/stage")
 RELATED = ("core/shards", "compute/attention", "precompute/work")
 
 
