@@ -351,13 +351,12 @@ MIXTURE = Mixture.of(
 def test_samples_of_a_mixture_have_its_weights_mean_and_covariance(name: str):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4000, 2, dtype=torch.float64, generator=generator)
-    schedule = Schedule("cosine")
     z = trajectory.follow(
         RULES[name],
-        MIXTURE.denoiser(schedule),
-        schedule,
+        MIXTURE.denoiser(FLOW),
+        FLOW,
         noise,
-        grids.times("cosine", 100, "uniform", 1.0),
+        grids.times("flow", 100, "uniform", 1.0),
         lambda _: torch.randn(noise.shape, dtype=noise.dtype, generator=generator),
     )
     torch.testing.assert_close(z.mean(0), MIXTURE.mean, rtol=0, atol=0.08)
