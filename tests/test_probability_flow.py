@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.denoiser.model.diffusion import Schedule
-from ldm.sampling import probability_flow
+from ldm.tools import probability_flow
 from tests.analytic import Mixture
 
 GAUSSIAN = Mixture.gaussian([0.5, -1.0], [[1.0, 0.6], [0.6, 0.5]])
@@ -44,6 +44,14 @@ def test_noise_flows_to_the_data_that_the_flow_keeps(name: str):
     expected = GAUSSIAN.mean + noise @ (axes * values.sqrt()) @ axes.T
     found = probability_flow.solve(GAUSSIAN.denoiser(schedule), schedule, noise, 1.0, 0.0, 1e-7)
     torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
+
+
+def test_latents_keep_their_dtype():
+    schedule, noise = Schedule("flow"), torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    found = probability_flow.solve(TWO.denoiser(schedule), schedule, noise, 1.0, 0.0, 1e-4)
+    exact = probability_flow.solve(TWO.denoiser(schedule), schedule, noise.double(), 1.0, 0.0, 1e-4)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-3)
 
 
 def test_there_and_back_is_the_start():

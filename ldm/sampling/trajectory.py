@@ -27,7 +27,8 @@ def follow(
     times: Sequence[float],
     noise_at_step: NoiseAtStep = no_noise,
 ) -> Float[Tensor, "b c h w"]:
-    """From the latent at times[0], which is standard normal noise for time 1, to that at times[-1]."""
+    """From the latent at times[0], which is standard normal noise for time 1, to that at times[-1]. Rising times lead
+    from data to noise, by the rules that can (`Rule`)."""
 
     def denoise_all(z: Float[Tensor, "b c h w"], time: float) -> Float[Tensor, "b c h w"]:
         return denoise(z, torch.full((len(z),), time, dtype=z.dtype, device=z.device))
@@ -41,7 +42,7 @@ def prompt_noise(seed: int, prompt_numbers: Sequence[int], shape: tuple[int, int
 
 
 def prompt_noise_at_step(seed: int, prompt_numbers: Sequence[int], shape: tuple[int, int, int]) -> NoiseAtStep:
-    """Noise for samplers that add some: each row a function of (seed, its prompt's number, step) alone."""
+    """Noise for samplers that add some: each row a function of (seed, its prompt's number, the noise's) alone."""
     return lambda step: _noise(seed, f"sample step {step}", prompt_numbers, shape)
 
 

@@ -53,7 +53,7 @@ def bits_per_dimension(
     denoise: Denoiser,
     schedule: Schedule,
     z0: Float[Tensor, "b c h w"],
-    probes: Float[Tensor, "k b c h w"],
+    probes: Float[Tensor, "probes b c h w"],
     tolerance: float,
 ) -> Float[Tensor, " b"]:
     """-log2 p(z_0) over the number of dimensions, of clean latents.
