@@ -31,7 +31,7 @@ class EDMParams(Section):
     kind: Literal["edm"]
     """Its name."""
     churn: float = Field(ge=0, le=1e4)
-    """S_churn: each of N steps first raises sigma / alpha by its S_churn / N, at most by its sqrt(2) - 1; 0 = none."""
+    """S_churn: before each of N steps sigma / alpha grows by 1 + S_churn / N, at most by sqrt(2); 0 = not at all."""
     low: float = Field(ge=0, le=1e6)
     """S_tmin: least sigma / alpha at which noise is added."""
     high: float = Field(ge=0, le=1e6)
