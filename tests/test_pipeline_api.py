@@ -160,7 +160,7 @@ def pixels(png: bytes) -> torch.Tensor:
     [
         ({"num_steps": 0}, "num_steps: found 0; expected an integer >= 1"),
         ({"guidance": 3}, "guidance: unknown key; expected one of sampler, .*fix: .*guidance_scale"),
-        ({"sampler": "elder"}, "sampler.kind: found .elder.; expected one of ddpm, ddim,"),
+        ({"sampler": "elder"}, "sampler.kind: found .elder.; expected one of annealed_langevin, ddim,"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found NaN; expected"),
         ({"seed": -1}, "seed: found -1; expected an integer >= 0"),
         ({"sampler": {"kind": "dpm_solver_pp_2m", "eta": 0.5}}, "sampler.*eta.*unknown key"),
