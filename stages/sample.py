@@ -35,6 +35,7 @@ def main() -> str:
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = plan.choose(captions, params)
     generator.check_guidance([part.guidance_scale for part in sets])
+    generator.check_drawing(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
     made_by = fingerprint.of(__file__, params, {**inputs, "device": accelerator.device.type})
     run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)

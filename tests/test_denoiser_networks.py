@@ -54,6 +54,7 @@ CONFIGS: dict[int, dict[str, Any]] = {
     1: {"network": FLAT, "diffusion": FORMER},
     2: {"network": FLAT, "diffusion": DIFFUSION},
     3: {"network": FLAT | {"kind": "unet"}, "diffusion": DIFFUSION},
+    4: {"network": FLAT | {"kind": "unet"}, "diffusion": DIFFUSION | {"offset_noise": 0.0}},
 }
 """One network as each format described it, written out: a later key is in none of them."""
 
@@ -72,7 +73,7 @@ def test_a_network_of_any_format_opens_as_what_was_written(tmp_path: Path, versi
     found, diffusion, passport = networks.load(tmp_path, CPU)
     assert passport.format_version == version and passport.config == CONFIGS[max(CONFIGS)]
     assert isinstance(found, UNet) and found.latent_shape == (CHANNELS, LATENT_SIZE, LATENT_SIZE)
-    assert diffusion == DiffusionParams.model_validate(DIFFUSION)
+    assert diffusion == DiffusionParams.model_validate(CONFIGS[4]["diffusion"])
     assert isinstance(diffusion.loss_weighting, MinSNRParams) and isinstance(diffusion.time_sampling, LogitNormalParams)
     assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
     assert all(torch.equal(a, b) for a, b in zip(written.parameters(), found.parameters(), strict=True))
@@ -98,6 +99,6 @@ def test_uniform_weights_and_times_of_format_1_lose_the_values_of_other_kinds() 
     ],
 )
 def test_what_this_code_cannot_build_is_refused(tmp_path: Path, network_config: dict[str, Any], finding: str) -> None:
-    write(tmp_path, {"network": network_config, "diffusion": DIFFUSION})
+    write(tmp_path, {"network": network_config, "diffusion": CONFIGS[4]["diffusion"]})
     with pytest.raises(IntegrityError, match=finding):
         networks.load(tmp_path, CPU)

@@ -14,6 +14,7 @@ from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import DenoisingObjective, training_times
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.batches import LatentBatches
+from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import Inputs, check_fits, load_inputs
 from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.precompute.cache import Cache
@@ -132,6 +133,23 @@ def test_the_last_slice_of_stratified_times_does_not_reach_pure_noise(inputs: In
         assert 0.99 < LatentBatches(inputs.train, params)(0, slice(2047, 2048))["t"].item() < 1
 
 
+def test_offset_noise_is_shared_by_the_positions_of_a_channel(inputs: Inputs):
+    params = unet_params(diffusion={"offset_noise": 0.5})
+    with_offset, without = LatentBatches(inputs.train, params), LatentBatches(inputs.train, unet_params())
+    offsets: list[torch.Tensor] = []
+    for step in range(60):
+        found, plain = with_offset(step, slice(0, 8)), without(step, slice(0, 8))
+        assert all(torch.equal(found[name], plain[name]) for name in found if name != "noise")
+        offset = found["noise"] - plain["noise"]
+        torch.testing.assert_close(offset, offset[:, :, :1, :1].expand_as(offset), rtol=0, atol=1e-5)
+        torch.testing.assert_close(with_offset(step, slice(3, 5))["noise"], found["noise"][3:5], rtol=0, atol=0)
+        offsets.append(offset[:, :, 0, 0])
+    drawn = torch.stack(offsets)  # 60 steps x 8 rows x 4 channels, all independent
+    assert float(drawn.std()) == pytest.approx(0.5, rel=0.07)
+    assert abs(float(drawn.mean())) < 4 * 0.5 / drawn.numel() ** 0.5
+    assert abs(float(torch.corrcoef(drawn.flatten(0, 1).T).fill_diagonal_(0).abs().max())) < 0.2
+
+
 class Blind(torch.nn.Module):
     """Predicts zero: the loss is then the mean square of the target."""
 
@@ -154,6 +172,10 @@ def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: Inputs, num_acc
     assert found["mse_bucket_1"] == pytest.approx(mse[first].mean().item(), rel=1e-5)
     assert found["mse_bucket_2"] == pytest.approx(mse[~first].mean().item(), rel=1e-5)
     assert found["mse_noisiest"] == pytest.approx(mse[int(place.argmax())].item(), rel=1e-5)
+    z0 = inputs.val.latents(np.arange(5), posterior)
+    bound = VariationalBound(params.diffusion, z0, torch.from_numpy(place))
+    expected = bound.terms(float(bound.weights @ mse.double()))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_buckets_are_slices_of_the_training_times(inputs: Inputs):

@@ -1,8 +1,9 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from pydantic import ValidationError
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ldm.denoiser.model import diffusion
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import DiffusionParams
+from ldm.denoiser.model.schedules import Prediction, ScheduleName
 
 DIFFUSERS = {
     "linear": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
@@ -22,8 +24,8 @@ DIFFUSERS = {
         "rescale_betas_zero_snr": True,
     },
 }
-SCHEDULES = ["flow", *DIFFUSERS]
-PREDICTIONS = ["eps", "v", "x0", "flow"]
+SCHEDULES = list(get_args(ScheduleName))
+PREDICTIONS = list(get_args(Prediction))
 
 
 def params(**changes: object) -> DiffusionParams:
@@ -34,6 +36,7 @@ def params(**changes: object) -> DiffusionParams:
         "time_sampling": {"kind": "uniform"},
         "time_shift": 1.0,
         "stratified_times": False,
+        "offset_noise": 0.0,
         "caption_dropout": 0.1,
     }
     return DiffusionParams.model_validate(values | changes)
@@ -77,9 +80,12 @@ def test_schedules_start_at_data_and_lose_signal_monotonically(name: str):
     t = torch.linspace(0, 1, 3001, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     assert alpha[0] == 1 and sigma[0] == 0
-    assert (alpha.diff() < 0).all() and (sigma.diff() >= 0).all()
+    assert (alpha.diff() < 0).all() or name == "ve"
+    assert (sigma.diff() >= 0).all()
     if name == "flow":
         torch.testing.assert_close(alpha + sigma, torch.ones_like(t))
+    elif name == "ve":
+        assert (alpha == 1).all()
     else:
         torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
     assert schedule.log_snr(t)[0] == math.inf
@@ -112,7 +118,7 @@ def test_predictions_are_inverted(name: str, prediction: str):
     torch.testing.assert_close(z0_hat, z0)
 
 
-@pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
+@pytest.mark.parametrize("prediction", ["v", "x0", "flow", "edm"])
 @pytest.mark.parametrize("name", ["flow", "zero_terminal_snr"])
 def test_pure_noise_still_gives_a_clean_latent(name: str, prediction: str):
     schedule = diffusion.Schedule(name)
@@ -144,7 +150,7 @@ def test_min_snr_makes_the_loss_independent_of_the_prediction(name: str):
     z0, noise = latents(4)
     z = diffusion.add_noise(schedule, z0, noise, t[1:].repeat(2)[:4])
     losses = []
-    for prediction in ("v", "x0", "flow"):
+    for prediction in ("v", "x0", "flow", "edm"):
         chosen = params(schedule=name, prediction=prediction, loss_weighting={"kind": "min_snr", "gamma": 5.0})
         times = t[1:].repeat(2)[:4]
         right = diffusion.target(schedule, prediction, z0, noise, times)
@@ -155,6 +161,94 @@ def test_min_snr_makes_the_loss_independent_of_the_prediction(name: str):
         torch.testing.assert_close(weighted, snr * error.square().flatten(1).mean(1))
         losses.append(diffusion.loss_weight(schedule, chosen, t))
         assert torch.isfinite(losses[-1]).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "vp", "flow", "ve"])
+@pytest.mark.parametrize(("k", "gamma"), [(1.0, 1.0), (1.0, 0.5), (0.25, 2.0)])
+def test_p2_weighs_the_error_of_the_noise_by_the_papers_formula_whatever_is_predicted(
+    name: str, k: float, gamma: float
+):
+    schedule, t = diffusion.Schedule(name), torch.tensor([0.01, 0.3, 0.7, 0.99], dtype=torch.float64)
+    z0, noise = latents(4)
+    z, snr = diffusion.add_noise(schedule, z0, noise, t), schedule.log_snr(t).exp()
+    for prediction in ["edm"] if name == "ve" else ["eps", "v", "x0", "edm"] if name != "flow" else ["v", "flow"]:
+        chosen = params(schedule=name, prediction=prediction, loss_weighting={"kind": "p2", "k": k, "gamma": gamma})
+        right = diffusion.target(schedule, prediction, z0, noise, t)
+        wrong = right + 0.1 * z0
+        z0_hat = diffusion.z0_from_prediction(schedule, prediction, z, wrong, t)
+        alpha, sigma = (x.reshape(-1, 1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
+        of_noise = ((z - alpha * z0_hat) / sigma - noise).square().flatten(1).mean(1)
+        weighted = diffusion.loss_weight(schedule, chosen, t) * (wrong - right).square().flatten(1).mean(1)
+        torch.testing.assert_close(weighted, of_noise / (k + snr) ** gamma, rtol=1e-6, atol=0)
+        ends = torch.tensor([diffusion.TIME_MARGIN, 1 - diffusion.TIME_MARGIN])
+        assert torch.isfinite(diffusion.loss_weight(schedule, chosen, ends)).all()
+
+
+SIGMAS = torch.tensor([0.01, 0.3, 1.0, 7.0, 79.0], dtype=torch.float64)
+
+
+def test_edm_is_the_table_of_karras_and_the_scheduler_of_diffusers():
+    """With alpha = 1 and sigma_data = 1."""
+    schedule, (z0, noise) = diffusion.Schedule("ve"), latents(len(SIGMAS))
+    t = schedule.time_at(-SIGMAS.log())
+    z = diffusion.add_noise(schedule, z0, noise, t)
+    torch.testing.assert_close(z, z0 + SIGMAS.reshape(-1, 1, 1, 1) * noise)
+    c_skip, c_out, c_in = (x.reshape(-1, 1, 1, 1) for x in karras(SIGMAS))
+    seen = diffusion.network_input(schedule, "edm", z, t)
+    torch.testing.assert_close(seen, c_in * z)
+    predicted = torch.tanh(seen)
+    z0_hat = diffusion.z0_from_prediction(schedule, "edm", z, predicted, t)
+    torch.testing.assert_close(z0_hat, c_skip * z + c_out * predicted)
+    torch.testing.assert_close(diffusion.target(schedule, "edm", z0, noise, t), (z0 - c_skip * z) / c_out)
+    theirs = EDMEulerScheduler(sigma_data=1.0, prediction_type="epsilon")
+    for row, sigma in enumerate(SIGMAS):
+        torch.testing.assert_close(theirs.precondition_inputs(z[row], sigma), seen[row])
+        torch.testing.assert_close(theirs.precondition_outputs(z[row], predicted[row], sigma), z0_hat[row])
+
+
+def karras(sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """c_skip, c_out and c_in of Karras et al. 2022, table 1, with sigma_data = 1."""
+    return 1 / (sigma**2 + 1), sigma / (sigma**2 + 1).sqrt(), 1 / (sigma**2 + 1).sqrt()
+
+
+@pytest.mark.parametrize("name", ["vp", "linear", "cosine", "zero_terminal_snr"])
+def test_edm_is_minus_v_where_variance_is_preserved(name: str):
+    schedule, (z0, noise) = diffusion.Schedule(name), latents(4)
+    t = torch.tensor([0.01, 0.4, 0.8, 1.0], dtype=torch.float64)
+    v, edm = (diffusion.target(schedule, prediction, z0, noise, t) for prediction in ("v", "edm"))
+    torch.testing.assert_close(edm, -v)
+    z = diffusion.add_noise(schedule, z0, noise, t)
+    torch.testing.assert_close(diffusion.network_input(schedule, "edm", z, t), z)
+    assert diffusion.network_input(schedule, "v", z, t) is z
+
+
+def test_uniform_weights_of_edm_are_those_of_karras_for_the_clean_latent():
+    """lambda(sigma) = (sigma^2 + 1) / sigma^2, table 1."""
+    schedule, (z0, noise) = diffusion.Schedule("ve"), latents(len(SIGMAS))
+    t, z = schedule.time_at(-SIGMAS.log()), z0
+    right = diffusion.target(schedule, "edm", z0, noise, t)
+    error = diffusion.z0_from_prediction(schedule, "edm", z, right + 0.1, t)
+    error = error - diffusion.z0_from_prediction(schedule, "edm", z, right, t)
+    expected = (SIGMAS**2 + 1) / SIGMAS**2 * error.square().flatten(1).mean(1)
+    torch.testing.assert_close(torch.full_like(SIGMAS, 0.01), expected)
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [("ve", "edm"), ("cosine", "v"), ("vp", "eps")])
+def test_log_normal_times_have_the_right_quantiles_of_sigma(schedule: str, prediction: str):
+    u = torch.tensor([0.158655, 0.5, 0.841345], dtype=torch.float64)
+    sampling = {"kind": "log_normal", "mean": -1.2, "std": 1.2}
+    t = diffusion.training_times(u, params(schedule=schedule, prediction=prediction, time_sampling=sampling))
+    ratio = -diffusion.Schedule(schedule).log_snr(t) / 2
+    torch.testing.assert_close(ratio, torch.tensor([-2.4, -1.2, 0.0]).double(), atol=1e-4, rtol=0)
+
+
+def test_log_normal_times_of_flow_are_logit_normal():
+    u = torch.tensor([0.1, 0.5, 0.99], dtype=torch.float64)
+    found = [
+        diffusion.training_times(u, params(time_sampling={"kind": kind, "mean": 0.3, "std": 0.8}))
+        for kind in ("log_normal", "logit_normal")
+    ]
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_uniform_times_are_their_uniform_numbers():
@@ -179,6 +273,8 @@ def test_logit_normal_times_have_the_right_quantiles():
         {"time_sampling": {"kind": "logit_normal", "mean": 0.0, "std": 1.0}},
         {"time_sampling": {"kind": "logit_normal", "mean": 5.0, "std": 5.0}},
         {"time_sampling": {"kind": "logit_normal", "mean": -5.0, "std": 5.0}},
+        {"time_sampling": {"kind": "log_normal", "mean": -1.2, "std": 1.2}, "schedule": "ve", "prediction": "edm"},
+        {"time_sampling": {"kind": "log_normal", "mean": 10.0, "std": 10.0}, "schedule": "linear", "prediction": "v"},
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -247,3 +343,10 @@ def test_denoiser_returns_the_clean_latent(prediction: str):
 def test_eps_is_refused_where_no_signal_is_left(schedule: str):
     with pytest.raises(ValidationError, match=f"eps cannot be used with schedule {schedule}"):
         params(schedule=schedule, prediction="eps")
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
+def test_latents_of_ve_need_the_input_scale_of_edm(prediction: str):
+    with pytest.raises(ValidationError, match=f"prediction {prediction} cannot be used with schedule ve"):
+        params(schedule="ve", prediction=prediction)
+    params(schedule="ve", prediction="edm")

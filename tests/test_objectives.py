@@ -16,17 +16,22 @@ from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.sampling.samplers.dpm_solver import DPMSolverParams
+from ldm.sampling.samplers.edm import HeunParams
 from ldm.tools.check import objectives
 from tests.analytic import SAMPLERS
 from tests.training_data import UNET
 
-SCHEDULES = ("flow", "cosine", "linear", "scaled_linear", "zero_terminal_snr")
-PREDICTIONS = ("eps", "v", "x0", "flow")
+PAIRS = list(product(("cosine", "linear", "scaled_linear"), ("eps", "v", "x0", "flow")))
+PAIRS += list(product(("flow", "zero_terminal_snr"), ("v", "x0", "flow")))
+PAIRS += [("vp", "eps"), ("ve", "edm"), ("flow", "edm")]
+SCHEDULES = sorted({schedule for schedule, _ in PAIRS})
 GRIDS = [("dpm_solver_pp_2m", 4, "uniform"), ("ddim", 12, "uniform"), ("dpm_solver_pp_2m", 12, "log_snr")]
 GRIDS += [("dpm_solver_pp_2m", 25, "uniform")]
 UNIFORM = {"kind": "uniform"}
 MIN_SNR = {"kind": "min_snr", "gamma": 5.0}
 LOGIT_NORMAL = {"kind": "logit_normal", "mean": 0.0, "std": 1.0}
+LOG_NORMAL = {"kind": "log_normal", "mean": -0.5, "std": 1.2}
+P2 = {"kind": "p2", "k": 1.0, "gamma": 1.0}
 EVEN = {"loss_weighting": UNIFORM, "time_sampling": UNIFORM}
 SCALES = torch.tensor(objectives.SCALES, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
@@ -63,8 +68,10 @@ def network(chosen: DiffusionParams, wrong: Callable[[float], Wrong]) -> Denoise
         z0_hat = SCALES + alpha * SCALES**2 / ((alpha * SCALES) ** 2 + sigma**2) * (z - alpha * SCALES)
         noise_hat = (z - alpha * z0_hat) / sigma
         exact = {"eps": noise_hat, "x0": z0_hat, "flow": noise_hat - z0_hat, "v": alpha * noise_hat - sigma * z0_hat}
+        exact["edm"] = -exact["v"] / math.hypot(alpha, sigma)
         square = 2 * SCALES**2
         squares = {"eps": torch.ones(1), "x0": square, "flow": 1 + square, "v": alpha**2 + sigma**2 * square}
+        squares["edm"] = squares["v"] / (alpha**2 + sigma**2)
         predicted = wrong(float(t[0]))(exact[prediction], squares[prediction].sqrt())
         return diffusion.z0_from_prediction(schedule, prediction, z, predicted, t)
 
@@ -81,8 +88,8 @@ def sampled(chosen: DiffusionParams, sample: DrawingParams, wrong: Callable[[flo
         generator = torch.Generator().manual_seed(1 + number)
         return torch.randn(noise.shape[1:], dtype=torch.float64, generator=generator)
 
-    sampler = samplers.build(sample.sampler)
-    return trajectory.follow(sampler, network(chosen, wrong), schedule, noise, times, fresh) / SCALES
+    sampler, z = samplers.build(sample.sampler), trajectory.start(schedule, noise, times[0])
+    return trajectory.follow(sampler, network(chosen, wrong), schedule, z, times, fresh) / SCALES
 
 
 def exact(t: float) -> Wrong:
@@ -95,11 +102,12 @@ def bf16(t: float) -> Wrong:
 
 def badly_trained(chosen: DiffusionParams, sample: DrawingParams) -> Callable[[float], Wrong]:
     times = [visit.time for visit in objectives.visits(chosen, sample)]
-    generator = torch.Generator().manual_seed(1)
     by_time = dict(zip(times, shares(chosen, torch.tensor(times, dtype=torch.float64)).tolist(), strict=True))
+    numbers = {time: number for number, time in enumerate(by_time)}
 
     def wrong(t: float) -> Wrong:
         relative = min(1.0, 0.01 / math.sqrt(max(min(by_time[t], 1.0), 1e-9)))
+        generator = torch.Generator().manual_seed(10_000 + numbers[t])  # the same error whenever it is asked at t
         return lambda prediction, size: (
             prediction + relative * size * torch.randn(prediction.shape, dtype=torch.float64, generator=generator)
         )
@@ -122,17 +130,16 @@ def test_the_computed_error_is_that_of_samples_for_every_combination(schedule: s
     refused: list[bool] = []
     for how in GRIDS:
         sample = grid(*how)
-        right = sampled(objective(schedule, "x0"), sample, exact)
-        for prediction, weighting, times in product(PREDICTIONS, (UNIFORM, MIN_SNR), (UNIFORM, LOGIT_NORMAL)):
-            if prediction == "eps" and schedule in ("flow", "zero_terminal_snr"):
-                continue
+        right = sampled(objective(schedule, "edm"), sample, exact)
+        predictions = [prediction for name, prediction in PAIRS if name == schedule]
+        for prediction, weighting, times in product(predictions, (UNIFORM, MIN_SNR), (UNIFORM, LOGIT_NORMAL)):
             chosen = objective(schedule, prediction, loss_weighting=weighting, time_sampling=times)
             computed, measured = computed_error(chosen, sample), measured_error(chosen, sample, right)
             assert computed == pytest.approx(measured, rel=0.08), (chosen, how)
             if abs(measured / objectives.MAX_ERROR - 1) > 0.08:
                 assert (computed > objectives.MAX_ERROR) == (measured > objectives.MAX_ERROR), (chosen, how)
             refused.append(measured > objectives.MAX_ERROR)
-    assert set(refused) == {False, True}
+    assert False in refused and (True in refused or schedule == "vp")
 
 
 def drawn_by(name: str, num_steps: int = 12) -> DrawingParams:
@@ -155,6 +162,12 @@ def test_samplers_in_sigma_over_alpha_are_refused_where_it_begins_at_thousands()
     assert refused == {"heun", "edm", "plms", "pndm"}
 
 
+def heun(num_steps: int) -> DrawingParams:
+    return DrawingParams.model_construct(
+        sampler=HeunParams(kind="heun"), num_steps=num_steps, spacing="karras", time_shift=1.0
+    )
+
+
 SOUND = [
     ("the default", objective("flow", "flow", time_shift=1.5), grid("dpm_solver_pp_2m", 12)),
     ("Stable Diffusion 1", objective("scaled_linear", "eps"), grid("dpm_solver_pp_2m", 25)),
@@ -168,6 +181,10 @@ SOUND = [
     ("x0", objective("linear", "x0"), grid("ddim", 12)),
     ("x0 of flow", objective("flow", "x0"), grid("dpm_solver_pp_2m", 12)),
     ("min-SNR, eps", objective("scaled_linear", "eps", loss_weighting=MIN_SNR), grid("dpm_solver_pp_2m", 25)),
+    ("P2", objective("linear", "eps", loss_weighting=P2), grid("dpm_solver_pp_2m", 25)),
+    ("Song et al. 2021, VP", objective("vp", "eps"), grid("ddim", 1000, eta=1.0)),
+    ("Karras et al. 2022", objective("ve", "edm", time_sampling=LOG_NORMAL), heun(18)),
+    ("edm of flow", objective("flow", "edm"), grid("dpm_solver_pp_2m", 12)),
     ("min-SNR, linear", objective("linear", "eps", loss_weighting=MIN_SNR), grid("ddim", 12)),
 ]
 
@@ -204,6 +221,8 @@ def test_min_snr_with_v_on_zero_terminal_snr_is_refused_by_its_weight_at_the_sta
         {},
         {"time_shift": 3.0},
         {"time_sampling": {"kind": "logit_normal", "mean": 0.7, "std": 0.5}, "time_shift": 0.5},
+        {"time_sampling": LOG_NORMAL, "schedule": "cosine", "prediction": "v"},
+        {"time_sampling": LOG_NORMAL, "schedule": "ve", "prediction": "edm", "time_shift": 2.0},
     ],
 )
 def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: dict[str, object]):
@@ -213,8 +232,10 @@ def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: d
     assert [objectives.share_before(t, chosen) for t in times.tolist()] == pytest.approx(u.tolist(), rel=1e-9)
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [("flow", "x0"), ("cosine", "eps"), ("zero_terminal_snr", "v")])
-@pytest.mark.parametrize("weighting", [UNIFORM, MIN_SNR], ids=["uniform", "min_snr"])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [("flow", "x0"), ("cosine", "eps"), ("zero_terminal_snr", "v"), ("ve", "edm")]
+)
+@pytest.mark.parametrize("weighting", [UNIFORM, MIN_SNR, P2], ids=["uniform", "min_snr", "p2"])
 def test_the_weight_of_a_time_is_that_of_the_loss(schedule: str, prediction: str, weighting: dict[str, object]):
     chosen = objective(schedule, prediction, loss_weighting=weighting)
     t = torch.tensor([0.01, 0.3, 0.9, 0.99], dtype=torch.float64)

@@ -1,5 +1,6 @@
 """`ldm.tools.pipeline`: from text to images, in Python."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from ldm.autoencoder.model.network import to_image
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.images import decode_png
-from ldm.denoiser.model.diffusion import z0_from_prediction
+from ldm.denoiser.model.diffusion import Schedule, z0_from_prediction
 from ldm.sampling import trajectory
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
@@ -62,6 +63,41 @@ def test_one_unguided_step_is_one_decoded_prediction(loaded):
         std, mean = torch.tensor([1.0, 2, 1, 1]), torch.tensor([0.1, 0, 0, 0])
         expected = to_image(generator.autoencoder.decode(z * std[:, None, None] + mean[:, None, None]))
     assert torch.equal(found, expected)
+
+
+def with_schedule(loaded, schedule, prediction):
+    """The pipeline, as if its UNet had been trained with another schedule."""
+    generator = dataclasses.replace(loaded.generator, schedule=Schedule(schedule), prediction=prediction)
+    return dataclasses.replace(loaded, generator=generator)
+
+
+def test_sampling_with_ve_starts_at_its_noise_level_and_shows_the_network_a_scaled_latent(loaded):
+    exploding = with_schedule(loaded, "ve", "edm")
+    found = exploding("a red star", guidance_scale=1, num_steps=1, seed=3)
+    generator, t = exploding.generator, torch.ones(1)
+    noise = trajectory.prompt_noise(3, [0], (4, 8, 8))
+    with torch.no_grad():
+        predicted = generator.unet(noise, 1000 * t, loaded.embed(["a red star"]))
+        z = noise / 6401**0.5 + 80 / 6401**0.5 * predicted
+        std, mean = torch.tensor([1.0, 2, 1, 1]), torch.tensor([0.1, 0, 0, 0])
+        expected = to_image(generator.autoencoder.decode(z * std[:, None, None] + mean[:, None, None]))
+    assert int((found.int() - expected.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "heun", "num_steps": 12}, r"^sampler: heun; expected another, such as ddim: with schedule cosine"),
+        ({"sampler": "pndm", "num_steps": 12}, r"^sampler: pndm; expected another"),
+    ],
+)
+def test_a_sampler_that_the_schedule_rules_out_is_refused_and_nothing_written(loaded, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        with_schedule(loaded, "cosine", "v").write(["a red star"], tmp_path / "new", **settings)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match=r"^spacing: leading; expected trailing"):
+        loaded.write(["a red star"], tmp_path / "new", num_steps=4, spacing="leading")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_image_of_a_batch_is_that_of_its_own_row(root, loaded):

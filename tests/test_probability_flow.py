@@ -7,6 +7,7 @@ import torch
 
 from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Schedule
+from ldm.sampling import trajectory
 from ldm.tools import probability_flow
 
 GAUSSIAN = Mixture.gaussian([0.5, -1.0], [[1.0, 0.6], [0.6, 0.5]])
@@ -14,14 +15,15 @@ TWO = Mixture.of([0.6, 0.4], [[-1.0, 0.0], [1.0, 0.5]], [[[0.2, 0.0], [0.0, 0.3]
 SIGNS = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # their mean is the exact divergence of two axes
 
 
-@pytest.mark.parametrize("name", ["flow", "cosine", "linear", "zero_terminal_snr"])
+@pytest.mark.parametrize("name", ["flow", "cosine", "linear", "zero_terminal_snr", "vp", "ve"])
 @pytest.mark.parametrize("data", [GAUSSIAN, TWO], ids=["gaussian", "mixture"])
 def test_the_likelihood_is_the_closed_form(data: Mixture, name: str):
     schedule, z0 = Schedule(name), data.samples(12, torch.Generator().manual_seed(0))
     probes = SIGNS[:, None, :].expand(-1, len(z0), -1)
     found = probability_flow.bits_per_dimension(data.denoiser(schedule), schedule, z0, probes, 1e-5)
     expected = -data.log_density(z0) / math.log(2) / 2
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+    # Noise of VE has a deviation of 80, in which the mean of the data has not quite gone.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if name == "ve" else 0.01)
 
 
 def test_one_probe_is_right_on_average():
@@ -33,7 +35,7 @@ def test_one_probe_is_right_on_average():
     assert float(found.mean()) == pytest.approx(expected, abs=5 * float(found.std()) / 20 + 0.005)
 
 
-@pytest.mark.parametrize("name", ["flow", "cosine", "zero_terminal_snr"])
+@pytest.mark.parametrize("name", ["flow", "cosine", "zero_terminal_snr", "ve"])
 def test_noise_flows_to_the_data_that_the_flow_keeps(name: str):
     """The flow of a Gaussian keeps what is left of the latent without mean and covariance."""
     schedule, noise = (
@@ -42,8 +44,10 @@ def test_noise_flows_to_the_data_that_the_flow_keeps(name: str):
     )
     values, axes = torch.linalg.eigh(GAUSSIAN.covariances[0])
     expected = GAUSSIAN.mean + noise @ (axes * values.sqrt()) @ axes.T
-    found = probability_flow.solve(GAUSSIAN.denoiser(schedule), schedule, noise, 1.0, 0.0, 1e-7)
-    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
+    z = trajectory.start(schedule, noise, 1.0)
+    found = probability_flow.solve(GAUSSIAN.denoiser(schedule), schedule, z, 1.0, 0.0, 1e-7)
+    # The flow of VE starts at 80 deviations, where the mean of the data has not quite gone.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if name == "ve" else 3e-3)
 
 
 def test_latents_keep_their_dtype():

@@ -71,6 +71,7 @@ UNET: dict[str, Any] = {
         "time_sampling": {"kind": "logit_normal", "mean": 0.0, "std": 1.0},
         "time_shift": 1.0,
         "stratified_times": True,
+        "offset_noise": 0.0,
         "caption_dropout": 0.25,
     },
     "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "learning_rate": 1e-3},

@@ -22,7 +22,7 @@ from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.network import Network
-from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.sampling import grids, guidance, propagation, samplers, trajectory
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -102,6 +102,12 @@ class Generator:
             expected = "1: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
 
+    def check_drawing(self, drawing: DrawingParams) -> None:
+        """ConfigError if the schedule of the UNet rules out how the drawing samples."""
+        found = propagation.refusal(self.schedule.name, drawing)
+        if found is not None:
+            raise ConfigError(found.field, found.found, found.expected, found.fix)
+
     def prove_attention(self, precision: Precision) -> None:
         """MachineError unless the attention backend in use can run both networks: the UNet in `precision`, the decoder
         in float32."""
@@ -120,6 +126,7 @@ class Generator:
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
         self.check_guidance([drawing.guidance_scale])
+        self.check_drawing(drawing)
         z = self._latents(self._guided(condition.to(self.device), drawing), prompt_numbers, drawing)
         return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
 
@@ -141,4 +148,5 @@ class Generator:
         noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
         times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
         fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
-        return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, noise, times, fresh)
+        z = trajectory.start(self.schedule, noise, times[0])
+        return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, z, times, fresh)

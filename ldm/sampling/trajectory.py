@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import randomness
+from ldm.denoiser.model import schedules
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids
 from ldm.sampling.samplers import Rule
@@ -19,6 +20,12 @@ def no_noise(step: int) -> Float[Tensor, "b c h w"]:
     raise AssertionError(f"step {step} adds noise")
 
 
+def start(schedule: Schedule, noise: Float[Tensor, "b c h w"], time: float) -> Float[Tensor, "b c h w"]:
+    """The latent at a time that sampling starts from, made of standard normal noise alone: the noise, with the
+    deviation that the latents of unit data have at that time."""
+    return schedules.deviation(*schedules.alpha_sigma(schedule.name, time)) * noise
+
+
 def follow(
     rule: Rule,
     denoise: Denoiser,
@@ -27,8 +34,8 @@ def follow(
     times: Sequence[float],
     noise_at_step: NoiseAtStep = no_noise,
 ) -> Float[Tensor, "b c h w"]:
-    """From the latent at times[0], which is standard normal noise for time 1, to that at times[-1]. Rising times lead
-    from data to noise, by the rules that can (`Rule`)."""
+    """From the latent at times[0], such as that of `start`, to that at times[-1]. Rising times lead from data to noise,
+    by the rules that can (`Rule`)."""
 
     def denoise_all(z: Float[Tensor, "b c h w"], time: float) -> Float[Tensor, "b c h w"]:
         return denoise(z, torch.full((len(z),), time, dtype=z.dtype, device=z.device))

@@ -40,7 +40,8 @@ def solve(
 ) -> Float[Tensor, "b c h w"]:
     """The latent at time `last` from that at `first`, either way; times below `NEAR_DATA` count as it.
 
-    A last time of 0 ends with z0_hat, as every sampler does. tolerance: relative and absolute, of every step.
+    A last time of 0 ends with z0_hat, as every sampler does. Noise at a first time of 1 has the deviation that
+    `ldm.sampling.trajectory.start` gives it. tolerance: relative and absolute, of every step.
     """
     start, end = (grids.State(schedule.name, max(time, NEAR_DATA)) for time in (first, last))
     with torch.no_grad():

@@ -7,10 +7,17 @@ from pydantic import TypeAdapter
 
 from ldm.core import artifact
 from ldm.denoiser.model.network import Network
-from ldm.denoiser.model.params import DiffusionParams, NetworkParams, UNetParams, with_kinds, with_network_kind
+from ldm.denoiser.model.params import (
+    DiffusionParams,
+    NetworkParams,
+    UNetParams,
+    with_kinds,
+    with_network_kind,
+    with_offset_noise,
+)
 from ldm.denoiser.model.unet import UNet
 
-KIND = artifact.Kind("unet", (with_kinds, with_network_kind))
+KIND = artifact.Kind("unet", (with_kinds, with_network_kind, with_offset_noise))
 """Kind of the artefact that holds a trained network, for every kind of network."""
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ldm.autoencoder.model.params import Width, check_groups
 from ldm.core.config import Section
-from ldm.denoiser.model.schedules import Prediction, ScheduleName, alpha_sigma
+from ldm.denoiser.model.schedules import VE_SIGMAS, Prediction, ScheduleName, alpha_sigma
 
 
 class NetworkBase(Section):
@@ -118,6 +118,17 @@ class MinSNRParams(Section):
     """Cap of the signal-to-noise ratio (5 in the paper)."""
 
 
+class P2Params(Section):
+    """The error of the noise has less weight where it is little noise (Choi et al. 2022): 1 / (k + SNR)^gamma."""
+
+    kind: Literal["p2"]
+    """Kind of weighting."""
+    k: float = Field(gt=0, le=1000)
+    """What is added to the signal-to-noise ratio (1 in the paper)."""
+    gamma: float = Field(ge=0, le=4)
+    """Power (0.5 or 1 in the paper); 0 weighs the errors of the noise evenly."""
+
+
 class UniformTimesParams(Section):
     """All training times are equally likely."""
 
@@ -136,21 +147,38 @@ class LogitNormalParams(Section):
     """Standard deviation of the logit."""
 
 
+class LogNormalParams(Section):
+    """The logarithm of sigma / alpha at a training time is normally distributed (Karras et al. 2022)."""
+
+    kind: Literal["log_normal"]
+    """Kind of distribution."""
+    mean: float = Field(ge=-10, le=10)
+    """P_mean: mean of log(sigma / alpha), more favours high noise. The paper's -1.2 for data of deviation 0.5 is -0.5
+    for latents, whose deviation is 1."""
+    std: float = Field(gt=0, le=10)
+    """P_std: its standard deviation (1.2 in the paper)."""
+
+
 class DiffusionParams(Section):
     """The forward process, what the network predicts, and how the loss weighs noise levels."""
 
     schedule: ScheduleName
-    """Signal and noise over time; `zero_terminal_snr` is `scaled_linear` rescaled to end in pure noise."""
+    """Signal and noise over time; `zero_terminal_snr` is `scaled_linear` rescaled to end in pure noise; `vp` and `ve`
+    are the variance preserving and exploding SDE."""
     prediction: Prediction
-    """Network output: noise (eps), alpha noise - sigma z0 (v), clean latent (x0) or noise - z0 (flow)."""
-    loss_weighting: UniformWeightingParams | MinSNRParams = Field(discriminator="kind")
+    """Network output: noise (eps), alpha noise - sigma z0 (v), clean latent (x0), noise - z0 (flow), or the mixture of
+    both with unit deviation, from an input scaled to it (edm)."""
+    loss_weighting: UniformWeightingParams | MinSNRParams | P2Params = Field(discriminator="kind")
     """Weight of the loss over time."""
-    time_sampling: UniformTimesParams | LogitNormalParams = Field(discriminator="kind")
+    time_sampling: UniformTimesParams | LogitNormalParams | LogNormalParams = Field(discriminator="kind")
     """Distribution of training times."""
     time_shift: float = Field(gt=0, le=100)
     """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none, more favours high noise."""
     stratified_times: bool
     """Whether a batch has one time from each of `batch_size` equal slices of the distribution; false = independent."""
+    offset_noise: float = Field(ge=0, le=1)
+    """Deviation of noise that all positions of a channel share, added to the noise of training (0.1 is usual), so that
+    the network also learns to move the mean of an image; 0 = none."""
     caption_dropout: float = Field(ge=0, lt=1)
     """Probability that a caption is replaced by the null embedding; with 0, guidance is not possible."""
 
@@ -159,7 +187,12 @@ class DiffusionParams(Section):
         if self.prediction == "eps" and alpha_sigma(self.schedule, 1)[0] == 0:
             raise ValueError(
                 f"prediction eps cannot be used with schedule {self.schedule}: it ends in pure noise, "
-                "where the noise says nothing about the clean latent; use v, x0 or flow"
+                "where the noise says nothing about the clean latent; use v, x0, flow or edm"
+            )
+        if self.schedule == "ve" and self.prediction != "edm":
+            raise ValueError(
+                f"prediction {self.prediction} cannot be used with schedule ve: its latents reach "
+                f"{VE_SIGMAS[1]:g} deviations of the data, and only edm scales what the network sees of them; use edm"
             )
         return self
 
@@ -178,3 +211,8 @@ def with_kinds(config: dict[str, Any]) -> dict[str, Any]:
 def with_network_kind(config: dict[str, Any]) -> dict[str, Any]:
     """Upgrade the config of a UNet from format 2, which knew only one kind of network, to format 3."""
     return {**config, "network": {"kind": "unet", **config["network"]}}
+
+
+def with_offset_noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade the config of a UNet from format 3, which knew no offset noise, to format 4."""
+    return {**config, "diffusion": {**config["diffusion"], "offset_noise": 0.0}}

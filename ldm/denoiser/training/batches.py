@@ -28,7 +28,7 @@ class LatentBatches:
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         return {
             "z0": self._pairs.latents(samples, both[0]),
-            "noise": both[1],
+            "noise": both[1] + self._offset(step)[rows] if self._params.diffusion.offset_noise else both[1],
             "t": self._times(step)[rows],
             "dropped": dropped,
             **condition.with_rows(dropped, self._pairs.null_condition).parts,
@@ -42,6 +42,11 @@ class LatentBatches:
     def _positions(self, step: int) -> Samples:
         size = self._params.training.batch_size
         return step * size + np.arange(size, dtype=np.int64)
+
+    def _offset(self, step: int) -> Float[Tensor, "b c 1 1"]:
+        """Noise of one number per row and channel (Guttenberg 2023, "Diffusion with Offset Noise")."""
+        generator = randomness.generator(self._params.training.seed, "offset noise", step)
+        return self._params.diffusion.offset_noise * torch.randn(*self._noise_shape[1:3], 1, 1, generator=generator)
 
     def _times(self, step: int) -> Float[Tensor, " b"]:
         u = self._uniform("time", step)

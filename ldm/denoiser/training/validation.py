@@ -13,6 +13,7 @@ from ldm.autoencoder.model.network import Autoencoder, to_image
 from ldm.compute import process
 from ldm.core import images
 from ldm.denoiser.model.diffusion import DenoisingObjective, add_noise, denoiser, training_times
+from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import LatentsAndCaptions
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.training.loop import Accelerator, rows_per_pass
@@ -44,13 +45,14 @@ class Validation:
             "t": training_times(u, params.diffusion),
             **pairs.first_condition(num).parts,
         }
+        self._bound = VariationalBound(params.diffusion, self._batch["z0"], slices)
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
         """`loss`, `mse`, `mse_bucket_K` of slice K of the training times (1 has the least noise), and `mse_noisiest` of
-        their last twentieth, where sampling starts."""
+        their last twentieth, where sampling starts; `bits_per_dimension` and its terms, of a `VariationalBound`."""
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
-        total = torch.zeros(2 + 2 * (num_buckets + 1), dtype=torch.float64)
+        total = torch.zeros(3 + 2 * (num_buckets + 1), dtype=torch.float64)
         num_rows = rows_per_pass(self._params.training, self._accelerator)
         for start in process.share_of(range(0, len(self._buckets), num_rows), self._accelerator):
             rows = slice(start, start + num_rows)
@@ -59,13 +61,16 @@ class Validation:
             member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
             member = torch.cat([member, self._noisiest[rows, None]], dim=1).double()
             by_bucket = mse.double().cpu() @ member
-            total += torch.cat([torch.stack([weighted.sum(), mse.sum()]).double().cpu(), by_bucket, member.sum(0)])
+            bits = self._bound.weights[rows] @ mse.double().cpu()
+            sums = torch.stack([weighted.sum().double().cpu(), mse.sum().double().cpu(), bits])
+            total += torch.cat([sums, by_bucket, member.sum(0)])
         total = torch.as_tensor(self._accelerator.reduce(total.to(device))).cpu()
-        sums, counts = total[2:].chunk(2)
+        sums, counts = total[3:].chunk(2)
         *means, noisiest = (sums / counts.clamp(min=1)).tolist()
         loss, mse = (total[:2] / len(self._buckets)).tolist()
         buckets = {f"mse_bucket_{i}": value for i, value in enumerate(means, 1)}
-        return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest}
+        bits = self._bound.terms(float(total[2]))
+        return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest, **bits}
 
 
 class Pictures:

@@ -33,9 +33,9 @@ class Rule(Protocol):
     def __call__(
         self, denoise: Callable[[Z, float], Z], z: Z, steps: Sequence[Step], noise_at_step: Callable[[int], Z]
     ) -> Z:
-        """denoise: (z, time) -> z0_hat. z: standard normal noise if the first step starts at time 1. noise_at_step:
-        standard normal noise by number, for a rule that adds some; a rule that needs n per step counts i n, i n + 1,
-        ... in step i.
+        """denoise: (z, time) -> z0_hat. z: the latent where the first step starts; at time 1 that is noise with the
+        deviation that the schedule has there (`trajectory.start`). noise_at_step: standard normal noise by number, for
+        a rule that adds some; a rule that needs n per step counts i n, i n + 1, ... in step i.
 
         Times fall. `ddim` with eta 0, `heun`, `plms` and `pndm` also follow rising times, from data to noise.
         """

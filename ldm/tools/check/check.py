@@ -23,6 +23,7 @@ from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
+from ldm.sampling import propagation
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
@@ -246,6 +247,13 @@ def _guidance(params: Params) -> Iterator[Finding]:
         )
 
 
+def _drawing(params: Params) -> Iterator[Finding]:
+    """The schedule must not rule the drawing out, as it would again when a network is sampled."""
+    found = propagation.refusal(params.train_unet.diffusion.schedule, params.sample.drawing)
+    if found is not None:
+        yield f"sample.drawing.{found.field}", f"found {found.found}; expected {found.expected}", found.fix
+
+
 _SOUND = {
     "train_unet.diffusion.loss_weighting": UniformWeightingParams(kind="uniform"),
     "train_unet.diffusion.time_sampling": UniformTimesParams(kind="uniform"),
@@ -259,6 +267,8 @@ _SOUND = {
 
 def _objective(params: Params) -> Iterator[Finding]:
     """The first, noisiest times of sampling must be trained well enough (see `ldm.tools.check.objectives`)."""
+    if any(_drawing(params)):
+        return
     visits = objectives.visits(params.train_unet.diffusion, params.sample.drawing)
     error = objectives.sample_error(visits)
     if error <= objectives.MAX_ERROR:
@@ -286,17 +296,20 @@ def _in_words(value: Any) -> str:
 
 def _fewest_changes(params: Params) -> dict[str, Any]:
     """The smallest subset of `_SOUND` that makes the objective sound."""
-    for size in range(1, len(_SOUND) + 1):
-        for keys in combinations(_SOUND, size):
+    sound = dict(_SOUND)
+    if params.train_unet.diffusion.schedule == "ve":
+        del sound["train_unet.diffusion.prediction"]  # edm, the only one that it takes, is sound
+    for size in range(1, len(sound) + 1):
+        for keys in combinations(sound, size):
             diffusion, drawing = params.train_unet.diffusion, params.sample.drawing
             for key in keys:
-                change = {key.rsplit(".", 1)[1]: _SOUND[key]}
+                change = {key.rsplit(".", 1)[1]: sound[key]}
                 if key.startswith("sample."):
                     drawing = drawing.model_copy(update=change)
                 else:
                     diffusion = diffusion.model_copy(update=change)
             if objectives.sample_error(objectives.visits(diffusion, drawing)) <= objectives.MAX_ERROR:
-                return {key: _SOUND[key] for key in keys}
+                return {key: sound[key] for key in keys}
     raise AssertionError("with all of these values every schedule is sound")
 
 
@@ -348,6 +361,7 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _text,
     _pretrained,
     _weights,
+    _drawing,
     _objective,
     _guidance,
     _corpus,

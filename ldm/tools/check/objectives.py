@@ -10,10 +10,8 @@ where `cosine` has alpha = 5e-5. The loss shows neither. So the error is followe
    what an even spread would put there. It is not the weight of the error of z_0: eps with `linear` gives that 4e-5 at
    t = 1 and is sound, since a network's error scales with its output.
 2. An error of the prediction is an error of z0_hat |q| times as large (`schedules.z0_weights`).
-3. The sampler itself carries the error to the end, through the exact denoiser of Gaussian data.
-
-Data are N(m, m^2) with m from `SCALES`: 1 is a single latent value; 16 is the mean of a 32 x 32 latent (as an
-orthonormal coefficient) whose brightness varies by half a deviation, which noise hides last and sampling settles first.
+3. The sampler itself carries the error to the end, through the exact denoiser of Gaussian data N(m, m^2) with m from
+   `SCALES` (`ldm.sampling.propagation`).
 
 Measured with our samplers on such data, as root mean square of the samples' error over m (a test does so for 288
 combinations and compares it with the number computed here): uniform weights and v, x0 or flow 0.01 to 0.05, eps with
@@ -32,31 +30,40 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import NormalDist
 
-import numpy as np
-import numpy.typing as npt
-
 from ldm.denoiser.model import schedules
 from ldm.denoiser.model.params import (
     DiffusionParams,
     LogitNormalParams,
+    LogNormalParams,
     MinSNRParams,
+    P2Params,
     UniformTimesParams,
     UniformWeightingParams,
 )
-from ldm.sampling import grids, samplers
+from ldm.sampling import grids
 from ldm.sampling.params import DrawingParams
+from ldm.sampling.propagation import MAX_ERROR, RELATIVE_ERROR, SCALES, carried, gain, total
 
-RELATIVE_ERROR = 0.01
+__all__ = [
+    "MAX_ERROR",
+    "NEAR",
+    "SCALES",
+    "Visit",
+    "loss_weight",
+    "sample_error",
+    "share_before",
+    "visits",
+    "weight_before",
+]
+
 NEAR = 0.05
-SCALES = (1.0, 16.0)
-MAX_ERROR = 0.1
 
 _NUM_CELLS = 1000
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One time at which a sampler asks the network."""
+    """One time at which a sampler asks the network, once or more often."""
 
     time: float
     share: float
@@ -64,25 +71,25 @@ class Visit:
     gain: float
     """Error of z0_hat for an error of 1 of the prediction."""
     error: float
-    """What this step adds to the error of the samples, relative to their standard deviation."""
+    """What this time adds to the error of the samples, relative to their standard deviation."""
 
 
 def visits(diffusion: DiffusionParams, drawing: DrawingParams) -> list[Visit]:
     """Every time at which sampling asks a network trained with this objective, for the worst of `SCALES`."""
     by_scale: list[list[Visit]] = []
     for scale in SCALES:
-        times, carried = _carried(diffusion, drawing, scale)
+        times, reaching = carried(diffusion.schedule, diffusion.prediction, drawing, scale)
         shares = _shares(diffusion, times)
         relative = [RELATIVE_ERROR / math.sqrt(min(share, 1.0)) if share > 0 else 1.0 for share in shares]
-        gains = [_gain(diffusion, time) for time in times]
-        errors = [min(1.0, error) * factor for error, factor in zip(relative, carried, strict=True)]
+        gains = [gain(diffusion.schedule, diffusion.prediction, time) for time in times]
+        errors = [min(1.0, error) * factor for error, factor in zip(relative, reaching, strict=True)]
         by_scale.append([Visit(*numbers) for numbers in zip(times, shares, gains, errors, strict=True)])
     return max(by_scale, key=sample_error)
 
 
 def sample_error(steps: Iterable[Visit]) -> float:
-    """Error of the samples, relative to their standard deviation; the errors of steps are independent."""
-    return math.hypot(*(visit.error for visit in steps))
+    """Error of the samples, relative to their standard deviation; the errors of different times are independent."""
+    return total(visit.error for visit in steps)
 
 
 def share_before(t: float, diffusion: DiffusionParams) -> float:
@@ -95,6 +102,8 @@ def share_before(t: float, diffusion: DiffusionParams) -> float:
             return u
         case LogitNormalParams(mean=mean, std=std):
             return NormalDist(mean, std).cdf(math.log(u / (1 - u)))
+        case LogNormalParams(mean=mean, std=std):
+            return NormalDist(mean, std).cdf(-grids.State(diffusion.schedule, u).half_log_snr)
 
 
 def weight_before(t: float, diffusion: DiffusionParams) -> float:
@@ -122,39 +131,8 @@ def loss_weight(diffusion: DiffusionParams, t: float) -> float:
             return 1.0
         case MinSNRParams(gamma=gamma):
             alpha, sigma = schedules.alpha_sigma(diffusion.schedule, t)
-            return min((alpha / sigma) ** 2, gamma) * _gain(diffusion, t) ** 2
-
-
-def _gain(diffusion: DiffusionParams, t: float) -> float:
-    return abs(schedules.z0_weights(*schedules.alpha_sigma(diffusion.schedule, t), diffusion.prediction)[1])
-
-
-def _carried(diffusion: DiffusionParams, drawing: DrawingParams, scale: float) -> tuple[list[float], list[float]]:
-    """The times at which the sampler asks, and for each the error of the sample over `scale`, if the prediction there
-    is wrong by all of its size.
-
-    The sampler itself runs, on one row for each time at which it asks: z0_hat is wrong by 1 at one time in each row.
-    Denoiser and rules are linear, so the constant parts (the mean of the data, the noise) can be left out.
-    """
-    times = grids.times(diffusion.schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)
-    steps, rule = list(grids.steps(diffusion.schedule, times)), samplers.build(drawing.sampler)
-    # A first pass finds the times; in the second, row i of z0_hat is wrong at the i-th of them.
-    asked: list[float] = []
-    rule(lambda z, time: (asked.append(time), z)[1], np.zeros(1), steps, lambda _: np.zeros(1))
-    errors = iter(np.eye(len(asked)))
-
-    def denoise(z: npt.NDArray[np.float64], time: float) -> npt.NDArray[np.float64]:
-        t = grids.State(diffusion.schedule, time)
-        return t.alpha * scale**2 / (t.alpha**2 * scale**2 + t.sigma**2) * z + next(errors)
-
-    final = rule(denoise, np.zeros(len(asked)), steps, lambda _: np.zeros(len(asked)))
-    states = [grids.State(diffusion.schedule, time) for time in asked]
-    sizes = [_gain(diffusion, t.time) * _size(diffusion.prediction, t, scale) / scale for t in states]
-    return asked, [abs(error) * size for error, size in zip(final.tolist(), sizes, strict=True)]
-
-
-def _size(prediction: schedules.Prediction, t: grids.State, scale: float) -> float:
-    """Root mean square of the prediction's target, for data N(m, m^2): their mean square is 2 m^2."""
-    square = 2 * scale**2
-    squares = {"eps": 1.0, "x0": square, "flow": 1 + square, "v": t.alpha**2 + t.sigma**2 * square}
-    return math.sqrt(squares[prediction])
+            return min((alpha / sigma) ** 2, gamma) * gain(diffusion.schedule, diffusion.prediction, t) ** 2
+        case P2Params(k=k, gamma=gamma):
+            alpha, sigma = schedules.alpha_sigma(diffusion.schedule, t)
+            of_noise = alpha * gain(diffusion.schedule, diffusion.prediction, t) / sigma
+            return (sigma**2 / (k * sigma**2 + alpha**2)) ** gamma * of_noise**2
