@@ -125,11 +125,19 @@ class Generator:
 
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The most likely latents of images, on the scale of the UNet and on its device."""
-        return self.scale.normalise(self.autoencoder.encode(to_signal(images.to(self.device))).mode())
+        return self.latents_of(to_signal(images.to(self.device)))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h2 w2"]:
         """The images of latents on the scale of the UNet, of any size that the autoencoder takes."""
-        return to_image(self.autoencoder.decode(self.scale.denormalise(z)))
+        return to_image(self.signals_of(z))
+
+    def latents_of(self, signals: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """`encode`, of signals in -1..1."""
+        return self.scale.normalise(self.autoencoder.encode(signals).mode())
+
+    def signals_of(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """`decode`, to signals in about -1..1."""
+        return self.autoencoder.decode(self.scale.denormalise(z))
 
     def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
         """The UNet under a condition, with the guidance and in the precision of the drawing."""

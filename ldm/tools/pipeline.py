@@ -180,6 +180,27 @@ class Pipeline:
         fields of `DrawingParams`. ConfigError: as `img2img`, or a mask has not the size of its image."""
         return self._performed("inpaint", {"image": images, "mask": masks}, prompts, batch_size, settings)
 
+    def outpaint(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image with a border drawn around it. settings: margin_px, stride_px, num_resamplings, jump_length, and
+        fields of `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("outpaint", {"image": images}, prompts, batch_size, settings)
+
+    def upscale(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each small image with new pixels between its own. settings: factor, num_resamplings, jump_length, and fields
+        of `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("upscale", {"image": images}, prompts, batch_size, settings)
+
+    def alternate_lines(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image with every second row drawn anew. settings: num_resamplings, jump_length, and fields of
+        `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("alternate_lines", {"image": images}, prompts, batch_size, settings)
+
     def task_pngs(
         self,
         task: str,
@@ -218,10 +239,7 @@ class Pipeline:
         params = params.changed(own)
         drawing = self.drawing.changed({name: value for name, value in settings.items() if name not in own})
         params.check(drawing.num_steps)
-        columns = {name: pictures.several(images[name], num, name) for name in params.inputs()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        for row in rows:
-            pictures.check_row(row)
+        rows = pictures.rows({name: images[name] for name in params.inputs()}, num)
         return Work(task, params, rows), drawing
 
     def replay(self, origin: Origin, given: Mapping[str, Picture] = {}) -> UInt8[Tensor, "3 h w"]:

@@ -2,14 +2,13 @@
 
 import argparse
 import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.core import config
 from ldm.sampling.params import SampleParams
 from ldm.tools.cli import drawing
 from ldm.tools.cli import options as forms
-from ldm.tools.tasks import params
+from ldm.tools.tasks import masks, params
 from ldm.tools.tasks.params import TasksParams
 
 if TYPE_CHECKING:
@@ -37,18 +36,16 @@ def add(commands: forms.Commands) -> None:
 def add_picture(parser: argparse.ArgumentParser, name: str, required: bool) -> None:
     """The option of a picture."""
     texts = {"image": "PNG, JPEG or WebP; of another size than the model's: its centre square, resized"}
-    texts["mask"] = "picture of the image's size, white where to draw"
-    parser.add_argument(f"--{name}", metavar="FILE", type=Path, required=required, help=texts[name])
+    texts["mask"] = f"picture of the image's size, white where to draw; or one of {', '.join(masks.NAMES)}"
+    parser.add_argument(f"--{name}", metavar="FILE", required=required, help=texts[name])
 
 
 def given(options: argparse.Namespace) -> "dict[str, Picture]":
     """The pictures that were named. ConfigError: one cannot be read, or the mask does not fit the image."""
     from ldm.tools.tasks import pictures
 
-    paths = {name: getattr(options, name, None) for name in ("image", "mask")}
-    row = {name: pictures.read(path) for name, path in paths.items() if path is not None}
-    pictures.check_row(row)
-    return row
+    names = [name for name in ("image", "mask") if getattr(options, name, None) is not None]
+    return pictures.row({name: getattr(options, name) for name in names})
 
 
 def _perform(options: argparse.Namespace) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from ldm import randomness
+from ldm.autoencoder.model.network import to_signal
 from ldm.core.config import from_values
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.condition import Condition
@@ -19,9 +22,21 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers import Rule
 from ldm.sampling.trajectory import NoiseAtStep
-from ldm.tools.tasks import pictures, repaint, sdedit
-from ldm.tools.tasks.params import Img2ImgParams, InpaintParams, RepaintParams, TaskParams, class_of, names
+from ldm.tools.tasks import masks, pictures, repaint, sdedit, windows
+from ldm.tools.tasks.params import (
+    AlternateLinesParams,
+    Img2ImgParams,
+    InpaintParams,
+    OutpaintParams,
+    RepaintParams,
+    TaskParams,
+    UpscaleParams,
+    class_of,
+    names,
+)
 from ldm.tools.tasks.pictures import Picture
+
+Images = UInt8[Tensor, "b 3 h w"]
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,10 @@ class Batch:
         seed = randomness.key(self.drawing.seed, "descent", descent) if descent else self.drawing.seed
         return trajectory.prompt_noise_at_step(seed, self.prompt_numbers, shape or self.generator.latent_shape)
 
-    def images(self, name: str = "image") -> UInt8[Tensor, "b 3 h w"]:
-        """The pictures of this name at the size of the model, on the CPU."""
-        return torch.stack([pictures.fitted(row[name], self.generator.image_size_px[0]) for row in self.rows])
+    def images(self, size_px: int | None = None) -> UInt8[Tensor, "b 3 h w"]:
+        """The images of all rows, at the size of the model unless another is given, on the CPU."""
+        size_px = size_px or self.generator.image_size_px[0]
+        return torch.stack([pictures.fitted(row["image"], size_px) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,15 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
             return _img2img(task, batch)
         case InpaintParams():
             return _inpaint(task, batch)
+        case OutpaintParams():
+            return _outpaint(task, batch)
+        case UpscaleParams():
+            small = batch.images(batch.generator.image_size_px[0] // task.factor)
+            known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
+            return _between_pixels(task, batch, known, masks.grid(*known.shape[2:], task.factor))
+        case AlternateLinesParams():
+            known = batch.images()
+            return _between_pixels(task, batch, known, masks.named("lines", *known.shape[2:]))
         case _:
             raise AssertionError(f"no function for {task}")
 
@@ -152,16 +177,52 @@ def _img2img(task: Img2ImgParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _inpaint(task: InpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
-    images, size_px = batch.images(), batch.generator.image_size_px[0]
-    unknown = torch.stack([pictures.white(row["mask"], size_px) for row in batch.rows])
-    cells = repaint.cells(unknown, batch.generator.autoencoder.factor).to(batch.generator.device)
-    knowledge = repaint.known_cells(batch.generator.encode(images), cells)
-    drawn = batch.generator.decode(_repaint(task, batch, knowledge)).cpu()
-    return torch.where(unknown, drawn, images)
+    images = batch.images()
+    unknown = torch.stack([pictures.white(row["mask"], images.shape[-1]) for row in batch.rows])
+    return _on_cells(task, batch, batch.denoise, images, unknown)
 
 
-def _repaint(task: RepaintParams, batch: Batch, knowledge: repaint.Knowledge) -> Float[Tensor, "b c h w"]:
+def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
+    factor, margin = batch.generator.autoencoder.factor, [task.margin_px] * 4
+    for name, value in (("margin_px", task.margin_px), ("stride_px", task.stride_px)):
+        if value % factor:
+            fix = f"set it to {max(1, round(value / factor)) * factor}"
+            raise ConfigError(name, str(value), f"a multiple of {factor}, the pixels of a latent", fix)
+    images = functional.pad(batch.images().float(), margin, mode="replicate").to(torch.uint8)
+    unknown = functional.pad(torch.zeros(batch.images()[:, :1].shape), margin, value=1) > 0
+    _, height, width = batch.generator.latent_shape
+    denoise = windows.windowed(batch.denoise, (height, width), task.stride_px // factor)
+    return _on_cells(task, batch, denoise, images, unknown)
+
+
+def _on_cells(
+    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Images, unknown: Bool[Tensor, "b 1 h w"]
+) -> Images:
+    """RePaint on whole latent cells; then known pixels are put back."""
+    generator = batch.generator
+    cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
+    z0 = generator.encode(images)
+    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], *z0.shape[2:]))
+    return torch.where(unknown, generator.decode(z).cpu(), images)
+
+
+def _between_pixels(task: RepaintParams, batch: Batch, images: Images, unknown: Bool[np.ndarray, "h w"]) -> Images:
+    """RePaint where every cell has known pixels: they are put into the decoded z0_hat, which is encoded again."""
+    generator, mask = batch.generator, torch.from_numpy(unknown.copy())
+    signals = to_signal(images.to(generator.device))
+    knowledge = repaint.known_pixels(signals, mask.to(generator.device), generator.signals_of, generator.latents_of)
+    z = _repaint(task, batch, batch.denoise, knowledge, generator.latent_shape)
+    return torch.where(mask, generator.decode(z).cpu(), images)
+
+
+def _repaint(
+    task: RepaintParams,
+    batch: Batch,
+    denoise: Denoiser,
+    knowledge: repaint.Knowledge,
+    shape: tuple[int, int, int],
+) -> Float[Tensor, "b c h w"]:
     times = batch.times
     stretches = repaint.descents(len(times) - 1, task.num_resamplings, task.jump_length)
-    denoise = repaint.knowing(batch.denoise, knowledge)
-    return repaint.repaint(batch.rule, denoise, batch.schedule, batch.noise(), times, stretches, batch.noises)
+    known, noises = repaint.knowing(denoise, knowledge), partial(batch.noises, shape=shape)
+    return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)

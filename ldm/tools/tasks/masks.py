@@ -1,25 +1,23 @@
 """Masks by name, after those that RePaint is measured on (Lugmayr et al. 2022, section 5): true where to draw."""
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool
 
 Places = npt.NDArray[Any]
-Name = Literal["thin", "wide", "half", "expand", "lines", "grid"]
-NAMES: tuple[Name, ...] = get_args(Name)
+NAMES = ("thin", "wide", "half", "expand", "lines")
 
 
-def named(name: Name, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The mask of a name at a size.
+def named(name: str, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """The mask of one of `NAMES` at a size.
 
     - `thin`: two lines across and two down, each a sixteenth of the side wide.
     - `wide`: the centre square of half the side.
     - `half`: the right half.
     - `expand`: all but the centre square of a quarter of the side.
     - `lines`: every second row.
-    - `grid`: all but every second pixel of every second row.
     """
     y, x = np.ogrid[:height, :width]
     match name:
@@ -33,8 +31,14 @@ def named(name: Name, height: int, width: int) -> Bool[np.ndarray, "h w"]:
             return ~(_is_central(y, height, 4) & _is_central(x, width, 4))
         case "lines":
             return np.broadcast_to(y % 2 == 1, (height, width))
-        case "grid":
-            return (y % 2 == 1) | (x % 2 == 1)
+        case _:
+            raise AssertionError(f"no mask {name}")
+
+
+def grid(height: int, width: int, factor: int) -> Bool[np.ndarray, "h w"]:
+    """All but every `factor`-th pixel of every `factor`-th row."""
+    y, x = np.ogrid[:height, :width]
+    return (y % factor != 0) | (x % factor != 0)
 
 
 def _is_on_line(place: Places, side: int) -> Places:

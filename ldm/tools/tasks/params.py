@@ -65,11 +65,36 @@ class InpaintParams(RepaintParams):
         return ("image", "mask")
 
 
+class OutpaintParams(RepaintParams):
+    """Draw a border around an image, which stays as it is in every bit: the network sees overlapping windows of the
+    size that it knows (MultiDiffusion, Bar-Tal et al. 2023)."""
+
+    margin_px: int = Field(ge=1, le=4096)
+    """Pixels that are drawn beyond each side."""
+    stride_px: int = Field(ge=1, le=4096)
+    """Distance of the windows; the smaller, the more of them overlap."""
+
+
+class UpscaleParams(RepaintParams):
+    """Draw a larger image around the pixels of a small one: they stay in every bit, and have as many new ones between
+    them as the factor says."""
+
+    factor: int = Field(ge=2, le=64)
+    """Side of the result over that of the small image; an image of another size is resized to the small one first."""
+
+
+class AlternateLinesParams(RepaintParams):
+    """Draw every second row of an image anew, and keep the others in every bit."""
+
+
 class TasksParams(Section):
     """Section `tasks`."""
 
     img2img: Img2ImgParams
     inpaint: InpaintParams
+    outpaint: OutpaintParams
+    upscale: UpscaleParams
+    alternate_lines: AlternateLinesParams
 
 
 def names() -> list[str]:

@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +42,35 @@ class Picture:
     """Its name in messages."""
 
 
+Source = str | Path | Picture | UInt8[Tensor, "3 h w"]
+"""A file, or pixels; for a mask also one of `masks.NAMES`."""
+Images = Source | Sequence[Source]
+"""One for all prompts, or one per prompt."""
+
+
+def rows(given: Mapping[str, Images], num: int) -> list[dict[str, Picture]]:
+    """The pictures of `num` images. ConfigError: as in `row`, or there are others than one or `num` of a name."""
+    columns = {name: _column(images) for name, images in given.items()}
+    for name, column in columns.items():
+        if len(column) not in (1, num):
+            fix = "give one for all prompts, or one for each"
+            raise ConfigError(name, f"{len(column)} pictures", f"1 or {num}, as there are prompts", fix)
+    longest = max(len(column) for column in columns.values())
+    found = [row({name: column[i % len(column)] for name, column in columns.items()}) for i in range(longest)]
+    return found if longest == num else found * num
+
+
+def row(sources: Mapping[str, Source]) -> dict[str, Picture]:
+    """The pictures of one image. ConfigError: one is no picture, or the mask has another size than the image, or
+    nothing of it is white."""
+    found = {name: _picture(source, name) for name, source in sources.items() if name != "mask"}
+    if "mask" in sources:
+        if "image" not in found:
+            raise ConfigError("mask", "no image with it", "the image that it belongs to", "give the image too")
+        found["mask"] = _mask(sources["mask"], found["image"])
+    return found
+
+
 def read(path: Path) -> Picture:
     """A JPEG, PNG or WebP file; its hash is that of the file. ConfigError: it cannot be read or decoded."""
     fix = "name a PNG, JPEG or WebP file of one image"
@@ -52,45 +80,14 @@ def read(path: Path) -> Picture:
     except OSError as error:
         raise system.explain(error, str(path), ConfigError) from None
     except Rejected as error:
-        raise ConfigError(str(path), f"no image that can be read ({error})", "a PNG, JPEG or WebP file", fix) from None
+        found = f"no image that can be read ({error.reason}: {error.detail})"
+        raise ConfigError(str(path), found, "a PNG, JPEG or WebP file", fix) from None
 
 
-def mask(source: str | Path, image: Picture) -> Picture:
-    """A mask by its name in `masks.NAMES`, at the size of its image, or a file. ConfigError: as `read`."""
-    if str(source) not in masks.NAMES:
-        return read(Path(source))
-    white = masks.named(masks.NAMES[masks.NAMES.index(str(source))], *image.pixels.shape[:2])  # pyright: ignore[reportArgumentType]
-    return replace(of(np.repeat(np.where(white, 255, 0).astype(np.uint8)[..., None], 3, 2)), where=str(source))
-
-
-def of(pixels: UInt8[np.ndarray, "h w 3"]) -> Picture:
+def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
     """Pixels in memory; the hash is that of their bytes, row by row."""
     pixels = np.ascontiguousarray(pixels)
-    return Picture(pixels, hashlib.sha256(pixels.tobytes()).hexdigest())
-
-
-Images = str | Path | Picture | UInt8[Tensor, "3 h w"] | Sequence["str | Path | Picture | UInt8[Tensor, '3 h w']"]
-"""A picture for all prompts, or one per prompt: files, or pixels."""
-
-
-def several(images: Images, num: int, name: str) -> list[Picture]:
-    """`num` pictures. ConfigError: there are others than one or `num`, or one cannot be read."""
-    alone = isinstance(images, str | Path | Picture) or (isinstance(images, Tensor) and images.dim() == 3)
-    found = [_picture(image, name) for image in ([images] if alone else images)]  # pyright: ignore[reportGeneralTypeIssues]
-    if len(found) not in (1, num):
-        raise ConfigError(name, f"{len(found)} pictures", f"one, or {num} as there are prompts", "give one for each")
-    return found * num if len(found) == 1 else found
-
-
-def _picture(image: Any, name: str) -> Picture:
-    if isinstance(image, Picture):
-        return image
-    if isinstance(image, str | Path):
-        return read(Path(image))
-    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3:
-        return of(image.permute(1, 2, 0).cpu().numpy())
-    fix = "give a path, or pixels as a tensor"
-    raise ConfigError(name, f"{type(image).__name__}", "a path or a uint8 tensor [3 h w]", fix)
+    return Picture(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), where)
 
 
 def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
@@ -100,18 +97,43 @@ def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
 
 def white(mask: Picture, size_px: int) -> Bool[Tensor, "1 h w"]:
     """Where a mask is white at the size of `fitted`: a pixel is if any that it covers is."""
-    bright = np.where(mask.pixels.max(2, keepdims=True) >= _WHITE, 255, 0).astype(np.uint8)
-    return fitted(Picture(np.repeat(bright, 3, 2), ""), size_px)[:1] > 0
+    return fitted(Picture(_black_and_white(_is_white(mask.pixels)), ""), size_px)[:1] > 0
 
 
-def check_row(row: Mapping[str, Picture]) -> None:
-    """ConfigError: there is a mask, and it has another size than its image, or nothing of it is white."""
-    if "mask" not in row:
-        return
-    image, mask = row["image"], row["mask"]
+def _column(images: Images) -> Sequence[Source]:
+    if isinstance(images, str | Path | Picture):
+        return [images]
+    return [images] if isinstance(images, Tensor) and images.dim() == 3 else list(images)
+
+
+def _picture(source: Source, name: str) -> Picture:
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, str | Path):
+        return read(Path(source))
+    if not (isinstance(source, Tensor) and source.dtype == torch.uint8 and source.dim() == 3 and len(source) == 3):  # pyright: ignore[reportUnnecessaryIsInstance]
+        fix = "give a path, or pixels as a tensor"
+        raise ConfigError(name, f"a {type(source).__name__}", "a path or a uint8 tensor [3 h w]", fix)
+    return of(source.permute(1, 2, 0).cpu().numpy(), name)
+
+
+def _mask(source: Source, image: Picture) -> Picture:
+    if isinstance(source, str) and source in masks.NAMES:
+        is_white = masks.named(source, *image.pixels.shape[:2])
+        return of(_black_and_white(is_white), f"mask {source}")
+    mask = _picture(source, "mask")
     sizes = [f"{height} x {width} pixels" for height, width in (mask.pixels.shape[:2], image.pixels.shape[:2])]
     if sizes[0] != sizes[1]:
         raise ConfigError(mask.where, sizes[0], f"{sizes[1]}, as {image.where}", "give a mask of the image's size")
-    if not (mask.pixels >= _WHITE).any():
+    if not _is_white(mask.pixels).any():
         fix = "paint white what is to be drawn anew"
         raise ConfigError(mask.where, "a mask without any white pixel", "white where to draw", fix)
+    return mask
+
+
+def _is_white(pixels: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    return pixels.max(2) >= _WHITE
+
+
+def _black_and_white(is_white: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat(np.where(is_white, 255, 0).astype(np.uint8)[..., None], 3, 2)

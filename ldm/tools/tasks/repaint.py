@@ -81,6 +81,16 @@ def known_cells(z0: Float[Tensor, "b c h w"], unknown: Bool[Tensor, "b 1 h w"]) 
     return lambda z0_hat: unknown.to(z0_hat) * z0_hat + (~unknown).to(z0_hat) * z0
 
 
+def known_pixels(
+    image: Float[Tensor, "b 3 h2 w2"],
+    unknown: Bool[Tensor, "h2 w2"],
+    decode: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b 3 h2 w2"]],
+    encode: Callable[[Float[Tensor, "b 3 h2 w2"]], Float[Tensor, "b c h w"]],
+) -> Knowledge:
+    """Pixels inside cells: they are put into the decoded latent, which is encoded again."""
+    return lambda z0_hat: encode(unknown.to(image) * decode(z0_hat) + (~unknown).to(image) * image)
+
+
 def cells(unknown: Bool[Tensor, "b 1 h w"], factor: int) -> Bool[Tensor, "b 1 h2 w2"]:
     """The latent cells of which any pixel is unknown. factor: side of a cell in pixels."""
     return functional.max_pool2d(unknown.float(), factor) > 0
