@@ -1,6 +1,7 @@
 """RePaint on data whose conditional distribution is known."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_the_number_of_steps_is_that_of_the_paper(num_steps: int, r: int, j: int
     stretches = list(repaint.descents(num_steps, r, j))
     assert sum(last - first for first, last in stretches) == num_steps + (r - 1) * j * len(range(0, num_steps - j, j))
     assert stretches[0][0] == 0 and stretches[-1][1] == num_steps
-    assert all(first in (before, before - j) for (_, before), (first, _) in zip(stretches, stretches[1:]))
+    assert all(first in (before, before - j) for (_, before), (first, _) in pairwise(stretches))
 
 
 def test_the_order_of_steps_is_that_of_the_papers_code() -> None:
