@@ -35,6 +35,7 @@ from ldm.text.training.params import (
     TrainedClipParams,
 )
 from ldm.tools.check import objectives
+from ldm.tools.tasks.params import TaskParams, TasksParams
 
 SECTIONS: dict[str, type[config.Section]] = {
     "machine": MachineParams,
@@ -46,6 +47,7 @@ SECTIONS: dict[str, type[config.Section]] = {
     "train_unet": TrainUNetParams,
     "sample": SampleParams,
     "evaluate": EvaluateParams,
+    "tasks": TasksParams,
 }
 """Sections of a params file; the section `paths` has its own file."""
 
@@ -64,6 +66,7 @@ class Params:
     train_unet: TrainUNetParams
     sample: SampleParams
     evaluate: EvaluateParams
+    tasks: TasksParams
 
 
 Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do
@@ -356,6 +359,17 @@ def _instruments(params: Params) -> Iterator[Finding]:
             )
 
 
+def _tasks(params: Params) -> Iterator[Finding]:
+    """A task must fit the drawing that it changes."""
+    for name, task in params.tasks:
+        assert isinstance(task, TaskParams)
+        try:
+            task.check(task.changes(params.sample.drawing).num_steps)
+        except ConfigError as error:
+            where, found, expected, fix = error.args
+            yield f"tasks.{name}", f"{where}: {found}; expected {expected}", fix
+
+
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
     _text,
@@ -366,4 +380,5 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _guidance,
     _corpus,
     _instruments,
+    _tasks,
 )
