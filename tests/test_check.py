@@ -272,11 +272,11 @@ def test_every_objective_has_a_place_in_the_params(tmp_path: Path, changes: dict
         ),
         (
             of("diffusion", loss_weighting={"kind": "p2", "k": 0.0, "gamma": 1.0}),
-            "train_unet.diffusion.loss_weighting.k: found 0.0; expected a number greater than 0",
+            "train_unet.diffusion.loss_weighting.k: found 0.0; expected a number > 0 and <= 1000",
         ),
         (
             of("diffusion", offset_noise=-0.1),
-            "train_unet.diffusion.offset_noise: found -0.1; expected a number of at least 0",
+            "train_unet.diffusion.offset_noise: found -0.1; expected a number >= 0 and <= 1",
         ),
         (
             of("diffusion", loss_weighting={"kind": "p2", "k": 1.0, "gamma": 0.5}, time_shift=1.0),

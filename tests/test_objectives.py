@@ -226,7 +226,7 @@ def test_min_snr_with_v_on_zero_terminal_snr_is_refused_by_its_weight_at_the_sta
     ],
 )
 def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: dict[str, object]):
-    chosen = objective("flow", "flow", **changes)
+    chosen = objective(**({"schedule": "flow", "prediction": "flow"} | changes))
     u = torch.tensor([0.01, 0.2, 0.5, 0.9, 0.999], dtype=torch.float64)
     times = diffusion.training_times(u, chosen)
     assert [objectives.share_before(t, chosen) for t in times.tolist()] == pytest.approx(u.tolist(), rel=1e-9)
