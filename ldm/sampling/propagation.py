@@ -55,7 +55,7 @@ def refusal(schedule: ScheduleName, drawing: DrawingParams) -> Refusal | None:
     ratio = f"{sigma / alpha:.3g}" if alpha > _NO_SIGNAL else "infinity"
     reason = (
         f"another, such as ddim: with schedule {schedule}, which begins at sigma / alpha = {ratio}, in "
-        f"{drawing.num_steps} step(s) it makes an error of {error:.2g} of the samples' deviation out of one of "
+        f"{drawing.num_steps} steps it makes an error of {error:.2g} of the samples' deviation out of one of "
         f"{RELATIVE_ERROR} of the network's output, more than {MAX_ERROR}"
     )
     return Refusal("sampler", drawing.sampler.kind, reason, "take ddim, or more steps")
