@@ -263,6 +263,13 @@ def test_every_objective_has_a_place_in_the_params(tmp_path: Path, changes: dict
     check.params_file(edited(tmp_path, "tiny.yaml", EVEN | of("drawing", num_steps=12) | changes))
 
 
+def test_the_objective_that_the_readme_shows_is_legal(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text().split("### Other objectives")[1]
+    shown = YAML(typ="safe").load(text.split("```yaml")[1].split("```")[0])
+    values = of("diffusion", **shown["train_unet"]["diffusion"]) | of("drawing", **shown["sample"]["drawing"])
+    check.params_file(edited(tmp_path, "default.yaml", values))
+
+
 @pytest.mark.parametrize(
     ("changes", "finding"),
     [
@@ -272,11 +279,11 @@ def test_every_objective_has_a_place_in_the_params(tmp_path: Path, changes: dict
         ),
         (
             of("diffusion", loss_weighting={"kind": "p2", "k": 0.0, "gamma": 1.0}),
-            "train_unet.diffusion.loss_weighting.k: found 0.0; expected a number greater than 0",
+            "train_unet.diffusion.loss_weighting.k: found 0.0; expected a number > 0 and <= 1000",
         ),
         (
             of("diffusion", offset_noise=-0.1),
-            "train_unet.diffusion.offset_noise: found -0.1; expected a number of at least 0",
+            "train_unet.diffusion.offset_noise: found -0.1; expected a number >= 0 and <= 1",
         ),
         (
             of("diffusion", loss_weighting={"kind": "p2", "k": 1.0, "gamma": 0.5}, time_shift=1.0),
@@ -295,7 +302,7 @@ def test_every_objective_has_a_place_in_the_params(tmp_path: Path, changes: dict
         (
             of("diffusion", schedule="cosine", prediction="v") | of("drawing", sampler={"kind": "heun"}),
             "sample.drawing.sampler: found heun; expected another, such as ddim: with schedule cosine, which begins at "
-            "sigma / alpha = 2.03e+04, in 12 step(s) it makes an error of 17 of the samples' deviation out of one of "
+            "sigma / alpha = 2.03e+04, in 12 steps it makes an error of 17 of the samples' deviation out of one of "
             "0.01 of the network's output, more than 0.1",
         ),
     ],

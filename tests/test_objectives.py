@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.denoiser.model import diffusion
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.denoiser.model.params import DiffusionParams
-from ldm.sampling import grids, samplers, trajectory
+from ldm.sampling import grids, propagation, samplers, trajectory
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.sampling.samplers.dpm_solver import DPMSolverParams
@@ -33,7 +33,7 @@ LOGIT_NORMAL = {"kind": "logit_normal", "mean": 0.0, "std": 1.0}
 LOG_NORMAL = {"kind": "log_normal", "mean": -0.5, "std": 1.2}
 P2 = {"kind": "p2", "k": 1.0, "gamma": 1.0}
 EVEN = {"loss_weighting": UNIFORM, "time_sampling": UNIFORM}
-SCALES = torch.tensor(objectives.SCALES, dtype=torch.float64).reshape(-1, 1, 1, 1)
+SCALES = torch.tensor(propagation.SCALES, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
 Wrong = Callable[[Tensor, Tensor], Tensor]  # (exact prediction, its root mean square) -> what a network puts out
 
@@ -136,9 +136,9 @@ def test_the_computed_error_is_that_of_samples_for_every_combination(schedule: s
             chosen = objective(schedule, prediction, loss_weighting=weighting, time_sampling=times)
             computed, measured = computed_error(chosen, sample), measured_error(chosen, sample, right)
             assert computed == pytest.approx(measured, rel=0.08), (chosen, how)
-            if abs(measured / objectives.MAX_ERROR - 1) > 0.08:
-                assert (computed > objectives.MAX_ERROR) == (measured > objectives.MAX_ERROR), (chosen, how)
-            refused.append(measured > objectives.MAX_ERROR)
+            if abs(measured / propagation.MAX_ERROR - 1) > 0.08:
+                assert (computed > propagation.MAX_ERROR) == (measured > propagation.MAX_ERROR), (chosen, how)
+            refused.append(measured > propagation.MAX_ERROR)
     assert False in refused and (True in refused or schedule == "vp")
 
 
@@ -153,12 +153,12 @@ def test_the_computed_error_is_that_of_samples_for_every_sampler(name: str):
     chosen, sample = objective("zero_terminal_snr", "v"), drawn_by(name)
     computed, measured = computed_error(chosen, sample), measured_error(chosen, sample, sampled(chosen, sample, exact))
     assert computed == pytest.approx(measured, rel=0.1)
-    assert computed < objectives.MAX_ERROR
+    assert computed < propagation.MAX_ERROR
 
 
 def test_samplers_in_sigma_over_alpha_are_refused_where_it_begins_at_thousands():
     chosen = objective("cosine", "v")
-    refused = {name for name in SAMPLERS if computed_error(chosen, drawn_by(name, 25)) > objectives.MAX_ERROR}
+    refused = {name for name in SAMPLERS if computed_error(chosen, drawn_by(name, 25)) > propagation.MAX_ERROR}
     assert refused == {"heun", "edm", "plms", "pndm"}
 
 
@@ -191,7 +191,7 @@ SOUND = [
 
 @pytest.mark.parametrize(("chosen", "sample"), [pytest.param(*case[1:], id=case[0]) for case in SOUND])
 def test_sound_objectives_pass_and_survive_bf16(chosen: DiffusionParams, sample: DrawingParams):
-    assert computed_error(chosen, sample) < objectives.MAX_ERROR
+    assert computed_error(chosen, sample) < propagation.MAX_ERROR
     if sample.num_steps < 100:
         right, rounded = sampled(chosen, sample, exact), sampled(chosen, sample, bf16)
         assert (rounded.std((1, 2, 3)) / right.std((1, 2, 3))).tolist() == pytest.approx([1, 1], abs=0.01)
@@ -226,7 +226,7 @@ def test_min_snr_with_v_on_zero_terminal_snr_is_refused_by_its_weight_at_the_sta
     ],
 )
 def test_the_share_before_a_time_is_the_inverse_of_the_training_times(changes: dict[str, object]):
-    chosen = objective("flow", "flow", **changes)
+    chosen = objective(**({"schedule": "flow", "prediction": "flow"} | changes))
     u = torch.tensor([0.01, 0.2, 0.5, 0.9, 0.999], dtype=torch.float64)
     times = diffusion.training_times(u, chosen)
     assert [objectives.share_before(t, chosen) for t in times.tolist()] == pytest.approx(u.tolist(), rel=1e-9)

@@ -348,16 +348,17 @@ MIXTURE = Mixture.of(
 )
 
 
+@pytest.mark.parametrize("schedule", ["flow", "ve"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_of_a_mixture_have_its_weights_mean_and_covariance(name: str):
-    generator = torch.Generator().manual_seed(0)
+def test_samples_of_a_mixture_have_its_weights_mean_and_covariance(name: str, schedule: str):
+    generator, process = torch.Generator().manual_seed(0), Schedule(schedule)
     noise = torch.randn(4000, 2, dtype=torch.float64, generator=generator)
     z = trajectory.follow(
         RULES[name],
-        MIXTURE.denoiser(FLOW),
-        FLOW,
-        noise,
-        grids.times("flow", 100, "uniform", 1.0),
+        MIXTURE.denoiser(process),
+        process,
+        trajectory.start(process, noise, 1.0),
+        grids.times(schedule, 100, "uniform", 1.0),
         lambda _: torch.randn(noise.shape, dtype=noise.dtype, generator=generator),
     )
     torch.testing.assert_close(z.mean(0), MIXTURE.mean, rtol=0, atol=0.08)

@@ -38,9 +38,9 @@ class Refusal:
 def refusal(schedule: ScheduleName, drawing: DrawingParams) -> Refusal | None:
     """Whether a schedule rules a drawing out, however well the network is trained.
 
-    Either sampling begins in pure noise at a time that still has signal (Lin et al. 2023, section 3.3), or the sampler
-    makes a large error of the samples out of the small one of a well trained network, as those in sigma / alpha do
-    where it begins at thousands.
+    Either sampling begins in pure noise at a time that still has signal (Lin et al. 2023, section 3.3), or the sampler,
+    with times that are not shifted, makes a large error of the samples out of the small one of a well trained network,
+    as those in sigma / alpha do where it begins at thousands.
     """
     first = grids.times(schedule, drawing.num_steps, drawing.spacing, drawing.time_shift)[0]
     alpha, sigma = schedules.alpha_sigma(schedule, first)
@@ -48,15 +48,14 @@ def refusal(schedule: ScheduleName, drawing: DrawingParams) -> Refusal | None:
         begins = f"begins in pure noise at t = {first:.3g}, where a latent has {alpha:.2g} of its signal"
         reason = f"trailing or another: schedule {schedule} ends in pure noise at t = 1, and {drawing.spacing} {begins}"
         return Refusal("spacing", drawing.spacing, reason, "set it to trailing")
-    error = max(
-        total(RELATIVE_ERROR * part for part in carried(schedule, "edm", drawing, scale)[1]) for scale in SCALES
-    )
+    plain = drawing.model_copy(update={"time_shift": 1.0})
+    error = max(total(RELATIVE_ERROR * part for part in carried(schedule, "edm", plain, scale)[1]) for scale in SCALES)
     if error <= MAX_ERROR:
         return None
     ratio = f"{sigma / alpha:.3g}" if alpha > _NO_SIGNAL else "infinity"
     reason = (
         f"another, such as ddim: with schedule {schedule}, which begins at sigma / alpha = {ratio}, in "
-        f"{drawing.num_steps} step(s) it makes an error of {error:.2g} of the samples' deviation out of one of "
+        f"{drawing.num_steps} steps it makes an error of {error:.2g} of the samples' deviation out of one of "
         f"{RELATIVE_ERROR} of the network's output, more than {MAX_ERROR}"
     )
     return Refusal("sampler", drawing.sampler.kind, reason, "take ddim, or more steps")

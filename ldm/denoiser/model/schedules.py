@@ -85,7 +85,7 @@ def _alpha_sigma_of_table(name: ScheduleName, t: float) -> tuple[float, float]:
 
 def deviation(alpha: Number, sigma: Number) -> Number:
     """Standard deviation of alpha z_0 + sigma noise for latents of unit deviation; 1 where variance is preserved."""
-    return (alpha**2 + sigma**2) ** 0.5
+    return (alpha**2 + sigma**2) ** 0.5  # pyright: ignore[reportReturnType] - the type of a power of a float is unknown
 
 
 def z0_weights(alpha: Number, sigma: Number, prediction: Prediction) -> tuple[Number, Number]:

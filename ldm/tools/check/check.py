@@ -274,7 +274,7 @@ def _objective(params: Params) -> Iterator[Finding]:
         return
     visits = objectives.visits(params.train_unet.diffusion, params.sample.drawing)
     error = objectives.sample_error(visits)
-    if error <= objectives.MAX_ERROR:
+    if error <= propagation.MAX_ERROR:
         return
     worst = max(visits, key=lambda visit: visit.error)
     late = 1 - objectives.weight_before(0.9, params.train_unet.diffusion)
@@ -282,7 +282,7 @@ def _objective(params: Params) -> Iterator[Finding]:
         f"sampling asks at t = {worst.time:.3g}, where an error of the prediction is one of the clean latent "
         f"{worst.gain:.3g} times as large and training puts {worst.share:.2g} of an even share of its loss weight "
         f"({late:.2g} of all of it is above t = 0.9): samples would be wrong by {error:.2g} of their deviation, "
-        f"more than {objectives.MAX_ERROR}"
+        f"more than {propagation.MAX_ERROR}"
     )
     document = {"train_unet.diffusion": params.train_unet.diffusion, "sample.drawing": params.sample.drawing}
     for key, value in _fewest_changes(params).items():
@@ -311,7 +311,7 @@ def _fewest_changes(params: Params) -> dict[str, Any]:
                     drawing = drawing.model_copy(update=change)
                 else:
                     diffusion = diffusion.model_copy(update=change)
-            if objectives.sample_error(objectives.visits(diffusion, drawing)) <= objectives.MAX_ERROR:
+            if objectives.sample_error(objectives.visits(diffusion, drawing)) <= propagation.MAX_ERROR:
                 return {key: sound[key] for key in keys}
     raise AssertionError("with all of these values every schedule is sound")
 
