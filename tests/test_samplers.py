@@ -315,10 +315,7 @@ def test_langevin_steps_halve_the_divergence_of_ve_sampling(num_steps: int):
     steps = list(pairwise([*states, Exploding(-1.0)]))
 
     def error(rule: Rule, num_noises: int) -> float:
-        def from_noise(denoise, z, steps, noise_at_step):
-            return rule(denoise, steps[0][0].sigma * z, steps, noise_at_step)
-
-        return divergence(*moments(from_noise, steps, MEAN, STD**2, num_noises * num_steps), MEAN, STD**2)
+        return divergence(*moments(rule, steps, MEAN, STD**2, num_noises * num_steps), MEAN, STD**2)
 
     corrected = error(partial(predictor_corrector, snr=0.16, num_corrections=1), 2)
     assert corrected < 0.7 * error(euler_maruyama, 1)

@@ -21,7 +21,7 @@ def gaussian_denoiser(steps: Sequence[Step], mean: float, variance: float) -> Ca
     known = {state.time: state for step in steps for state in step}
 
     def denoise(z: Rows, time: float) -> Rows:
-        t = known.get(time) or type(first)(first.schedule, time)
+        t = known.get(time) or first.to(time)
         gain = t.alpha * variance / (t.alpha**2 * variance + t.sigma**2)
         z0_hat = gain * z
         z0_hat[0] += (1 - gain * t.alpha) * mean
@@ -33,12 +33,14 @@ def gaussian_denoiser(steps: Sequence[Step], mean: float, variance: float) -> Ca
 def moments(
     rule: Rule, steps: Sequence[Step], mean: float, variance: float, num_noises: int = 0
 ) -> tuple[float, float]:
-    """Exact mean and variance of what a rule makes of the exact denoiser of N(mean, variance) and unit noise.
+    """Exact mean and variance of what a rule makes of the exact denoiser of N(mean, variance) and noise, which has the
+    deviation of latents of unit data where the first step starts.
 
     num_noises: how many a rule may ask for, besides that which it starts from.
     """
-    units = np.eye(2 + num_noises)
-    final = rule(gaussian_denoiser(steps, mean, variance), units[1], steps, lambda number: units[2 + number])
+    units, first = np.eye(2 + num_noises), steps[0][0]
+    start = math.hypot(first.alpha, first.sigma) * units[1]
+    final = rule(gaussian_denoiser(steps, mean, variance), start, steps, lambda number: units[2 + number])
     return float(final[0]), float((final[1:] ** 2).sum())
 
 
