@@ -95,7 +95,8 @@ def test_a_learned_constant_is_the_fixed_variance(v: float):
     torch.testing.assert_close(trajectory.follow(partial(ddpm, variance=learned.noise), *args), fixed)
 
 
-def test_a_step_asks_the_network_once():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_step_asks_the_network_once(dtype: torch.dtype):
     asked: list[float] = []
 
     def estimate(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,8 @@ def test_a_step_asks_the_network_once():
 
     learned, times = LearnedVariance(estimate), [1.0, 0.7, 0.4, 0.0]
     rule = partial(ddpm, variance=learned.noise)
-    trajectory.follow(rule, learned, Schedule("linear"), noise(3, 2), times, lambda n: noise(3, 2, seed=n))
+    start = noise(3, 2).to(dtype)
+    trajectory.follow(rule, learned, Schedule("linear"), start, times, lambda n: noise(3, 2, seed=n))
     assert asked == pytest.approx(times[:-1])
 
 
@@ -189,6 +191,7 @@ def test_the_best_variance_widens_samples_that_the_small_one_leaves_too_narrow()
     best, shared = best_v(chain), best_v(chain, CORRELATED)
     small, large = torch.zeros_like(best), torch.ones_like(best)
     assert covariance(50, small)[0] == pytest.approx(0.868, abs=0.005)
+    assert covariance(50, large)[0] == pytest.approx(0.979, abs=0.005)
     assert covariance(50, best) == pytest.approx((1, 0.9), abs=0.01)
     assert covariance(50, small)[0] + 0.05 < covariance(50, shared)[0] < 0.97
     assert ((shared > 0) & (shared < 1)).all()

@@ -130,18 +130,18 @@ class LearnedVariance:
 
     def __call__(self, z: Float[Tensor, "b *shape"], t: Float[Tensor, " b"]) -> Float[Tensor, "b *shape"]:
         """z0_hat."""
-        return self._answer(z, float(t[0]))[0]
+        return self._answer(z, t)[0]
 
     def noise(self, z: Float[Tensor, "b *shape"], step: Step, noise: Tensor) -> Float[Tensor, "b *shape"]:
         """Standard normal noise times the deviation that v gives each entry."""
         t, s = step
-        v, large = self._answer(z, t.time)[1], forward_variance(t, s)
-        log_ratio = 2 * math.log(s.sigma / t.sigma)
-        return math.sqrt(large) * torch.exp((1 - v) * log_ratio / 2) * noise
+        _, v = self._answer(z, z.new_full((len(z),), t.time))
+        return math.sqrt(forward_variance(t, s)) * (s.sigma / t.sigma) ** (1 - v) * noise
 
-    def _answer(self, z: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    def _answer(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        time = float(t[0])
         if self._last is None or self._last[0] is not z or self._last[1] != time:
-            self._last = (z, time, self._estimate(z, torch.full((len(z),), time, dtype=z.dtype)))
+            self._last = (z, time, self._estimate(z, t))
         return self._last[2]
 
 
