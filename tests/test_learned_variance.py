@@ -289,6 +289,24 @@ def test_a_trained_network_has_a_tighter_bound_than_either_fixed_variance(traine
     assert float((learned - exact).mean()) > 3 * standard_error(learned - exact)
 
 
+def test_a_trained_network_samples_less_narrowly_by_its_variance(trained: Trained):
+    network, chain, _ = trained
+    times, schedule = [*chain.time.tolist(), 0.0], Schedule("linear")
+
+    @torch.no_grad()
+    def spread(learned: bool) -> float:
+        denoise, generator = LearnedVariance(network), torch.Generator().manual_seed(6)
+
+        def fresh(_: int) -> Tensor:
+            return torch.randn(4000, 2, dtype=torch.float64, generator=generator)
+
+        rule = partial(ddpm, variance=denoise.noise if learned else 0.0)
+        return float(trajectory.follow(rule, denoise, schedule, fresh(0), times, fresh).T.cov().trace())
+
+    right = float(TWO.covariance.trace())
+    assert spread(False) < 0.87 * right and 0.9 * right < spread(True) < 1.05 * right
+
+
 def test_importance_sampling_is_unbiased_and_varies_less(trained: Trained):
     network, chain, importance = trained
     generator = torch.Generator().manual_seed(5)
