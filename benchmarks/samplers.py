@@ -60,16 +60,19 @@ def measured(schedule: ScheduleName, spacing: grids.Spacing) -> dict[str, list[t
 
 
 def draw(curves: dict[str, list[tuple[int, float]]], title: str, path: Path) -> None:
-    """Both axes logarithmic; dashed = adds noise."""
+    """Both axes logarithmic; dashed = adds noise. Samplers that are the same have one curve."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    colours = plt.get_cmap("tab20")(np.linspace(0, 1, len(curves)))
-    for colour, (name, curve) in zip(colours, curves.items(), strict=True):
-        style = "--" if SAMPLERS[name][1] else "-"
-        axes.plot(*zip(*curve, strict=True), style, color=colour, marker=".", label=name)
-    axes.set(xscale="log", yscale="log", ylim=(1e-5, 2), title=title)
+    together: dict[str, list[str]] = {}
+    for name, curve in curves.items():
+        together.setdefault(" ".join(f"{count}:{value:.4e}" for count, value in curve), []).append(name)
+    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(together)))
+    for colour, names in zip(colours, together.values(), strict=True):
+        style = "--" if SAMPLERS[names[0]][1] else "-"
+        axes.plot(*zip(*curves[names[0]], strict=True), style, color=colour, marker=".", label="\n= ".join(names))
+    axes.set(xscale="log", yscale="log", ylim=(None, 2), title=title)
     axes.set(xlabel="evaluations of the network", ylabel="error of the samples over their deviation")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")

@@ -77,6 +77,13 @@ def test_the_denoiser_keeps_the_contract():
     torch.testing.assert_close(z0_hat.double().flatten(1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_of_the_denoiser_have_times_of_their_own():
+    denoise, t = DATA.denoiser(Schedule("cosine")), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    z = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([denoise(z[i : i + 1], t[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(denoise(z, t), alone)
+
+
 def test_moments_are_those_of_samples():
     """Two steps of DDIM with eta 1, once by the known factors and once by sampling."""
     rule = partial(ddim, eta=1.0)

@@ -83,20 +83,24 @@ class Mixture:
         """(n d): gradient of the log density."""
         return torch.einsum("nk,kij,nkj->ni", self.classify(z), self.covariances.inverse(), self.means - z[:, None, :])
 
-    def denoised(self, z: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[z_0 | alpha z_0 + sigma noise = z], (n d): the posterior mean of each component, weighted by its odds."""
-        noisy = self.noisy(alpha, sigma)
-        gains = alpha * self.covariances @ noisy.covariances.inverse()
-        means = self.means + torch.einsum("kij,nkj->nki", gains, z[:, None, :] - noisy.means)
-        return torch.einsum("nk,nki->ni", noisy.classify(z), means)
+    def denoised(self, z: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """E[z_0 | alpha z_0 + sigma noise = z], (n d): the posterior mean of each component, weighted by its odds.
+
+        alpha, sigma: numbers, or one per row (n). Along its principal axes a component stays a product of Gaussians.
+        """
+        alpha, sigma = (torch.as_tensor(x, dtype=z.dtype).reshape(-1, 1, 1) for x in (alpha, sigma))
+        variances, axes = torch.linalg.eigh(self.covariances)
+        apart = torch.einsum("kij,nki->nkj", axes, z[:, None, :] - alpha * self.means)
+        noisy = alpha**2 * variances + sigma**2
+        odds = (self.weights.log() - (apart**2 / noisy + noisy.log()).sum(-1) / 2).softmax(1)
+        means = self.means + torch.einsum("kij,nkj->nki", axes, alpha * variances / noisy * apart)
+        return torch.einsum("nk,nki->ni", odds, means)
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
-        """The exact denoiser under a schedule, in the dtype of z; all rows of a call are at one time."""
+        """The exact denoiser under a schedule, in the dtype of z."""
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
-            time = t[:1].double()
-            assert bool((t == t[0]).all()), "rows at several times"
-            alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
+            alpha, sigma = schedule.alpha(t.double()), schedule.sigma(t.double())
             return self.denoised(z.double().flatten(1), alpha, sigma).reshape(z.shape).to(z.dtype)
 
         return denoise

@@ -21,7 +21,7 @@ def gaussian_denoiser(steps: Sequence[Step], mean: float, variance: float) -> Ca
     known = {state.time: state for step in steps for state in step}
 
     def denoise(z: Rows, time: float) -> Rows:
-        t = known.get(time) or type(first)(first.schedule, time)
+        t = known.get(time) or first.to(time)
         gain = t.alpha * variance / (t.alpha**2 * variance + t.sigma**2)
         z0_hat = gain * z
         z0_hat[0] += (1 - gain * t.alpha) * mean

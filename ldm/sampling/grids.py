@@ -22,16 +22,25 @@ class State:
         self.schedule: ScheduleName = schedule
         self.time = time
         self.alpha, self.sigma = alpha_sigma(schedule, time)
-        log_alpha, log_sigma = (math.log(x) if x > 0 else -math.inf for x in (self.alpha, self.sigma))
-        self.half_log_snr = log_alpha - log_sigma
+        self.half_log_snr = level(self.alpha, self.sigma)
+
+    def to(self, time: float) -> "State":
+        """The state of this schedule at another time."""
+        return State(self.schedule, time)
 
     def at(self, half_log_snr: float) -> "State":
         """The state of this schedule with a half log-SNR, or the one nearest to it."""
-        return State(self.schedule, _time_at(self.schedule, half_log_snr))
+        return self.to(_time_at(self, half_log_snr))
 
     def halfway(self, other: "State") -> "State":
         """The state of this schedule in the middle between the two times."""
-        return State(self.schedule, (self.time + other.time) / 2)
+        return self.to((self.time + other.time) / 2)
+
+
+def level(alpha: float, sigma: float) -> float:
+    """Half log-SNR, log(alpha / sigma): inf at data, -inf where no signal is left."""
+    log_alpha, log_sigma = (math.log(x) if x > 0 else -math.inf for x in (alpha, sigma))
+    return log_alpha - log_sigma
 
 
 def times(schedule: ScheduleName, num_steps: int, spacing: Spacing, shift: float, first: float = 1.0) -> list[float]:
@@ -56,7 +65,7 @@ def times(schedule: ScheduleName, num_steps: int, spacing: Spacing, shift: float
         high, low = min(start, _LOG_SNR_ENDS[0]), min(start, _LOG_SNR_ENDS[1])
         top, bottom = State(schedule, high).half_log_snr, State(schedule, low).half_log_snr
         between = _between_levels if spacing == "log_snr" else _between_karras
-        even[1:-1] = [_time_at(schedule, level) for level in between(top, bottom, num_steps)]
+        even[1:-1] = [State(schedule, 1.0).at(middle).time for middle in between(top, bottom, num_steps)]
     return [shift * t / (1 + (shift - 1) * t) for t in even]
 
 
@@ -84,12 +93,12 @@ def _between_karras(top: float, bottom: float, num_steps: int) -> list[float]:
     return [-_KARRAS_RHO * math.log(high + (low - high) * i / (num_steps - 1)) for i in range(1, num_steps)]
 
 
-def _time_at(schedule: ScheduleName, half_log_snr: float) -> float:
-    """Inverse of the log-SNR, which falls with time, by bisection; 0 or 1 beyond its range."""
+def _time_at(state: State, half_log_snr: float) -> float:
+    """Inverse of the log-SNR of a state's schedule, which falls with time, by bisection; 0 or 1 beyond its range."""
     below, above = 0.0, 1.0
     for _ in range(_NUM_BISECTIONS):
         middle = (below + above) / 2
-        if State(schedule, middle).half_log_snr > half_log_snr:
+        if state.to(middle).half_log_snr > half_log_snr:
             below = middle
         else:
             above = middle

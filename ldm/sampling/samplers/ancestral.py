@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ldm.core.config import Section
+from ldm.sampling.grids import State
 from ldm.sampling.samplers.rule import Rule, Step, Z
 
 
@@ -30,23 +31,33 @@ def ddpm(
     z: Z,
     steps: Sequence[Step],
     noise_at_step: Callable[[int], Z],
-    variance: float = 0.0,
+    variance: float | Callable[[Z, Step, Z], Z] = 0.0,
 ) -> Z:
     """DDPM (Ho et al. 2020, algorithm 2 and equation 7) for any alpha and sigma (Kingma et al. 2021,
     appendix A).
 
     With r = alpha_t / alpha_s, the forward step from s to t adds the variance beta = sigma_t^2 - r^2 sigma_s^2, and
     the posterior has beta-tilde = beta sigma_s^2 / sigma_t^2. variance: exponent v of beta^v beta-tilde^(1 - v)
-    (Nichol and Dhariwal 2021, equation 15). The step to sigma = 0 adds no noise.
+    (Nichol and Dhariwal 2021, equation 15); or what a network has learned of it, an exponent per entry, as a function
+    (z_t, step, standard normal noise) -> noise of that variance. The step to sigma = 0 adds no noise.
     """
     for step, (t, s) in enumerate(steps):
         z0_hat = denoise(z, t.time)
         kept = t.alpha / s.alpha
-        beta = max(t.sigma**2 - (kept * s.sigma) ** 2, 0.0)
-        z = kept * (s.sigma / t.sigma) ** 2 * z + s.alpha * beta / t.sigma**2 * z0_hat
-        if s.sigma > 0:
-            z = z + math.sqrt(beta) * (s.sigma / t.sigma) ** (1 - variance) * noise_at_step(step)
+        beta = forward_variance(t, s)
+        mean = kept * (s.sigma / t.sigma) ** 2 * z + s.alpha * beta / t.sigma**2 * z0_hat
+        if s.sigma == 0:
+            z = mean
+        elif callable(variance):
+            z = mean + variance(z, (t, s), noise_at_step(step))
+        else:
+            z = mean + math.sqrt(beta) * (s.sigma / t.sigma) ** (1 - variance) * noise_at_step(step)
     return z
+
+
+def forward_variance(t: State, s: State) -> float:
+    """beta: variance that the forward process adds from s to t."""
+    return max(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, 0.0)
 
 
 class DDIMParams(Section):
