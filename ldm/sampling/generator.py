@@ -1,9 +1,9 @@
 """The trained networks, checked against each other and combined into a function from conditions to images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -22,16 +22,22 @@ from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.network import Network
-from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.sampling import grids, samplers, trajectory
+from ldm.sampling.guidance import models, rules
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParams, HoSalimansParams
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
+
+if TYPE_CHECKING:
+    from ldm.text.embedding.encoder import TextEncoder
 
 
 @dataclass(frozen=True)
 class Generator:
     """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
-    those that the UNet was trained with."""
+    those that the UNet was trained with, and `encode` encodes prompts that they do not hold (None = such are refused).
+    Folders that settings name are below `root`."""
 
     unet: Network
     autoencoder: Autoencoder
@@ -43,9 +49,20 @@ class Generator:
     passport: artifact.Passport
     directory: Path
     device: torch.device
+    root: Path
+    encode: "TextEncoder | None"
+    _worse_models: dict[str, models.WorseModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def load(cls, unet: Path, autoencoder: Path, embeddings: TextEmbeddings, device: torch.device) -> Self:
+    def load(
+        cls,
+        unet: Path,
+        autoencoder: Path,
+        embeddings: TextEmbeddings,
+        device: torch.device,
+        root: Path = Path(),
+        encode: "TextEncoder | None" = None,
+    ) -> Self:
         """Load both networks from their folders.
 
         IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
@@ -66,6 +83,8 @@ class Generator:
             passport=passport,
             directory=unet,
             device=device,
+            root=root,
+            encode=encode,
         )
 
     @property
@@ -80,27 +99,46 @@ class Generator:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Hashes of everything that the images are made from, by name."""
+        """Hashes of everything that all images are made from, by name."""
         trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
         return {"unet": self.passport.content_sha256, **trained_on}
 
+    def made_from(self, drawing: DrawingParams) -> dict[str, str]:
+        """`inputs`, and the hash of the model that guides images with these settings. Errors: as `check_guidance`."""
+        match drawing.guidance:
+            case AutoguidanceParams(directory=directory):
+                return {**self.inputs, "guidance": self._worse(directory).sha256}
+            case _:
+                return self.inputs
+
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
         """The origin record of each image in a batch."""
-        return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.inputs)
+        return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.made_from(drawing))
 
     def check_latents(self, folder: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""
         found = artifact.read_passport(folder / "train", latents.KIND)
         artifact.check_input(self.directory, self.passport, "latents_train", found.content_sha256)
 
-    def check_guidance(self, guidance_scales: Sequence[float]) -> None:
-        """ConfigError if guidance is requested, but the UNet was never trained with the null embedding."""
-        asked = [scale for scale in guidance_scales if scale != 1]
-        if asked and self.passport.facts["caption_dropout"] == 0:
-            found = f"{asked[0]:g}, and {self.directory} was trained with caption_dropout 0"
-            fix = "set guidance_scale: 1, or train with train_unet.diffusion.caption_dropout: 0.1"
-            expected = "1: trained without caption dropout, the UNet has no unconditional prediction"
+    def check_guidance(self, drawing: DrawingParams) -> None:
+        """ConfigError: the UNet would be asked without a prompt but was never trained to answer, a threshold is set
+        for latents that are no pixels, or the model that guides does not fit. IntegrityError: that model is corrupt, or
+        the negative prompt was not embedded."""
+        if drawing.needs_null and self.passport.facts["caption_dropout"] == 0:
+            found = f"{drawing.guidance_scale:g}, and {self.directory} was trained with caption_dropout 0"
+            fix = "set it so, or train with train_unet.diffusion.caption_dropout: 0.1"
+            neutral = f"{drawing.guidance.neutral:g}, which is no {drawing.guidance.kind} guidance"
+            expected = f"{neutral}: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
+        if drawing.dynamic_threshold is not None and self.autoencoder.factor > 1:
+            found = f"{drawing.dynamic_threshold:g}, and a latent covers {self.autoencoder.factor} pixels a side"
+            expected = "null: only values of pixels have limits"
+            raise ConfigError("dynamic_threshold", found, expected, "leave it null, or train a model of pixels")
+        if isinstance(drawing.guidance, AutoguidanceParams):
+            worse = self._worse(drawing.guidance.directory)
+            attention.prove(self.device, worse.network.attention_shapes, drawing.precision, trains=False)
+        if drawing.negative_prompt:
+            self.condition([drawing.negative_prompt])
 
     def prove_attention(self, precision: Precision) -> None:
         """MachineError unless the attention backend in use can run both networks: the UNet in `precision`, the decoder
@@ -110,7 +148,19 @@ class Generator:
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions that `embed_text` has stored. IntegrityError: one of them was not embedded."""
+        """The condition of captions: as `embed_text` has stored them, and the others as `encode` makes them.
+        IntegrityError: one was not stored, and nothing encodes it."""
+        stored = [i for i, caption in enumerate(captions) if caption in self.embeddings]
+        if self.encode is None or len(stored) == len(captions):
+            return self._stored(captions)
+        # All captions of a batch are encoded, so that the bits of one do not depend on which others are stored.
+        tokens, pooled = self.encode(captions)
+        encoded = Condition(tokens.float(), pooled=pooled.float())
+        if not stored:
+            return encoded
+        return encoded.with_rows(torch.tensor(stored), self._stored([captions[i] for i in stored]))
+
+    def _stored(self, captions: Sequence[str]) -> Condition:
         rows = self.embeddings.rows(captions)
         return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
 
@@ -119,21 +169,58 @@ class Generator:
         self, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
-        self.check_guidance([drawing.guidance_scale])
+        self.check_guidance(drawing)
         z = self._latents(self._guided(condition.to(self.device), drawing), prompt_numbers, drawing)
         return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
 
     def _guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        null_condition = self.null_condition.expand(len(condition.tokens))
-        conditional = denoiser(self.unet, self.schedule, self.prediction, condition)
-        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_condition)
-        guided = guidance.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
+        own = self._denoiser(condition)
+        scale, rescale = drawing.guidance_scale, drawing.guidance_rescale
+        match drawing.guidance:
+            case ClassifierFreeParams():
+                guided = rules.extrapolate(own, self._without_prompt(condition, drawing), scale, rescale)
+            case HoSalimansParams():
+                guided = rules.extrapolate(own, self._without_prompt(condition, drawing), 1 + scale, rescale)
+            case AutoguidanceParams(directory=directory):
+                worse = self._worse(directory)
+                other = denoiser(worse.network, self.schedule, worse.prediction, condition)
+                guided = rules.extrapolate(own, other, scale, rescale)
+        guided = rules.within(drawing.guidance_interval, guided, own)
+        if drawing.dynamic_threshold is not None:
+            guided = self._thresholded(guided, drawing.dynamic_threshold)
 
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             with autocast(self.device, drawing.precision):
                 return guided(z, t)
 
         return denoise
+
+    def _denoiser(self, condition: Condition) -> Denoiser:
+        return denoiser(self.unet, self.schedule, self.prediction, condition)
+
+    def _without_prompt(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
+        """The denoiser under no prompt, or under the negative one."""
+        if not drawing.negative_prompt:
+            return self._denoiser(self.null_condition.expand(len(condition.tokens)))
+        negative = self.condition([drawing.negative_prompt]).to(self.device)
+        return self._denoiser(negative.expand(len(condition.tokens)))
+
+    def _worse(self, directory: str) -> models.WorseModel:
+        """The model for autoguidance in this folder, which is read once."""
+        if directory not in self._worse_models:
+            traits = models.traits_of(self.schedule, self.unet, self.passport)
+            worse = models.load_worse(self.root / directory, traits, self.directory, self.device)
+            self._worse_models[directory] = worse
+        return self._worse_models[directory]
+
+    def _thresholded(self, denoise: Denoiser, quantile: float) -> Denoiser:
+        """Thresholding of signals; latents are scaled ones."""
+
+        def signal(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return self.scale.denormalise(denoise(z, t))
+
+        limited = rules.thresholded(signal, quantile)
+        return lambda z, t: self.scale.normalise(limited(z, t))
 
     def _latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams

@@ -118,6 +118,20 @@ def _generate_options(generate: argparse.ArgumentParser) -> None:
 image 3 of a call from 0, up to rounding; in every bit if it has the same place in a batch of the same size",
     )
     add("--guidance-scale", type=float, metavar="G", help="1 = none; more follows the prompt closer")
+    add("--negative-prompt", metavar="PROMPT", help="what guidance leads away from, instead of from no prompt")
+    add(
+        "--guidance",
+        type=_guidance,
+        metavar="NAME[,KEY=VALUE]",
+        help="classifier_free; ho_salimans, the same with 0 = none; autoguidance,directory=DIR of a worse model",
+    )
+    add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times of guidance; 0 1 = always")
+    add(
+        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far the contrast without guidance comes back"
+    )
+    add(
+        "--dynamic-threshold", type=float, metavar="Q", help="0 to 1: quantile that becomes the limit; for pixel models"
+    )
     add("--num-steps", type=int, metavar="N", help="sampler steps")
     add(
         "--sampler",
@@ -156,6 +170,12 @@ def _sampler(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(samplers.forms())}") from None
 
 
+def _guidance(text: str) -> dict[str, str]:
+    """Parse a kind of guidance such as ho_salimans or autoguidance,directory=data/models/guidance/early."""
+    kind, *options = text.split(",")
+    return {"kind": kind, **{key: value for key, _, value in (option.partition("=") for option in options)}}
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     """Make a parser of whole numbers from `low` to `high`."""
 
@@ -176,7 +196,10 @@ def _generate(options: argparse.Namespace) -> None:
     from ldm.tools import png_folder
 
     texts = [text for text in _prompts_of(options) for _ in range(options.num_images)]
-    named = ("guidance_scale", "num_steps", "sampler", "seed")
+    named = (
+        *("guidance_scale", "guidance", "negative_prompt", "guidance_interval", "guidance_rescale"),
+        *("dynamic_threshold", "num_steps", "sampler", "seed"),
+    )
     settings = {name: value for name in named if (value := getattr(options, name)) is not None}
     document = config.Document()
     # Refuse bad settings before the networks are loaded.

@@ -67,11 +67,12 @@ class Pipeline:
         model, clip_passport = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
         facts = embeddings.passport.facts
-        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
+        encode = TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where)
+        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where, root, encode)
         generator.prove_attention(params.drawing.precision)
         return cls(
             generator=generator,
-            encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
+            encode=encode,
             drawing=params.drawing,
             batch_size=params.batch_size,
         )
@@ -80,15 +81,7 @@ class Pipeline:
         """Tokens and pooled features of prompts as `embed_text` stores them, and those it has stored where it has; a
         prompt that is too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
-        return self._embed(prompts)
-
-    def _embed(self, texts: Sequence[str]) -> Condition:
-        tokens, pooled = self.encode(texts)
-        encoded = Condition(tokens.float(), pooled=pooled.float())
-        stored = [i for i, text in enumerate(texts) if text in self.generator.embeddings]
-        if not stored:
-            return encoded
-        return encoded.with_rows(torch.tensor(stored), self.generator.condition([texts[i] for i in stored]))
+        return self.generator.condition(prompts)
 
     def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
         distinct = list(dict.fromkeys(texts))
@@ -111,11 +104,11 @@ class Pipeline:
         """One image per prompt, in order. Image i starts from the noise of (seed, i), so equal calls give equal images.
 
         batch_size: images computed at a time; None = as in the params. settings: fields of `DrawingParams`,
-        such as guidance_scale, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one of
-        them is unknown or out of range, there is no prompt, or one is not a string.
+        such as guidance_scale, negative_prompt, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one
+        of them is unknown or out of range, there is no prompt, or one is not a string.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return torch.cat([pictures for pictures, _ in self._batches(texts, drawing, 0, batch_size)])
 
     def pngs(
@@ -129,7 +122,7 @@ class Pipeline:
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return self._pngs(texts, drawing, start_number, batch_size)
 
     def write(
@@ -150,7 +143,7 @@ class Pipeline:
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         with png_folder.opened(Path(directory), start_number, overwrite) as folder:
             return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
 
@@ -160,12 +153,12 @@ class Pipeline:
         An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
         place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
         """
-        for name, sha256 in self.generator.inputs.items():
+        drawing = origin.drawing(self.drawing, "replay")
+        for name, sha256 in self.generator.made_from(drawing).items():
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
-        drawing = origin.drawing(self.drawing, "replay")
-        condition = self._embed([origin.prompt] * origin.batch_size)
+        condition = self.generator.condition([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
         return self.generator(condition, numbers, drawing)[origin.position]
 
@@ -184,7 +177,7 @@ class Pipeline:
             batch = texts[start : start + size]
             numbers = range(start_number + start, start_number + start + len(batch))
             origins = self.generator.origins(batch, numbers, drawing)
-            yield self.generator(self._embed(batch), numbers, drawing), origins
+            yield self.generator(self.generator.condition(batch), numbers, drawing), origins
 
 
 def _check_start(number: int) -> None:
