@@ -187,7 +187,7 @@ def test_a_worse_model_of_other_traits_is_refused_with_all_of_them(
 ):
     trained_data.write_worse(root / "data", tmp_path / "other", **traits)
     generator = loaded.generator
-    ours = models.traits_of(generator.schedule, generator.unet, generator.passport)
+    ours = models.traits_of(generator.schedule, generator.unet.latent_shape, generator.passport)
     with pytest.raises(ConfigError, match=f"^guidance.directory: {tmp_path / 'other'} {message}"):
         models.load_worse(tmp_path / "other", ours, generator.directory, generator.device)
 

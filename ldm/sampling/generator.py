@@ -1,7 +1,7 @@
 """The trained networks, checked against each other and combined into a function from conditions to images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +24,7 @@ from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoise
 from ldm.denoiser.model.network import Network
 from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.guidance import models, rules
-from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParams, HoSalimansParams
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParams, ClassifierParams, HoSalimansParams
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Generator:
     """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
     those that the UNet was trained with, and `encode` encodes prompts that they do not hold (None = such are refused).
-    Folders that settings name are below `root`."""
+    `guides` are the other models that settings name."""
 
     unet: Network
     autoencoder: Autoencoder
@@ -49,9 +49,8 @@ class Generator:
     passport: artifact.Passport
     directory: Path
     device: torch.device
-    root: Path
     encode: "TextEncoder | None"
-    _worse_models: dict[str, models.WorseModel] = field(default_factory=dict, init=False, repr=False, compare=False)
+    guides: models.Guides
 
     @classmethod
     def load(
@@ -63,7 +62,7 @@ class Generator:
         root: Path = Path(),
         encode: "TextEncoder | None" = None,
     ) -> Self:
-        """Load both networks from their folders.
+        """Load both networks from their folders. Folders that settings name are below `root`.
 
         IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
         other embeddings.
@@ -72,10 +71,12 @@ class Generator:
         network, diffusion, passport = networks.load(unet, device)
         artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
         artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
+        schedule = Schedule(diffusion.schedule)
+        traits = models.traits_of(schedule, network.latent_shape, passport)
         return cls(
             unet=network,
             autoencoder=decoder,
-            schedule=Schedule(diffusion.schedule),
+            schedule=schedule,
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
             embeddings=embeddings,
@@ -83,8 +84,8 @@ class Generator:
             passport=passport,
             directory=unet,
             device=device,
-            root=root,
             encode=encode,
+            guides=models.Guides(root, traits, unet, device),
         )
 
     @property
@@ -107,7 +108,9 @@ class Generator:
         """`inputs`, and the hash of the model that guides images with these settings. Errors: as `check_guidance`."""
         match drawing.guidance:
             case AutoguidanceParams(directory=directory):
-                return {**self.inputs, "guidance": self._worse(directory).sha256}
+                return {**self.inputs, "guidance": self.guides.worse(directory).sha256}
+            case ClassifierParams(directory=directory):
+                return {**self.inputs, "guidance": self.guides.classifier(directory).sha256}
             case _:
                 return self.inputs
 
@@ -127,16 +130,16 @@ class Generator:
         if drawing.needs_null and self.passport.facts["caption_dropout"] == 0:
             found = f"{drawing.guidance_scale:g}, and {self.directory} was trained with caption_dropout 0"
             fix = "set it so, or train with train_unet.diffusion.caption_dropout: 0.1"
-            neutral = f"{drawing.guidance.neutral:g}, which is no {drawing.guidance.kind} guidance"
-            expected = f"{neutral}: trained without caption dropout, the UNet has no unconditional prediction"
+            expected = f"{drawing.unguided}: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
         if drawing.dynamic_threshold is not None and self.autoencoder.factor > 1:
             found = f"{drawing.dynamic_threshold:g}, and a latent covers {self.autoencoder.factor} pixels a side"
             expected = "null: only values of pixels have limits"
             raise ConfigError("dynamic_threshold", found, expected, "leave it null, or train a model of pixels")
+        self.made_from(drawing)
         if isinstance(drawing.guidance, AutoguidanceParams):
-            worse = self._worse(drawing.guidance.directory)
-            attention.prove(self.device, worse.network.attention_shapes, drawing.precision, trains=False)
+            shapes = self.guides.worse(drawing.guidance.directory).network.attention_shapes
+            attention.prove(self.device, shapes, drawing.precision, trains=False)
         if drawing.negative_prompt:
             self.condition([drawing.negative_prompt])
 
@@ -174,17 +177,22 @@ class Generator:
         return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
 
     def _guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        own = self._denoiser(condition)
         scale, rescale = drawing.guidance_scale, drawing.guidance_rescale
+        own, count = self._denoiser(condition), len(condition.tokens)
         match drawing.guidance:
             case ClassifierFreeParams():
-                guided = rules.extrapolate(own, self._without_prompt(condition, drawing), scale, rescale)
+                guided = rules.extrapolate(own, self._without_prompt(count, drawing), scale, rescale)
             case HoSalimansParams():
-                guided = rules.extrapolate(own, self._without_prompt(condition, drawing), 1 + scale, rescale)
+                guided = rules.extrapolate(own, self._without_prompt(count, drawing), 1 + scale, rescale)
             case AutoguidanceParams(directory=directory):
-                worse = self._worse(directory)
-                other = denoiser(worse.network, self.schedule, worse.prediction, condition)
-                guided = rules.extrapolate(own, other, scale, rescale)
+                guide = self.guides.worse(directory)
+                worse = denoiser(guide.network, self.schedule, guide.prediction, condition)
+                guided = rules.extrapolate(own, worse, scale, rescale)
+            case ClassifierParams(directory=directory):
+                assert condition.pooled is not None, "conditions of prompts have pooled features"
+                own = self._without_prompt(count, drawing)
+                reads = self.guides.classifier(directory).network.log_probability(condition.pooled, self.schedule)
+                guided = rules.follow_classifier(own, reads, self.schedule, scale, rescale)
         guided = rules.within(drawing.guidance_interval, guided, own)
         if drawing.dynamic_threshold is not None:
             guided = self._thresholded(guided, drawing.dynamic_threshold)
@@ -198,20 +206,11 @@ class Generator:
     def _denoiser(self, condition: Condition) -> Denoiser:
         return denoiser(self.unet, self.schedule, self.prediction, condition)
 
-    def _without_prompt(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        """The denoiser under no prompt, or under the negative one."""
+    def _without_prompt(self, count: int, drawing: DrawingParams) -> Denoiser:
+        """The denoiser of this many rows under no prompt, or under the negative one."""
         if not drawing.negative_prompt:
-            return self._denoiser(self.null_condition.expand(len(condition.tokens)))
-        negative = self.condition([drawing.negative_prompt]).to(self.device)
-        return self._denoiser(negative.expand(len(condition.tokens)))
-
-    def _worse(self, directory: str) -> models.WorseModel:
-        """The model for autoguidance in this folder, which is read once."""
-        if directory not in self._worse_models:
-            traits = models.traits_of(self.schedule, self.unet, self.passport)
-            worse = models.load_worse(self.root / directory, traits, self.directory, self.device)
-            self._worse_models[directory] = worse
-        return self._worse_models[directory]
+            return self._denoiser(self.null_condition.expand(count))
+        return self._denoiser(self.condition([drawing.negative_prompt]).to(self.device).expand(count))
 
     def _thresholded(self, denoise: Denoiser, quantile: float) -> Denoiser:
         """Thresholding of signals; latents are scaled ones."""

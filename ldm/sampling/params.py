@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ldm.core.config import BESIDE, Section, from_values
 from ldm.core.params import Precision
 from ldm.sampling.grids import Spacing
-from ldm.sampling.guidance.params import AutoguidanceParams, GuidanceParams
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams, GuidanceParams
 from ldm.sampling.prompts import MAX_CHARACTERS
 from ldm.sampling.samplers import SamplerParams
 
@@ -45,8 +45,8 @@ class DrawingParams(Section):
     time_shift: float = Field(gt=0, le=100)
     """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
     guidance: GuidanceParams
-    """What leads the image towards its prompt: `classifier_free` or `ho_salimans`, two forms of one rule, or
-    `autoguidance`."""
+    """What leads the image towards its prompt: `classifier_free` or `ho_salimans`, two forms of one rule,
+    `autoguidance`, or `classifier`."""
     guidance_scale: GuidanceScale
     """Scale of guidance, which each kind defines. For `classifier_free`: 1 = no guidance, 0 = the prompt is ignored."""
     guidance_interval: tuple[Time, Time]
@@ -70,7 +70,7 @@ class DrawingParams(Section):
         low, high = self.guidance_interval
         if low > high:
             raise ValueError(f"guidance_interval [{low}, {high}] is empty; expected [low, high] with low <= high")
-        if self.negative_prompt and isinstance(self.guidance, AutoguidanceParams):
+        if self.negative_prompt and isinstance(self.guidance, AutoguidanceParams | ClassifierParams):
             expected = "classifier_free or ho_salimans, which lead away from it"
             raise ValueError(f"a negative_prompt with guidance {self.guidance.kind}; expected {expected}")
         return self
@@ -78,9 +78,19 @@ class DrawingParams(Section):
     @property
     def needs_null(self) -> bool:
         """Whether the network is asked without a prompt, which it must have been trained for."""
-        if isinstance(self.guidance, AutoguidanceParams):
-            return False
-        return self.guidance_scale != self.guidance.neutral and not self.negative_prompt
+        match self.guidance:
+            case AutoguidanceParams():
+                return False
+            case ClassifierParams():
+                return True
+            case _:
+                return self.guidance_scale != self.guidance.neutral and not self.negative_prompt
+
+    @property
+    def unguided(self) -> str:
+        """How to ask for the prompt alone, in words."""
+        has_prompt = not isinstance(self.guidance, ClassifierParams)
+        return f"{self.guidance.neutral:g}" if has_prompt else "1 with guidance classifier_free"
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """A copy with other values of some fields; sampler and guidance may be given by their names alone.

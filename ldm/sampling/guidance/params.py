@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from ldm.core.config import Section
 from ldm.core.params import RelativePath
@@ -51,7 +51,40 @@ class AutoguidanceParams(Section):
         return 1.0
 
 
+class ClassifierParams(Section):
+    """Classifier guidance (Dhariwal and Nichol 2021, algorithm 2): the prediction without a prompt, plus the guidance
+    scale times a step towards latents in which a classifier reads the prompt. 0 = no prompt, 1 = the prompt as such."""
+
+    kind: Literal["classifier"]
+    """Its name."""
+    directory: RelativePath
+    """Folder of a noise-aware classifier, as `python -m studies.classifier` trains it, for the same latents and
+    embeddings and the same schedule. In params.yaml: below the folder `guidance` of `paths.models`."""
+
+    @property
+    def neutral(self) -> float:
+        """The scale without guidance."""
+        return 0.0
+
+
 GuidanceParams = Annotated[
-    ClassifierFreeParams | HoSalimansParams | AutoguidanceParams,
+    ClassifierFreeParams | HoSalimansParams | AutoguidanceParams | ClassifierParams,
     Field(discriminator="kind"),
 ]
+
+
+class NoisyClassifierParams(Section):
+    """The network of a noise-aware classifier."""
+
+    latent_channels: PositiveInt
+    """Channels of the latents."""
+    latent_size: PositiveInt
+    """Height and width of the latents."""
+    channels: list[PositiveInt] = Field(min_length=1, max_length=8)
+    """Width of each residual block; the size is halved after each but the last."""
+    norm_groups: PositiveInt
+    """Groups of the normalisations."""
+    num_features: PositiveInt
+    """Length of pooled text features."""
+    num_references: PositiveInt
+    """Captions that stand for all captions."""

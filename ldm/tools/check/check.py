@@ -23,7 +23,7 @@ from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
-from ldm.sampling.guidance.params import AutoguidanceParams
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
@@ -220,7 +220,7 @@ def _weights(params: Params) -> Iterator[Finding]:
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
         "train_unet.init_from.directory": (init_from.directory if init_from is not None else None, "unet"),
         "sample.drawing.guidance.directory": (
-            guide.directory if isinstance(guide, AutoguidanceParams) else None,
+            guide.directory if isinstance(guide, AutoguidanceParams | ClassifierParams) else None,
             "guidance",
         ),
     }
@@ -248,12 +248,12 @@ def _guidance(params: Params) -> Iterator[Finding]:
     if params.train_unet.diffusion.caption_dropout > 0:
         return
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
-    fix, neutral = "or train with caption_dropout 0.1", f"{drawing.guidance.neutral:g}"
+    fix, neutral = "or train with caption_dropout 0.1", drawing.unguided
     if drawing.needs_null:
         found = f"found {drawing.guidance_scale:g}; expected {neutral}: {reason}"
         yield "sample.drawing.guidance_scale", found, f"set it to {neutral}, {fix}"
     if any(drawing.model_copy(update={"guidance_scale": scale}).needs_null for scale in scales):
-        found = f"found {scales}; expected [{neutral}] or []: {reason}"
+        found = f"found {scales}; expected [] or only {neutral}: {reason}"
         yield "sample.sweep.guidance_scales", found, f"set it to [], {fix}"
 
 
