@@ -29,9 +29,9 @@ from ldm.sampling.guidance.params import NoisyClassifierParams
 
 OUTPUT = Path("data/classifier")
 SEED = 0
-NUM_STEPS, BATCH_SIZE = 4000, 256
+NUM_STEPS, BATCH_SIZE = 1500, 256
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
-CHANNELS, NORM_GROUPS = (64, 128), 8
+CHANNELS, NORM_GROUPS = (32, 64), 8
 NUM_REFERENCES = 512
 NUM_CHOICES, NUM_REPEATS = 64, 40
 """Validation captions among which the classifier chooses, and how often it chooses for as many latents."""
@@ -86,8 +86,8 @@ def train(pairs: Pairs, params: NoisyClassifierParams, schedule: Schedule, num_s
         optimizer.step()
         rates.step()
         total += loss.item()
-        if step % 200 == 0:
-            print(f"step {step}: loss {total / 200:.4f}", flush=True)
+        if step % 100 == 0:
+            print(f"step {step}: loss {total / 100:.4f}", flush=True)
             total = 0.0
     return net.eval().requires_grad_(False)
 

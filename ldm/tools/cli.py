@@ -123,7 +123,8 @@ image 3 of a call from 0, up to rounding; in every bit if it has the same place 
         "--guidance",
         type=_guidance,
         metavar="NAME[,KEY=VALUE]",
-        help="classifier_free; ho_salimans, the same with 0 = none; autoguidance,directory=DIR of a worse model",
+        help="classifier_free; ho_salimans, the same with 0 = none; autoguidance,directory=DIR of a worse model; \
+classifier,directory=DIR of a classifier",
     )
     add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times of guidance; 0 1 = always")
     add(
