@@ -34,9 +34,11 @@ def main() -> str:
     generator.prove_attention(params.drawing.precision)
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = plan.choose(captions, params)
-    generator.check_guidance([part.guidance_scale for part in sets])
+    for part in sets:
+        generator.check_guidance(part.drawing(params.drawing))
     generator.check_drawing(params.drawing)
-    inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | generator.inputs
+    models = generator.made_from(params.drawing)
+    inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
     made_by = fingerprint.of(__file__, params, {**inputs, "device": accelerator.device.type})
     run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)
     work = {unit.key: unit for unit in plan.units(sets, params.batch_size)}

@@ -192,10 +192,23 @@ def test_guidance_without_dropped_captions_is_refused_in_samples_and_sweep(tmp_p
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
     assert found == [
         f"sample.drawing.guidance_scale: found 3; expected 1: {reason}",
-        f"sample.sweep.guidance_scales: found [1.0, 3.0]; expected [1] or []: {reason}",
+        f"sample.sweep.guidance_scales: found [1.0, 3.0]; expected [] or only 1: {reason}",
     ]
     unguided = {"sample.drawing.guidance_scale": 1, "sample.sweep.guidance_scales": []}
-    check.params_file(edited(tmp_path, "tiny.yaml", {"train_unet.diffusion.caption_dropout": 0, **unguided}))
+    auto = {"sample.drawing.guidance": {"kind": "autoguidance", "directory": "data/models/guidance/early"}}
+    for fitting in (unguided, auto):
+        check.params_file(edited(tmp_path, "tiny.yaml", {"train_unet.diffusion.caption_dropout": 0, **fitting}))
+
+
+def test_guidance_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    worse = {"kind": "autoguidance", "directory": "data/unet"}
+    (found,) = findings(tmp_path, {"sample.drawing.guidance": worse})
+    assert found.startswith("sample.drawing.guidance.directory: found data/unet; expected a path in data/models/guid")
+    (found,) = findings(tmp_path, {"sample.drawing.dynamic_threshold": 0.995})
+    assert found.startswith("sample.drawing.dynamic_threshold: found 0.995; expected null: only values of pixels")
+    worse["directory"] = "data/models/guidance/early"
+    (found,) = findings(tmp_path, {"sample.drawing.guidance": worse, "sample.drawing.negative_prompt": "a star"})
+    assert found.startswith("sample.drawing: a negative_prompt with guidance autoguidance; expected classifier_free")
 
 
 def test_eps_with_a_schedule_that_ends_in_noise_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def pixels(png: bytes) -> torch.Tensor:
     ("settings", "message"),
     [
         ({"num_steps": 0}, "num_steps: found 0; expected an integer >= 1"),
-        ({"guidance": 3}, "guidance: unknown key; expected one of sampler, .*fix: .*guidance_scale"),
+        ({"guidance_scales": 3}, "guidance_scales: unknown key; expected one of sampler, .*fix: .*guidance_scale"),
         ({"sampler": "elder"}, "sampler.kind: found .elder.; expected one of annealed_langevin, ddim,"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found NaN; expected"),
         ({"seed": -1}, "seed: found -1; expected an integer >= 0"),

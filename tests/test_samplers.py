@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.analytic.mixture import Mixture
 from ldm.analytic.moments import divergence, moments
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
-from ldm.sampling import grids, guidance, samplers, trajectory
+from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.samplers.ancestral import ddim, ddpm
 from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
 from ldm.sampling.samplers.edm import heun
@@ -397,31 +397,6 @@ def test_one_step_is_the_denoised_start_of_every_sampler(name: str):
     expected = gaussian_denoiser(FLOW)(noise, torch.ones(1))
     found = follow(RULES[name], gaussian_denoiser(FLOW), FLOW, noise, times, lambda _: torch.ones_like(noise))
     torch.testing.assert_close(found, expected)
-
-
-def constant(value: float) -> Denoiser:
-    return lambda z, t: torch.full_like(z, value)
-
-
-@pytest.mark.parametrize(("scale", "expected"), [(0.0, 2.0), (1.0, 3.0), (4.0, 6.0)])
-def test_guidance_extrapolates_from_the_unconditional(scale, expected):
-    guided = guidance.guide(constant(3.0), constant(2.0), scale, (0.0, 1.0))
-    assert torch.equal(guided(torch.zeros(2, 1, 1, 1), torch.full((2,), 0.5)), torch.full((2, 1, 1, 1), expected))
-
-
-def test_guidance_acts_within_its_interval_only():
-    guided = guidance.guide(constant(3.0), constant(2.0), 4.0, (0.25, 0.75))
-    rows = guided(torch.zeros(5, 1, 1, 1), torch.tensor([0.2, 0.25, 0.5, 0.75, 0.8]))
-    assert rows.flatten().tolist() == [3, 6, 6, 6, 3]
-
-
-def test_unguided_sampling_never_calls_the_unconditional_denoiser():
-    def refuse(z: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("called")
-
-    z, t = torch.zeros(1, 1, 1, 1), torch.full((1,), 0.9)
-    assert guidance.guide(constant(3.0), refuse, 1.0, (0.0, 1.0))(z, t) == 3
-    assert guidance.guide(constant(3.0), refuse, 4.0, (0.0, 0.8))(z, t) == 3
 
 
 def test_noise_belongs_to_the_prompt_not_to_its_batch():

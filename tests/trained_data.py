@@ -144,6 +144,22 @@ def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]
     artifact.write(data / "unet", KINDS["unet"], settings, unet.state_dict(), inputs, facts)
 
 
+def write_worse(data: Path, directory: Path, **traits: Any) -> None:
+    """A smaller denoiser of the same latents and embeddings as `data/unet`, for autoguidance.
+
+    traits: `inputs`, `facts` and `diffusion` that differ.
+    """
+    of = artifact.read_passport(data / "unet", KINDS["unet"])
+    torch.manual_seed(1)
+    smaller = UNET | {"channels": [8, 8], "attention_levels": [False, False]}
+    unet = UNet(UNetParams.model_validate(smaller))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    settings = {"network": smaller, "diffusion": of.config["diffusion"] | traits.get("diffusion", {})}
+    inputs, facts = of.inputs | traits.get("inputs", {}), of.facts | traits.get("facts", {})
+    artifact.write(directory, KINDS["unet"], settings, unet.state_dict(), inputs, facts)
+
+
 def write_params(root: Path, params: dict[str, Any]) -> None:
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -22,16 +22,22 @@ from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.network import Network
-from ldm.sampling import grids, guidance, propagation, samplers, trajectory
+from ldm.sampling import grids, propagation, samplers, trajectory
+from ldm.sampling.guidance import models, rules
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParams, ClassifierParams, HoSalimansParams
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.text.embedding.embeddings import TextEmbeddings
+
+if TYPE_CHECKING:
+    from ldm.text.embedding.encoder import TextEncoder
 
 
 @dataclass(frozen=True)
 class Generator:
     """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
-    those that the UNet was trained with."""
+    those that the UNet was trained with; `text_encoder` encodes prompts that they do not hold (None = such are refused).
+    `guides` are the other models that settings name."""
 
     unet: Network
     autoencoder: Autoencoder
@@ -43,10 +49,20 @@ class Generator:
     passport: artifact.Passport
     directory: Path
     device: torch.device
+    text_encoder: "TextEncoder | None"
+    guides: models.Guides
 
     @classmethod
-    def load(cls, unet: Path, autoencoder: Path, embeddings: TextEmbeddings, device: torch.device) -> Self:
-        """Load both networks from their folders.
+    def load(
+        cls,
+        unet: Path,
+        autoencoder: Path,
+        embeddings: TextEmbeddings,
+        device: torch.device,
+        root: Path = Path(),
+        text_encoder: "TextEncoder | None" = None,
+    ) -> Self:
+        """Load both networks from their folders. Folders that settings name are below `root`.
 
         IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
         other embeddings.
@@ -55,10 +71,12 @@ class Generator:
         network, diffusion, passport = networks.load(unet, device)
         artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
         artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
+        schedule = Schedule(diffusion.schedule)
+        traits = models.traits_of(schedule, network.latent_shape, passport)
         return cls(
             unet=network,
             autoencoder=decoder,
-            schedule=Schedule(diffusion.schedule),
+            schedule=schedule,
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
             embeddings=embeddings,
@@ -66,6 +84,8 @@ class Generator:
             passport=passport,
             directory=unet,
             device=device,
+            text_encoder=text_encoder,
+            guides=models.Guides(root, traits, unet, device),
         )
 
     @property
@@ -80,27 +100,48 @@ class Generator:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Hashes of everything that the images are made from, by name."""
+        """Hashes of everything that all images are made from, by name."""
         trained_on = {name: self.passport.inputs[name] for name in ("autoencoder", "embeddings", "latents_train")}
         return {"unet": self.passport.content_sha256, **trained_on}
 
+    def made_from(self, drawing: DrawingParams) -> dict[str, str]:
+        """`inputs`, and the hash of the model that guides images with these settings. Errors: as `check_guidance`."""
+        match drawing.guidance:
+            case AutoguidanceParams(directory=directory):
+                return {**self.inputs, "guidance": self.guides.worse(directory).sha256}
+            case ClassifierParams(directory=directory):
+                return {**self.inputs, "guidance": self.guides.classifier(directory).sha256}
+            case _:
+                return self.inputs
+
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
         """The origin record of each image in a batch."""
-        return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.inputs)
+        return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.made_from(drawing))
 
     def check_latents(self, folder: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""
         found = artifact.read_passport(folder / "train", latents.KIND)
         artifact.check_input(self.directory, self.passport, "latents_train", found.content_sha256)
 
-    def check_guidance(self, guidance_scales: Sequence[float]) -> None:
-        """ConfigError if guidance is requested, but the UNet was never trained with the null embedding."""
-        asked = [scale for scale in guidance_scales if scale != 1]
-        if asked and self.passport.facts["caption_dropout"] == 0:
-            found = f"{asked[0]:g}, and {self.directory} was trained with caption_dropout 0"
-            fix = "set guidance_scale: 1, or train with train_unet.diffusion.caption_dropout: 0.1"
-            expected = "1: trained without caption dropout, the UNet has no unconditional prediction"
+    def check_guidance(self, drawing: DrawingParams) -> None:
+        """ConfigError: the UNet would be asked without a prompt but was never trained to answer, a threshold is set
+        for latents that are no pixels, or the model that guides does not fit. IntegrityError: that model is corrupt, or
+        the negative prompt was not embedded."""
+        if drawing.needs_null and self.passport.facts["caption_dropout"] == 0:
+            found = f"{drawing.guidance_scale:g}, and {self.directory} was trained with caption_dropout 0"
+            fix = "set it so, or train with train_unet.diffusion.caption_dropout: 0.1"
+            expected = f"{drawing.unguided}: trained without caption dropout, the UNet has no unconditional prediction"
             raise ConfigError("guidance_scale", found, expected, fix)
+        if drawing.dynamic_threshold is not None and self.autoencoder.factor > 1:
+            found = f"{drawing.dynamic_threshold:g}, and a latent covers {self.autoencoder.factor} pixels a side"
+            expected = "null: only values of pixels have limits"
+            raise ConfigError("dynamic_threshold", found, expected, "leave it null, or train a model of pixels")
+        self.made_from(drawing)
+        if isinstance(drawing.guidance, AutoguidanceParams):
+            shapes = self.guides.worse(drawing.guidance.directory).network.attention_shapes
+            attention.prove(self.device, shapes, drawing.precision, trains=False)
+        if drawing.negative_prompt:
+            self.condition([drawing.negative_prompt])
 
     def check_drawing(self, drawing: DrawingParams) -> None:
         """ConfigError if the schedule of the UNet rules out how the drawing samples."""
@@ -116,7 +157,19 @@ class Generator:
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions that `embed_text` has stored. IntegrityError: one of them was not embedded."""
+        """The condition of captions: as `embed_text` has stored them, and the others as `text_encoder` makes them.
+        IntegrityError: one was not stored, and nothing encodes it."""
+        stored = [i for i, caption in enumerate(captions) if caption in self.embeddings]
+        if self.text_encoder is None or len(stored) == len(captions):
+            return self._stored(captions)
+        # All captions of a batch are encoded, so that the bits of one do not depend on which others are stored.
+        tokens, pooled = self.text_encoder(captions)
+        encoded = Condition(tokens.float(), pooled=pooled.float())
+        if not stored:
+            return encoded
+        return encoded.with_rows(torch.tensor(stored), self._stored([captions[i] for i in stored]))
+
+    def _stored(self, captions: Sequence[str]) -> Condition:
         rows = self.embeddings.rows(captions)
         return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
 
@@ -147,19 +200,52 @@ class Generator:
     def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
         """The UNet under a condition, with the guidance and in the precision of the drawing. ConfigError: the UNet cannot
         be guided, or its schedule rules out how the drawing samples."""
-        self.check_guidance([drawing.guidance_scale])
+        self.check_guidance(drawing)
         self.check_drawing(drawing)
         condition = condition.to(self.device)
-        null_condition = self.null_condition.expand(len(condition.tokens))
-        conditional = denoiser(self.unet, self.schedule, self.prediction, condition)
-        unconditional = denoiser(self.unet, self.schedule, self.prediction, null_condition)
-        guided = guidance.guide(conditional, unconditional, drawing.guidance_scale, drawing.guidance_interval)
+        scale, rescale = drawing.guidance_scale, drawing.guidance_rescale
+        own, count = self._denoiser(condition), len(condition.tokens)
+        match drawing.guidance:
+            case ClassifierFreeParams():
+                guided = rules.extrapolate(own, self._without_prompt(count, drawing), scale, rescale)
+            case HoSalimansParams():
+                guided = rules.extrapolate(own, self._without_prompt(count, drawing), 1 + scale, rescale)
+            case AutoguidanceParams(directory=directory):
+                guide = self.guides.worse(directory)
+                worse = denoiser(guide.network, self.schedule, guide.prediction, condition)
+                guided = rules.extrapolate(own, worse, scale, rescale)
+            case ClassifierParams(directory=directory):
+                assert condition.pooled is not None, "conditions of prompts have pooled features"
+                own = self._without_prompt(count, drawing)
+                reads = self.guides.classifier(directory).network.log_probability(condition.pooled, self.schedule)
+                guided = rules.follow_classifier(own, reads, self.schedule, scale, rescale)
+        guided = rules.within(drawing.guidance_interval, guided, own)
+        if drawing.dynamic_threshold is not None:
+            guided = self._thresholded(guided, drawing.dynamic_threshold)
 
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             with autocast(self.device, drawing.precision):
                 return guided(z, t)
 
         return denoise
+
+    def _denoiser(self, condition: Condition) -> Denoiser:
+        return denoiser(self.unet, self.schedule, self.prediction, condition)
+
+    def _without_prompt(self, count: int, drawing: DrawingParams) -> Denoiser:
+        """The denoiser of this many rows under no prompt, or under the negative one."""
+        if not drawing.negative_prompt:
+            return self._denoiser(self.null_condition.expand(count))
+        return self._denoiser(self.condition([drawing.negative_prompt]).to(self.device).expand(count))
+
+    def _thresholded(self, denoise: Denoiser, quantile: float) -> Denoiser:
+        """Thresholding of signals; latents are scaled ones."""
+
+        def signal(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return self.scale.denormalise(denoise(z, t))
+
+        limited = rules.thresholded(signal, quantile)
+        return lambda z, t: self.scale.normalise(limited(z, t))
 
     def _latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams

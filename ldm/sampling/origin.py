@@ -94,8 +94,19 @@ class Origin(BaseModel):
         return images.encode_png(image, {_CHUNK: self.model_dump_json(exclude_defaults=True)})
 
 
+_GUIDANCE = {
+    "guidance": {"kind": "classifier_free"},
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "dynamic_threshold": None,
+}
+"""What settings meant before they said it."""
+
+
 def _of_this_format(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a PNG in today's form. They once were the whole section `sample`, with `eta` beside `sampler`."""
+    """Settings of a PNG in today's form. They once were the whole section `sample`, with `eta` beside `sampler`, and
+    knew one kind of guidance."""
+    settings = _GUIDANCE | settings
     if not isinstance(settings.get("sampler"), str):
         return settings
     eta = {"eta": settings.get("eta")} if settings["sampler"] == "ddim" else {}

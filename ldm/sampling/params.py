@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from ldm.core.config import BESIDE, Section, from_values
 from ldm.core.params import Precision
 from ldm.sampling.grids import Spacing
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams, GuidanceParams
+from ldm.sampling.prompts import MAX_CHARACTERS
 from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
@@ -42,10 +44,22 @@ class DrawingParams(Section):
     from below, which never asks at the noisiest time), `quadratic`, `log_snr`, `karras` (see `ldm.sampling.grids`)."""
     time_shift: float = Field(gt=0, le=100)
     """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
+    guidance: GuidanceParams
+    """What leads the image towards its prompt: `classifier_free` or `ho_salimans`, two forms of one rule,
+    `autoguidance`, or `classifier`."""
     guidance_scale: GuidanceScale
-    """Scale of classifier-free guidance; 1 = no guidance, 0 = the prompt is ignored."""
+    """Scale of guidance, which each kind defines. For `classifier_free`: 1 = no guidance, 0 = the prompt is ignored."""
     guidance_interval: tuple[Time, Time]
     """Times [low, high] between which guidance is applied; [0, 1] = always."""
+    guidance_rescale: float = Field(ge=0, le=1)
+    """How far guided z0_hat are scaled back to the standard deviation of unguided ones (phi of Lin et al. 2023);
+    0 = not at all, 1 = all the way."""
+    negative_prompt: str = Field(max_length=MAX_CHARACTERS)
+    """What classifier-free guidance leads away from; "" = no prompt. In params.yaml: a caption of the corpus, since
+    stage `sample` reads stored embeddings."""
+    dynamic_threshold: float | None = Field(ge=0, le=1)
+    """Quantile of the absolute values of a z0_hat that becomes their limit 1 (Saharia et al. 2022), for models whose
+    latents are pixels; 0 = values are clipped to -1..1; null = no limit."""
     precision: Precision
     """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32."""
     seed: int = Field(ge=0, lt=2**63)
@@ -56,14 +70,35 @@ class DrawingParams(Section):
         low, high = self.guidance_interval
         if low > high:
             raise ValueError(f"guidance_interval [{low}, {high}] is empty; expected [low, high] with low <= high")
+        if self.negative_prompt and isinstance(self.guidance, AutoguidanceParams | ClassifierParams):
+            expected = "classifier_free or ho_salimans, which lead away from it"
+            raise ValueError(f"a negative_prompt with guidance {self.guidance.kind}; expected {expected}")
         return self
 
+    @property
+    def needs_null(self) -> bool:
+        """Whether the network is asked without a prompt, which it must have been trained for."""
+        match self.guidance:
+            case AutoguidanceParams():
+                return False
+            case ClassifierParams():
+                return True
+            case _:
+                return self.guidance_scale != self.guidance.neutral and not self.negative_prompt
+
+    @property
+    def unguided(self) -> str:
+        """How to ask for the prompt alone, in words."""
+        has_prompt = not isinstance(self.guidance, ClassifierParams)
+        return f"{self.guidance.neutral:g}" if has_prompt else "1 with guidance classifier_free"
+
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with other values of some fields; a sampler may be given by its name alone.
+        """A copy with other values of some fields; sampler and guidance may be given by their names alone.
 
         ConfigError: a name is unknown, or a value is illegal by itself or together with the others; lists all of them.
         """
-        named = {"sampler": {"kind": settings["sampler"]}} if isinstance(settings.get("sampler"), str) else {}
+        unions = {name: settings.get(name) for name in ("sampler", "guidance")}
+        named = {name: {"kind": kind} for name, kind in unions.items() if isinstance(kind, str)}
         settings = {**settings, **named}
         return from_values(type(self), self.model_dump() | settings, settings)
 

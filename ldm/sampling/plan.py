@@ -37,6 +37,10 @@ class PromptSet:
     guidance_scale: float
     prompts: list[Prompt]
 
+    def drawing(self, common: DrawingParams) -> DrawingParams:
+        """The settings of its images: those of all sets, with its own scale."""
+        return common.model_copy(update={"guidance_scale": self.guidance_scale})
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -119,7 +123,7 @@ def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
 @torch.no_grad()
 def draw(unit: Unit, generator: "Generator", drawing: DrawingParams) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Images of a unit, as one batch at the guidance scale of its set, and their origins, as `pictures` reads them."""
-    drawing = drawing.model_copy(update={"guidance_scale": unit.part.guidance_scale})
+    drawing = unit.part.drawing(drawing)
     prompts, numbers = [prompt.prompt for prompt in unit.prompts], [prompt.prompt_number for prompt in unit.prompts]
     pixels = generator(generator.condition(prompts), numbers, drawing)
     origins = generator.origins(prompts, numbers, drawing)

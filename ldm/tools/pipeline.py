@@ -73,11 +73,12 @@ class Pipeline:
         model, clip_passport = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
         facts = embeddings.passport.facts
-        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where)
+        encode = TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where)
+        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where, root, encode)
         generator.prove_attention(params.drawing.precision)
         return cls(
             generator=generator,
-            encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
+            encode=encode,
             drawing=params.drawing,
             batch_size=params.batch_size,
             tasks=document.read(TasksParams, "tasks"),
@@ -87,15 +88,7 @@ class Pipeline:
         """Tokens and pooled features of prompts as `embed_text` stores them, and those it has stored where it has; a
         prompt that is too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
-        return self._embed(prompts)
-
-    def _embed(self, texts: Sequence[str]) -> Condition:
-        tokens, pooled = self.encode(texts)
-        encoded = Condition(tokens.float(), pooled=pooled.float())
-        stored = [i for i, text in enumerate(texts) if text in self.generator.embeddings]
-        if not stored:
-            return encoded
-        return encoded.with_rows(torch.tensor(stored), self.generator.condition([texts[i] for i in stored]))
+        return self.generator.condition(prompts)
 
     def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
         distinct = list(dict.fromkeys(texts))
@@ -118,11 +111,11 @@ class Pipeline:
         """One image per prompt, in order. Image i starts from the noise of (seed, i), so equal calls give equal images.
 
         batch_size: images computed at a time; None = as in the params. settings: fields of `DrawingParams`,
-        such as guidance_scale, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one of
-        them is unknown or out of range, there is no prompt, or one is not a string.
+        such as guidance_scale, negative_prompt, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one
+        of them is unknown or out of range, there is no prompt, or one is not a string.
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return torch.cat([images for images, _ in self._batches(texts, drawing, 0, batch_size)])
 
     def pngs(
@@ -136,7 +129,7 @@ class Pipeline:
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return self._pngs(texts, drawing, start_number, batch_size)
 
     def write(
@@ -157,7 +150,7 @@ class Pipeline:
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         _check_start(start_number)
-        self._warn_of_cuts(texts, 3)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         with png_folder.opened(Path(directory), start_number, overwrite) as folder:
             return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
 
@@ -214,8 +207,8 @@ class Pipeline:
         pictures. All else as in `pngs`."""
         _check_start(start_number)
         texts = texts_of(prompts)
-        self._warn_of_cuts(texts, 3)
         work, drawing = self._work(task, images, len(texts), settings)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return self._pngs(texts, drawing, start_number, batch_size, work)
 
     def _performed(
@@ -227,8 +220,8 @@ class Pipeline:
         settings: Mapping[str, Any],
     ) -> UInt8[Tensor, "b 3 h w"]:
         texts = texts_of(prompts)
-        self._warn_of_cuts(texts, 4)
         work, drawing = self._work(task, images, len(texts), settings)
+        self._warn_of_cuts([*texts, drawing.negative_prompt], 4)
         return torch.cat([made for made, _ in self._batches(texts, drawing, 0, batch_size, work)])
 
     def _work(
@@ -254,12 +247,12 @@ class Pipeline:
             ConfigError: the pictures are not those that it was made from.
             IntegrityError: it was made by other models than these.
         """
-        for name, sha256 in self.generator.inputs.items():
+        drawing = origin.drawing(self.drawing, "replay")
+        for name, sha256 in self.generator.made_from(drawing).items():
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
-        drawing = origin.drawing(self.drawing, "replay")
-        condition = self._embed([origin.prompt] * origin.batch_size)
+        condition = self.generator.condition([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
         work = again(origin, given, "replay")
         draw = self.generator if work is None else partial(work.draw, self.generator)
@@ -290,11 +283,12 @@ class Pipeline:
             batch = texts[start : start + size]
             numbers = range(start_number + start, start_number + start + len(batch))
             origins = self.generator.origins(batch, numbers, drawing)
+            condition = self.generator.condition(batch)
             if work is None:
-                yield self.generator(self._embed(batch), numbers, drawing), origins
+                yield self.generator(condition, numbers, drawing), origins
             else:
                 part = work.part(range(start, start + len(batch)))
-                yield part.draw(self.generator, self._embed(batch), numbers, drawing), part.signed(origins)
+                yield part.draw(self.generator, condition, numbers, drawing), part.signed(origins)
 
 
 def _check_start(number: int) -> None:

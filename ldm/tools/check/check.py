@@ -24,6 +24,7 @@ from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
 from ldm.sampling import propagation
+from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
@@ -218,9 +219,14 @@ def _pretrained(params: Params) -> Iterator[Finding]:
 def _weights(params: Params) -> Iterator[Finding]:
     """Weights that users bring must be in the folder where DVC looks for changes."""
     clip, init_from = params.train_clip.source, params.train_unet.init_from
+    guide = params.sample.drawing.guidance
     places = {
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
         "train_unet.init_from.directory": (init_from.directory if init_from is not None else None, "unet"),
+        "sample.drawing.guidance.directory": (
+            guide.directory if isinstance(guide, AutoguidanceParams | ClassifierParams) else None,
+            "guidance",
+        ),
     }
     for i, space in enumerate(params.evaluate.feature_spaces):
         if isinstance(space, InceptionSpaceParams):
@@ -235,19 +241,24 @@ def _weights(params: Params) -> Iterator[Finding]:
 
 
 def _guidance(params: Params) -> Iterator[Finding]:
-    """Guidance needs a prediction without a caption, which the network learns only from dropped captions."""
+    """Guidance by a prediction without a caption needs a network that learned it from dropped captions; a threshold
+    needs latents that are pixels."""
+    drawing, scales = params.sample.drawing, params.sample.sweep.guidance_scales
+    factor = params.train_autoencoder.network.factor
+    if drawing.dynamic_threshold is not None and factor > 1:
+        found = f"found {drawing.dynamic_threshold:g}; expected null: only values of pixels have limits, and a latent "
+        found += f"of train_autoencoder.network covers {factor} x {factor} of them"
+        yield "sample.drawing.dynamic_threshold", found, "set it to null"
     if params.train_unet.diffusion.caption_dropout > 0:
         return
     reason = "train_unet.diffusion.caption_dropout is 0, so the network never learned to answer without a caption"
-    if params.sample.drawing.guidance_scale != 1:
-        found = f"found {params.sample.drawing.guidance_scale:g}; expected 1: {reason}"
-        yield "sample.drawing.guidance_scale", found, "set it to 1, or train with caption_dropout 0.1"
-    if any(scale != 1 for scale in params.sample.sweep.guidance_scales):
-        yield (
-            "sample.sweep.guidance_scales",
-            f"found {params.sample.sweep.guidance_scales}; expected [1] or []: {reason}",
-            "set it to [], or train with caption_dropout 0.1",
-        )
+    fix, neutral = "or train with caption_dropout 0.1", drawing.unguided
+    if drawing.needs_null:
+        found = f"found {drawing.guidance_scale:g}; expected {neutral}: {reason}"
+        yield "sample.drawing.guidance_scale", found, f"set it to {neutral}, {fix}"
+    if any(drawing.model_copy(update={"guidance_scale": scale}).needs_null for scale in scales):
+        found = f"found {scales}; expected [] or only {neutral}: {reason}"
+        yield "sample.sweep.guidance_scales", found, f"set it to [], {fix}"
 
 
 def _drawing(params: Params) -> Iterator[Finding]:

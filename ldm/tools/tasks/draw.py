@@ -151,7 +151,7 @@ def _hashes(row: Mapping[str, Picture]) -> dict[str, str]:
 @torch.no_grad()
 def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
     """The images that a task makes, on the CPU."""
-    batch.generator.check_guidance([batch.drawing.guidance_scale])
+    batch.generator.check_guidance(batch.drawing)
     match task:
         case Img2ImgParams():
             return _img2img(task, batch)
