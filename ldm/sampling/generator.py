@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Generator:
     """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
-    those that the UNet was trained with; `text_encoder` encodes prompts that they do not hold (None = such are refused).
-    `guides` are the other models that settings name."""
+    those that the UNet was trained with; `text_encoder` encodes prompts that they do not hold (None = those are
+    refused). `guides` are the other models that settings name."""
 
     unet: Network
     autoencoder: Autoencoder
@@ -198,8 +198,8 @@ class Generator:
         return self.autoencoder.decode(self.scale.denormalise(z))
 
     def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        """The UNet under a condition, with the guidance and in the precision of the drawing. ConfigError: the UNet cannot
-        be guided, or its schedule rules out how the drawing samples."""
+        """The UNet under a condition, with the guidance and in the precision of the drawing. Errors: as `check_guidance`
+        and `check_drawing`."""
         self.check_guidance(drawing)
         self.check_drawing(drawing)
         condition = condition.to(self.device)
