@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids, trajectory
 from ldm.sampling.guidance import rules
 from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
-from tests.analytic import Mixture
 
 LINEAR, FLOW = Schedule("linear"), Schedule("flow")
 DATA = Mixture.of([0.5, 0.5], [[-2.0], [2.0]], [[[0.25]], [[0.25]]])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.analytic.mixture import Mixture
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError
@@ -21,7 +22,6 @@ from ldm.text.model.captions import Captions
 from ldm.tools import cli, pipeline
 from studies import classifier as training
 from tests import trained_data
-from tests.analytic import Mixture
 from tests.kinds import KINDS
 
 FLOW = Schedule("flow")

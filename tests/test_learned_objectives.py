@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model import diffusion
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import DenoisingObjective
 from ldm.denoiser.model.params import DiffusionParams
 from ldm.denoiser.training.bound import VariationalBound
 from ldm.sampling import trajectory
-from tests.analytic import Mixture
 from tests.training_data import UNET
 
 DATA = Mixture.gaussian([0.4, -0.3], [[1.0, 0.7], [0.7, 0.8]])

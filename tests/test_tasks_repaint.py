@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids, samplers
 from ldm.sampling.samplers.ancestral import DDPMParams
 from ldm.tools.tasks import repaint
-from tests.analytic import SAMPLERS, Mixture
+from tests.analytic import SAMPLERS
 
 PAIR = Mixture.gaussian([0, 0], [[1, 0.9], [0.9, 1]])
 DDPM = samplers.build(DDPMParams(kind="ddpm", variance=0))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids, samplers
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.tools.tasks import sdedit
-from tests.analytic import Mixture
 
 DDIM = samplers.build(DDIMParams(kind="ddim", eta=0))
 

@@ -198,8 +198,8 @@ class Generator:
         return self.autoencoder.decode(self.scale.denormalise(z))
 
     def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
-        """The UNet under a condition, with the guidance and in the precision of the drawing. Errors: as `check_guidance`
-        and `check_drawing`."""
+        """The UNet under a condition, with guidance and precision of the drawing. Errors: as `check_guidance` and
+        `check_drawing`."""
         self.check_guidance(drawing)
         self.check_drawing(drawing)
         condition = condition.to(self.device)
