@@ -12,8 +12,9 @@ from torch import Tensor
 from ldm.denoiser.model import diffusion
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.denoiser.model.params import DiffusionParams
-from ldm.sampling import grids, propagation, samplers, trajectory
+from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.params import DrawingParams
+from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.sampling.samplers.dpm_solver import DPMSolverParams
 from ldm.sampling.samplers.edm import HeunParams

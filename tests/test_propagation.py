@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ldm.sampling import propagation
 from ldm.sampling.params import DrawingParams
+from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.reverse_sde import AnnealedLangevinParams
 from tests.analytic import SAMPLERS
 

@@ -22,11 +22,12 @@ from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.network import Network
-from ldm.sampling import grids, propagation, samplers, trajectory
+from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.guidance import models, rules
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParams, ClassifierParams, HoSalimansParams
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
+from ldm.sampling.samplers import propagation
 from ldm.text.embedding.embeddings import TextEmbeddings
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
-from ldm.sampling import propagation
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.params import SampleParams
+from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.ancestral import DDIMParams
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.training.params import (

@@ -11,7 +11,7 @@ where `cosine` has alpha = 5e-5. The loss shows neither. So the error is followe
    t = 1 and is sound, since a network's error scales with its output.
 2. An error of the prediction is an error of z0_hat |q| times as large (`schedules.z0_weights`).
 3. The sampler itself carries the error to the end, through the exact denoiser of Gaussian data N(m, m^2) with m from
-   `SCALES` (`ldm.sampling.propagation`).
+   `SCALES` (`ldm.sampling.samplers.propagation`).
 
 Measured with our samplers on such data, as root mean square of the samples' error over m (a test does so for 336
 combinations and compares it with the number computed here): uniform weights and v, x0 or flow 0.01 to 0.05, eps with
@@ -44,7 +44,7 @@ from ldm.denoiser.model.params import (
 )
 from ldm.sampling import grids
 from ldm.sampling.params import DrawingParams
-from ldm.sampling.propagation import RELATIVE_ERROR, SCALES, carried, gain, total
+from ldm.sampling.samplers.propagation import RELATIVE_ERROR, SCALES, carried, gain, total
 
 NEAR = 0.05
 
