@@ -111,13 +111,15 @@ def _keys(model: type[Section]) -> list[str]:
 
 def _keyed(annotation: Any) -> Callable[[str], dict[str, Any]]:
     """Make a parser of values such as dpm_solver_pp_2m or ddim,eta=0.5."""
-    has_kinds = any(_kind(model) for model in _sections(annotation))
+    models = _sections(annotation)
+    has_kinds = any(_kind(model) for model in models)
+    texts = {key for model in models for key, field in model.model_fields.items() if field.annotation is str}
 
     def read(text: str) -> dict[str, Any]:
         first, *others = _BETWEEN_PAIRS.split(text)
         pairs = [pair.partition("=") for pair in (others if has_kinds else [first, *others])]
         try:
-            values = {key: json.loads(value) for key, _, value in pairs}
+            values = {key: value if key in texts else json.loads(value) for key, _, value in pairs}
         except ValueError:
             raise argparse.ArgumentTypeError(
                 f"found {text!r}; expected one of {', '.join(forms(annotation))}"
