@@ -271,7 +271,8 @@ class Pipeline:
         params: TaskParams = getattr(self.tasks, task)
         own = {name: value for name, value in settings.items() if name in type(params).model_fields}
         params = params.changed(own)
-        drawing = self.drawing.changed({name: value for name, value in settings.items() if name not in own})
+        others = {name: value for name, value in settings.items() if name not in own}
+        drawing = params.changes(self.drawing).changed(others)
         params.check(drawing.num_steps)
         params.check_inputs(images.keys())
         rows, repeats = pictures.rows(images, len(texts)), range(params.num_per_prompt)

@@ -31,7 +31,7 @@ def add(commands: forms.Commands) -> None:
         for picture in (*model.inputs(), *model.optional_inputs()):
             add_picture(parser, picture, required=picture in model.inputs())
         drawing.add_output(parser)
-        forms.add_fields(parser, model)
+        forms.add_fields(parser, model, skipped=("drawing",))
         drawing.add_settings(parser)
         parser.set_defaults(command=_perform, name=_verb(name), task=name)
 
@@ -56,10 +56,10 @@ def _perform(options: argparse.Namespace) -> None:
     model, document = params.class_of(options.task), config.Document()
     texts = drawing.texts_of(options, is_needed=model.needs_prompt())
     # Refuse bad settings and pictures before the networks are loaded.
-    others = document.read(SampleParams, "sample").drawing
-    settings = drawing.settings_of(options, others)
-    own, row = forms.given(options, model), given(options)
-    task = getattr(document.read(TasksParams, "tasks"), options.task).changed(own)
+    own = forms.given(options, model)
+    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task).changed(own)
+    others = task.changes(document.read(SampleParams, "sample").drawing)
+    settings, row = drawing.settings_of(options, others), given(options)
     task.check(others.changed(settings).num_steps)
     task.check_inputs(row.keys())
     shown = [text for text in texts for _ in range(task.num_per_prompt)]

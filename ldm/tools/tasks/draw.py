@@ -126,7 +126,7 @@ class Work:
 
     def signed(self, origins: Sequence[Origin]) -> list[Origin]:
         """The origins with task and hashes of pictures."""
-        settings = self.params.model_dump(mode="json")
+        settings = self.params.model_dump(mode="json", exclude={"drawing"})  # the drawing is the origin's
         return [
             origin.model_copy(update={"task": self.name, "task_settings": settings, "pictures": _hashes(row)})
             for origin, row in zip(origins, self.rows, strict=True)
@@ -146,7 +146,7 @@ def again(origin: Origin, given: Mapping[str, Picture], where: str) -> Work | No
     if origin.task not in names():
         raise IntegrityError(where, f"an image of task {origin.task!r}", f"one of {', '.join(names())}", fix)
     try:
-        params = from_values(class_of(origin.task), origin.task_settings, origin.task_settings)
+        params = from_values(class_of(origin.task), {**origin.task_settings, "drawing": None}, origin.task_settings)
         params.check(origin.settings.get("num_steps", 1))
     except ConfigError as error:
         found = str(error).splitlines()[0].replace("; expected", ", where legal is")
@@ -190,7 +190,7 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         case InterpolateParams():
             return _interpolate(task, batch)
         case InvertParams():
-            return _invert(task, batch)
+            return _invert(batch)
         case DenoiseParams():
             return _denoise(task, batch)
         case _:
@@ -288,12 +288,11 @@ def _start(
     return interpolation.slerp(first, last, fractions)
 
 
-def _invert(task: InvertParams, batch: Batch) -> Images:
-    generator, z0 = batch.generator, batch.generator.encode(batch.images())
-    times = grids.times(batch.schedule.name, task.num_inversion_steps, "uniform", batch.drawing.time_shift)
-    noise = inversion.invert(batch.unguided, batch.schedule, z0, times)
-    back = batch.unguided if task.edit is None else generator.guided(batch.second, batch.drawing)
-    return generator.decode(inversion.redraw(back, batch.schedule, noise, times)).cpu()
+def _invert(batch: Batch) -> Images:
+    noise = inversion.invert(batch.unguided, batch.schedule, batch.generator.encode(batch.images()), batch.times)
+    denoise = batch.generator.guided(batch.second, batch.drawing)
+    z0 = trajectory.follow(batch.rule, denoise, batch.schedule, noise, batch.times, batch.noises())
+    return batch.generator.decode(z0).cpu()
 
 
 def _denoise(task: DenoiseParams, batch: Batch) -> Images:

@@ -7,10 +7,11 @@ that draw.
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ldm.core.config import Section, from_values
 from ldm.core.errors import ConfigError
+from ldm.sampling.params import DrawingParams
 
 NumResamplings = Annotated[int, Field(ge=1, le=1000)]
 JumpLength = Annotated[int, Field(ge=1, le=1000)]
@@ -18,6 +19,9 @@ JumpLength = Annotated[int, Field(ge=1, le=1000)]
 
 class TaskParams(Section):
     """Settings of one task."""
+
+    drawing: dict[str, JsonValue] | None
+    """Values of `sample.drawing` that are others for this task, such as a sampler; null = none."""
 
     @classmethod
     def inputs(cls) -> tuple[str, ...]:
@@ -47,6 +51,10 @@ class TaskParams(Section):
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
         return from_values(type(self), self.model_dump() | settings, settings)
+
+    def changes(self, drawing: DrawingParams) -> DrawingParams:
+        """The drawing with what is other for this task. ConfigError: a name is unknown, or a value is illegal."""
+        return drawing.changed(self.drawing or {})
 
     def check(self, num_steps: int) -> None:
         """ConfigError: it cannot be done in so many steps of a sampler."""
@@ -177,12 +185,13 @@ class InterpolateParams(TaskParams):
 
 class InvertParams(TaskParams):
     """Follow an image back to the noise that it is drawn from, and draw it again from there (DDIM inversion, Song et
-    al. 2021, section 5.4): by the same prompt to see how well the model knows it, by another one to change it."""
+    al. 2021, section 5.4): by the same prompt to see how well the model knows it, by another one to change it.
 
-    num_inversion_steps: int = Field(ge=1, le=1000)
-    """Steps from the image to noise, and back. The error shrinks as 1 / steps."""
+    The way to noise is DDIM's, without guidance. The error of both ways together shrinks as 1 / num_steps.
+    """
+
     edit: str | None
-    """The prompt by which it is drawn again, with guidance; None = the prompt of the image, without guidance."""
+    """The prompt by which it is drawn again; None = the prompt of the image."""
 
     @classmethod
     def needs_prompt(cls) -> bool:
