@@ -63,8 +63,7 @@ def test_gaussian_data_are_denoised_as_by_wiener(name: str, scale: float):
     generator = torch.Generator().manual_seed(0)
     x = (mean + 0.1 * torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=generator)) / scale
     signs = torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1
-    level = restoration.noise_level(x)
-    found, t = restoration.restore(denoise, schedule, lambda x: scale * x, lambda z: z / scale, x, level, signs)
+    found, level, t = restoration.restore(denoise, schedule, lambda x: scale * x, lambda z: z / scale, x, signs)
     noise = (scale * level).square().reshape(-1, 1, 1, 1)
     expected = (mean + variance / (variance + noise) * (scale * x - mean)) / scale
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -84,8 +83,12 @@ def test_every_image_of_a_batch_has_its_own_level_and_time():
         return z
 
     noise = torch.randn(x.shape, generator=generator)
-    level = restoration.noise_level(x)
-    _, t = restoration.restore(denoise, Schedule("flow"), lambda x: 2 * x, lambda z: z / 2, x, level, noise)
+    _, level, t = restoration.restore(denoise, Schedule("flow"), lambda x: 2 * x, lambda z: z / 2, x, noise)
     assert asked == [t.tolist()]
     states = [grids.State("flow", time) for time in t.tolist()]
     assert [state.sigma / state.alpha for state in states] == pytest.approx((2 * level).tolist(), rel=0.03)
+    assert torch.equal(level, restoration.noise_level(x))
+    told = 2 * level
+    assert torch.equal(
+        restoration.restore(denoise, Schedule("flow"), lambda x: x, lambda z: z, x, noise, told)[1], told
+    )

@@ -201,15 +201,16 @@ class Pipeline:
         return self._performed("alternate_lines", {"image": images}, prompts, batch_size, settings)
 
     def variations(
-        self, images: Images, prompts: str | Iterable[str] = "", batch_size: int | None = None, **settings: Any
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """A variation of each image, with the noise of its number: name an image, and "" as often as variations are
-        wanted. settings: strength, and fields of `DrawingParams`. ConfigError: as `img2img`."""
+        """A variation of each image, with the noise of its number: of one image there are as many as prompts, such as
+        [""] * 8. No prompts: "" for every image, here and below. settings: strength, and fields of `DrawingParams`.
+        ConfigError: as `img2img`."""
         return self._performed("variations", {"image": images}, prompts, batch_size, settings)
 
     def interpolate(
         self,
-        prompts: str | Iterable[str] = "",
+        prompts: str | Iterable[str] | None = None,
         images: Images | None = None,
         last_images: Images | None = None,
         batch_size: int | None = None,
@@ -223,14 +224,14 @@ class Pipeline:
         return self._performed("interpolate", given, prompts, batch_size, settings)
 
     def invert(
-        self, images: Images, prompts: str | Iterable[str] = "", batch_size: int | None = None, **settings: Any
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Each image followed to its noise and drawn again from there. settings: num_inversion_steps, edit, and fields
         of `DrawingParams`. ConfigError: as `img2img`."""
         return self._performed("invert", {"image": images}, prompts, batch_size, settings)
 
     def denoise(
-        self, images: Images, prompts: str | Iterable[str] = "", batch_size: int | None = None, **settings: Any
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Each image without its noise. settings: noise_level, and fields of `DrawingParams`. ConfigError: as
         `img2img`."""
@@ -256,11 +257,12 @@ class Pipeline:
         self,
         task: str,
         images: Mapping[str, Images],
-        prompts: str | Iterable[str],
+        prompts: str | Iterable[str] | None,
         batch_size: int | None,
         settings: Mapping[str, Any],
     ) -> UInt8[Tensor, "b 3 h w"]:
-        texts, work, drawing = self._work(task, images, texts_of(prompts), settings)
+        given = [""] * pictures.num_rows(images) if prompts is None else texts_of(prompts)
+        texts, work, drawing = self._work(task, images, given, settings)
         self._warn_of_cuts(texts, 4)
         return torch.cat([made for made, _ in self._batches(texts, drawing, 0, batch_size, work)])
 

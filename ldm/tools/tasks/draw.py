@@ -40,8 +40,6 @@ from ldm.tools.tasks.params import (
 from ldm.tools.tasks.pictures import Picture
 
 Images = UInt8[Tensor, "b 3 h w"]
-_NUM_INVERSION_STEPS = 100
-"""Steps by which two images are brought to noise between which pictures are drawn."""
 
 
 @dataclass(frozen=True)
@@ -283,8 +281,7 @@ def _start(
     if task.image_noise == "shared":
         z0 = interpolation.lerp(first, last, fractions)
         return add_noise(path.schedule, z0, noise, z0.new_full((len(z0),), times[0]))
-    fine = grids.times(path.schedule.name, _NUM_INVERSION_STEPS, "uniform", 1.0, times[0])
-    first, last = (inversion.invert(path.unguided, path.schedule, z0, fine) for z0 in (first, last))
+    first, last = (inversion.invert(path.unguided, path.schedule, z0, times) for z0 in (first, last))
     return interpolation.slerp(first, last, fractions)
 
 
@@ -298,7 +295,7 @@ def _invert(batch: Batch) -> Images:
 def _denoise(task: DenoiseParams, batch: Batch) -> Images:
     generator, x = batch.generator, to_signal(batch.images().to(batch.generator.device))
     # A pixel value of 1 is a signal of 2.
-    level = restoration.noise_level(x) if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)
+    level = None if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)
     noise = trajectory.prompt_noise(batch.drawing.seed, batch.prompt_numbers, (x.shape[1], x.shape[2], x.shape[3])).to(
         x
     )
@@ -306,5 +303,5 @@ def _denoise(task: DenoiseParams, batch: Batch) -> Images:
     def encode(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         return generator.latents_of(x.clamp(-1, 1))  # as the bytes of an image cut noise off
 
-    signals, _ = restoration.restore(batch.unguided, batch.schedule, encode, generator.signals_of, x, level, noise)
+    signals, _, _ = restoration.restore(batch.unguided, batch.schedule, encode, generator.signals_of, x, noise, level)
     return to_image(signals).cpu()
