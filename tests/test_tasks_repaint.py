@@ -24,7 +24,7 @@ def no_noises(descent: int):
 
 
 def counted(schedule: Schedule, calls: list[float]) -> Denoiser:
-    """The exact denoiser of `PAIR`, which is linear: its answers to unit vectors say all, and are the same each time."""
+    """The exact denoiser of `PAIR`: it is linear, so its answers to unit vectors, kept by time, say all."""
 
     @cache
     def gain(time: float) -> Tensor:

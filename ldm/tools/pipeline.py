@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.compute import attention
@@ -30,9 +30,10 @@ from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
 from ldm.tools.tasks import pictures
-from ldm.tools.tasks.draw import Work, again
+from ldm.tools.tasks.draw import Batch, Work, again
 from ldm.tools.tasks.params import TaskParams, TasksParams
 from ldm.tools.tasks.pictures import Images, Picture
+from ldm.tools.tasks.scores import scores
 
 MAX_START_NUMBER = 10**9
 
@@ -237,6 +238,25 @@ class Pipeline:
         `img2img`."""
         return self._performed("denoise", {"image": images}, prompts, batch_size, settings)
 
+    def score(
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
+    ) -> dict[str, Float[Tensor, " b"]]:
+        """How unusual each image is, by name of the score; higher = more. settings: times, num_noises, num_probes,
+        tolerance, and seed and precision of `DrawingParams`. ConfigError: as `img2img`."""
+        texts = [""] * pictures.num_rows({"image": images}) if prompts is None else texts_of(prompts)
+        own, others = _split(self.tasks.score, settings)
+        params, drawing = (
+            from_values(ScoreParams, self.tasks.score.model_dump() | own, own),
+            self.drawing.changed(others),
+        )
+        rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
+        found: list[dict[str, Tensor]] = []
+        for start in range(0, len(texts), size):
+            condition, part = self._embed(texts[start : start + size]), rows[start : start + size]
+            numbers = range(start, start + len(part))
+            found.append(scores(params, Batch(self.generator, condition, numbers, drawing, part, condition)))
+        return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+
     def task_pngs(
         self,
         task: str,
@@ -271,9 +291,8 @@ class Pipeline:
     ) -> tuple[list[str], Work, DrawingParams]:
         """Prompts of all images, the task, and the settings of a drawing."""
         params: TaskParams = getattr(self.tasks, task)
-        own = {name: value for name, value in settings.items() if name in type(params).model_fields}
+        own, others = _split(params, settings)
         params = params.changed(own)
-        others = {name: value for name, value in settings.items() if name not in own}
         drawing = params.changes(self.drawing).changed(others)
         params.check(drawing.num_steps)
         params.check_inputs(images.keys())
@@ -334,6 +353,12 @@ class Pipeline:
         if work is None:
             return self.generator(self._embed(texts), numbers, drawing)
         return work.draw(self.generator, self._embed, texts, numbers, drawing)
+
+
+def _split(params: config.Section, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that are fields of the params, and the others."""
+    own = {name: value for name, value in settings.items() if name in type(params).model_fields}
+    return own, {name: value for name, value in settings.items() if name not in own}
 
 
 def _check_start(number: int) -> None:

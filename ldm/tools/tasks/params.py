@@ -17,8 +17,16 @@ NumResamplings = Annotated[int, Field(ge=1, le=1000)]
 JumpLength = Annotated[int, Field(ge=1, le=1000)]
 
 
-class TaskParams(Section):
-    """Settings of one task."""
+class Settings(Section):
+    """What a call may change."""
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
+        return from_values(type(self), {**self.model_dump(), **settings}, settings)
+
+
+class TaskParams(Settings):
+    """Settings of one task that draws."""
 
     drawing: dict[str, JsonValue] | None
     """Values of `sample.drawing` that are others for this task, such as a sampler; null = none."""
@@ -47,10 +55,6 @@ class TaskParams(Section):
     def second_prompt(self) -> str | None:
         """Another prompt that all its images have."""
         return None
-
-    def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
-        return from_values(type(self), self.model_dump() | settings, settings)
 
     def changes(self, drawing: DrawingParams) -> DrawingParams:
         """The drawing with what is other for this task. ConfigError: a name is unknown, or a value is illegal."""
@@ -217,7 +221,7 @@ class DenoiseParams(TaskParams):
         return False
 
 
-class ScoreParams(Section):
+class ScoreParams(Settings):
     """How unusual an image is to the model: by the error of what it makes of noisy forms of the image, and by the
     image's likelihood."""
 
@@ -255,5 +259,5 @@ def names() -> list[str]:
 def class_of(name: str) -> type[TaskParams]:
     """The params class of a task that draws."""
     found = TasksParams.model_fields[name].annotation
-    assert found is not None and issubclass(found, TaskParams), name
+    assert isinstance(found, type) and issubclass(found, TaskParams), name
     return found
