@@ -245,10 +245,7 @@ class Pipeline:
         tolerance, and seed and precision of `DrawingParams`. ConfigError: as `img2img`."""
         texts = [""] * pictures.num_rows({"image": images}) if prompts is None else texts_of(prompts)
         own, others = _split(self.tasks.score, settings)
-        params, drawing = (
-            from_values(ScoreParams, self.tasks.score.model_dump() | own, own),
-            self.drawing.changed(others),
-        )
+        params, drawing = self.tasks.score.changed(own), self.drawing.changed(others)
         rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), size):
