@@ -36,7 +36,7 @@ from ldm.text.training.params import (
     TrainedClipParams,
 )
 from ldm.tools.check import objectives
-from ldm.tools.tasks.params import TaskParams, TasksParams
+from ldm.tools.tasks.params import TaskParams, TasksParams, names
 
 SECTIONS: dict[str, type[config.Section]] = {
     "machine": MachineParams,
@@ -372,8 +372,8 @@ def _instruments(params: Params) -> Iterator[Finding]:
 
 def _tasks(params: Params) -> Iterator[Finding]:
     """A task must fit the drawing that it changes."""
-    for name, task in params.tasks:
-        assert isinstance(task, TaskParams)
+    for name in names():
+        task: TaskParams = getattr(params.tasks, name)
         try:
             task.check(task.changes(params.sample.drawing).num_steps)
         except ConfigError as error:
