@@ -110,7 +110,8 @@ def _sizes(params: Params) -> Iterator[Finding]:
             f"found {image_size_px}; expected at least {_MIN_IMAGE_SIZE_PX}, the window of structural similarity",
             f"set it to {_MIN_IMAGE_SIZE_PX} or more",
         )
-    scales = params.train_autoencoder.reconstruction.num_gradient_scales
+    reconstruction = params.train_autoencoder.reconstruction
+    scales = reconstruction.num_gradient_scales if reconstruction else 1
     if image_size_px >> (scales - 1) < 2:
         yield (
             "train_autoencoder.reconstruction.num_gradient_scales",
