@@ -41,7 +41,12 @@ def test_dispatch_reads_a_folder_below_the_source(tmp_path):
     (tmp_path / "mine" / "stray.txt").write_text("no image")
     corpus = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.1, seed=0)
     params = PrepareParams(
-        corpus=corpus, image_size_px=16, num_samples_per_shard=4, max_reject_fraction=0, num_examples=1
+        corpus=corpus,
+        captions="corpus",
+        image_size_px=16,
+        num_samples_per_shard=4,
+        max_reject_fraction=0,
+        num_examples=1,
     )
     assert [item.key for item in kinds.pairs(params, Path(tmp_path))] == ["stray"]
 

@@ -10,6 +10,7 @@ import struct
 import unicodedata
 import warnings
 import zlib
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -74,7 +75,14 @@ def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray
         raise Rejected("TOO_MANY_PIXELS", str(error)) from None
     except _DECODER_ERRORS as error:
         raise Rejected("BROKEN", f"{type(error).__name__}: {error}") from None
-    return np.asarray(_resize(_to_rgb(upright, params), params, size_px))
+    return square(_to_rgb(upright, params), params.resampling, size_px)
+
+
+def square(image: Image.Image, resampling: Literal["area", "lanczos"], size_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The centre square of an RGB image, resized to `size_px` pixels."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return np.asarray(image.resize((size_px, size_px), _FILTERS[resampling], box=(left, top, left + side, top + side)))
 
 
 def decode_text(data: bytes) -> str:
@@ -134,9 +142,3 @@ def _to_rgb(image: Image.Image, params: CleaningParams) -> Image.Image:
     if rgba.getchannel("A").getextrema() == (0, 0):
         raise Rejected("TRANSPARENT", "every pixel is transparent")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, params.background), rgba).convert("RGB")
-
-
-def _resize(image: Image.Image, params: CleaningParams, size_px: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size_px, size_px), _FILTERS[params.resampling], box=(left, top, left + side, top + side))

@@ -126,10 +126,11 @@ def ssim(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Fl
 
     Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5. torchmetrics is not used
     here: its mean includes positions in a mirrored border, which moves it by up to 0.11 at 32 pixels and 0.06 at 64.
-    Where the whole window is in the image, both agree to 1e-12.
+    Where the whole window is in the image, both agree to 1e-12. A smaller image has the largest odd window that fits.
     """
     x, y = image.double(), other.double()
-    offsets = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
+    width = min(_WINDOW_PX, (min(x.shape[2:]) - 1) // 2 * 2 + 1)
+    offsets = torch.arange(width, dtype=x.dtype, device=x.device) - width // 2
     window = torch.softmax(-offsets.square() / (2 * _WINDOW_STD_PX**2), dim=0)
     kernel = torch.outer(window, window).expand(3, 1, -1, -1)
 
