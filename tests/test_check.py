@@ -307,8 +307,8 @@ def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "kinds"),
     [
-        ("train_clip.source.kind", "file, folder, open_clip, train"),
-        ("train_autoencoder.network.kind", "kl"),
+        ("train_clip.source.kind", "file, folder, open_clip, train, untrained"),
+        ("train_autoencoder.network.kind", "identity, kl"),
         ("train_unet.network.kind", "unet"),
     ],
 )
