@@ -29,7 +29,8 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = process.start("fp32", machine)
     device = accelerator.device
-    instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), device)
+    learned_from = Path(paths.images) / "train", Path(paths.captions) / "train"
+    instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), learned_from, device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", instruments.sha256["autoencoder"])
     instruments.prove_attention(int(images.decode_png(sampled[samples.SEEN].png(0)).shape[0]))

@@ -31,7 +31,7 @@ def main() -> str:
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
     model, history = sources.obtain(params, pairs, val, accelerator, run)
-    # A pretrained model does not depend on the corpus, so its passport names no inputs and no history.
+    # A model from elsewhere does not depend on the corpus, so its passport names no inputs and no history.
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:

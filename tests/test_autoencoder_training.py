@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from ldm import randomness
 from ldm.autoencoder.model.network import ReconstructionObjective, to_image, to_signal
 from ldm.autoencoder.model.networks import build
+from ldm.autoencoder.model.params import ReconstructionParams
 from ldm.autoencoder.training import reconstruction
 from ldm.core import images
 from ldm.core.shards import Shards
+from ldm.training.params import TrainingParams
 from tests.toy_training import accelerator
-from tests.training_data import NUM_SAMPLES, autoencoder_params, write_images
+from tests.training_data import AUTOENCODER, NUM_SAMPLES, autoencoder_params, write_images
+
+TRAINING = TrainingParams.model_validate_json(json.dumps(AUTOENCODER["training"]))
+LOSS = ReconstructionParams.model_validate(AUTOENCODER["reconstruction"])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_ssim_agrees_with_scipy():
 
 def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[str, Shards]):
     params = autoencoder_params()
-    batches = reconstruction.ImageBatches(splits["train"], params)
+    batches = reconstruction.ImageBatches(splits["train"], params.network, TRAINING)
     whole = batches(3, slice(0, 8))
     samples = randomness.order(np.arange(24, 32), NUM_SAMPLES["train"], 0)
     expected = images.to_tensor([splits["train"][i]["png"] for i in samples])
@@ -94,7 +100,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     params = autoencoder_params()
     torch.manual_seed(0)
     autoencoder = build(params.network).eval()
-    measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
+    measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
     image = splits["val"].images(range(6))
     with torch.no_grad():
         other = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
@@ -102,15 +108,14 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     assert metrics["psnr_db"] == pytest.approx(reconstruction.psnr(image, other).mean().item(), abs=2e-3)
     assert metrics["ssim"] == pytest.approx(reconstruction.ssim(image, other).mean().item(), abs=1e-4)
     with torch.no_grad():
-        curves = measurement.curves(ReconstructionObjective(autoencoder, params.reconstruction))
+        curves = measurement.curves(ReconstructionObjective(autoencoder, LOSS))
     assert curves["psnr_db"] == pytest.approx(reconstruction.psnr(image, other)[:4].mean().item(), abs=2e-3)
 
 
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):
     params = autoencoder_params()
-    objective = ReconstructionObjective(build(params.network), params.reconstruction)
-    measurement = reconstruction.Measurement(splits["val"], params, accelerator(params.training))
-    measurement.draw(objective, tmp_path / "picture.png")
+    measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
+    measurement.draw(build(params.network), tmp_path / "picture.png")
     image = splits["val"].images(range(1))
     with Image.open(tmp_path / "picture.png") as picture:
         drawn = np.asarray(picture)[4 : 4 + 128, 4 : 4 + 128]

@@ -96,10 +96,6 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "prepare.image_size_px 32, and two pixels make a gradient",
         ),
         (
-            {"prepare.image_size_px": 8, "train_unet.network.latent_size": 2},
-            "prepare.image_size_px: found 8; expected at least 11, the window of structural similarity",
-        ),
-        (
             {"train_unet.init_from": {"directory": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
             "train_unet.init_from.directory: found data/models/unet/../../unet; expected a path in data/models/unet, "
             "the folder where DVC sees that weights changed",
@@ -108,6 +104,11 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             {"evaluate.feature_spaces": [{"kind": "inception", "weights": "data/models/inception/../x"}]},
             "evaluate.feature_spaces.0.weights: found data/models/inception/../x; expected a path in "
             "data/models/inception, the folder where DVC sees that weights changed",
+        ),
+        (
+            {"evaluate.accuracy": {"kind": "classifier", "num_images": 100, "cost": 1.0}},
+            "evaluate.accuracy.kind: found classifier; expected retrieval or none: captions of the corpus shapes claim "
+            "no classes",
         ),
         (
             {"train_clip.source.training.batch_size": 100_000},
@@ -119,6 +120,23 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
 def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: dict[str, Any], finding: str) -> None:
     found = findings(tmp_path, changes)
     assert found == [finding]
+
+
+def test_without_captions_nothing_is_learned_from_them_asked_for_or_checked(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"prepare.captions": "none"})
+    reason = "prepare.captions is none, so every caption is empty"
+    assert found == [
+        f"train_clip.source.kind: found train; expected untrained or a pretrained CLIP: {reason}",
+        f"train_unet.diffusion.caption_dropout: found 0.1; expected 0: {reason} already",
+        f"evaluate.accuracy.kind: found shapes; expected none: {reason}",
+    ]
+    sound = {"train_unet.diffusion.caption_dropout": 0, "evaluate.accuracy": {"kind": "none"}}
+    network = {"network": YAML(typ="safe").load(params_of("tiny"))["train_clip"]["source"]["network"]}
+    sound |= {"train_clip.source": {"kind": "untrained", "seed": 0} | network, "prepare.captions": "none"}
+    guided = findings(tmp_path, sound)
+    assert [line.split(":")[0] for line in guided] == ["sample.drawing.guidance_scale", "sample.sweep.guidance_scales"]
+    unguided = {"sample.drawing.guidance_scale": 1, "sample.sweep.guidance_scales": []}
+    assert check.params_file(edited(tmp_path, "tiny.yaml", sound | unguided)).prepare.captions == "none"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -388,8 +406,8 @@ def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "kinds"),
     [
-        ("train_clip.source.kind", "file, folder, open_clip, train"),
-        ("train_autoencoder.network.kind", "kl"),
+        ("train_clip.source.kind", "file, folder, open_clip, train, untrained"),
+        ("train_autoencoder.network.kind", "identity, kl"),
         ("train_unet.network.kind", "unet"),
     ],
 )

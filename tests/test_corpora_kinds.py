@@ -1,10 +1,14 @@
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ldm.corpora import kinds, pairs
-from ldm.corpora.params import FolderParams, PrepareParams, ShapesParams
-from tests.corpora import CLEANING
+from ldm.corpora.pairs import Pair
+from ldm.corpora.params import FolderParams, PrepareParams, ShapesParams, WebdatasetParams
+from tests.corpora import CLEANING, shapes_params
 
 
 def test_split_depends_on_seed_and_key_alone_and_has_the_wanted_share():
@@ -41,9 +45,49 @@ def test_dispatch_reads_a_folder_below_the_source(tmp_path):
     (tmp_path / "mine" / "stray.txt").write_text("no image")
     corpus = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.1, seed=0)
     params = PrepareParams(
-        corpus=corpus, image_size_px=16, num_samples_per_shard=4, max_reject_fraction=0, num_examples=1
+        corpus=corpus,
+        captions="corpus",
+        image_size_px=16,
+        num_samples_per_shard=4,
+        max_reject_fraction=0,
+        num_examples=1,
     )
     assert [item.key for item in kinds.pairs(params, Path(tmp_path))] == ["stray"]
+
+
+def uncaptioned(corpus: FolderParams | WebdatasetParams | ShapesParams, source: Path) -> list[Pair]:
+    params = PrepareParams(
+        corpus=corpus,
+        captions="none",
+        image_size_px=32,
+        num_samples_per_shard=4,
+        max_reject_fraction=0,
+        num_examples=1,
+    )
+    found = list(kinds.pairs(params, source))
+    assert all(isinstance(item, Pair) for item in found)
+    return [item for item in found if isinstance(item, Pair)]
+
+
+def test_without_captions_every_corpus_has_empty_ones_that_claim_nothing(tmp_path: Path) -> None:
+    """A user's images then need no text, and a text that cannot be read spoils nothing."""
+    png = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(png, "PNG")
+    (tmp_path / "a.png").write_bytes(png.getvalue())
+    (tmp_path / "b.png").write_bytes(png.getvalue())
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "a.png")
+    user = {"directory": ".", "cleaning": CLEANING, "val_fraction": 0.1, "seed": 0}
+    tars = uncaptioned(WebdatasetParams(kind="webdataset", **user), tmp_path)
+    (tmp_path / "mine.tar").unlink()
+    pairs_of = {
+        "folder": uncaptioned(FolderParams(kind="folder", **user), tmp_path),
+        "webdataset": tars,
+        "shapes": uncaptioned(shapes_params(2, 1, 1), tmp_path),
+    }
+    assert {name: len(found) for name, found in pairs_of.items()} == {"folder": 2, "webdataset": 1, "shapes": 5}
+    assert {(*pair.captions, *pair.claims) for found in pairs_of.values() for pair in found} == {("", None)}
 
 
 @pytest.mark.parametrize("directory", ["/etc", "..", "a/../..", "", ".hidden", "a//b"])

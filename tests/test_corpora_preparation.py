@@ -17,6 +17,7 @@ from tests.corpora import CLEANING
 
 PARAMS = PrepareParams(
     corpus=FolderParams(kind="folder", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0),
+    captions="corpus",
     image_size_px=8,
     num_samples_per_shard=50,
     max_reject_fraction=0.1,

@@ -1,6 +1,7 @@
 """The contract of oracles, tried on one that knows no corpus of ours, and which params name which oracle."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def test_names_that_do_not_fit_together_are_refused(changes: dict[str, Any]) -> 
 
 
 def test_params_name_the_oracle_of_a_corpus() -> None:
-    assert kinds.build(ShapesOracleParams(kind="shapes")) is shapes.ORACLE
+    assert kinds.build(ShapesOracleParams(kind="shapes"), Path(), Path()) is shapes.ORACLE
 
 
 def test_a_claim_about_scenes_counts_its_objects() -> None:
-    assert shapes.ORACLE.count({"count": 2, "objects": [{}, {}]}) == 2
+    assert shapes.ORACLE.count is not None and shapes.ORACLE.count({"count": 2, "objects": [{}, {}]}) == 2

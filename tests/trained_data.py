@@ -74,6 +74,7 @@ CORPUS = {
 }
 PREPARE = {
     "corpus": CORPUS,
+    "captions": "corpus",
     "image_size_px": 64,
     "num_samples_per_shard": 16,
     "max_reject_fraction": 0.0,

@@ -16,8 +16,8 @@ from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of, split_of
 from ldm.corpora.params import FolderParams
 
 
-def pairs(params: FolderParams, size_px: int, source: Path) -> Iterator[Pair | Rejection]:
-    """Every image and every stray file, ordered by path.
+def pairs(params: FolderParams, size_px: int, source: Path, is_captioned: bool = True) -> Iterator[Pair | Rejection]:
+    """Every image and every stray file, ordered by path. Texts are not read if the corpus is not captioned.
 
     Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_CAPTION, MISSING_IMAGE (a text without an
     image), UNKNOWN_FILE (neither image nor text).
@@ -36,17 +36,17 @@ def pairs(params: FolderParams, size_px: int, source: Path) -> Iterator[Pair | R
     for name in names:
         stem, suffix = os.path.splitext(name)[0], _suffix(name)
         if suffix in cleaning.IMAGE_SUFFIXES:
-            yield _pair(root, name, params, size_px)
+            yield _pair(root, name, params, size_px, is_captioned)
         elif suffix != "txt":
             yield Rejection(key_of(stem), "UNKNOWN_FILE", name, _source(name))
         elif stem not in stems_of_images:
             yield Rejection(key_of(stem), "MISSING_IMAGE", name, _source(name))
 
 
-def _pair(root: Path, name: str, params: FolderParams, size_px: int) -> Pair | Rejection:
+def _pair(root: Path, name: str, params: FolderParams, size_px: int, is_captioned: bool) -> Pair | Rejection:
     key, path = key_of(os.path.splitext(name)[0]), root / name
     try:
-        captions = _captions(path.with_suffix(".txt"), params)
+        captions = _captions(path.with_suffix(".txt"), params) if is_captioned else [""]
         size = os.stat(path).st_size
     except Rejected as error:
         return Rejection(key, error.reason, error.detail, _source(name))

@@ -52,10 +52,17 @@ class Rejection:
     source: dict[str, Any]
 
 
-def split_of(key: str, val_fraction: float, seed: int) -> Split:
+def split_of(key: str, val_fraction: float, seed: int, held_out_fraction: float = 0.0) -> Split:
     """A split that depends only on the key and the seed: adding samples never moves others between splits."""
-    digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
-    return "val" if int.from_bytes(digest) < val_fraction * 2**64 else "train"
+    place = int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()) / 2**64
+    if place < val_fraction:
+        return "val"
+    return "held_out" if place < val_fraction + held_out_fraction else "train"
+
+
+def class_claim(name: str) -> dict[str, str]:
+    """What a caption claims that says of which class an image is."""
+    return {"class": name}
 
 
 def key_of(name: str) -> str:

@@ -23,6 +23,25 @@ class CorpusBase(Section):
         """Whether validation shows again what training showed, in other combinations."""
         return False
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether every caption claims of which class its image is."""
+        return False
+
+
+class ClassesBase(CorpusBase):
+    """A corpus of classes: captions name the class of an image and nothing else."""
+
+    @property
+    def val_repeats_train(self) -> bool:
+        """Validation shows other images of the same classes."""
+        return True
+
+    @property
+    def has_classes(self) -> bool:
+        """Every caption does."""
+        return True
+
 
 class ShapesParams(CorpusBase):
     """Procedural scenes of a few coloured shapes, with scene graphs and held-out compositions."""
@@ -133,7 +152,51 @@ class WebdatasetParams(CorpusBase):
     """Chooses the validation split."""
 
 
-CorpusParams = ShapesParams | OpenMojiParams | FolderParams | WebdatasetParams
+class DigitsParams(ClassesBase):
+    """The 1,797 handwritten digits, 8 x 8 pixels in 17 shades of grey, that scikit-learn brings along."""
+
+    kind: Literal["digits"]
+    """Which corpus this is."""
+    val_fraction: float = Field(gt=0, lt=1)
+    """Share of images kept for validation, chosen by a hash of (seed, key)."""
+    held_out_fraction: float = Field(ge=0, lt=1)
+    """Share of images held out."""
+    seed: int = Field(ge=0)
+    """Chooses both splits."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.val_fraction + self.held_out_fraction >= 1:
+            raise ValueError("val_fraction and held_out_fraction leave nothing to train on; expected a sum below 1")
+        return self
+
+
+Arguments = dict[str, bool | int | str]
+
+
+class TorchvisionParams(ClassesBase):
+    """A dataset of labelled images that torchvision knows by name, downloaded once."""
+
+    kind: Literal["torchvision"]
+    """Which corpus this is."""
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
+    """Name of the class in `torchvision.datasets`, such as `FashionMNIST` or `CIFAR10`."""
+    arguments: Arguments
+    """What the class is called with to get the images for training and validation, such as {train: true} or
+    {split: train}; the root folder and `download` are added."""
+    held_out_arguments: Arguments | None
+    """The same for the images to hold out, such as {train: false} or {split: test}; null = none."""
+    caption: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
+    """Every caption, with {} for the name of the class."""
+    resampling: Literal["area", "lanczos"]
+    """Filter that resizes the centre square of an image."""
+    val_fraction: float = Field(gt=0, lt=1)
+    """Share of the first images kept for validation, chosen by a hash of (seed, key)."""
+    seed: int = Field(ge=0)
+    """Chooses the validation split."""
+
+
+CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | FolderParams | WebdatasetParams
 """All of them."""
 
 
@@ -142,6 +205,9 @@ class PrepareParams(Section):
 
     corpus: Annotated[CorpusParams, Field(discriminator="kind")]
     """Where captioned images come from."""
+    captions: Literal["corpus", "none"]
+    """`corpus` = as the corpus has them; `none` = every caption is empty, for a model of images alone. A user's images
+    then need no text."""
     image_size_px: int = Field(ge=8, le=4096)
     """Side of the square images."""
     num_samples_per_shard: PositiveInt

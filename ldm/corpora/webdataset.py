@@ -24,8 +24,11 @@ _BLOCK = 512
 Parts = dict[str, tarfile.TarInfo]
 
 
-def pairs(params: WebdatasetParams, size_px: int, source: Path) -> Iterator[Pair | Rejection]:
-    """Every sample of every tar, ordered by tar and by first appearance in it.
+def pairs(
+    params: WebdatasetParams, size_px: int, source: Path, is_captioned: bool = True
+) -> Iterator[Pair | Rejection]:
+    """Every sample of every tar, ordered by tar and by first appearance in it. Captions are not read if the corpus is
+    not captioned.
 
     Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_IMAGE, MISSING_CAPTION, DUPLICATE_MEMBER
     (the first one counts), TWO_IMAGES, BAD_JSON, and for members BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH.
@@ -46,7 +49,7 @@ def pairs(params: WebdatasetParams, size_px: int, source: Path) -> Iterator[Pair
         samples, rejections = _samples(tar, name)
         yield from rejections
         for key, parts in samples.items():
-            yield _pair(tar, name, key, parts, params, size_px)
+            yield _pair(tar, name, key, parts, params, size_px, is_captioned)
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
@@ -102,11 +105,13 @@ def _problem(member: tarfile.TarInfo, match: re.Match[str] | None) -> str | None
     return None
 
 
-def _pair(tar: Path, name: str, stem: str, parts: Parts, params: WebdatasetParams, size_px: int) -> Pair | Rejection:
+def _pair(
+    tar: Path, name: str, stem: str, parts: Parts, params: WebdatasetParams, size_px: int, is_captioned: bool
+) -> Pair | Rejection:
     key, source = _key(name, stem), _source(name, stem)
     try:
         facts = _facts(tar, parts, params)
-        caption = _caption(tar, parts, facts, params)
+        caption = _caption(tar, parts, facts, params) if is_captioned else ""
         image = _image(parts)
     except Rejected as error:
         return Rejection(key, error.reason, error.detail, source)

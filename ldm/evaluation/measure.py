@@ -22,10 +22,11 @@ from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics, spaces
-from ldm.evaluation.params import EvaluateParams, RetrievalParams
+from ldm.evaluation.params import EvaluateParams, NoAccuracyParams, RetrievalParams
 from ldm.evaluation.spaces import FeatureSpace
 from ldm.oracles import kinds
 from ldm.oracles.oracle import Oracle
+from ldm.oracles.params import ClassifierOracleParams
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.text.model import clip as text_model
 from ldm.text.model.clip import Clip
@@ -166,16 +167,20 @@ class Instruments:
     spaces: Sequence[FeatureSpace]
     """Feature spaces in which images are compared, including that of the run's own CLIP."""
     oracle: Oracle | None
-    """Checks claims; None for a corpus without an oracle."""
+    """Checks claims; None without one."""
     clip: Clip
     autoencoder: Autoencoder
     device: torch.device
     sha256: Mapping[str, str]
-    """Hashes of the CLIP and of the autoencoder."""
+    """Hashes of the CLIP, of the autoencoder, and of the captions that a classifier learned from."""
 
     @classmethod
-    def load(cls, params: EvaluateParams, clip: Path, autoencoder: Path, device: torch.device) -> Self:
+    def load(
+        cls, params: EvaluateParams, clip: Path, autoencoder: Path, pairs: tuple[Path, Path], device: torch.device
+    ) -> Self:
         """Load both networks from their folders, and build the feature spaces and the oracle of the params.
+
+        pairs: folders of the training images and of their captions, from which a classifier learns.
 
         IntegrityError: one of them is missing or corrupt.
         """
@@ -183,8 +188,12 @@ class Instruments:
         decoder, passport = networks.load(autoencoder, device)
         own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
         compared_in = [own, *(spaces.build(space, device) for space in params.feature_spaces)]
-        oracle = None if isinstance(params.accuracy, RetrievalParams) else kinds.build(params.accuracy)
         sha256 = {"autoencoder": passport.content_sha256, "clip": clip_passport.content_sha256}
+        oracle = None
+        if not isinstance(params.accuracy, RetrievalParams | NoAccuracyParams):
+            oracle = kinds.build(params.accuracy, *pairs)
+        if isinstance(params.accuracy, ClassifierOracleParams):
+            sha256["captions_train"] = Shards(pairs[1]).sha256
         return cls(compared_in, oracle, model, decoder, device, sha256)
 
     def prove_attention(self, image_size_px: int) -> None:

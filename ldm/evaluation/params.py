@@ -22,6 +22,13 @@ class RetrievalParams(Section):
     """Real images to search, including those of the prompts (fewer if there are fewer)."""
 
 
+class NoAccuracyParams(Section):
+    """No accuracy: distances alone say what samples are worth, as for images without captions."""
+
+    kind: Literal["none"]
+    """How accuracy is measured."""
+
+
 class ShapesSpaceParams(Section):
     """Features of a small fixed network for the corpus `shapes`; distances are comparable between runs."""
 
@@ -44,8 +51,8 @@ FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams, Field(d
 class EvaluateParams(Section):
     """Section `evaluate` of params.yaml."""
 
-    accuracy: Annotated[OracleParams | RetrievalParams, Field(discriminator="kind")]
-    """When a sample counts as right: if the corpus's oracle confirms what its prompt claims, or by retrieval."""
+    accuracy: Annotated[OracleParams | RetrievalParams | NoAccuracyParams, Field(discriminator="kind")]
+    """When a sample counts as right: if an oracle confirms what its prompt claims, or by retrieval."""
     feature_spaces: list[FeatureSpaceParams]
     """Where distances are measured besides the feature space of the run's own CLIP, in the order of tables."""
     num_reference_images: int = Field(ge=2, le=10**6)

@@ -55,11 +55,13 @@ class Report:
     """The source of `accuracies`; None if they are empty."""
 
     def summary(self) -> str:
-        """The main accuracies on one line."""
+        """The main accuracies on one line, or distances if there are none."""
         names = [RETRIEVAL]
         if self.oracle is not None:
             names += [f"{self.oracle.main}_accuracy_{name}" for name in self.sets]
             names += [f"{attribute}_accuracy" for attribute in self.oracle.highlights]
+        if not self.metrics.keys() & set(names):
+            names = [f"frechet_{OWN_CLIP}_{name}" for name in self.sets]
         return ", ".join(f"{name} {self.metrics[name]}" for name in names if name in self.metrics)
 
 
@@ -100,7 +102,9 @@ def build(
 
 def _accuracies(images: str, samples: Samples, checks: Int8[Tensor, "n attributes"], oracle: Oracle) -> list[Accuracy]:
     """Accuracy of every attribute that some caption states, over all images and by the oracle's count of a claim."""
-    counts = [None if prompt.claim is None else oracle.count(prompt.claim) for prompt in samples.prompts]
+    counts: list[int | None] = [None] * len(samples)
+    if oracle.count is not None:
+        counts = [None if prompt.claim is None else oracle.count(prompt.claim) for prompt in samples.prompts]
     groups = {ALL: torch.ones(len(counts), dtype=torch.bool)}
     for count in sorted({count for count in counts if count is not None}):
         groups[str(count)] = torch.tensor([other == count for other in counts])

@@ -25,7 +25,8 @@ def write(folder: Path, report: Report) -> None:
 
 def accuracy_rows(report: Report, oracle: Oracle) -> list[list[str]]:
     """Rows of all accuracies with their intervals, header first."""
-    rows = [["images", "attribute", f"num_{oracle.counted}s", "accuracy", "low", "high", "num_images"]]
+    group = f"num_{oracle.counted}s" if oracle.counted else "group"
+    rows = [["images", "attribute", group, "accuracy", "low", "high", "num_images"]]
     for accuracy in report.accuracies:
         estimate = accuracy.estimate
         numbers = [f"{number:.4f}" for number in (estimate.value, estimate.low, estimate.high)]

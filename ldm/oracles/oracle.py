@@ -31,9 +31,9 @@ class Oracle:
     """Attributes that are also reported over all sets together, and in the guidance sweep."""
     labels: Mapping[str, str]
     """Attribute -> its label in tables, if that is not its name."""
-    counted: str
-    """A singular noun for what `count` counts; the main headline is also reported by this number."""
-    count: Callable[[Claim], int]
+    counted: str | None
+    """A singular noun for what `count` counts; the main headline is also reported by this number. None = nothing is."""
+    count: Callable[[Claim], int] | None
     """The number of these things that a claim states."""
     check: Callable[[UInt8[np.ndarray, "h w 3"], Sequence[Claim]], list[dict[str, bool]]]
     """For each claim: attribute -> whether the image has it right; attributes that are not stated are left out."""

@@ -243,7 +243,7 @@ class Pipeline:
         rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), size):
-            condition, part = self._embed(texts[start : start + size]), rows[start : start + size]
+            condition, part = self.generator.condition(texts[start : start + size]), rows[start : start + size]
             numbers = range(start, start + len(part))
             found.append(scores(params, Batch(self.generator, condition, numbers, drawing, part, condition)))
         return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
@@ -343,7 +343,7 @@ class Pipeline:
     ) -> UInt8[Tensor, "b 3 h w"]:
         if work is None:
             return self.generator(self.generator.condition(texts), numbers, drawing)
-        return work.draw(self.generator, self.generator.condition, texts, numbers, drawing)
+        return work.draw(self.generator, texts, numbers, drawing)
 
 
 def _split(params: config.Section, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

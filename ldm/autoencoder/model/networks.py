@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from ldm.autoencoder.model import kl
+from ldm.autoencoder.model import identity, kl
 from ldm.autoencoder.model.network import Autoencoder
-from ldm.autoencoder.model.params import AutoencoderParams, KLAutoencoderParams, with_kind
+from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams, KLAutoencoderParams, with_kind
 from ldm.core import artifact
 
 KIND = artifact.Kind("autoencoder", (with_kind,))
@@ -18,6 +18,8 @@ def build(params: AutoencoderParams) -> Autoencoder:
     match params:
         case KLAutoencoderParams():
             return kl.KLAutoencoder(params)
+        case IdentityParams():
+            return identity.IdentityAutoencoder(params)
 
 
 def load(directory: Path, device: torch.device) -> tuple[Autoencoder, artifact.Passport]:

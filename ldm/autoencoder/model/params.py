@@ -38,9 +38,22 @@ class KLAutoencoderParams(Section):
         return self.patch_px * 2 ** (len(self.channels) - 1)
 
 
-AutoencoderParams = KLAutoencoderParams
-"""Params of every kind of autoencoder; with a second kind, this becomes a union with the discriminator `kind`. Each
-member has `latent_channels` and `factor`."""
+class IdentityParams(Section):
+    """No network at all: latents are the pixels themselves, so that diffusion is in pixel space."""
+
+    kind: Literal["identity"]
+    """Kind of network."""
+    latent_channels: Literal[1, 3]
+    """Channels of a latent: 3 = red, green and blue; 1 = their mean, which is exact for grey images only."""
+
+    @property
+    def factor(self) -> int:
+        """One latent position covers one pixel."""
+        return 1
+
+
+AutoencoderParams = Annotated[KLAutoencoderParams | IdentityParams, Field(discriminator="kind")]
+"""Params of every kind of autoencoder. Each member has `latent_channels` and `factor`."""
 
 
 class ReconstructionParams(Section):

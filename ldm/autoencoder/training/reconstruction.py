@@ -11,23 +11,28 @@ from torch.nn import functional
 
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.model.params import AutoencoderParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
-from ldm.compute import process
+from ldm.compute import attention, process
+from ldm.compute.process import Accelerator
 from ldm.core import images
 from ldm.core.shards import Shards
-from ldm.training.loop import Accelerator, rows_per_pass
+from ldm.training.loop import rows_per_pass
+from ldm.training.params import TrainingParams
 
 _LEAST_MSE = 1e-3
 _WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
+_NUM_ROWS = 64
+"""Images measured at once, if no training says how many fit."""
 
 
 class ImageBatches:
     """Images and posterior noise of any step, drawn for the global batch, then cut to the `rows` of this process."""
 
-    def __init__(self, shards: Shards, params: TrainAutoencoderParams) -> None:
-        self._shards, self._params = shards, params.training
-        side = [pixels // params.network.factor for pixels in shards.images([0]).shape[2:]]
-        self._noise_shape = (params.network.latent_channels, *side)
+    def __init__(self, shards: Shards, network: AutoencoderParams, training: TrainingParams) -> None:
+        self._shards, self._params = shards, training
+        side = [pixels // network.factor for pixels in shards.images([0]).shape[2:]]
+        self._noise_shape = (network.latent_channels, *side)
         self.latent_size = max(side)
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
@@ -50,7 +55,7 @@ class Measurement:
 
     def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
         self._shards, self._params, self._accelerator = shards, params, accelerator
-        self._num_rows = rows_per_pass(params.training, accelerator)
+        self._num_rows = rows_per_pass(params.training, accelerator) if params.training else _NUM_ROWS
 
     def curves(self, objective: nn.Module) -> dict[str, float]:
         """`loss` (without posterior noise) and `psnr_db` over the first `num_validation_samples` images."""
@@ -76,13 +81,17 @@ class Measurement:
         similar, structural, count = self._sum(total)
         return {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
 
-    @torch.no_grad()
-    def draw(self, objective: nn.Module, path: Path) -> None:
-        """Save a picture of originals, each beside its reconstruction."""
+    def picture(self, objective: nn.Module, path: Path) -> None:
+        """`draw` in the middle of a training."""
         assert isinstance(objective, ReconstructionObjective)
+        self.draw(objective.autoencoder, path)
+
+    @torch.no_grad()
+    def draw(self, autoencoder: Autoencoder, path: Path) -> None:
+        """Save a picture of originals, each beside its reconstruction."""
         image = self._shards.images(range(min(self._params.num_pictures, len(self._shards))))
         signal = to_signal(image.to(self._accelerator.device))
-        reconstruction = to_image(objective.autoencoder.decode(objective.autoencoder.encode(signal).mode())).cpu()
+        reconstruction = to_image(autoencoder.decode(autoencoder.encode(signal).mode())).cpu()
         pairs = torch.stack([image, reconstruction], dim=1).flatten(0, 1)
         images.grid(pairs, num_columns=8, captions=None).save(path)
 
@@ -93,6 +102,13 @@ class Measurement:
 
     def _sum(self, total: Tensor) -> list[float]:
         return torch.as_tensor(self._accelerator.reduce(total.to(self._accelerator.device))).tolist()
+
+
+def prove_attention(autoencoder: Autoencoder, latent_size: int, params: TrainingParams, device: torch.device) -> None:
+    """MachineError unless the attention backend can train the network, and measure it in float32."""
+    shapes = autoencoder.attention_shapes(latent_size)
+    attention.prove(device, shapes, params.precision, trains=True)
+    attention.prove(device, shapes, "fp32", trains=False)
 
 
 def psnr(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -110,10 +126,11 @@ def ssim(image: UInt8[Tensor, "b 3 h w"], other: UInt8[Tensor, "b 3 h w"]) -> Fl
 
     Wang et al. 2004, equation 13, with their Gaussian window of 11 pixels and deviation 1.5. torchmetrics is not used
     here: its mean includes positions in a mirrored border, which moves it by up to 0.11 at 32 pixels and 0.06 at 64.
-    Where the whole window is in the image, both agree to 1e-12.
+    Where the whole window is in the image, both agree to 1e-12. A smaller image has the largest odd window that fits.
     """
     x, y = image.double(), other.double()
-    offsets = torch.arange(_WINDOW_PX, dtype=x.dtype, device=x.device) - _WINDOW_PX // 2
+    width = min(_WINDOW_PX, (min(x.shape[2:]) - 1) // 2 * 2 + 1)
+    offsets = torch.arange(width, dtype=x.dtype, device=x.device) - width // 2
     window = torch.softmax(-offsets.square() / (2 * _WINDOW_STD_PX**2), dim=0)
     kernel = torch.outer(window, window).expand(3, 1, -1, -1)
 

@@ -35,6 +35,18 @@ class TrainedClipParams(Section):
         return self
 
 
+class UntrainedClipParams(Section):
+    """A CLIP with random weights. Its token states tell captions apart well enough for classes, or say nothing, for
+    images without captions; its image features are a random projection, in which distances mean little."""
+
+    kind: Literal["untrained"]
+    """Where the CLIP comes from."""
+    network: ClipParams
+    """The model."""
+    seed: int = Field(ge=0, lt=2**63)
+    """Seed of its weights."""
+
+
 class OpenClipParams(Section):
     """A CLIP that open_clip knows by name; it is downloaded once."""
 
@@ -76,7 +88,9 @@ class ClipFolderParams(Section):
 class TrainClipParams(Section):
     """Section `train_clip` of params.yaml."""
 
-    source: TrainedClipParams | OpenClipParams | ClipFileParams | ClipFolderParams = Field(discriminator="kind")
+    source: TrainedClipParams | UntrainedClipParams | OpenClipParams | ClipFileParams | ClipFolderParams = Field(
+        discriminator="kind"
+    )
     """Where the CLIP comes from."""
     num_validation_pairs: int = Field(ge=2, le=65536, json_schema_extra=BESIDE)
     """Image-caption pairs with distinct captions for validation by retrieval (fewer if the split has fewer)."""

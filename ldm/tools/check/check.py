@@ -23,6 +23,7 @@ from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
+from ldm.oracles.params import ClassifierOracleParams
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers import propagation
@@ -34,6 +35,7 @@ from ldm.text.training.params import (
     OpenClipParams,
     TrainClipParams,
     TrainedClipParams,
+    UntrainedClipParams,
 )
 from ldm.tools.check import objectives
 from ldm.tools.tasks.params import TaskParams, TasksParams, names
@@ -72,8 +74,6 @@ class Params:
 
 Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do
 
-_MIN_IMAGE_SIZE_PX = 11
-
 
 def params_file(path: Path = config.PARAMS) -> Params:
     """Validate a file with `whole`."""
@@ -109,13 +109,8 @@ def _sizes(params: Params) -> Iterator[Finding]:
     autoencoder, unet = params.train_autoencoder.network, params.train_unet.network
     image_size_px = params.prepare.image_size_px
     factor = autoencoder.factor
-    if image_size_px < _MIN_IMAGE_SIZE_PX:
-        yield (
-            "prepare.image_size_px",
-            f"found {image_size_px}; expected at least {_MIN_IMAGE_SIZE_PX}, the window of structural similarity",
-            f"set it to {_MIN_IMAGE_SIZE_PX} or more",
-        )
-    scales = params.train_autoencoder.reconstruction.num_gradient_scales
+    reconstruction = params.train_autoencoder.reconstruction
+    scales = reconstruction.num_gradient_scales if reconstruction else 1
     if image_size_px >> (scales - 1) < 2:
         yield (
             "train_autoencoder.reconstruction.num_gradient_scales",
@@ -178,7 +173,7 @@ def _text(params: Params) -> Iterator[Finding]:
 
 def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
     """Width, context length and number of layers of the text tower; None if only the weights determine them."""
-    if isinstance(clip.source, TrainedClipParams):
+    if isinstance(clip.source, TrainedClipParams | UntrainedClipParams):
         text = clip.source.network.text
         return text.width, text.context_length, text.layers
     if isinstance(clip.source, ClipFolderParams):
@@ -351,13 +346,21 @@ _CORPORA = {get_args(corpus.model_fields["kind"].annotation)[0] for corpus in ge
 
 def _instruments(params: Params) -> Iterator[Finding]:
     """An oracle or a feature space that is named after a corpus can only be used with that corpus."""
-    corpus = params.prepare.corpus.kind
-    others = _CORPORA - {corpus}
+    corpus = params.prepare.corpus
+    others = _CORPORA - {corpus.kind}
     accuracy = params.evaluate.accuracy
     if accuracy.kind in others:
         yield (
             "evaluate.accuracy.kind",
-            f"found {accuracy.kind}; expected retrieval: this oracle cannot check the captions of the corpus {corpus}",
+            f"found {accuracy.kind}; expected retrieval: this oracle cannot check the captions of the corpus "
+            f"{corpus.kind}",
+            "write accuracy: {kind: retrieval, num_prompts: 200, k: 10, num_images: 10000}",
+        )
+    if isinstance(accuracy, ClassifierOracleParams) and not corpus.has_classes:
+        found = f"found classifier; expected retrieval or none: captions of the corpus {corpus.kind} claim no classes"
+        yield (
+            "evaluate.accuracy.kind",
+            found,
             "write accuracy: {kind: retrieval, num_prompts: 200, k: 10, num_images: 10000}",
         )
     for i, space in enumerate(params.evaluate.feature_spaces):
@@ -365,7 +368,7 @@ def _instruments(params: Params) -> Iterator[Finding]:
             yield (
                 f"evaluate.feature_spaces.{i}.kind",
                 f"found {space.kind}; expected a space for any images: this one is for those of the corpus "
-                f"{space.kind} only, not of {corpus}",
+                f"{space.kind} only, not of {corpus.kind}",
                 "remove it",
             )
 
@@ -381,6 +384,23 @@ def _tasks(params: Params) -> Iterator[Finding]:
             yield f"tasks.{name}", f"{where}: {found}; expected {expected}", fix
 
 
+def _captions(params: Params) -> Iterator[Finding]:
+    """Where every caption is empty, nothing can be learned from captions, asked for or checked."""
+    if params.prepare.captions != "none":
+        return
+    reason = "prepare.captions is none, so every caption is empty"
+    source, dropout = params.train_clip.source.kind, params.train_unet.diffusion.caption_dropout
+    if source == "train":
+        found = f"found train; expected untrained or a pretrained CLIP: {reason}"
+        yield "train_clip.source.kind", found, "write source: {kind: untrained, network: {...}, seed: 0}"
+    if dropout:
+        found = f"found {dropout:g}; expected 0: {reason} already"
+        yield "train_unet.diffusion.caption_dropout", found, "set it to 0"
+    if params.evaluate.accuracy.kind != "none":
+        found = f"found {params.evaluate.accuracy.kind}; expected none: {reason}"
+        yield "evaluate.accuracy.kind", found, "write accuracy: {kind: none}"
+
+
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
     _text,
@@ -390,6 +410,7 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _objective,
     _guidance,
     _corpus,
+    _captions,
     _instruments,
     _tasks,
 )

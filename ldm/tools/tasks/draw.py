@@ -1,6 +1,6 @@
 """A task on pictures: what it needs of the trained networks, which function performs it, and what its PNGs say."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -113,14 +113,13 @@ class Work:
     def draw(
         self,
         generator: Generator,
-        embed: Callable[[Sequence[str]], Condition],
         prompts: Sequence[str],
         prompt_numbers: Sequence[int],
         drawing: DrawingParams,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Its images as one batch, on the CPU."""
-        condition, other = embed(prompts), self.params.second_prompt
-        second = condition if other is None else embed([other] * len(prompts))
+        condition, other = generator.condition(prompts), self.params.second_prompt
+        second = condition if other is None else generator.condition([other] * len(prompts))
         return draw(self.params, Batch(generator, condition, prompt_numbers, drawing, self.rows, second))
 
     def signed(self, origins: Sequence[Origin]) -> list[Origin]:
@@ -254,7 +253,7 @@ def _repaint(
     return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)
 
 
-def _interpolate(task: InterpolateParams, batch: Batch) -> Images:
+def _interpolate(task: InterpolateParams, batch: Batch) -> Pixels:
     """Image number n is frame n mod `num_frames` of a path that has the noise of number n // `num_frames`."""
     paths, frames = zip(*(divmod(number, task.num_frames) for number in batch.prompt_numbers), strict=True)
     fractions = torch.tensor(frames) / (task.num_frames - 1)
@@ -286,14 +285,14 @@ def _start(
     return interpolation.slerp(first, last, fractions)
 
 
-def _invert(batch: Batch) -> Images:
+def _invert(batch: Batch) -> Pixels:
     noise = inversion.invert(batch.unguided, batch.schedule, batch.generator.encode(batch.images()), batch.times)
     denoise = batch.generator.guided(batch.second, batch.drawing)
     z0 = trajectory.follow(batch.rule, denoise, batch.schedule, noise, batch.times, batch.noises())
     return batch.generator.decode(z0).cpu()
 
 
-def _denoise(task: DenoiseParams, batch: Batch) -> Images:
+def _denoise(task: DenoiseParams, batch: Batch) -> Pixels:
     generator, x = batch.generator, to_signal(batch.images().to(batch.generator.device))
     # A pixel value of 1 is a signal of 2.
     level = None if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)

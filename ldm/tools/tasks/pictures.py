@@ -97,7 +97,7 @@ def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
 
 def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
     """The centre square, resized as stage `prepare` does; an image of that size stays as it is in every bit."""
-    return torch.from_numpy(cleaning.square(picture.pixels, _ANY, size_px).transpose(2, 0, 1).copy())
+    return torch.from_numpy(cleaning.square(picture.pixels, _ANY.resampling, size_px).transpose(2, 0, 1).copy())
 
 
 def white(mask: Picture, size_px: int) -> Bool[Tensor, "1 h w"]:
