@@ -1,0 +1,241 @@
+"""Figures of the trained artefacts: a real image in noise, a sample as it is made, more and fewer steps, and where
+images lie in latent space."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ldm import randomness
+from ldm.autoencoder.model.network import to_image, to_signal
+from ldm.core import config
+from ldm.core.params import PathsParams
+from ldm.core.shards import Shards
+from ldm.denoiser.model.diffusion import Denoiser, add_noise
+from ldm.sampling import grids
+from ldm.sampling.params import DrawingParams
+from ldm.text.model.captions import Captions
+from ldm.tools.figures import style
+from ldm.tools.figures.mixtures import recorded
+from ldm.tools.pipeline import Pipeline
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
+NOISE_TIMES = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+STEP_COUNTS = (5, 10, 20, 50, 1000)
+_MOST_COLUMNS = 13
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained artefacts, and validation images with their captions."""
+
+    pipeline: Pipeline
+    images: Shards
+    captions: list[str]
+
+    @classmethod
+    def load(cls, root: Path = Path(), device: str | None = None) -> Self:
+        """Those of the repository at `root`. ConfigError, IntegrityError, MachineError: as `Pipeline.load`."""
+        paths = config.read(PathsParams, "paths", root / config.PATHS)
+        images, captions = Shards(root / paths.images / "val"), Captions(root / paths.captions / "val")
+        captions.check_keys(images)
+        return cls(Pipeline.load(root, device), images, [texts[0] for texts in captions.texts])
+
+    def pictures(self, num: int) -> UInt8[Tensor, "b 3 h w"]:
+        """The first images, or all if there are fewer."""
+        return self.images.images(range(min(num, len(self.images))))
+
+    def encode(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Their latents on the scale of the diffusion model."""
+        generator = self.pipeline.generator
+        with torch.no_grad():
+            posterior = generator.autoencoder.encode(to_signal(pictures.to(generator.device)))
+        return generator.scale.normalise(posterior.mode())
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> Pictures:
+        """Images of latents on that scale."""
+        generator = self.pipeline.generator
+        with torch.no_grad():
+            return _arrays(to_image(generator.autoencoder.decode(generator.scale.denormalise(z))))
+
+    def denoiser(self, prompts: Sequence[str], drawing: DrawingParams) -> Denoiser:
+        """The guided denoiser of prompts."""
+        generator = self.pipeline.generator
+        return generator._guided(self.pipeline.embed(prompts).to(generator.device), drawing)
+
+
+def _arrays(images: UInt8[Tensor, "b 3 h w"]) -> Pictures:
+    return images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+# A real image in noise.
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """A real image at `times`: its pixels with noise, its latent with noise, decoded, and what the denoiser makes of
+    that latent and the caption, decoded."""
+
+    times: list[float]
+    alpha_sigma: list[tuple[float, float]]
+    caption: str
+    pixels: Pictures
+    latents: Pictures
+    guesses: Pictures
+
+
+@torch.no_grad()
+def noise_levels(trained: Trained, number: int = 0, times: Sequence[float] = NOISE_TIMES) -> NoiseLevels:
+    """Of validation image `number`, with the same noise at every time. At time 0 nothing is left to guess."""
+    schedule, device = trained.pipeline.generator.schedule, trained.pipeline.generator.device
+    picture, caption = trained.images.images([number]).to(device), trained.captions[number]
+    t = torch.tensor(times, dtype=torch.float64, device=device)
+    count = len(times)
+
+    def noised(clean: Tensor, purpose: str) -> Tensor:
+        noise = torch.randn(clean.shape, generator=randomness.generator(0, purpose)).to(device)
+        return add_noise(schedule, clean.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1), t)
+
+    z0 = trained.encode(picture)
+    z = noised(z0, "figure latents")
+    denoise = trained.denoiser([caption], trained.pipeline.drawing.changed({"guidance_scale": 1}))
+    rows = zip(z.split(1), t.float().split(1), strict=True)
+    guesses = torch.cat([denoise(row, time) if time > 0 else z0 for row, time in rows])
+    states = [grids.State(schedule.name, time) for time in times]
+    sizes = torch.tensor([np.hypot(state.alpha, state.sigma) for state in states]).to(z).reshape(-1, 1, 1, 1)
+    return NoiseLevels(
+        times=list(times),
+        alpha_sigma=[(state.alpha, state.sigma) for state in states],
+        caption=caption,
+        pixels=_arrays(to_image(noised(to_signal(picture), "figure pixels"))),
+        latents=trained.decode(z / sizes),
+        guesses=trained.decode(guesses),
+    )
+
+
+def draw_noise_levels(data: NoiseLevels) -> Any:
+    """A column per time."""
+    titles = [
+        f"t = {time:g}\nα {alpha:.2f}  σ {sigma:.2f}"
+        for time, (alpha, sigma) in zip(data.times, data.alpha_sigma, strict=True)
+    ]
+    rows = {"pixels": data.pixels, "latent,\ndecoded": data.latents, "model's\nguess": data.guesses}
+    return style.strips(rows, titles, f'"{data.caption}"')
+
+
+# A sample as it is made.
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Every latent at which the sampler asked the denoiser, and what it answered, decoded; and the sample."""
+
+    times: list[float]
+    prompt: str
+    latents: Pictures
+    guesses: Pictures
+    sample: Pictures
+
+
+def steps(trained: Trained, prompt: str | None = None) -> Steps:
+    """One sample with the settings of params.yaml; prompt: that of the first validation image by default."""
+    pipeline = trained.pipeline
+    text = trained.captions[0] if prompt is None else prompt
+    denoise, calls = recorded(trained.denoiser([text], pipeline.drawing))
+    with torch.no_grad():
+        final = pipeline.generator._latents(denoise, [0], pipeline.drawing)
+    name = pipeline.generator.schedule.name
+    sizes = [np.hypot(state.alpha, state.sigma) for state in (grids.State(name, time) for time, _, _ in calls)]
+    return Steps(
+        times=[time for time, _, _ in calls],
+        prompt=text,
+        latents=trained.decode(torch.cat([z / size for (_, z, _), size in zip(calls, sizes, strict=True)])),
+        guesses=trained.decode(torch.cat([z0_hat for _, _, z0_hat in calls])),
+        sample=trained.decode(final),
+    )
+
+
+def draw_steps(data: Steps) -> Any:
+    """A column per call of the denoiser, or as many as fit."""
+    places = np.linspace(0, len(data.times) - 1, min(len(data.times), _MOST_COLUMNS)).round().astype(int)
+    titles = [f"t = {data.times[i]:.2f}" for i in places]
+    rows = {"z_t": data.latents[places], "z0_hat": data.guesses[places]}
+    return style.strips(rows, titles, f'"{data.prompt}"')
+
+
+# More and fewer steps.
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Samples of the same prompts from the same noise, by sampler and number of steps."""
+
+    prompts: list[str]
+    samples: dict[str, dict[int, Pictures]]
+
+
+def step_counts(trained: Trained, counts: Sequence[int] = STEP_COUNTS, num_prompts: int = 6) -> StepCounts:
+    """By the sampler of params.yaml and by DDPM."""
+    prompts = trained.captions[:num_prompts]
+    own = trained.pipeline.drawing.sampler
+    samplers = {own.kind: own.model_dump(), "ddpm": {"kind": "ddpm", "variance": 0}}
+    return StepCounts(
+        prompts,
+        {
+            name: {n: _arrays(trained.pipeline(prompts, num_steps=n, sampler=sampler)) for n in counts}
+            for name, sampler in samplers.items()
+        },
+    )
+
+
+def draw_step_counts(data: StepCounts) -> Any:
+    """A row per number of steps; the samplers side by side."""
+    counts = list(next(iter(data.samples.values())))
+    rows = {f"{n} steps": np.concatenate([samples[n] for samples in data.samples.values()]) for n in counts}
+    titles = [name if i == 0 else "" for name in data.samples for i in range(len(data.prompts))]
+    return style.strips(rows, titles, "")
+
+
+# Latent space.
+
+
+@dataclass(frozen=True)
+class LatentMap:
+    """Images and their places along the first four principal axes of their latents [n, 4], and the share of the
+    variance that each axis has."""
+
+    pictures: Pictures
+    places: npt.NDArray[np.float64]
+    shares: list[float]
+
+
+def latent_map(trained: Trained, num: int = 400) -> LatentMap:
+    """Principal components of the latents of validation images."""
+    pictures = trained.pictures(num)
+    places, shares = principal(trained.encode(pictures).flatten(1).double().cpu())
+    return LatentMap(_arrays(pictures), places, shares)
+
+
+def principal(x: Float[Tensor, "n d"], num: int = 4) -> tuple[npt.NDArray[np.float64], list[float]]:
+    """Coordinates [n, num] along the principal axes, and the share of the variance of each."""
+    centred = x - x.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    return (u[:, :num] * s[:num]).numpy(), (s[:num].square() / s.square().sum()).tolist()
+
+
+def draw_latent_map(data: LatentMap) -> Any:
+    """Two panels, of axes 1 and 2 and of axes 3 and 4: every image a point, and some of them shown."""
+    figure, ((left, right),) = style.panels(1, 2, 4.1)
+    for panel, (x, y) in ((left, (0, 1)), (right, (2, 3))):
+        places = data.places[:, [x, y]] / np.abs(data.places[:, [x, y]]).max(0)
+        panel.scatter(*places.T, s=4, color=style.GREY, linewidths=0)
+        style.thumbnails(panel, places, data.pictures)
+        style.bare(panel, 1.1)
+        panel.set_title(f"axes {x + 1} and {y + 1}: {data.shares[x]:.0%} and {data.shares[y]:.0%} of the variance")
+    return figure
