@@ -3,7 +3,7 @@
 Data are Gaussian, with an axis for each of `DEVIATIONS`: an image has coarse structure of large deviation, which noise
 hides last, and fine of small. The denoiser is exact, so what is left is the sampler's own error: the distance of
 optimal transport between samples and data, over the deviation, as root mean square over the axes. `moments` of
-`tests.analytic` computes it without a random number.
+`ldm.analytic.moments` computes it without a random number.
 
     python -m benchmarks.samplers samplers.png --schedule flow --spacing uniform
 """
@@ -17,10 +17,11 @@ from typing import get_args
 import matplotlib
 import numpy as np
 
+from ldm.analytic.moments import moments, wasserstein
 from ldm.denoiser.model.schedules import ScheduleName
 from ldm.sampling import grids, samplers
 from ldm.sampling.samplers.rule import Rule, Step
-from tests.analytic import SAMPLERS, moments, wasserstein
+from tests.analytic import SAMPLERS
 
 DEVIATIONS = (0.03, 0.1, 0.3, 1.0)
 MEAN = 0.5

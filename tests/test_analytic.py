@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ldm.analytic.mixture import Mixture
+from ldm.analytic.moments import divergence, moments, wasserstein
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids
 from ldm.sampling.samplers.ancestral import ddim
-from tests.analytic import Mixture, divergence, moments, wasserstein
 
 DATA = Mixture.of(
     [0.5, 0.3, 0.2],

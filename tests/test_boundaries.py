@@ -54,6 +54,10 @@ def test_check_and_prepare_compute_nothing() -> None:
     assert not any(re.match(rooms, file) for file in STAGES["prepare"])
 
 
+def test_no_stage_runs_the_bench() -> None:
+    assert not any(file.startswith("ldm/analytic/") for found in STAGES.values() for file in found)
+
+
 def test_evaluate_runs_of_sampling_only_what_reads_samples() -> None:
     found = {file for file in STAGES["evaluate"] if file.startswith("ldm/sampling/")}
     assert found == {"ldm/sampling/samples.py"}

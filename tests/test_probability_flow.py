@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.tools import probability_flow
-from tests.analytic import Mixture
 
 GAUSSIAN = Mixture.gaussian([0.5, -1.0], [[1.0, 0.6], [0.6, 0.5]])
 TWO = Mixture.of([0.6, 0.4], [[-1.0, 0.0], [1.0, 0.5]], [[[0.2, 0.0], [0.0, 0.3]], [[0.3, 0.1], [0.1, 0.2]]])

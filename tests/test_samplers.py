@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.analytic.mixture import Mixture
+from ldm.analytic.moments import divergence, moments
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids, guidance, samplers, trajectory
 from ldm.sampling.samplers.ancestral import ddim, ddpm
@@ -14,7 +16,7 @@ from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
 from ldm.sampling.samplers.edm import heun
 from ldm.sampling.samplers.reverse_sde import euler_maruyama, predictor_corrector
 from ldm.sampling.samplers.rule import Rule, Step
-from tests.analytic import SAMPLERS, Mixture, divergence, moments
+from tests.analytic import SAMPLERS
 
 FLOW = Schedule("flow")
 MEAN, STD = 0.7, 0.4

@@ -1,0 +1,1 @@
+"""Diffusion of data whose every answer is known: the bench that rules, objectives, figures and studies are held to."""
