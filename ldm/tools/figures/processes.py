@@ -48,9 +48,9 @@ def draw_schedules(curves: Mapping[ScheduleName, Curves]) -> Any:
         left.plot(curve.times, curve.alpha, color=colour, label=name)
         middle.plot(curve.times, curve.sigma, color=colour)
         right.plot(curve.times, curve.log_snr, color=colour)
-    left.set(title="signal: alpha(t)", ylim=(-0.03, 1.03))
-    middle.set(title="noise: sigma(t)", ylim=(-0.03, 1.03))
-    right.set(title="log-SNR: log(alpha² / sigma²)", ylim=(-_LOG_SNR_SHOWN, _LOG_SNR_SHOWN))
+    left.set(title=r"signal: $\alpha(t)$", ylim=(-0.03, 1.03))
+    middle.set(title=r"noise: $\sigma(t)$", ylim=(-0.03, 1.03))
+    right.set(title=r"log-SNR: $\log(\alpha^2 / \sigma^2)$", ylim=(-_LOG_SNR_SHOWN, _LOG_SNR_SHOWN))
     for panel in (left, middle, right):
         panel.set(xlabel="time t (0 = data, 1 = noise)", xlim=(0, 1))
     figure.legend(loc="outside lower center", ncols=len(curves))
@@ -78,7 +78,12 @@ def draw_predictions(data: tuple[ScheduleName, Curves, dict[Prediction, Numbers]
     figure, ((panel,),) = style.panels(1, 1, 2.8)
     for colour, (prediction, error) in zip(style.COLOURS, errors.items(), strict=False):
         panel.plot(curves.times, error, color=colour, label=prediction)
-    panel.set(xlim=(0, 1), ylim=(0, 3), xlabel="time t (0 = data, 1 = noise)", ylabel="error of z0_hat\n/ error of the prediction")
+    panel.set(
+        xlim=(0, 1),
+        ylim=(0, 3),
+        xlabel="time t (0 = data, 1 = noise)",
+        ylabel="error of $\\hat{z}_0$\n/ error of the prediction",
+    )
     panel.set_title(f"What an error of the prediction becomes in the clean latent ({name} schedule)")
     panel.legend(title="the network predicts", ncols=2)
     return figure

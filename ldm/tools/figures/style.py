@@ -1,4 +1,4 @@
-"""How figures look: one width, one set of colours, one way to become a PNG. Only this module imports matplotlib here."""
+"""How figures look: one width, one set of colours, one way to become a PNG. The only door to matplotlib here."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ DENSITY: Any = LinearSegmentedColormap.from_list("density", ["#ffffff", "#dfe5ec
 ALONG = "viridis"
 """Colours of a number along a path."""
 _WIDTH_IN, _DOTS_PER_IN = 8.3, 120
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
