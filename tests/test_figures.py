@@ -15,6 +15,7 @@ from ldm.denoiser.model.diffusion import Schedule, z0_from_prediction
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.edm import heun
 from ldm.tools.figures import book, mixtures, models, processes, recording, style
+from ldm.tools.pipeline import Pipeline
 from tests import trained_data
 
 
@@ -29,7 +30,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(root) -> models.Trained:
-    return models.Trained.load(root)
+    return models.Trained.of(Pipeline.load(root), root)
 
 
 def refused() -> models.Trained:
@@ -140,7 +141,7 @@ def test_noise_levels_go_from_the_image_to_noise(trained):
     found = models.noise_levels(trained, 1, (0.0, 0.5, 1.0))
     picture = trained.pictures(2)[1:]
     np.testing.assert_array_equal(found.pixels[:1], picture.permute(0, 2, 3, 1).numpy())
-    reconstruction = trained.decode(trained.encode(picture))
+    reconstruction = trained.decode(trained.pipeline.generator.encode(picture))
     np.testing.assert_array_equal(found.latents[:1], reconstruction)
     np.testing.assert_array_equal(found.guesses[:1], reconstruction)
     assert found.alpha_sigma == [(1, 0), (0.5, 0.5), (0, 1)]
@@ -152,8 +153,9 @@ def test_noise_levels_go_from_the_image_to_noise(trained):
 
 def test_the_last_guess_is_the_sample(trained):
     found = models.steps(trained)
+    assert found.prompt == max(trained.captions[:16], key=len)
     drawing = trained.pipeline.drawing
-    expected = trained.pipeline(trained.captions[:1]).permute(0, 2, 3, 1).numpy()
+    expected = trained.pipeline(found.prompt).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(found.sample, expected)
     np.testing.assert_array_equal(found.guesses[-1:], expected)
     assert found.times == grids.times("flow", drawing.num_steps, drawing.spacing, drawing.time_shift)[:-1]
@@ -184,7 +186,7 @@ def test_all_figures_are_written_and_equal_artefacts_give_equal_bytes(trained, t
     assert [path.stem for path in paths] == [*book.TOYS, *book.TRAINED]
     for path in paths:
         with Image.open(path) as picture:
-            assert picture.width == 996 and picture.height > 150, path
+            assert picture.width == 1245 and picture.height > 150, path
             assert len(set(picture.convert("L").resize((50, 50)).tobytes())) > 4, f"{path} shows nothing"
     for name in ("schedules", "steps"):
         assert book.drawn(name, trained) == (tmp_path / f"new/folder/{name}.png").read_bytes()

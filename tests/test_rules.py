@@ -34,7 +34,7 @@ PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*
 DOORS = {
     "xformers": ("ldm/compute/attention.py",),
     "open_clip": ("ldm/text/",),
-    "PIL": ("ldm/core/images.py", "ldm/corpora/", "ldm/oracles/"),
+    "PIL": ("ldm/core/images.py", "ldm/corpora/", "ldm/oracles/", "ldm/tools/figures/style.py"),
     "accelerate": ("ldm/compute/process.py", "ldm/training/loop.py", "ldm/tools/launch.py", "stages/"),
     "yaml": ("ldm/tools/check/launch_config.py",),
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),

@@ -18,7 +18,8 @@ from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
 from ldm.denoiser.model.diffusion import Denoiser, add_noise
-from ldm.sampling import grids
+from ldm.sampling import grids, samplers, trajectory
+from ldm.sampling.generator import Generator
 from ldm.sampling.params import DrawingParams
 from ldm.text.model.captions import Captions
 from ldm.tools.figures import style
@@ -29,6 +30,7 @@ Pictures = UInt8[np.ndarray, "n h w 3"]
 NOISE_TIMES = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 STEP_COUNTS = (5, 10, 20, 50, 1000)
 _MOST_COLUMNS = 13
+_NUM_CANDIDATES = 16
 
 
 @dataclass(frozen=True)
@@ -40,34 +42,30 @@ class Trained:
     captions: list[str]
 
     @classmethod
-    def load(cls, root: Path = Path(), device: str | None = None) -> Self:
-        """Those of the repository at `root`. ConfigError, IntegrityError, MachineError: as `Pipeline.load`."""
+    def of(cls, pipeline: Pipeline, root: Path) -> Self:
+        """A pipeline and the images of the repository at `root`, from which it was loaded. IntegrityError: they are
+        missing or corrupt."""
         paths = config.read(PathsParams, "paths", root / config.PATHS)
         images, captions = Shards(root / paths.images / "val"), Captions(root / paths.captions / "val")
         captions.check_keys(images)
-        return cls(Pipeline.load(root, device), images, [texts[0] for texts in captions.texts])
+        return cls(pipeline, images, [texts[0] for texts in captions.texts])
+
+    @property
+    def example(self) -> int:
+        """Number of the image with the longest of the first captions, which shows most."""
+        return max(range(min(_NUM_CANDIDATES, len(self.captions))), key=lambda number: len(self.captions[number]))
 
     def pictures(self, num: int) -> UInt8[Tensor, "b 3 h w"]:
         """The first images, or all if there are fewer."""
         return self.images.images(range(min(num, len(self.images))))
 
-    def encode(self, pictures: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Their latents on the scale of the diffusion model."""
-        generator = self.pipeline.generator
-        with torch.no_grad():
-            posterior = generator.autoencoder.encode(to_signal(pictures.to(generator.device)))
-        return generator.scale.normalise(posterior.mode())
-
     def decode(self, z: Float[Tensor, "b c h w"]) -> Pictures:
-        """Images of latents on that scale."""
-        generator = self.pipeline.generator
-        with torch.no_grad():
-            return _arrays(to_image(generator.autoencoder.decode(generator.scale.denormalise(z))))
+        """Images of latents on the scale of the diffusion model."""
+        return _arrays(self.pipeline.generator.decode(z))
 
     def denoiser(self, prompts: Sequence[str], drawing: DrawingParams) -> Denoiser:
         """The guided denoiser of prompts."""
-        generator = self.pipeline.generator
-        return generator._guided(self.pipeline.embed(prompts).to(generator.device), drawing)  # pyright: ignore
+        return self.pipeline.generator.guided(self.pipeline.embed(prompts), drawing)
 
 
 def _arrays(images: UInt8[Tensor, "b 3 h w"]) -> Pictures:
@@ -91,8 +89,10 @@ class NoiseLevels:
 
 
 @torch.no_grad()
-def noise_levels(trained: Trained, number: int = 0, times: Sequence[float] = NOISE_TIMES) -> NoiseLevels:
-    """Of validation image `number`, with the same noise at every time. At time 0 nothing is left to guess."""
+def noise_levels(trained: Trained, number: int | None = None, times: Sequence[float] = NOISE_TIMES) -> NoiseLevels:
+    """Of validation image `number`, by default the example, with the same noise at every time. At time 0 nothing is
+    left to guess."""
+    number = trained.example if number is None else number
     schedule, device = trained.pipeline.generator.schedule, trained.pipeline.generator.device
     picture, caption = trained.images.images([number]).to(device), trained.captions[number]
     t = torch.tensor(times, dtype=torch.float64, device=device)
@@ -102,7 +102,7 @@ def noise_levels(trained: Trained, number: int = 0, times: Sequence[float] = NOI
         noise = torch.randn(clean.shape, generator=randomness.generator(0, purpose)).to(device)
         return add_noise(schedule, clean.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1), t)
 
-    z0 = trained.encode(picture)
+    z0 = trained.pipeline.generator.encode(picture)
     z = noised(z0, "figure latents")
     denoise = trained.denoiser([caption], trained.pipeline.drawing.changed({"guidance_scale": 1}))
     rows = zip(z.split(1), t.float().split(1), strict=True)
@@ -143,13 +143,13 @@ class Steps:
     sample: Pictures
 
 
+@torch.no_grad()
 def steps(trained: Trained, prompt: str | None = None) -> Steps:
-    """One sample with the settings of params.yaml; prompt: that of the first validation image by default."""
+    """One sample with the settings of params.yaml; prompt: that of the example by default."""
     pipeline = trained.pipeline
-    text = trained.captions[0] if prompt is None else prompt
+    text = trained.captions[trained.example] if prompt is None else prompt
     denoise, calls = recorded(trained.denoiser([text], pipeline.drawing))
-    with torch.no_grad():
-        final = pipeline.generator._latents(denoise, [0], pipeline.drawing)  # pyright: ignore
+    final = _followed(pipeline.generator, denoise, pipeline.drawing)
     name = pipeline.generator.schedule.name
     sizes = [np.hypot(state.alpha, state.sigma) for state in (grids.State(name, time) for time, _, _ in calls)]
     return Steps(
@@ -159,6 +159,14 @@ def steps(trained: Trained, prompt: str | None = None) -> Steps:
         guesses=trained.decode(torch.cat([z0_hat for _, _, z0_hat in calls])),
         sample=trained.decode(final),
     )
+
+
+def _followed(generator: Generator, denoise: Denoiser, drawing: DrawingParams) -> Float[Tensor, "1 c h w"]:
+    """The latent of the first image of a call with this seed."""
+    noise = trajectory.prompt_noise(drawing.seed, [0], generator.latent_shape).to(generator.device)
+    times = grids.times(generator.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
+    fresh = trajectory.prompt_noise_at_step(drawing.seed, [0], generator.latent_shape)
+    return trajectory.follow(samplers.build(drawing.sampler), denoise, generator.schedule, noise, times, fresh)
 
 
 def draw_steps(data: Steps) -> Any:
@@ -184,12 +192,12 @@ def step_counts(trained: Trained, counts: Sequence[int] = STEP_COUNTS, num_promp
     """By the sampler of params.yaml and by DDPM."""
     prompts = trained.captions[:num_prompts]
     own = trained.pipeline.drawing.sampler
-    samplers = {own.kind: own.model_dump(), "ddpm": {"kind": "ddpm", "variance": 0}}
+    compared = {own.kind: own.model_dump(), "ddpm": {"kind": "ddpm", "variance": 0}}
     return StepCounts(
         prompts,
         {
             name: {n: _arrays(trained.pipeline(prompts, num_steps=n, sampler=sampler)) for n in counts}
-            for name, sampler in samplers.items()
+            for name, sampler in compared.items()
         },
     )
 
@@ -215,10 +223,11 @@ class LatentMap:
     shares: list[float]
 
 
+@torch.no_grad()
 def latent_map(trained: Trained, num: int = 400) -> LatentMap:
     """Principal components of the latents of validation images."""
     pictures = trained.pictures(num)
-    places, shares = principal(trained.encode(pictures).flatten(1).double().cpu())
+    places, shares = principal(trained.pipeline.generator.encode(pictures).flatten(1).double().cpu())
     return LatentMap(_arrays(pictures), places, shares)
 
 

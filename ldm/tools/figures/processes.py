@@ -49,7 +49,8 @@ def draw_schedules(curves: Mapping[ScheduleName, Curves]) -> Any:
         middle.plot(curve.times, curve.sigma, color=colour)
         right.plot(curve.times, curve.log_snr, color=colour)
     left.set(title=r"signal: $\alpha(t)$", ylim=(-0.03, 1.03))
-    middle.set(title=r"noise: $\sigma(t)$", ylim=(-0.03, 1.03))
+    beyond = [f"; {name} goes on to {curve.sigma[-1]:g}" for name, curve in curves.items() if curve.sigma[-1] > 1.03]
+    middle.set(title=r"noise: $\sigma(t)$" + "".join(beyond), ylim=(-0.03, 1.03))
     right.set(title=r"log-SNR: $\log(\alpha^2 / \sigma^2)$", ylim=(-_LOG_SNR_SHOWN, _LOG_SNR_SHOWN))
     for panel in (left, middle, right):
         panel.set(xlabel="time t (0 = data, 1 = noise)", xlim=(0, 1))
