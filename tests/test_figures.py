@@ -14,6 +14,7 @@ from ldm.denoiser.model import schedules
 from ldm.denoiser.model.diffusion import Schedule, z0_from_prediction
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.edm import heun
+from ldm.tools import cli
 from ldm.tools.figures import book, mixtures, models, processes, recording, style
 from ldm.tools.pipeline import Pipeline
 from tests import trained_data
@@ -143,7 +144,9 @@ def test_noise_levels_go_from_the_image_to_noise(trained):
     np.testing.assert_array_equal(found.pixels[:1], picture.permute(0, 2, 3, 1).numpy())
     reconstruction = trained.decode(trained.pipeline.generator.encode(picture))
     np.testing.assert_array_equal(found.latents[:1], reconstruction)
-    np.testing.assert_array_equal(found.guesses[:1], reconstruction)
+    np.testing.assert_array_equal(found.told[:1], reconstruction)
+    np.testing.assert_array_equal(found.untold[:1], reconstruction)
+    assert not np.array_equal(found.told[1:], found.untold[1:])
     assert found.alpha_sigma == [(1, 0), (0.5, 0.5), (0, 1)]
     assert found.caption == trained.captions[1]
     other = models.noise_levels(trained, 0, (0.0, 1.0))
@@ -225,3 +228,22 @@ def test_a_strip_names_rows_and_columns():
     assert [axes.get_title() for axes in figure.axes] == ["first", "second", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["a", "", "b", ""]
     assert style.png(figure) != style.png(narrow)
+
+
+def test_the_command_draws_what_it_is_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["figures", "new", "--only", "schedules", "--toys"]) == 0
+    assert capsys.readouterr().out == "new/schedules.png\n"
+    assert cli.main(["figures", "new", "--only", "schedules"]) == 2
+    assert "a file that exists already" in capsys.readouterr().err
+    assert cli.main(["figures", "new", "--only", "schedules", "--overwrite"]) == 0
+    assert cli.main(["figures", "other", "--only", "stairs"]) == 2
+    assert cli.main(["figures", "other", "--only", "steps", "--toys"]) == 2
+    assert not Path("other").exists()
+
+
+def test_the_command_lists_the_figures(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["figures", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in book.NAMES)

@@ -17,7 +17,7 @@ TOYS: dict[str, Callable[[], Any]] = {
     "langevin": lambda: mixtures.draw_langevin(mixtures.langevin()),
     "samplers": lambda: mixtures.draw_samplers(mixtures.samplers()),
     "spacings": lambda: processes.draw_spacings(processes.spacings()),
-    "guidance": lambda: mixtures.draw_guidance(mixtures.guided()),
+    "guidance": lambda: mixtures.draw_guided(mixtures.guided()),
 }
 """Figures that need no trained artefact."""
 TRAINED: dict[str, Callable[[Trained], Any]] = {

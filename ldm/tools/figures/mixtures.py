@@ -308,7 +308,7 @@ def guided(num: int = 400, scales: Sequence[float] = (0, 1, 2, 4)) -> tuple[Fiel
     return field(data, 2.6), field(data.component(0), 2.6), found
 
 
-def draw_guidance(data: tuple[Field, Field, dict[float, Guided]]) -> Any:
+def draw_guided(data: tuple[Field, Field, dict[float, Guided]]) -> Any:
     """A panel per scale: samples over the density of all data, and the outline of the class."""
     everything, of_class, found = data
     figure, (grid,) = style.panels(1, len(found), 2.5)

@@ -1,6 +1,7 @@
 """Figures of the trained artefacts: a real image in noise, a sample as it is made, more and fewer steps, and where
 images lie in latent space."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
-from ldm.denoiser.model.diffusion import Denoiser, add_noise
+from ldm.denoiser.model.diffusion import Denoiser, Schedule, add_noise, denoiser
 from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.generator import Generator
 from ldm.sampling.params import DrawingParams
@@ -77,46 +78,54 @@ def _arrays(images: UInt8[Tensor, "b 3 h w"]) -> Pictures:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """A real image at `times`: its pixels with noise, its latent with noise, decoded, and what the denoiser makes of
-    that latent and the caption, decoded."""
+    """A real image at `times`: its pixels with noise; its latent with noise, decoded; and the clean latent that the
+    denoiser guesses from it, decoded, with and without the caption."""
 
     times: list[float]
     alpha_sigma: list[tuple[float, float]]
     caption: str
     pixels: Pictures
     latents: Pictures
-    guesses: Pictures
+    told: Pictures
+    untold: Pictures
 
 
 @torch.no_grad()
-def noise_levels(trained: Trained, number: int | None = None, times: Sequence[float] = NOISE_TIMES) -> NoiseLevels:
-    """Of validation image `number`, by default the example, with the same noise at every time. At time 0 nothing is
-    left to guess."""
-    number = trained.example if number is None else number
-    schedule, device = trained.pipeline.generator.schedule, trained.pipeline.generator.device
-    picture, caption = trained.images.images([number]).to(device), trained.captions[number]
-    t = torch.tensor(times, dtype=torch.float64, device=device)
-    count = len(times)
-
-    def noised(clean: Tensor, purpose: str) -> Tensor:
-        noise = torch.randn(clean.shape, generator=randomness.generator(0, purpose)).to(device)
-        return add_noise(schedule, clean.expand(count, -1, -1, -1), noise.expand(count, -1, -1, -1), t)
-
-    z0 = trained.pipeline.generator.encode(picture)
-    z = noised(z0, "figure latents")
-    denoise = trained.denoiser([caption], trained.pipeline.drawing.changed({"guidance_scale": 1}))
-    rows = zip(z.split(1), t.float().split(1), strict=True)
-    guesses = torch.cat([denoise(row, time) if time > 0 else z0 for row, time in rows])
-    states = [grids.State(schedule.name, time) for time in times]
-    sizes = torch.tensor([np.hypot(state.alpha, state.sigma) for state in states]).to(z).reshape(-1, 1, 1, 1)
+def noise_levels(trained: Trained, number: int = 0, times: Sequence[float] = NOISE_TIMES) -> NoiseLevels:
+    """Of validation image `number`, with the same noise at every time. At time 0 nothing is left to guess."""
+    generator, caption = trained.pipeline.generator, trained.captions[number]
+    picture = trained.images.images([number]).to(generator.device)
+    z0 = generator.encode(picture)
+    z = _noised(generator.schedule, z0, times, "figure latents")
+    conditions = [trained.pipeline.embed([caption]).to(generator.device), generator.null_condition]
+    denoisers = [denoiser(generator.unet, generator.schedule, generator.prediction, each) for each in conditions]
+    t = torch.tensor(times, device=generator.device)
+    told, untold = (
+        torch.cat([guess(z[i : i + 1], t[i : i + 1]) if t[i] > 0 else z0 for i in range(len(t))]) for guess in denoisers
+    )
+    states = [grids.State(generator.schedule.name, time) for time in times]
     return NoiseLevels(
         times=list(times),
         alpha_sigma=[(state.alpha, state.sigma) for state in states],
         caption=caption,
-        pixels=_arrays(to_image(noised(to_signal(picture), "figure pixels"))),
-        latents=trained.decode(z / sizes),
-        guesses=trained.decode(guesses),
+        pixels=_arrays(to_image(_noised(generator.schedule, to_signal(picture), times, "figure pixels"))),
+        latents=trained.decode(_of_unit_size(z, states)),
+        told=trained.decode(told),
+        untold=trained.decode(untold),
     )
+
+
+def _noised(schedule: Schedule, clean: Tensor, times: Sequence[float], purpose: str) -> Tensor:
+    """One image or latent at several times, with the same noise."""
+    noise = torch.randn(clean.shape, generator=randomness.generator(0, purpose)).to(clean)
+    t = torch.tensor(times, dtype=torch.float64, device=clean.device)
+    return add_noise(schedule, clean.expand(len(t), -1, -1, -1), noise.expand(len(t), -1, -1, -1), t)
+
+
+def _of_unit_size(z: Tensor, states: Sequence[grids.State]) -> Tensor:
+    """Noisy latents over the deviation that they have where clean ones have 1, as the decoder expects them."""
+    sizes = torch.tensor([math.hypot(state.alpha, state.sigma) for state in states])
+    return z / sizes.to(z).reshape(-1, 1, 1, 1)
 
 
 def draw_noise_levels(data: NoiseLevels) -> Any:
@@ -125,8 +134,13 @@ def draw_noise_levels(data: NoiseLevels) -> Any:
         f"t = {time:g}\n$\\alpha$ {alpha:.2f}  $\\sigma$ {sigma:.2f}"
         for time, (alpha, sigma) in zip(data.times, data.alpha_sigma, strict=True)
     ]
-    rows = {"pixels": data.pixels, "latent\n$z_t$": data.latents, "guess\n$\\hat{z}_0$": data.guesses}
-    return style.strips(rows, titles, f'"{data.caption}"')
+    rows = {
+        "pixels": data.pixels,
+        "latent\n$z_t$": data.latents,
+        "$\\hat{z}_0$, no\ncaption": data.untold,
+        "$\\hat{z}_0$, with\ncaption": data.told,
+    }
+    return style.strips(rows, titles, f'caption: "{data.caption}"')
 
 
 # A sample as it is made.
@@ -150,12 +164,11 @@ def steps(trained: Trained, prompt: str | None = None) -> Steps:
     text = trained.captions[trained.example] if prompt is None else prompt
     denoise, calls = recorded(trained.denoiser([text], pipeline.drawing))
     final = _followed(pipeline.generator, denoise, pipeline.drawing)
-    name = pipeline.generator.schedule.name
-    sizes = [np.hypot(state.alpha, state.sigma) for state in (grids.State(name, time) for time, _, _ in calls)]
+    states = [grids.State(pipeline.generator.schedule.name, time) for time, _, _ in calls]
     return Steps(
         times=[time for time, _, _ in calls],
         prompt=text,
-        latents=trained.decode(torch.cat([z / size for (_, z, _), size in zip(calls, sizes, strict=True)])),
+        latents=trained.decode(_of_unit_size(torch.cat([z for _, z, _ in calls]), states)),
         guesses=trained.decode(torch.cat([z0_hat for _, _, z0_hat in calls])),
         sample=trained.decode(final),
     )
@@ -174,7 +187,7 @@ def draw_steps(data: Steps) -> Any:
     places = np.linspace(0, len(data.times) - 1, min(len(data.times), _MOST_COLUMNS)).round().astype(int)
     titles = [f"t = {data.times[i]:.2f}" for i in places]
     rows = {"$z_t$": data.latents[places], "$\\hat{z}_0$": data.guesses[places]}
-    return style.strips(rows, titles, f'"{data.prompt}"')
+    return style.strips(rows, titles, f'prompt: "{data.prompt}"')
 
 
 # More and fewer steps.

@@ -56,7 +56,9 @@ def png(figure: Any) -> bytes:
     figure.set_dpi(_DOTS_PER_IN)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    image = Image.fromarray(np.ascontiguousarray(pixels)).quantize(_NUM_COLOURS, dither=Image.Dither.NONE)
+    image = Image.fromarray(np.ascontiguousarray(pixels)).quantize(
+        _NUM_COLOURS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE
+    )
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return stream.getvalue()
@@ -97,11 +99,11 @@ def strips(rows: Mapping[str, UInt8[np.ndarray, "n h w 3"]], columns: Sequence[s
     """Rows of images, each named at its left; columns: what stands above those of the first row."""
     shape = max(images.shape[1] / images.shape[2] for images in rows.values())
     side_in = (_WIDTH_IN - 0.8) / len(columns)
-    num_lines = max(column.count("\n") + 1 for column in columns) + (2.5 if title else 0)
+    num_lines = max(column.count("\n") + 1 for column in columns) + (1.7 if title else 0)
     figure, grid = panels(len(rows), len(columns), len(rows) * side_in * shape + 0.15 * num_lines + 0.05)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.02, hspace=0.02)
     if title:
-        figure.suptitle(title, fontsize=9, style="italic", y=0.99, va="top")
+        figure.suptitle(title, fontsize=9, style="italic")
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
         for panel, image in zip(axes, images, strict=True):
             panel.imshow(image, interpolation="nearest")
