@@ -237,7 +237,8 @@ class Pipeline:
         params: TaskParams = getattr(self.tasks, task)
         own = {name: value for name, value in settings.items() if name in type(params).model_fields}
         params = params.changed(own)
-        drawing = self.drawing.changed({name: value for name, value in settings.items() if name not in own})
+        others = {name: value for name, value in settings.items() if name not in own}
+        drawing = params.changes(self.drawing).changed(others)
         params.check(drawing.num_steps)
         rows = pictures.rows({name: images[name] for name in params.inputs()}, num)
         return Work(task, params, rows), drawing

@@ -28,7 +28,7 @@ def add(commands: forms.Commands) -> None:
         for picture in model.inputs():
             add_picture(parser, picture, required=True)
         drawing.add_output(parser)
-        forms.add_fields(parser, model)
+        forms.add_fields(parser, model, skipped=("drawing",))
         drawing.add_settings(parser)
         parser.set_defaults(command=_perform, name=_verb(name), task=name)
 
@@ -51,11 +51,11 @@ def given(options: argparse.Namespace) -> "dict[str, Picture]":
 def _perform(options: argparse.Namespace) -> None:
     texts, document = drawing.texts_of(options), config.Document()
     # Refuse bad settings and pictures before the networks are loaded.
-    others = document.read(SampleParams, "sample").drawing
-    settings = drawing.settings_of(options, others)
     own = forms.given(options, params.class_of(options.task))
-    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task)
-    task.changed(own).check(others.changed(settings).num_steps)
+    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task).changed(own)
+    others = task.changes(document.read(SampleParams, "sample").drawing)
+    settings = drawing.settings_of(options, others)
+    task.check(others.changed(settings).num_steps)
     row = given(options)
     with drawing.opened(options, len(texts)) as folder:
         pipeline = drawing.load(options, document)

@@ -107,7 +107,7 @@ class Work:
 
     def signed(self, origins: Sequence[Origin]) -> list[Origin]:
         """The origins with task and hashes of pictures."""
-        settings = self.params.model_dump(mode="json")
+        settings = self.params.model_dump(mode="json", exclude={"drawing"})  # the drawing is the origin's
         return [
             origin.model_copy(update={"task": self.name, "task_settings": settings, "pictures": _hashes(row)})
             for origin, row in zip(origins, self.rows, strict=True)
@@ -127,7 +127,7 @@ def again(origin: Origin, given: Mapping[str, Picture], where: str) -> Work | No
     if origin.task not in names():
         raise IntegrityError(where, f"an image of task {origin.task!r}", f"one of {', '.join(names())}", fix)
     try:
-        params = from_values(class_of(origin.task), origin.task_settings, origin.task_settings)
+        params = from_values(class_of(origin.task), {**origin.task_settings, "drawing": None}, origin.task_settings)
         params.check(origin.settings.get("num_steps", 1))
     except ConfigError as error:
         found = str(error).splitlines()[0].replace("; expected", ", where legal is")

@@ -6,10 +6,11 @@ A field of `TasksParams` is a task: a verb of `ldm` and a method of `Pipeline`. 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ldm.core.config import Section, from_values
 from ldm.core.errors import ConfigError
+from ldm.sampling.params import DrawingParams
 
 NumResamplings = Annotated[int, Field(ge=1, le=1000)]
 JumpLength = Annotated[int, Field(ge=1, le=1000)]
@@ -17,6 +18,9 @@ JumpLength = Annotated[int, Field(ge=1, le=1000)]
 
 class TaskParams(Section):
     """Settings of one task."""
+
+    drawing: dict[str, JsonValue] | None
+    """Values of `sample.drawing` that are others for this task, such as a sampler; null = none."""
 
     @classmethod
     def inputs(cls) -> tuple[str, ...]:
@@ -26,6 +30,10 @@ class TaskParams(Section):
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
         return from_values(type(self), self.model_dump() | settings, settings)
+
+    def changes(self, drawing: DrawingParams) -> DrawingParams:
+        """The drawing with what is other for this task. ConfigError: a name is unknown, or a value is illegal."""
+        return drawing.changed(self.drawing or {})
 
     def check(self, num_steps: int) -> None:
         """ConfigError: it cannot be done in so many steps of a sampler."""
