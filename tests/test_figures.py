@@ -1,5 +1,6 @@
 """`ldm.tools.figures`: the numbers behind the pictures, and the files."""
 
+import argparse
 import math
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ldm.denoiser.model.diffusion import Schedule, z0_from_prediction
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.edm import heun
 from ldm.tools import cli
+from ldm.tools.cli import figures
+from ldm.tools.cli.options import Command
 from ldm.tools.figures import book, mixtures, models, processes, recording, style
 from ldm.tools.pipeline import Pipeline
 from tests import trained_data
@@ -220,6 +223,16 @@ def test_figures_are_chosen_by_name():
         book.selected(["steps"], toys=True)
 
 
+def test_no_curve_is_left_out():
+    with style.applied():
+        curves = processes.draw_schedules(processes.schedules())
+        errors = processes.draw_predictions(processes.predictions())
+        rows = processes.draw_spacings(processes.spacings())
+    assert {len(panel.lines) for panel in curves.axes} == {len(processes.SCHEDULES)}
+    assert len(errors.axes[0].lines) == len(processes.PREDICTIONS)
+    assert {len(panel.lines) for panel in rows.axes} == {len(processes.SPACINGS) + 1}
+
+
 def test_a_strip_names_rows_and_columns():
     images = np.zeros((2, 8, 8, 3), np.uint8)
     with style.applied():
@@ -228,6 +241,14 @@ def test_a_strip_names_rows_and_columns():
     assert [axes.get_title() for axes in figure.axes] == ["first", "second", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["a", "", "b", ""]
     assert style.png(figure) != style.png(narrow)
+
+
+def test_groups_of_a_strip_are_named_once():
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    with style.applied():
+        figure = style.strips({"a": images}, ["left", "right"], "", num_groups=2)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["left", "", "", "right", ""]
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 0, 1, 1]
 
 
 def test_the_command_draws_what_it_is_asked_for(tmp_path, capsys, monkeypatch):
@@ -240,6 +261,13 @@ def test_the_command_draws_what_it_is_asked_for(tmp_path, capsys, monkeypatch):
     assert cli.main(["figures", "other", "--only", "stairs"]) == 2
     assert cli.main(["figures", "other", "--only", "steps", "--toys"]) == 2
     assert not Path("other").exists()
+
+
+def test_all_figures_are_drawn_unless_some_are_named():
+    parser = argparse.ArgumentParser()
+    figures.add(parser.add_subparsers(parser_class=Command))
+    options = parser.parse_args(["figures", "new"])
+    assert (options.directory, options.only, options.toys, options.overwrite) == (Path("new"), [], False, False)
 
 
 def test_the_command_lists_the_figures(capsys):

@@ -219,8 +219,7 @@ def draw_step_counts(data: StepCounts) -> Any:
     """A row per number of steps; the samplers side by side."""
     counts = list(next(iter(data.samples.values())))
     rows = {f"{n} steps": np.concatenate([samples[n] for samples in data.samples.values()]) for n in counts}
-    titles = [name if i == 0 else "" for name in data.samples for i in range(len(data.prompts))]
-    return style.strips(rows, titles, "")
+    return style.strips(rows, list(data.samples), "", num_groups=len(data.samples))
 
 
 # Latent space.

@@ -44,10 +44,10 @@ def _curves(name: ScheduleName, times: Numbers) -> Curves:
 def draw_schedules(curves: Mapping[ScheduleName, Curves]) -> Any:
     """A panel each for alpha, sigma and log-SNR."""
     figure, ((left, middle, right),) = style.panels(1, 3, 2.9)
-    for colour, (name, curve) in zip(style.COLOURS, curves.items(), strict=False):
-        left.plot(curve.times, curve.alpha, color=colour, label=name)
-        middle.plot(curve.times, curve.sigma, color=colour)
-        right.plot(curve.times, curve.log_snr, color=colour)
+    for line, (name, curve) in zip(style.LINES, curves.items(), strict=False):
+        left.plot(curve.times, curve.alpha, label=name, **line)
+        middle.plot(curve.times, curve.sigma, **line)
+        right.plot(curve.times, curve.log_snr, **line)
     left.set(title=r"signal: $\alpha(t)$", ylim=(-0.03, 1.03))
     beyond = [f"; {name} goes on to {curve.sigma[-1]:g}" for name, curve in curves.items() if curve.sigma[-1] > 1.03]
     middle.set(title=r"noise: $\sigma(t)$" + "".join(beyond), ylim=(-0.03, 1.03))
@@ -77,8 +77,8 @@ def draw_predictions(data: tuple[ScheduleName, Curves, dict[Prediction, Numbers]
     """One curve per prediction."""
     name, curves, errors = data
     figure, ((panel,),) = style.panels(1, 1, 2.8)
-    for colour, (prediction, error) in zip(style.COLOURS, errors.items(), strict=False):
-        panel.plot(curves.times, error, color=colour, label=prediction)
+    for line, (prediction, error) in zip(style.LINES, errors.items(), strict=False):
+        panel.plot(curves.times, error, label=prediction, **line)
     panel.set(
         xlim=(0, 1),
         ylim=(0, 3),
@@ -112,10 +112,10 @@ def _grid(schedule: ScheduleName, times: Sequence[float]) -> Grid:
 def draw_spacings(data: Mapping[str, Grid]) -> Any:
     """A row of points for each spacing, over time and over log-SNR."""
     figure, ((left, right),) = style.panels(1, 2, 2.9, sharey=True)
-    for row, (colour, grid) in enumerate(zip(style.COLOURS, data.values(), strict=False)):
+    for row, (line, grid) in enumerate(zip(style.LINES, data.values(), strict=False)):
         for panel, places in ((left, grid.times), (right, grid.log_snr)):
             shown = [place for place in places if abs(place) <= _LOG_SNR_SHOWN]
-            panel.plot(shown, [row] * len(shown), "o", color=colour, markersize=4.5, clip_on=False)
+            panel.plot(shown, [row] * len(shown), "o", color=line["color"], markersize=4.5, clip_on=False)
     left.set(yticks=range(len(data)), yticklabels=list(data), xlim=(1, 0), xlabel="time t (the sampler goes right)")
     right.set(xlim=(-_LOG_SNR_SHOWN, _LOG_SNR_SHOWN), xlabel="log-SNR (its ends are not shown)")
     left.invert_yaxis()

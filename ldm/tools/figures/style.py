@@ -18,6 +18,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, BLACK = (
 )
 COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
 """Told apart with every kind of colour vision (Okabe and Ito 2008)."""
+LINES: Any = [{"color": colour, "linestyle": ("-", "--", ":")[i // 4]} for i, colour in enumerate((COLOURS * 2)[:12])]
+"""Looks of curves; later ones are dashed, then dotted, so that what they cover shows through."""
 GREY = "#888888"
 DENSITY: Any = LinearSegmentedColormap.from_list("density", ["#ffffff", "#dfe5ec", "#9fb0c4", "#5d7590"])
 """White where a density is 0."""
@@ -25,6 +27,7 @@ ALONG = "viridis"
 """Colours of a number along a path."""
 _WIDTH_IN, _DOTS_PER_IN = 8.3, 150
 _NUM_COLOURS = 256
+_GAP = 0.35
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -95,20 +98,31 @@ def thumbnails(panel: Any, places: Any, images: UInt8[np.ndarray, "n h w 3"], si
             panel.imshow(image, extent=extent, interpolation="bilinear", zorder=2)
 
 
-def strips(rows: Mapping[str, UInt8[np.ndarray, "n h w 3"]], columns: Sequence[str], title: str) -> Any:
-    """Rows of images, each named at its left; columns: what stands above those of the first row."""
+def strips(
+    rows: Mapping[str, UInt8[np.ndarray, "n h w 3"]], columns: Sequence[str], title: str, num_groups: int = 1
+) -> Any:
+    """Rows of images, each named at its left. columns: what stands above those of the first row; num_groups: gaps
+    divide the columns into so many groups of equal size, each with one name at its left instead."""
     shape = max(images.shape[1] / images.shape[2] for images in rows.values())
-    side_in = (_WIDTH_IN - 0.8) / len(columns)
+    size = len(next(iter(rows.values()))) // num_groups
+    widths = [*([1.0] * size), *([_GAP, *([1.0] * size)] * (num_groups - 1))]
+    side_in = (_WIDTH_IN - 0.8) / sum(widths)
     num_lines = max(column.count("\n") + 1 for column in columns) + (1.7 if title else 0)
-    figure, grid = panels(len(rows), len(columns), len(rows) * side_in * shape + 0.15 * num_lines + 0.05)
+    height_in = len(rows) * side_in * shape + 0.15 * num_lines + 0.05
+    figure, grid = panels(len(rows), len(widths), height_in, gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.02, hspace=0.02)
     if title:
         figure.suptitle(title, fontsize=9, style="italic")
+    shown = [i for i, width in enumerate(widths) if width == 1]
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
-        for panel, image in zip(axes, images, strict=True):
+        for panel in axes:
+            panel.set_axis_off()
+        for panel, image in zip(axes[shown], images, strict=True):
+            panel.set_axis_on()
             panel.imshow(image, interpolation="nearest")
             bare(panel)
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
-    for panel, column in zip(grid[0], columns, strict=True):
-        panel.set_title(column, fontsize=8, pad=3)
+    titled = grid[0][shown[:: size if num_groups > 1 else 1]]
+    for panel, column in zip(titled, columns, strict=True):
+        panel.set_title(column, fontsize=8, pad=3, loc="left" if num_groups > 1 else "center")
     return figure
