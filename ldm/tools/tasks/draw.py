@@ -162,10 +162,10 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         case UpscaleParams():
             small = batch.images(batch.generator.image_size_px[0] // task.factor)
             known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
-            return _between_pixels(task, batch, known, masks.grid(*known.shape[2:], task.factor))
+            return _between_pixels(task, batch, known, masks.grid(known.shape[2], known.shape[3], task.factor))
         case AlternateLinesParams():
             known = batch.images()
-            return _between_pixels(task, batch, known, masks.named("lines", *known.shape[2:]))
+            return _between_pixels(task, batch, known, masks.named("lines", known.shape[2], known.shape[3]))
         case _:
             raise AssertionError(f"no function for {task}")
 
@@ -202,7 +202,7 @@ def _on_cells(
     generator = batch.generator
     cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
     z0 = generator.encode(images)
-    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], *z0.shape[2:]))
+    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], z0.shape[2], z0.shape[3]))
     return torch.where(unknown, generator.decode(z).cpu(), images)
 
 

@@ -29,7 +29,7 @@ class TaskParams(Section):
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
-        return from_values(type(self), self.model_dump() | settings, settings)
+        return from_values(type(self), {**self.model_dump(), **settings}, settings)
 
     def changes(self, drawing: DrawingParams) -> DrawingParams:
         """The drawing with what is other for this task. ConfigError: a name is unknown, or a value is illegal."""
@@ -113,5 +113,5 @@ def names() -> list[str]:
 def class_of(name: str) -> type[TaskParams]:
     """The params class of a task."""
     found = TasksParams.model_fields[name].annotation
-    assert found is not None and issubclass(found, TaskParams), name
+    assert isinstance(found, type) and issubclass(found, TaskParams), name
     return found
