@@ -120,7 +120,7 @@ class Generator:
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
         self.check_guidance([drawing.guidance_scale])
-        z = self._latents(self.guided(condition, drawing), prompt_numbers, drawing)
+        z = self.latents(self.guided(condition, drawing), prompt_numbers, drawing)
         return self.decode(z).cpu()
 
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -153,9 +153,10 @@ class Generator:
 
         return denoise
 
-    def _latents(
+    def latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> Float[Tensor, "b c h w"]:
+        """Where the sampler of the drawing follows a denoiser to; row i from the noise of (seed, prompt_numbers[i])."""
         noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
         times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
         fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)

@@ -19,8 +19,7 @@ from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
 from ldm.denoiser.model.diffusion import Denoiser, Schedule, add_noise, denoiser
-from ldm.sampling import grids, samplers, trajectory
-from ldm.sampling.generator import Generator
+from ldm.sampling import grids
 from ldm.sampling.params import DrawingParams
 from ldm.text.model.captions import Captions
 from ldm.tools.figures import style
@@ -163,7 +162,7 @@ def steps(trained: Trained, prompt: str | None = None) -> Steps:
     pipeline = trained.pipeline
     text = trained.captions[trained.example] if prompt is None else prompt
     denoise, calls = recorded(trained.denoiser([text], pipeline.drawing))
-    final = _followed(pipeline.generator, denoise, pipeline.drawing)
+    final = pipeline.generator.latents(denoise, [0], pipeline.drawing)
     states = [grids.State(pipeline.generator.schedule.name, time) for time, _, _ in calls]
     return Steps(
         times=[time for time, _, _ in calls],
@@ -172,14 +171,6 @@ def steps(trained: Trained, prompt: str | None = None) -> Steps:
         guesses=trained.decode(torch.cat([z0_hat for _, _, z0_hat in calls])),
         sample=trained.decode(final),
     )
-
-
-def _followed(generator: Generator, denoise: Denoiser, drawing: DrawingParams) -> Float[Tensor, "1 c h w"]:
-    """The latent of the first image of a call with this seed."""
-    noise = trajectory.prompt_noise(drawing.seed, [0], generator.latent_shape).to(generator.device)
-    times = grids.times(generator.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
-    fresh = trajectory.prompt_noise_at_step(drawing.seed, [0], generator.latent_shape)
-    return trajectory.follow(samplers.build(drawing.sampler), denoise, generator.schedule, noise, times, fresh)
 
 
 def draw_steps(data: Steps) -> Any:
