@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ldm.core.errors import ConfigError, MachineError

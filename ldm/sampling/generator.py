@@ -179,7 +179,7 @@ class Generator:
         self, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
-        z = self._latents(self.guided(condition, drawing), prompt_numbers, drawing)
+        z = self.latents(self.guided(condition, drawing), prompt_numbers, drawing)
         return self.decode(z).cpu()
 
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -248,9 +248,10 @@ class Generator:
         limited = rules.thresholded(signal, quantile)
         return lambda z, t: self.scale.normalise(limited(z, t))
 
-    def _latents(
+    def latents(
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> Float[Tensor, "b c h w"]:
+        """Where the sampler of the drawing follows a denoiser to; row i from the noise of (seed, prompt_numbers[i])."""
         noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
         times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
         fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
