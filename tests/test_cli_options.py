@@ -9,7 +9,7 @@ from pydantic import Field
 from ldm.core.config import Document, Section
 from ldm.core.errors import ConfigError
 from ldm.sampling.params import DrawingParams, SampleParams
-from ldm.tools.cli import drawing, generate, options, params, replay, results, tasks
+from ldm.tools.cli import drawing, generate, options, params, replay, results, score, tasks
 from ldm.tools.tasks.params import TasksParams
 from tests.import_closure import ROOT
 
@@ -102,6 +102,7 @@ def test_every_field_of_a_drawing_is_an_option_of_all_that_draw() -> None:
         (tasks, [name.replace("_", "-") for name in TasksParams.model_fields]),
         (replay, ["replay"]),
         (params, ["check", "recipe"]),
+        (score, ["score"]),
         (results, ["verify", "runs", "resume"]),
     ],
 )

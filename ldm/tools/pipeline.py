@@ -4,6 +4,7 @@ from ldm import Pipeline
 pipeline = Pipeline.load()
 images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
 paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)
+images = pipeline.inpaint("photo.png", "mask.png", "a red circle above a blue square", num_resamplings=5)
 """
 
 import warnings

@@ -39,7 +39,8 @@ from ldm.tools.tasks.params import (
 )
 from ldm.tools.tasks.pictures import Picture
 
-Images = UInt8[Tensor, "b 3 h w"]
+Pixels = UInt8[Tensor, "b 3 h w"]
+"""Images of a batch."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _on_cells(
-    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Images, unknown: Bool[Tensor, "b 1 h w"]
-) -> Images:
+    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Pixels, unknown: Bool[Tensor, "b 1 h w"]
+) -> Pixels:
     """RePaint on whole latent cells; then known pixels are put back."""
     generator = batch.generator
     cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
@@ -231,7 +232,7 @@ def _on_cells(
     return torch.where(unknown, generator.decode(z).cpu(), images)
 
 
-def _between_pixels(task: RepaintParams, batch: Batch, images: Images, unknown: Bool[np.ndarray, "h w"]) -> Images:
+def _between_pixels(task: RepaintParams, batch: Batch, images: Pixels, unknown: Bool[np.ndarray, "h w"]) -> Pixels:
     """RePaint where every cell has known pixels: they are put into the decoded z0_hat, which is encoded again."""
     generator, mask = batch.generator, torch.from_numpy(unknown.copy())
     signals = to_signal(images.to(generator.device))
