@@ -254,7 +254,7 @@ def _repaint(
     return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)
 
 
-def _interpolate(task: InterpolateParams, batch: Batch) -> Images:
+def _interpolate(task: InterpolateParams, batch: Batch) -> Pixels:
     """Image number n is frame n mod `num_frames` of a path that has the noise of number n // `num_frames`."""
     paths, frames = zip(*(divmod(number, task.num_frames) for number in batch.prompt_numbers), strict=True)
     fractions = torch.tensor(frames) / (task.num_frames - 1)
@@ -286,14 +286,14 @@ def _start(
     return interpolation.slerp(first, last, fractions)
 
 
-def _invert(batch: Batch) -> Images:
+def _invert(batch: Batch) -> Pixels:
     noise = inversion.invert(batch.unguided, batch.schedule, batch.generator.encode(batch.images()), batch.times)
     denoise = batch.generator.guided(batch.second, batch.drawing)
     z0 = trajectory.follow(batch.rule, denoise, batch.schedule, noise, batch.times, batch.noises())
     return batch.generator.decode(z0).cpu()
 
 
-def _denoise(task: DenoiseParams, batch: Batch) -> Images:
+def _denoise(task: DenoiseParams, batch: Batch) -> Pixels:
     generator, x = batch.generator, to_signal(batch.images().to(batch.generator.device))
     # A pixel value of 1 is a signal of 2.
     level = None if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)
