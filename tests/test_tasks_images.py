@@ -14,6 +14,7 @@ from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
+from ldm.tools.tasks import draw, scores
 from tests import trained_data
 
 FIRST, LAST = "a red star", "a blue cross"
@@ -103,6 +104,10 @@ def test_scores_are_those_of_each_image_alone_and_the_likelihood_can_be_left_out
     assert found.keys() == {"reconstruction_error", "bits_per_dimension"}
     (again,) = loaded.score(paths[0], num_probes=0, times=[0.5], num_noises=1).values()
     torch.testing.assert_close(again, found["reconstruction_error"][:1], rtol=1e-2, atol=1e-3)
+    settings = loaded.tasks.score.changed({"num_probes": 0, "times": [0.5], "num_noises": 1})
+    condition, row = loaded.embed([""]), draw.pictures.row({"image": paths[0]})
+    batch = draw.Batch(loaded.generator, condition, [0], loaded.drawing, [row], condition)
+    assert torch.equal(scores.scores(settings, batch)["reconstruction_error"], again)
     with pytest.raises(ConfigError, match="tolerance: found 2"):
         loaded.score(paths, tolerance=2)
 
