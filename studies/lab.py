@@ -1,0 +1,123 @@
+"""The trained model, with what its images are measured by: prompts whose claims an oracle checks, the real images of
+these prompts, and features."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from ldm import randomness
+from ldm.core import config
+from ldm.core.params import PathsParams
+from ldm.core.shards import Shards
+from ldm.denoiser.model.condition import Condition
+from ldm.oracles import shapes, shapes_extractor
+from ldm.sampling.params import DrawingParams
+from ldm.tools.pipeline import Pipeline
+
+BATCH_SIZES = {"cpu": 64, "cuda": 1024}
+"""Images at a time by kind of device; it changes the last bits of an image only."""
+CHECKS = ("scene", "scene_strict")
+"""What is asked of the oracle: the whole scene, and that with strict outlines."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Samples of the corpus: the first caption of each, what it claims, and the image."""
+
+    prompts: list[str]
+    claims: list[dict[str, Any]]
+    images: UInt8[Tensor, "n 3 h w"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class Oracle:
+    """The oracle of the corpus, in as many processes as there are cores: it takes about 10 ms per image."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool.submit(os.getpid).result()  # all processes start now, before a GPU is in use, which no fork survives
+
+    def check(self, images: UInt8[Tensor, "n 3 h w"], claims: Sequence[Any]) -> dict[str, Bool[Tensor, "n"]]:
+        """Whether each image shows what is claimed of it, by name of the check."""
+        arrays = [array.transpose(1, 2, 0) for array in images.numpy()]
+        answers = list(self._pool.map(shapes.check, arrays, [[claim] for claim in claims], chunksize=8))
+        return {name: torch.tensor([answer[name] for (answer,) in answers]) for name in CHECKS}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The default model and its instruments."""
+
+    pipeline: Pipeline
+    oracle: Oracle
+    extractor: shapes_extractor.Extractor
+    paths: PathsParams
+
+    @classmethod
+    def load(cls, oracle: Oracle, device: torch.device) -> Self:
+        """From the repository in the working folder. Errors are those of `Pipeline.load`."""
+        paths = config.read(PathsParams, "paths")
+        return cls(Pipeline.load(device=device), oracle, shapes_extractor.load().to(device), paths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.pipeline.generator.device
+
+    @property
+    def drawing(self) -> DrawingParams:
+        """The drawing of params.yaml."""
+        return self.pipeline.drawing
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of all that the numbers of a study are made from, besides its cases."""
+        return {**self.pipeline.generator.inputs, "features": shapes_extractor.WEIGHTS_SHA256}
+
+    def cases(self, split: str, count: int) -> tuple[Cases, str]:
+        """`count` samples of a split (or all there are), scattered over it, and a hash of the split."""
+        captions, pictures = Shards(Path(self.paths.captions) / split), Shards(Path(self.paths.images) / split)
+        count = min(count, len(captions))
+        places = randomness.order(np.arange(count, dtype=np.int64), len(captions), randomness.key(0, "studies", split))
+        records = [json.loads(captions[place]["json"]) for place in places.tolist()]
+        prompts, claims = ([record[name][0] for record in records] for name in ("captions", "claims"))
+        return Cases(prompts, claims, pictures.images(places.tolist())), f"{captions.sha256} {pictures.sha256}"
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Conditions as `ldm generate` makes them of prompts that no stage has embedded."""
+        tokens, pooled = self.pipeline.encode(prompts)
+        return Condition(tokens.float(), pooled=pooled.float())
+
+    def draw(self, prompts: Sequence[str], drawing: DrawingParams, first_number: int = 0) -> UInt8[Tensor, "n 3 h w"]:
+        """One image per prompt; image i starts from the noise of (seed, first_number + i)."""
+
+        def batch(rows: range) -> Tensor:
+            condition = self.condition(prompts[rows.start : rows.stop])
+            return self.pipeline.generator(condition, [first_number + i for i in rows], drawing)
+
+        return self.in_batches(batch, len(prompts))
+
+    def features(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
+        """Features of images in the space of the corpus (`ldm.oracles.shapes_extractor`)."""
+
+        def batch(rows: range) -> Tensor:
+            return self.extractor(images[rows.start : rows.stop].to(self.device)).float().cpu()
+
+        return self.in_batches(batch, len(images))
+
+    @torch.no_grad()
+    def in_batches(self, compute: Callable[[range], Tensor], count: int) -> Tensor:
+        """The rows that `compute` makes of every batch of row numbers, together."""
+        size = BATCH_SIZES[self.device.type]
+        return torch.cat([compute(range(start, min(start + size, count))) for start in range(0, count, size)])
