@@ -123,7 +123,7 @@ def test_ctrl_c_says_what_is_written(asked, monkeypatch, capsys):
         (["x", "--output", "o", "--guidance-scale", "1e400"], 2, "guidance_scale: found Infinity; expected"),
         (["x", "--output", "o", "--num-steps", "0"], 2, "num_steps: found 0; expected"),
         (["x", "--output", "o", "--sampler", "unheard"], 2, "sampler"),
-        (["x", "--output", "o", "--sampler", "ddim,eta=2"], 2, "sampler.eta: found 2.0; expected"),
+        (["x", "--output", "o", "--sampler", "ddim,eta=2"], 2, "sampler.eta: found 2; expected"),
         (["x", "--output", "o", "--sampler", "ddim"], 2, "sampler.eta: missing; expected a number"),
     ],
 )

@@ -55,11 +55,26 @@ def read_and_clean(
 
 
 def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The centre square of a JPEG, PNG or WebP file, resized to `size_px` pixels.
+    """The centre square of a JPEG, PNG or WebP file, resized to `size_px` pixels. Rejected: as in `whole`."""
+    return _square(_decoded(data, params), params, size_px)
+
+
+def whole(data: bytes, params: CleaningParams) -> UInt8[np.ndarray, "h w 3"]:
+    """A JPEG, PNG or WebP file.
 
     Raises:
         Rejected: NOT_IMAGE, BROKEN, ANIMATED, TOO_MANY_PIXELS, TOO_SMALL, TOO_NARROW, MODE, MODE_16BIT, TRANSPARENT.
     """
+    return np.asarray(_decoded(data, params))
+
+
+def square(pixels: UInt8[np.ndarray, "h w 3"], params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
+    """What `clean` makes of a file, of pixels."""
+    return _square(Image.fromarray(pixels), params, size_px)
+
+
+def _decoded(data: bytes, params: CleaningParams) -> Image.Image:
+    """Upright, in RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,7 +89,7 @@ def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray
         raise Rejected("TOO_MANY_PIXELS", str(error)) from None
     except _DECODER_ERRORS as error:
         raise Rejected("BROKEN", f"{type(error).__name__}: {error}") from None
-    return np.asarray(_resize(_to_rgb(upright, params), params, size_px))
+    return _to_rgb(upright, params)
 
 
 def decode_text(data: bytes) -> str:
@@ -136,7 +151,8 @@ def _to_rgb(image: Image.Image, params: CleaningParams) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, params.background), rgba).convert("RGB")
 
 
-def _resize(image: Image.Image, params: CleaningParams, size_px: int) -> Image.Image:
+def _square(image: Image.Image, params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size_px, size_px), _FILTERS[params.resampling], box=(left, top, left + side, top + side))
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size_px, size_px), _FILTERS[params.resampling], box=box))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import networks as autoencoder_network
-from ldm.autoencoder.model.network import Autoencoder, to_image
+from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import artifact
@@ -120,10 +120,28 @@ class Generator:
     ) -> UInt8[Tensor, "b 3 h w"]:
         """One image per row of the condition, on the CPU; row i starts from the noise of (seed, prompt_numbers[i])."""
         self.check_guidance([drawing.guidance_scale])
-        z = self._latents(self._guided(condition.to(self.device), drawing), prompt_numbers, drawing)
-        return to_image(self.autoencoder.decode(self.scale.denormalise(z))).cpu()
+        z = self._latents(self.guided(condition, drawing), prompt_numbers, drawing)
+        return self.decode(z).cpu()
 
-    def _guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
+    def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """The most likely latents of images, on the scale of the UNet and on its device."""
+        return self.latents_of(to_signal(images.to(self.device)))
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h2 w2"]:
+        """The images of latents on the scale of the UNet, of any size that the autoencoder takes."""
+        return to_image(self.signals_of(z))
+
+    def latents_of(self, signals: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """`encode`, of signals in -1..1."""
+        return self.scale.normalise(self.autoencoder.encode(signals).mode())
+
+    def signals_of(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """`decode`, to signals in about -1..1."""
+        return self.autoencoder.decode(self.scale.denormalise(z))
+
+    def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
+        """The UNet under a condition, with the guidance and in the precision of the drawing."""
+        condition = condition.to(self.device)
         null_condition = self.null_condition.expand(len(condition.tokens))
         conditional = denoiser(self.unet, self.schedule, self.prediction, condition)
         unconditional = denoiser(self.unet, self.schedule, self.prediction, null_condition)

@@ -30,6 +30,12 @@ class Origin(BaseModel):
     position: int = Field(ge=0, lt=100_000)
     models: dict[str, str]
     """Name -> SHA-256 of all that it was made from. Nothing about the machine: `evaluate` depends on these bytes."""
+    task: str | None = None
+    """The task of section `tasks` that made it; None = text to image."""
+    task_settings: dict[str, Any] = {}
+    """The settings of the task."""
+    pictures: dict[str, str] = {}
+    """Name -> SHA-256 of each picture that the task was given."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,7 +91,7 @@ class Origin(BaseModel):
 
     def png(self, image: Any) -> bytes:
         """uint8 [h, w, 3] as a PNG that carries this origin."""
-        return images.encode_png(image, {_CHUNK: self.model_dump_json()})
+        return images.encode_png(image, {_CHUNK: self.model_dump_json(exclude_defaults=True)})
 
 
 def _of_this_format(settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ paths = pipeline.write(["a red circle above a blue square"], "out", guidance_sca
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,10 @@ from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
+from ldm.tools.tasks import pictures
+from ldm.tools.tasks.draw import Work, again
+from ldm.tools.tasks.params import TaskParams, TasksParams
+from ldm.tools.tasks.pictures import Images, Picture
 
 MAX_START_NUMBER = 10**9
 
@@ -42,6 +47,7 @@ class Pipeline:
     encode: TextEncoder
     drawing: DrawingParams
     batch_size: int
+    tasks: TasksParams
 
     @classmethod
     def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
@@ -74,6 +80,7 @@ class Pipeline:
             encode=TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where),
             drawing=params.drawing,
             batch_size=params.batch_size,
+            tasks=document.read(TasksParams, "tasks"),
         )
 
     def embed(self, prompts: Sequence[str]) -> Condition:
@@ -116,7 +123,7 @@ class Pipeline:
         """
         texts, drawing = texts_of(prompts), self.drawing.changed(settings)
         self._warn_of_cuts(texts, 3)
-        return torch.cat([pictures for pictures, _ in self._batches(texts, drawing, 0, batch_size)])
+        return torch.cat([images for images, _ in self._batches(texts, drawing, 0, batch_size)])
 
     def pngs(
         self, prompts: str | Iterable[str], start_number: int = 0, batch_size: int | None = None, **settings: Any
@@ -154,11 +161,97 @@ class Pipeline:
         with png_folder.opened(Path(directory), start_number, overwrite) as folder:
             return [folder.add(png) for png in self._pngs(texts, drawing, start_number, batch_size)]
 
-    def replay(self, origin: Origin) -> UInt8[Tensor, "3 h w"]:
+    def img2img(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image drawn anew from a noisy form of it (SDEdit). images: one for all prompts, or one per prompt, as
+        files or pixels. settings: strength, and fields of `DrawingParams`. ConfigError: as a call."""
+        return self._performed("img2img", {"image": images}, prompts, batch_size, settings)
+
+    def inpaint(
+        self,
+        images: Images,
+        masks: Images,
+        prompts: str | Iterable[str],
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image with the white part of its mask drawn anew (RePaint). settings: num_resamplings, jump_length, and
+        fields of `DrawingParams`. ConfigError: as `img2img`, or a mask has not the size of its image."""
+        return self._performed("inpaint", {"image": images, "mask": masks}, prompts, batch_size, settings)
+
+    def outpaint(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image with a border drawn around it. settings: margin_px, stride_px, num_resamplings, jump_length, and
+        fields of `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("outpaint", {"image": images}, prompts, batch_size, settings)
+
+    def upscale(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each small image with new pixels between its own. settings: factor, num_resamplings, jump_length, and fields
+        of `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("upscale", {"image": images}, prompts, batch_size, settings)
+
+    def alternate_lines(
+        self, images: Images, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image with every second row drawn anew. settings: num_resamplings, jump_length, and fields of
+        `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("alternate_lines", {"image": images}, prompts, batch_size, settings)
+
+    def task_pngs(
+        self,
+        task: str,
+        prompts: str | Iterable[str],
+        images: Mapping[str, Images],
+        start_number: int = 0,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Iterator[bytes]:
+        """The images of a task as PNGs that carry their origins. task: a field of `TasksParams`. images: name ->
+        pictures. All else as in `pngs`."""
+        _check_start(start_number)
+        texts = texts_of(prompts)
+        self._warn_of_cuts(texts, 3)
+        work, drawing = self._work(task, images, len(texts), settings)
+        return self._pngs(texts, drawing, start_number, batch_size, work)
+
+    def _performed(
+        self,
+        task: str,
+        images: Mapping[str, Images],
+        prompts: str | Iterable[str],
+        batch_size: int | None,
+        settings: Mapping[str, Any],
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        texts = texts_of(prompts)
+        self._warn_of_cuts(texts, 4)
+        work, drawing = self._work(task, images, len(texts), settings)
+        return torch.cat([made for made, _ in self._batches(texts, drawing, 0, batch_size, work)])
+
+    def _work(
+        self, task: str, images: Mapping[str, Images], num: int, settings: Mapping[str, Any]
+    ) -> tuple[Work, DrawingParams]:
+        params: TaskParams = getattr(self.tasks, task)
+        own = {name: value for name, value in settings.items() if name in type(params).model_fields}
+        params = params.changed(own)
+        drawing = self.drawing.changed({name: value for name, value in settings.items() if name not in own})
+        params.check(drawing.num_steps)
+        rows = pictures.rows({name: images[name] for name in params.inputs()}, num)
+        return Work(task, params, rows), drawing
+
+    def replay(self, origin: Origin, given: Mapping[str, Picture] = {}) -> UInt8[Tensor, "3 h w"]:
         """Make the image of this origin again: equal in every bit on the same kind of device with as many threads.
+        given: the pictures that a task was given.
 
         An image does not depend on the others of its batch, but its last bits do on the size of the batch and on its
-        place in it, so a batch of that size is computed. IntegrityError: it was made by other models than these.
+        place in it, so a batch of that size is computed.
+
+        Raises:
+            ConfigError: the pictures are not those that it was made from.
+            IntegrityError: it was made by other models than these.
         """
         for name, sha256 in self.generator.inputs.items():
             if origin.models.get(name) != sha256:
@@ -167,24 +260,40 @@ class Pipeline:
         drawing = origin.drawing(self.drawing, "replay")
         condition = self._embed([origin.prompt] * origin.batch_size)
         numbers = [origin.prompt_number] * origin.batch_size
-        return self.generator(condition, numbers, drawing)[origin.position]
+        work = again(origin, given, "replay")
+        draw = self.generator if work is None else partial(work.draw, self.generator)
+        return draw(condition, numbers, drawing)[origin.position]
 
     def _pngs(
-        self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None
+        self,
+        texts: Sequence[str],
+        drawing: DrawingParams,
+        start_number: int,
+        batch_size: int | None,
+        work: Work | None = None,
     ) -> Iterator[bytes]:
-        for pictures, origins in self._batches(texts, drawing, start_number, batch_size):
-            for picture, origin in zip(pictures.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
+        for batch, origins in self._batches(texts, drawing, start_number, batch_size, work):
+            for picture, origin in zip(batch.permute(0, 2, 3, 1).contiguous().numpy(), origins, strict=True):
                 yield origin.png(picture)
 
     def _batches(
-        self, texts: Sequence[str], drawing: DrawingParams, start_number: int, batch_size: int | None
+        self,
+        texts: Sequence[str],
+        drawing: DrawingParams,
+        start_number: int,
+        batch_size: int | None,
+        work: Work | None = None,
     ) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], list[Origin]]]:
         size = batch_size or self.batch_size
         for start in range(0, len(texts), size):
             batch = texts[start : start + size]
             numbers = range(start_number + start, start_number + start + len(batch))
             origins = self.generator.origins(batch, numbers, drawing)
-            yield self.generator(self._embed(batch), numbers, drawing), origins
+            if work is None:
+                yield self.generator(self._embed(batch), numbers, drawing), origins
+            else:
+                part = work.part(range(start, start + len(batch)))
+                yield part.draw(self.generator, self._embed(batch), numbers, drawing), part.signed(origins)
 
 
 def _check_start(number: int) -> None:

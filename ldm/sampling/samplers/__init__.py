@@ -27,10 +27,3 @@ def build(params: SamplerParams) -> Rule:
 def kinds() -> tuple[type[Section], ...]:
     """The params classes of all samplers."""
     return get_args(get_args(SamplerParams)[0])
-
-
-def forms() -> list[str]:
-    """How each sampler is named in one word, such as ddim,eta=VALUE."""
-    fields = [dict(kind.model_fields) for kind in kinds()]
-    names = [get_args(field.pop("kind").annotation)[0] for field in fields]
-    return [",".join([name, *(f"{key}=VALUE" for key in field)]) for name, field in zip(names, fields, strict=True)]

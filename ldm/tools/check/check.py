@@ -34,6 +34,7 @@ from ldm.text.training.params import (
     TrainedClipParams,
 )
 from ldm.tools.check import objectives
+from ldm.tools.tasks.params import TasksParams
 
 SECTIONS: dict[str, type[config.Section]] = {
     "machine": MachineParams,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type[config.Section]] = {
     "train_unet": TrainUNetParams,
     "sample": SampleParams,
     "evaluate": EvaluateParams,
+    "tasks": TasksParams,
 }
 """Sections of a params file; the section `paths` has its own file."""
 
@@ -63,6 +65,7 @@ class Params:
     train_unet: TrainUNetParams
     sample: SampleParams
     evaluate: EvaluateParams
+    tasks: TasksParams
 
 
 Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do

@@ -1,0 +1,147 @@
+"""What all commands that draw share: prompts, settings, loading the models, and writing PNGs."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.core import config
+from ldm.core.errors import ConfigError, Interrupted
+from ldm.sampling import prompts, samplers
+from ldm.sampling.params import DrawingParams
+from ldm.tools.cli import options as forms
+
+if TYPE_CHECKING:
+    from ldm.tools.pipeline import Pipeline
+    from ldm.tools.png_folder import PngFolder
+
+_MAX_IMAGES = 10**6
+_NUM_HINTS = 12
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Options that say how many images of what, and where they go."""
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help='"" = no caption')
+    add("--prompts-file", metavar="FILE", help="UTF-8, one prompt per line, instead of arguments; - = standard input")
+    add("--num-images", type=forms.whole(1, _MAX_IMAGES), default=1, metavar="N", help="images per prompt (1)")
+    add(
+        "--start-number",
+        type=forms.whole(0, 10**9),
+        default=0,
+        metavar="N",
+        help="noise of the first image (0), and the number of its file unless higher ones are there: with 3 it is \
+image 3 of a call from 0, up to rounding; in every bit if it has the same place in a batch of the same size",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Options that say where images go."""
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the images, made if it is not there")
+    add("--overwrite", action="store_true", help="start at --start-number and replace what has these names")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option per field of a drawing, `--eta`, and the device."""
+    forms.add_fields(parser, DrawingParams)
+    parser.add_argument("--eta", type=float, metavar="X", help="eta of the sampler, for one that has it")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option that names the device."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+
+
+def texts_of(options: argparse.Namespace) -> list[str]:
+    """The prompts of the images, in order. ConfigError: none, or some as arguments and others in a file."""
+    fix = "give prompts as arguments, or in a file by --prompts-file"
+    if bool(options.prompts) == (options.prompts_file is not None):
+        found = "prompts as arguments and in a file" if options.prompts else "no prompt"
+        raise ConfigError(f"ldm {options.name}", found, "one or the other", fix)
+    texts = prompts.texts_of(options.prompts) if options.prompts else prompts.read(options.prompts_file)
+    return [text for text in texts for _ in range(options.num_images)]
+
+
+def settings_of(options: argparse.Namespace, drawing: DrawingParams) -> dict[str, Any]:
+    """The settings that were given as options. ConfigError: together with those of `drawing` they are illegal."""
+    settings = forms.given(options, DrawingParams)
+    if options.eta is not None:
+        sampler: dict[str, Any] = settings.get("sampler") or drawing.sampler.model_dump()
+        _check_eta(sampler["kind"])
+        settings["sampler"] = {**sampler, "eta": options.eta}
+    drawing.changed(settings)
+    return settings
+
+
+def _check_eta(kind: str) -> None:
+    names = {forms.forms(model)[0].split(",")[0]: model for model in samplers.kinds()}
+    if kind in names and "eta" not in names[kind].model_fields:
+        having = [name for name, model in names.items() if "eta" in model.model_fields]
+        fix = "name one of these by --sampler, or leave --eta out"
+        raise ConfigError("--eta", f"sampler {kind}, which has no eta", f"one of {', '.join(having)}", fix)
+
+
+def load(options: argparse.Namespace, document: config.Document, num_threads: int | None = None) -> "Pipeline":
+    """Load the pipeline with as many threads as the stages use, unless `num_threads` is given.
+
+    The last bits of an image depend on the number of threads.
+    """
+    import torch
+
+    from ldm.compute import cores
+    from ldm.core.params import MachineParams
+    from ldm.tools import pipeline
+
+    machine = document.read(MachineParams, "machine")
+    torch.set_num_threads(num_threads or cores.threads(machine))
+    return pipeline.Pipeline.load(device=options.device)
+
+
+def hint(pipeline: "Pipeline", texts: list[str]) -> None:
+    """Print the words of prompts that no caption has."""
+    unknown = pipeline.unknown_words(texts)
+    if unknown:
+        more = f" and {len(unknown) - _NUM_HINTS} more" if len(unknown) > _NUM_HINTS else ""
+        print(f"hint: no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}", file=sys.stderr)
+
+
+def write(pngs: Iterable[bytes], texts: list[str], folder: "PngFolder") -> None:
+    """Write PNGs as they come, one per text, which is printed beside the path."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(texts), unit="image", disable=None) as bar:
+        for png, text in zip(pngs, texts, strict=True):
+            bar.write(f"{folder.add(png)}  {prompts.on_one_line(text)}")
+            sys.stdout.flush()
+            bar.update()
+
+
+@contextmanager
+def opened(options: argparse.Namespace, num_images: int) -> "Generator[PngFolder]":
+    """The folder of the output, as `png_folder.opened`; warnings are printed on one line. Interrupted: Ctrl-C, with
+    what is written by then."""
+    from ldm.tools import png_folder
+
+    with plain_warnings(), png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            found = f"stopped by Ctrl-C, {len(folder.paths)} of {num_images} images are written"
+            raise Interrupted(str(options.output), found, "all of them", f"for the others, {folder.rest}") from None
+
+
+@contextmanager
+def plain_warnings() -> Generator[None]:
+    """Print each warning on one line, without its place in the code."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,46 @@
+"""`ldm check` and `ldm recipe`: params files."""
+
+import argparse
+from pathlib import Path
+
+from ldm.core import config
+from ldm.core.config import PARAMS
+from ldm.tools import recipe
+from ldm.tools.cli.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to a parser."""
+    about = "Validate a params file, section by section and as a whole; one of recipes/ with the default beneath."
+    check = commands.add_parser("check", help="validate a params file", description=about)
+    check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
+    check.set_defaults(command=_check)
+    check.more = _kinds
+    about = "Write params.yaml: the default with what a recipe changes. Without NAME, list the recipes."
+    writer = commands.add_parser("recipe", help="write params.yaml from a recipe", description=about)
+    writer.more = lambda: f"\n{recipe.listing()}\n"
+    writer.add_argument("name", nargs="?", metavar="NAME", help="one of those below, or the path of a file like them")
+    writer.add_argument("--force", action="store_true", help="over edits of params.yaml that would be lost")
+    writer.set_defaults(command=_recipe)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from ldm.tools.check import check, launch_config
+
+    params = check.whole(recipe.document(options.path))
+    launch_config.check()
+    corpus = f"{params.prepare.corpus.kind}, {params.prepare.image_size_px} px"
+    print(f"{options.path} is complete and consistent ({corpus})")
+
+
+def _kinds() -> str:
+    """Every value of a params file that has a `kind`, with its possible kinds."""
+    from ldm.tools.check.check import SECTIONS
+
+    found = {key: kinds for name, section in SECTIONS.items() for key, kinds in config.kinds(section, name).items()}
+    lines = [f"  {key}: {', '.join(kinds)}" for key, kinds in found.items()]
+    return "\n".join(["", "values with a `kind`, and what it may be:", *lines, ""])
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    print(recipe.write(options.name, options.force) if options.name else recipe.listing())

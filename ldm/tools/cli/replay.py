@@ -1,0 +1,84 @@
+"""`ldm replay`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.core import config
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.sampling import prompts
+from ldm.tools.cli import drawing, tasks
+from ldm.tools.cli import options as forms
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
+_MAX_PNG_BYTES = 2**28
+
+
+def add(commands: forms.Commands) -> None:
+    """Add the command to a parser."""
+    about = "Make the image of a PNG once more from what the PNG says, and compare every pixel."
+    example = "example: ldm replay pictures/0000.png"
+    parser = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
+    add = parser.add_argument
+    add("png", type=Path, metavar="PNG", help="written by ldm, or by stage `sample`")
+    for name in ("image", "mask"):
+        tasks.add_picture(parser, name, required=False)
+    add("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted; a name that is free")
+    add("--overwrite", action="store_true", help="replace what has the name of --output")
+    drawing.add_device(parser)
+    add("--threads", type=forms.whole(1, 4096), metavar="N", help="CPU threads of the process that made it")
+    parser.set_defaults(command=_replay)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from ldm.core import images
+    from ldm.sampling.origin import Origin
+    from ldm.sampling.params import SampleParams
+    from ldm.tools import png_folder
+    from ldm.tools.tasks import draw
+
+    # Read and check the PNG and its pictures before the networks are loaded.
+    where = str(options.png)
+    png = _read(options.png)
+    origin = Origin.read(png, where)
+    found = images.read_png(png, where)
+    document = config.Document()
+    origin.drawing(document.read(SampleParams, "sample").drawing, where)
+    given = tasks.given(options)
+    draw.again(origin, given, where)
+    if options.output is not None:
+        png_folder.check_new(options.output, options.overwrite)
+    with drawing.plain_warnings():
+        pipeline = drawing.load(options, document, options.threads)
+    # Make the image again, and compare every value.
+    again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()
+    if found.shape != again.shape:
+        sizes = [f"{height} x {width}" for height, width in (found.shape[:2], again.shape[:2])]
+        raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
+    if options.output is not None:
+        png_folder.save(options.output, origin.png(again), options.overwrite)
+    _compare(found, again, where)
+    print(f"{options.png}: equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})")
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ConfigError(str(path), "no such file", "a PNG", "name one that `ldm generate` wrote")
+    if path.stat().st_size > _MAX_PNG_BYTES:
+        raise IntegrityError(str(path), "more than 256 MiB", "an image", "name one that `ldm generate` wrote")
+    return path.read_bytes()
+
+
+def _compare(found: "UInt8[np.ndarray, 'h w 3']", again: "UInt8[np.ndarray, 'h w 3']", where: str) -> None:
+    import numpy as np
+
+    difference = np.abs(found.astype(int) - again)
+    if difference.any():
+        count, most = int((difference > 0).sum()), int(difference.max())
+        differs = f"{count} of {difference.size} values differ, by {most} at most"
+        others = "if they were others (--device, --threads)"
+        fix = f"name the kind of device and the number of threads that made it, {others}"
+        raise IntegrityError(where, differs, "equal pixels", fix)

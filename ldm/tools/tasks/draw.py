@@ -1,0 +1,228 @@
+"""A task on pictures: what it needs of the trained networks, which function performs it, and what its PNGs say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from ldm import randomness
+from ldm.autoencoder.model.network import to_signal
+from ldm.core.config import from_values
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.diffusion import Denoiser, Schedule
+from ldm.sampling import grids, samplers, trajectory
+from ldm.sampling.generator import Generator
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
+from ldm.sampling.samplers import Rule
+from ldm.sampling.trajectory import NoiseAtStep
+from ldm.tools.tasks import masks, pictures, repaint, sdedit, windows
+from ldm.tools.tasks.params import (
+    AlternateLinesParams,
+    Img2ImgParams,
+    InpaintParams,
+    OutpaintParams,
+    RepaintParams,
+    TaskParams,
+    UpscaleParams,
+    class_of,
+    names,
+)
+from ldm.tools.tasks.pictures import Picture
+
+Images = UInt8[Tensor, "b 3 h w"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conditions, noises and pictures of a batch, a row each, and the settings that they share."""
+
+    generator: Generator
+    condition: Condition
+    prompt_numbers: Sequence[int]
+    drawing: DrawingParams
+    rows: Sequence[Mapping[str, Picture]]
+    """Name -> picture, of every row."""
+
+    @cached_property
+    def denoise(self) -> Denoiser:
+        """The guided network."""
+        return self.generator.guided(self.condition, self.drawing)
+
+    @property
+    def schedule(self) -> Schedule:
+        """That of the network."""
+        return self.generator.schedule
+
+    @property
+    def rule(self) -> Rule:
+        """The sampler."""
+        return samplers.build(self.drawing.sampler)
+
+    @property
+    def times(self) -> list[float]:
+        """The grid of all steps."""
+        drawing = self.drawing
+        return grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
+
+    def noise(self, shape: tuple[int, int, int] | None = None) -> Float[Tensor, "b c h w"]:
+        """The noise that `ldm generate` starts from."""
+        noise = trajectory.prompt_noise(self.drawing.seed, self.prompt_numbers, shape or self.generator.latent_shape)
+        return noise.to(self.generator.device)
+
+    def noises(self, descent: int = 0, shape: tuple[int, int, int] | None = None) -> NoiseAtStep:
+        """Noise of every step; descent 0 is that of `ldm generate`, every other number has its own."""
+        seed = randomness.key(self.drawing.seed, "descent", descent) if descent else self.drawing.seed
+        return trajectory.prompt_noise_at_step(seed, self.prompt_numbers, shape or self.generator.latent_shape)
+
+    def images(self, size_px: int | None = None) -> UInt8[Tensor, "b 3 h w"]:
+        """The images of all rows, at the size of the model unless another is given, on the CPU."""
+        size_px = size_px or self.generator.image_size_px[0]
+        return torch.stack([pictures.fitted(row["image"], size_px) for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task, and the pictures of every image that it makes."""
+
+    name: str
+    params: TaskParams
+    rows: Sequence[Mapping[str, Picture]]
+
+    def part(self, rows: range) -> "Work":
+        """The work of some of its images."""
+        return Work(self.name, self.params, self.rows[rows.start : rows.stop])
+
+    def draw(
+        self, generator: Generator, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Its images as one batch, on the CPU; the arguments are those of a generator."""
+        return draw(self.params, Batch(generator, condition, prompt_numbers, drawing, self.rows))
+
+    def signed(self, origins: Sequence[Origin]) -> list[Origin]:
+        """The origins with task and hashes of pictures."""
+        settings = self.params.model_dump(mode="json")
+        return [
+            origin.model_copy(update={"task": self.name, "task_settings": settings, "pictures": _hashes(row)})
+            for origin, row in zip(origins, self.rows, strict=True)
+        ]
+
+
+def again(origin: Origin, given: Mapping[str, Picture], where: str) -> Work | None:
+    """The work of the batch in which an image was made, from the same pictures; None = text to image.
+
+    ConfigError: a picture is missing, superfluous, or another one. IntegrityError: there is no such task.
+    """
+    for name in origin.pictures.keys() | given.keys():
+        _check_same(name, origin.pictures.get(name), given.get(name), where)
+    if origin.task is None:
+        return None
+    fix = "check out the commit that made it"
+    if origin.task not in names():
+        raise IntegrityError(where, f"an image of task {origin.task!r}", f"one of {', '.join(names())}", fix)
+    try:
+        params = from_values(class_of(origin.task), origin.task_settings, origin.task_settings)
+        params.check(origin.settings.get("num_steps", 1))
+    except ConfigError as error:
+        found = str(error).splitlines()[0].replace("; expected", ", where legal is")
+        raise IntegrityError(where, f"a task with {found}", "a legal one", fix) from error
+    return Work(origin.task, params, [given] * origin.batch_size)
+
+
+def _check_same(name: str, sha256: str | None, picture: Picture | None, where: str) -> None:
+    found = None if picture is None else picture.sha256
+    if found == sha256:
+        return
+    expected, fix = ("none", f"leave --{name} out") if sha256 is None else (f"the {name} with SHA-256 {sha256}", "")
+    shown = f"no {name}" if picture is None else f"{picture.where} with SHA-256 {found}"
+    raise ConfigError(where, shown, expected, fix or f"give by --{name} the file that it was made from")
+
+
+def _hashes(row: Mapping[str, Picture]) -> dict[str, str]:
+    return {name: picture.sha256 for name, picture in row.items()}
+
+
+@torch.no_grad()
+def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
+    """The images that a task makes, on the CPU."""
+    batch.generator.check_guidance([batch.drawing.guidance_scale])
+    match task:
+        case Img2ImgParams():
+            return _img2img(task, batch)
+        case InpaintParams():
+            return _inpaint(task, batch)
+        case OutpaintParams():
+            return _outpaint(task, batch)
+        case UpscaleParams():
+            small = batch.images(batch.generator.image_size_px[0] // task.factor)
+            known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
+            return _between_pixels(task, batch, known, masks.grid(*known.shape[2:], task.factor))
+        case AlternateLinesParams():
+            known = batch.images()
+            return _between_pixels(task, batch, known, masks.named("lines", *known.shape[2:]))
+        case _:
+            raise AssertionError(f"no function for {task}")
+
+
+def _img2img(task: Img2ImgParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
+    times, z0 = sdedit.last_times(batch.times, task.strength), batch.generator.encode(batch.images())
+    z = sdedit.img2img(batch.rule, batch.denoise, batch.schedule, z0, times, batch.noise(), batch.noises())
+    return batch.generator.decode(z).cpu()
+
+
+def _inpaint(task: InpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
+    images = batch.images()
+    unknown = torch.stack([pictures.white(row["mask"], images.shape[-1]) for row in batch.rows])
+    return _on_cells(task, batch, batch.denoise, images, unknown)
+
+
+def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
+    factor, margin = batch.generator.autoencoder.factor, [task.margin_px] * 4
+    for name, value in (("margin_px", task.margin_px), ("stride_px", task.stride_px)):
+        if value % factor:
+            fix = f"set it to {max(1, round(value / factor)) * factor}"
+            raise ConfigError(name, str(value), f"a multiple of {factor}, the pixels of a latent", fix)
+    images = functional.pad(batch.images().float(), margin, mode="replicate").to(torch.uint8)
+    unknown = functional.pad(torch.zeros(batch.images()[:, :1].shape), margin, value=1) > 0
+    _, height, width = batch.generator.latent_shape
+    denoise = windows.windowed(batch.denoise, (height, width), task.stride_px // factor)
+    return _on_cells(task, batch, denoise, images, unknown)
+
+
+def _on_cells(
+    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Images, unknown: Bool[Tensor, "b 1 h w"]
+) -> Images:
+    """RePaint on whole latent cells; then known pixels are put back."""
+    generator = batch.generator
+    cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
+    z0 = generator.encode(images)
+    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], *z0.shape[2:]))
+    return torch.where(unknown, generator.decode(z).cpu(), images)
+
+
+def _between_pixels(task: RepaintParams, batch: Batch, images: Images, unknown: Bool[np.ndarray, "h w"]) -> Images:
+    """RePaint where every cell has known pixels: they are put into the decoded z0_hat, which is encoded again."""
+    generator, mask = batch.generator, torch.from_numpy(unknown.copy())
+    signals = to_signal(images.to(generator.device))
+    knowledge = repaint.known_pixels(signals, mask.to(generator.device), generator.signals_of, generator.latents_of)
+    z = _repaint(task, batch, batch.denoise, knowledge, generator.latent_shape)
+    return torch.where(mask, generator.decode(z).cpu(), images)
+
+
+def _repaint(
+    task: RepaintParams,
+    batch: Batch,
+    denoise: Denoiser,
+    knowledge: repaint.Knowledge,
+    shape: tuple[int, int, int],
+) -> Float[Tensor, "b c h w"]:
+    times = batch.times
+    stretches = repaint.descents(len(times) - 1, task.num_resamplings, task.jump_length)
+    known, noises = repaint.knowing(denoise, knowledge), partial(batch.noises, shape=shape)
+    return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)

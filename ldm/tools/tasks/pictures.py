@@ -1,0 +1,139 @@
+"""Pictures that tasks start from: read from files, hashed, brought to the size of the model."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from ldm.core import system
+from ldm.core.errors import ConfigError
+from ldm.corpora import cleaning
+from ldm.corpora.pairs import Rejected
+from ldm.corpora.params import CleaningParams
+from ldm.tools.tasks import masks
+
+_WHITE = 128
+"""Least value of a pixel of a mask that counts as white."""
+_ANY = CleaningParams(
+    min_side_px=1,
+    max_pixels=89_478_485,
+    max_bytes=2**28,
+    max_aspect_ratio=1e6,
+    background="#ffffff",
+    deep_greyscale="scale",
+    resampling="area",
+    max_caption_characters=1,
+)
+"""What is accepted: all that can be decoded. Transparent images are laid on white."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image of any size and the hash that a PNG made from it carries."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    sha256: str
+    where: str = "image"
+    """Its name in messages."""
+
+
+Source = str | Path | Picture | UInt8[Tensor, "3 h w"]
+"""A file, or pixels; for a mask also one of `masks.NAMES`."""
+Images = Source | Sequence[Source]
+"""One for all prompts, or one per prompt."""
+
+
+def rows(given: Mapping[str, Images], num: int) -> list[dict[str, Picture]]:
+    """The pictures of `num` images. ConfigError: as in `row`, or there are others than one or `num` of a name."""
+    columns = {name: _column(images) for name, images in given.items()}
+    for name, column in columns.items():
+        if len(column) not in (1, num):
+            fix = "give one for all prompts, or one for each"
+            raise ConfigError(name, f"{len(column)} pictures", f"1 or {num}, as there are prompts", fix)
+    longest = max(len(column) for column in columns.values())
+    found = [row({name: column[i % len(column)] for name, column in columns.items()}) for i in range(longest)]
+    return found if longest == num else found * num
+
+
+def row(sources: Mapping[str, Source]) -> dict[str, Picture]:
+    """The pictures of one image. ConfigError: one is no picture, or the mask has another size than the image, or
+    nothing of it is white."""
+    found = {name: _picture(source, name) for name, source in sources.items() if name != "mask"}
+    if "mask" in sources:
+        if "image" not in found:
+            raise ConfigError("mask", "no image with it", "the image that it belongs to", "give the image too")
+        found["mask"] = _mask(sources["mask"], found["image"])
+    return found
+
+
+def read(path: Path) -> Picture:
+    """A JPEG, PNG or WebP file; its hash is that of the file. ConfigError: it cannot be read or decoded."""
+    fix = "name a PNG, JPEG or WebP file of one image"
+    try:
+        data = path.read_bytes()
+        return Picture(cleaning.whole(data, _ANY), hashlib.sha256(data).hexdigest(), str(path))
+    except OSError as error:
+        raise system.explain(error, str(path), ConfigError) from None
+    except Rejected as error:
+        found = f"no image that can be read ({error.reason}: {error.detail})"
+        raise ConfigError(str(path), found, "a PNG, JPEG or WebP file", fix) from None
+
+
+def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
+    """Pixels in memory; the hash is that of their bytes, row by row."""
+    pixels = np.ascontiguousarray(pixels)
+    return Picture(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), where)
+
+
+def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
+    """The centre square, resized as stage `prepare` does; an image of that size stays as it is in every bit."""
+    return torch.from_numpy(cleaning.square(picture.pixels, _ANY, size_px).transpose(2, 0, 1).copy())
+
+
+def white(mask: Picture, size_px: int) -> Bool[Tensor, "1 h w"]:
+    """Where a mask is white at the size of `fitted`: a pixel is if any that it covers is."""
+    return fitted(Picture(_black_and_white(_is_white(mask.pixels)), ""), size_px)[:1] > 0
+
+
+def _column(images: Images) -> Sequence[Source]:
+    if isinstance(images, str | Path | Picture):
+        return [images]
+    return [images] if isinstance(images, Tensor) and images.dim() == 3 else list(images)
+
+
+def _picture(source: Source, name: str) -> Picture:
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, str | Path):
+        return read(Path(source))
+    if not (isinstance(source, Tensor) and source.dtype == torch.uint8 and source.dim() == 3 and len(source) == 3):  # pyright: ignore[reportUnnecessaryIsInstance]
+        fix = "give a path, or pixels as a tensor"
+        raise ConfigError(name, f"a {type(source).__name__}", "a path or a uint8 tensor [3 h w]", fix)
+    return of(source.permute(1, 2, 0).cpu().numpy(), name)
+
+
+def _mask(source: Source, image: Picture) -> Picture:
+    if isinstance(source, str) and source in masks.NAMES:
+        is_white = masks.named(source, *image.pixels.shape[:2])
+        return of(_black_and_white(is_white), f"mask {source}")
+    mask = _picture(source, "mask")
+    sizes = [f"{height} x {width} pixels" for height, width in (mask.pixels.shape[:2], image.pixels.shape[:2])]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(mask.where, sizes[0], f"{sizes[1]}, as {image.where}", "give a mask of the image's size")
+    if not _is_white(mask.pixels).any():
+        fix = "paint white what is to be drawn anew"
+        raise ConfigError(mask.where, "a mask without any white pixel", "white where to draw", fix)
+    return mask
+
+
+def _is_white(pixels: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    return pixels.max(2) >= _WHITE
+
+
+def _black_and_white(is_white: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat(np.where(is_white, 255, 0).astype(np.uint8)[..., None], 3, 2)

@@ -1,0 +1,186 @@
+"""Tasks from end to end on a tiny pipeline: what they keep, what replays, what is refused."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.core.errors import ConfigError
+from ldm.core.images import decode_png
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
+from ldm.tools import cli, pipeline
+from ldm.tools.tasks import draw, masks, params
+from tests import trained_data
+from tests.import_closure import ROOT
+
+PROMPT = "a red star"
+STEPS = {"num_steps": 4, "sampler": {"kind": "ddim", "eta": 1}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trained_data.make(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:30, 20:50] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> pipeline.Pipeline:
+    return pipeline.Pipeline.load(root)
+
+
+@pytest.fixture
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(root)
+    yield root
+    shutil.rmtree(root / "out", ignore_errors=True)
+
+
+def image(root: Path) -> torch.Tensor:
+    return torch.from_numpy(decode_png((root / "image.png").read_bytes()).copy()).permute(2, 0, 1)
+
+
+def test_img2img_goes_from_the_round_trip_to_an_image_of_its_own(loaded: pipeline.Pipeline, root: Path) -> None:
+    generator, path = loaded.generator, root / "image.png"
+    with torch.no_grad():
+        round_trip = generator.decode(generator.encode(image(root)[None]))
+    assert torch.equal(loaded.img2img(path, PROMPT, strength=0, **STEPS), round_trip)
+    assert torch.equal(loaded.img2img(path, PROMPT, strength=1, **STEPS), loaded(PROMPT, **STEPS))
+    half = loaded.img2img(image(root), PROMPT, strength=0.5, **STEPS)
+    assert not torch.equal(half, round_trip) and not torch.equal(half, loaded(PROMPT, **STEPS))
+    assert not torch.equal(loaded.img2img(path, "a blue cross", strength=0.5, guidance_scale=3, **STEPS), half)
+
+
+@pytest.mark.parametrize("mask", ["mask.png", "thin", "wide", "half", "expand"])
+def test_inpaint_keeps_what_is_known(loaded: pipeline.Pipeline, here: Path, mask: str) -> None:
+    (drawn,) = loaded.inpaint("image.png", mask, PROMPT, **STEPS)
+    read = np.asarray(Image.open(mask)) > 0 if mask == "mask.png" else masks.named(mask, 64, 64)
+    unknown = torch.from_numpy(read.copy()).expand(3, 64, 64)
+    assert torch.equal(drawn[~unknown], image(here)[~unknown])
+    assert not torch.equal(drawn[unknown], image(here)[unknown])
+
+
+def test_outpaint_upscale_and_alternate_lines_keep_what_is_known(loaded: pipeline.Pipeline, root: Path) -> None:
+    path = root / "image.png"
+    (canvas,) = loaded.outpaint(path, PROMPT, margin_px=16, num_resamplings=2, **STEPS)
+    assert canvas.shape == (3, 96, 96) and torch.equal(canvas[:, 16:80, 16:80], image(root))
+    (large,) = loaded.upscale(image(root)[:, :32, 32:], PROMPT, factor=2, num_resamplings=2, **STEPS)
+    assert large.shape == (3, 64, 64) and torch.equal(large[:, ::2, ::2], image(root)[:, :32, 32:])
+    (lines,) = loaded.alternate_lines(path, PROMPT, num_resamplings=2, **STEPS)
+    assert torch.equal(lines[:, ::2], image(root)[:, ::2]) and not torch.equal(lines[:, 1::2], image(root)[:, 1::2])
+
+
+def test_an_image_does_not_depend_on_its_batch(loaded: pipeline.Pipeline, root: Path) -> None:
+    prompts, images = [PROMPT, "a blue cross"], torch.stack([image(root), image(root).flip(1)])
+    both = loaded.inpaint(images, ["half", "wide"], prompts, **STEPS).int()
+    assert int((both - loaded.inpaint(images, ["half", "wide"], prompts, batch_size=1, **STEPS).int()).abs().max()) <= 1
+
+
+OPTIONS = {"inpaint": ["--mask", "mask.png"]}
+SMALL = ["--num-steps", "4", "--sampler", "ddim", "--eta", "1", "--seed", "3"]
+
+
+@pytest.mark.parametrize("task", params.names())
+def test_every_task_is_a_command_whose_images_replay(here: Path, capsys: pytest.CaptureFixture[str], task: str) -> None:
+    verb, given = task.replace("_", "-"), ["--image", "image.png", *OPTIONS.get(task, [])]
+    assert cli.main([verb, PROMPT, "a cross", *given, "--output", "out", *SMALL]) == 0, capsys.readouterr().err
+    origin = Origin.read(Path("out/0001.png").read_bytes(), "")
+    assert (origin.task, origin.prompt, origin.prompt_number, origin.settings["seed"]) == (task, "a cross", 1, 3)
+    assert origin.pictures.keys() == {"image", *(["mask"] if task in OPTIONS else [])}
+    assert cli.main(["replay", "out/0001.png", *given, "--output", "again.png", "--overwrite"]) == 0
+    assert Path("again.png").read_bytes() == Path("out/0001.png").read_bytes()
+    refused = [[], ["--image", "mask.png", *OPTIONS.get(task, [])]]
+    refused.append(given[:2] if task in OPTIONS else [*given, "--mask", "mask.png"])
+    capsys.readouterr()
+    for others in refused:
+        assert cli.main(["replay", "out/0001.png", *others]) == 2
+        assert capsys.readouterr().err.startswith(("out/0001.png: ", "mask: "))
+    assert cli.main([verb, PROMPT, *given, "--output", "out", *SMALL, "--start-number", "1"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0000.png", "0001.png", "0002.png"]
+
+
+def test_an_image_of_a_file_replays_from_no_other(loaded: pipeline.Pipeline, root: Path) -> None:
+    (png,) = loaded.task_pngs("img2img", PROMPT, {"image": image(root)}, strength=0.5, **STEPS)
+    origin = Origin.read(png, "")
+    for changes, message in [
+        ({"task": "dreaming"}, "an image of task 'dreaming'; expected one of img2img, inpaint"),
+        ({"task_settings": {"strength": 7}}, "a task with strength: found 7, where legal is a number >= 0 and <= 1"),
+    ]:
+        given = {"image": draw.pictures.row({"image": image(root)})["image"]}
+        with pytest.raises(Exception, match=message):
+            loaded.replay(origin.model_copy(update=changes), given)
+        assert torch.equal(loaded.replay(origin, given), torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["img2img", "x", "--image", "image.png", "--strength", "2"], "strength: found 2.0; expected a number >= 0"),
+        (["img2img", "x", "--image", "image.png", "--num-steps", "0"], "num_steps: found 0; expected"),
+        (["img2img", "x", "--image", "params.yaml"], "params.yaml: no image that can be read (NOT_IMAGE"),
+        (["img2img", "x", "--image", "nowhere.png"], "nowhere.png: No such file or directory; expected"),
+        (["img2img", "--image", "image.png"], "ldm img2img: no prompt"),
+        (["inpaint", "x", "--image", "image.png", "--mask", "tall.png"], "tall.png: 80 x 64 pixels; expected 64 x 64"),
+        (["inpaint", "x", "--image", "image.png", "--mask", "black.png"], "black.png: a mask without any white"),
+        (
+            ["inpaint", "x", "--image", "image.png", "--mask", "half", "--num-steps", "3", "--jump-length", "3"],
+            "jump_length: 3 with 3 steps; expected less than num_steps",
+        ),
+        (
+            ["inpaint", "x", "--image", "image.png", "--mask", "half", "--num-resamplings", "0"],
+            "num_resamplings: found",
+        ),
+        (["upscale", "x", "--image", "image.png", "--factor", "1"], "factor: found 1; expected"),
+        (
+            ["alternate-lines", "x", "--image", "image.png", "--eta", "0.5"],
+            "--eta: sampler dpm_solver_pp_2m, which has",
+        ),
+        (
+            ["img2img", "x", "--image", "image.png", "--sampler", "ddim", "--eta", "3"],
+            "sampler.eta: found 3.0; expected",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "Pipeline", None)
+    for name, size, value in (("image.png", (64, 64), 9), ("tall.png", (64, 80), 255), ("black.png", (64, 64), 0)):
+        Image.new("L", size, value).save(name)
+    assert cli.main([*arguments, "--output", "out"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: "), lines
+    assert not Path("out").exists()
+
+
+def test_a_margin_that_cuts_a_cell_is_refused_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["outpaint", "x", "--image", "image.png", "--output", "out", "--margin-px", "12"]) == 2
+    assert capsys.readouterr().err.startswith("margin_px: 12; expected a multiple of 8")
+    assert not Path("out").exists()
+
+
+def test_settings_of_tasks_and_drawings_have_different_names(loaded: pipeline.Pipeline, root: Path) -> None:
+    for name in params.names():
+        assert not params.class_of(name).model_fields.keys() & DrawingParams.model_fields.keys()
+    with pytest.raises(ConfigError, match="strenght: unknown key"):
+        loaded.img2img(root / "image.png", PROMPT, strenght=1)
