@@ -1,4 +1,4 @@
-"""Guidance scale against accuracy, diversity and saturation: `python -m studies.guidance`.
+"""Guidance against accuracy, diversity and saturation: `python -m studies.guidance`.
 
 Each prompt is drawn from two noises. Accuracy counts both images. Diversity is the distance between the two in the
 feature space of the corpus, and recall: the share of real images that lie among the samples. Saturation is the share
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, JsonValue
 from skimage import color
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from ldm.core import stage
 from ldm.core.config import Section
 from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
-from ldm.sampling.params import GuidanceScale
+from ldm.sampling.params import DrawingParams
 from studies import intervals, study
 from studies.lab import CHECKS
 from studies.rows import Row, interval
@@ -28,8 +28,19 @@ class GuidanceParams(Section):
 
     num_prompts: int = Field(ge=4, le=10**6)
     """Prompts, as of `quality`; each is drawn from two noises."""
-    scales: list[GuidanceScale]
-    """The guidance scales."""
+    settings: list[dict[str, JsonValue]]
+    """What differs from the drawing of params.yaml, by field of it."""
+
+
+def named(settings: Mapping[str, JsonValue]) -> str:
+    """Settings in a few words, such as scale 2.5, rescale 0.7."""
+    return ", ".join(f"{field.removeprefix('guidance_')} {_text(value)}" for field, value in settings.items())
+
+
+def _text(value: JsonValue) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
+    return ",".join(map(_text, value.values())) if isinstance(value, dict) else f"{value}"
 
 
 def clipped(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
@@ -57,26 +68,21 @@ def measures(measured: Mapping[str, Tensor], real: Float[Tensor, "n f"]) -> dict
 
 def main() -> str:
     this = study.start(GuidanceParams, "guidance", __file__)
-    cases, sha256 = this.lab.cases("unseen", this.params.num_prompts)
+    cases = this.lab.cases("unseen", this.params.num_prompts)
     real = this.lab.features(cases.images)
 
-    def compute(scale: float) -> dict[str, Tensor]:
-        drawing = this.lab.drawing.model_copy(update={"guidance_scale": scale})
+    def compute(drawing: DrawingParams) -> dict[str, Tensor]:
         images = this.lab.draw(cases.prompts * 2, drawing)
-        checks = this.lab.oracle.check(images, cases.claims * 2)
-        return {
-            "features": this.lab.features(images),
-            "clipped": clipped(images),
-            "chroma": chroma(images),
-            **checks,
-        }
+        saturation = {"clipped": clipped(images), "chroma": chroma(images)}
+        checks = this.lab.workers.check(images, cases.claims * 2)
+        return {"features": this.lab.features(images), **saturation, **checks}
 
-    def row(scale: float, measured: Mapping[str, Tensor]) -> Row:
+    def row(drawing: DrawingParams, measured: Mapping[str, Tensor]) -> Row:
         numbers = {name: interval(value) for name, value in measures(measured, real).items()}
-        return {"scale": scale, "count": 2 * len(cases), **numbers}
+        return {"scale": drawing.guidance_scale, "count": 2 * len(cases), **numbers}
 
-    work = {f"scale {scale:g}": scale for scale in this.params.scales}
-    return this.run(work, compute, row, {"cases": sha256})
+    work = {named(settings): this.lab.drawing.changed(settings) for settings in this.params.settings}
+    return this.run(work, compute, row, {"cases": cases.sha256})
 
 
 if __name__ == "__main__":

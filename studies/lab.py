@@ -3,11 +3,12 @@ these prompts, and features."""
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ from ldm.denoiser.model.condition import Condition
 from ldm.oracles import shapes, shapes_extractor
 from ldm.sampling.params import DrawingParams
 from ldm.tools.pipeline import Pipeline
+from ldm.tools.tasks import draw as tasks
+from ldm.tools.tasks.params import TaskParams
+from ldm.tools.tasks.pictures import Picture
+
+T = TypeVar("T")
 
 BATCH_SIZES = {"cpu": 64, "cuda": 1024}
 """Images at a time by kind of device; it changes the last bits of an image only."""
@@ -35,24 +41,38 @@ class Cases:
 
     prompts: list[str]
     claims: list[dict[str, Any]]
+    scenes: list[dict[str, Any]]
+    """What was drawn: objects with their places and sizes, and the background."""
     images: UInt8[Tensor, "n 3 h w"]
+    sha256: str
+    """Hash of the split that they are from."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
 
-class Oracle:
-    """The oracle of the corpus, in as many processes as there are cores: it takes about 10 ms per image."""
+class Workers:
+    """As many processes as there are cores, for what no network computes: the oracle takes about 10 ms per image."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_ignore_stops)
         self._pool.submit(os.getpid).result()  # all processes start now, before a GPU is in use, which no fork survives
 
-    def check(self, images: UInt8[Tensor, "n 3 h w"], claims: Sequence[Any]) -> dict[str, Bool[Tensor, "n"]]:
-        """Whether each image shows what is claimed of it, by name of the check."""
+    def map(self, function: Callable[..., T], images: UInt8[Tensor, "n 3 h w"], *others: Sequence[Any]) -> list[T]:
+        """What a function returns for each image, as an array [h w 3], and the other arguments beside it."""
         arrays = [array.transpose(1, 2, 0) for array in images.numpy()]
-        answers = list(self._pool.map(shapes.check, arrays, [[claim] for claim in claims], chunksize=8))
+        return list(self._pool.map(function, arrays, *others, chunksize=8))
+
+    def check(self, images: UInt8[Tensor, "n 3 h w"], claims: Sequence[Any]) -> dict[str, Bool[Tensor, "n"]]:
+        """Whether each image shows what is claimed of it, by name of the check: the oracle's answers."""
+        answers = self.map(shapes.check, images, [[claim] for claim in claims])
         return {name: torch.tensor([answer[name] for (answer,) in answers]) for name in CHECKS}
+
+
+def _ignore_stops() -> None:
+    """Ctrl-C reaches all processes of a terminal; the main one finishes its unit of work first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -60,15 +80,15 @@ class Lab:
     """The default model and its instruments."""
 
     pipeline: Pipeline
-    oracle: Oracle
+    workers: Workers
     extractor: shapes_extractor.Extractor
     paths: PathsParams
 
     @classmethod
-    def load(cls, oracle: Oracle, device: torch.device) -> Self:
+    def load(cls, workers: Workers, device: torch.device) -> Self:
         """From the repository in the working folder. Errors are those of `Pipeline.load`."""
         paths = config.read(PathsParams, "paths")
-        return cls(Pipeline.load(device=device), oracle, shapes_extractor.load().to(device), paths)
+        return cls(Pipeline.load(device=device), workers, shapes_extractor.load().to(device), paths)
 
     @property
     def device(self) -> torch.device:
@@ -85,14 +105,16 @@ class Lab:
         """Hashes of all that the numbers of a study are made from, besides its cases."""
         return {**self.pipeline.generator.inputs, "features": shapes_extractor.WEIGHTS_SHA256}
 
-    def cases(self, split: str, count: int) -> tuple[Cases, str]:
-        """`count` samples of a split (or all there are), scattered over it, and a hash of the split."""
+    def cases(self, split: str, count: int) -> Cases:
+        """`count` samples of a split (or all there are), scattered over it."""
         captions, pictures = Shards(Path(self.paths.captions) / split), Shards(Path(self.paths.images) / split)
         count = min(count, len(captions))
         places = randomness.order(np.arange(count, dtype=np.int64), len(captions), randomness.key(0, "studies", split))
-        records = [json.loads(captions[place]["json"]) for place in places.tolist()]
+        chosen: list[int] = places.tolist()
+        records = [json.loads(captions[place]["json"]) for place in chosen]
         prompts, claims = ([record[name][0] for record in records] for name in ("captions", "claims"))
-        return Cases(prompts, claims, pictures.images(places.tolist())), f"{captions.sha256} {pictures.sha256}"
+        scenes = [json.loads(pictures[place]["json"])["scene"] for place in chosen]
+        return Cases(prompts, claims, scenes, pictures.images(chosen), f"{captions.sha256} {pictures.sha256}")
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Conditions as `ldm generate` makes them of prompts that no stage has embedded."""
@@ -105,6 +127,22 @@ class Lab:
         def batch(rows: range) -> Tensor:
             condition = self.condition(prompts[rows.start : rows.stop])
             return self.pipeline.generator(condition, [first_number + i for i in rows], drawing)
+
+        return self.in_batches(batch, len(prompts))
+
+    def perform(
+        self,
+        task: TaskParams,
+        given: Sequence[Mapping[str, Picture]],
+        prompts: Sequence[str],
+        drawing: DrawingParams,
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """A task on pictures with prompts; image i has the noises of (seed, i)."""
+
+        def batch(rows: range) -> Tensor:
+            condition = self.condition(prompts[rows.start : rows.stop])
+            part = given[rows.start : rows.stop]
+            return tasks.draw(task, tasks.Batch(self.pipeline.generator, condition, rows, drawing, part))
 
         return self.in_batches(batch, len(prompts))
 

@@ -18,11 +18,11 @@ from studies.rows import Row
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/studies.md"
 RESULTS = ROOT / "docs/studies"
-PERCENT = {"scene", "scene_strict", "scene_difference", "recall", "precision", "clipped"}
+PERCENT = {"scene", "scene_strict", "own_scene", "scene_difference", "recall", "precision", "clipped"}
 """Shares, shown in percent."""
 COLUMNS: dict[str, dict[str, str]] = {
     "guidance": {
-        "scale": "scale",
+        "name": "guidance",
         "scene": "whole scene, %",
         "scene_strict": "strict outlines, %",
         "pair_distance": "distance of two samples of a prompt",
@@ -31,6 +31,29 @@ COLUMNS: dict[str, dict[str, str]] = {
         "clipped": "values at 0 or 255, %",
         "chroma": "chroma",
     },
+    "inpainting": {
+        "holes": "holes",
+        "scene": "whole scene, %",
+        "scene_strict": "strict outlines, %",
+        "seam": "step across the border",
+    },
+    "img2img": {
+        "strength": "strength",
+        "pixels": "distance in pixels",
+        "pixels_more": "more than before",
+        "features": "distance in features",
+        "features_more": "more than before",
+        "own_scene": "scene of the input, %",
+        "scene": "scene of the prompt, %",
+    },
+    "denoising": {
+        "level": "noise",
+        "method": "method",
+        "parameters": "parameters",
+        "psnr": "PSNR, dB",
+        "model_better_by": "model is better by, dB",
+    },
+    "inversion": {"num_steps": "steps", "error": "error of latents"},
 }
 """Columns of the table of a study: field of its rows -> heading."""
 
@@ -134,15 +157,28 @@ def draw_fields(fields: Sequence[str], x: str) -> Callable[[Sequence[Row]], Figu
     def draw(rows: Sequence[Row]) -> Figure:
         figure, panels = _panels(len(fields))
         for axes, field in zip(panels, fields, strict=True):
-            _line(axes, rows, x, field)
+            _line(axes, [row for row in rows if row["name"].count(",") == 0], x, field)
         return figure
 
     return draw
 
 
+def draw_denoising(rows: Sequence[Row]) -> Figure:
+    """PSNR of every method over the noise."""
+    figure, (axes,) = _panels(1)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        _line(axes, [row for row in rows if row["method"] == method], "level", "psnr", method)
+    axes.legend(fontsize="small")
+    return figure
+
+
 PICTURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "quality": draw_quality,
     "guidance": draw_fields(("scene", "pair_distance", "recall", "clipped", "chroma"), "scale"),
+    "inpainting": draw_fields(("scene", "seam"), "holes"),
+    "img2img": draw_fields(("pixels", "features", "own_scene", "scene"), "strength"),
+    "denoising": draw_denoising,
+    "inversion": draw_fields(("error",), "num_steps"),
 }
 """Study -> how its rows are drawn; the studies of the page, in its order."""
 

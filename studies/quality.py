@@ -108,14 +108,14 @@ def _reversed(values: list[float]) -> Estimate:
 
 def main() -> str:
     this = study.start(QualityParams, "quality", __file__)
-    cases, sha256 = this.lab.cases("unseen", this.params.num_prompts)
+    cases = this.lab.cases("unseen", this.params.num_prompts)
     real = this.lab.features(cases.images)
     schedule = this.lab.pipeline.generator.schedule.name
     first: dict[str, Tensor] = {}
 
     def compute(drawing: DrawingParams) -> dict[str, Tensor]:
         images = this.lab.draw(cases.prompts, drawing)
-        return {"features": this.lab.features(images), **this.lab.oracle.check(images, cases.claims)}
+        return {"features": this.lab.features(images), **this.lab.workers.check(images, cases.claims)}
 
     def row(drawing: DrawingParams, measured: Mapping[str, Tensor]) -> Row:
         if not first:
@@ -125,7 +125,7 @@ def main() -> str:
         numbers = {name: interval(value) for name, value in compared(measured, first, real).items()}
         return {"sampler": form(drawing.sampler), **facts, **numbers}
 
-    return this.run(drawings(this.lab.drawing, this.params, schedule), compute, row, {"cases": sha256})
+    return this.run(drawings(this.lab.drawing, this.params, schedule), compute, row, {"cases": cases.sha256})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams
 from ldm.precompute.work import keep_each
 from studies.devices import processor
-from studies.lab import Lab, Oracle
+from studies.lab import Lab, Workers
 from studies.rows import Row, summary
 
 PARAMS = Path("studies/params.yaml")
@@ -103,11 +103,11 @@ def start(params: type[P], name: str, script: str) -> Study[P]:
     section = config.read(params, name, options.params)
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    oracle = Oracle()
+    workers = Workers()
     accelerator = process.start("fp32", config.read(MachineParams, "machine"))
     if options.device and accelerator.device.type != options.device:
         raise MachineError("--device", options.device, "a device of this machine", "leave it out")
-    lab = Lab.load(oracle, accelerator.device)
+    lab = Lab.load(workers, accelerator.device)
     return Study(name, section, lab, accelerator, Path(script), options.output / f"{name}.json")
 
 
