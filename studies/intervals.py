@@ -41,18 +41,6 @@ def kernel_distance(terms: Float[Tensor, "n n"]) -> Estimate:
     return Estimate(centre, centre - _Z_95 * spread, centre + _Z_95 * spread, n)
 
 
-def area_under_curve(positives: Float[Tensor, "m"], negatives: Float[Tensor, "n"]) -> Estimate:
-    """Probability that a positive has a higher score than a negative, ties counted half: the area under the ROC curve,
-    with the interval of DeLong et al. 1988, cut at 0 and 1."""
-    m, n = len(positives), len(negatives)
-    assert min(m, n) > 1, f"{m} positives, {n} negatives"
-    apart = positives.double()[:, None] - negatives.double()[None]
-    wins = (apart > 0).double() + (apart == 0).double() / 2
-    variance = float(wins.mean(1).var()) / m + float(wins.mean(0).var()) / n
-    centre, half = float(wins.mean()), _Z_95 * math.sqrt(variance)
-    return Estimate(centre, max(0.0, centre - half), min(1.0, centre + half), m + n)
-
-
 def is_covered(real: Float[Tensor, "n f"], samples: Float[Tensor, "m f"]) -> Bool[Tensor, "n"]:
     """Whether each real image is as near to some sample as this sample's third nearest other sample. The share of true
     values is recall, and precision with exchanged arguments (Kynkaanniemi et al. 2019, equations 1 and 2)."""

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +20,7 @@ from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
 from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.network import Network
 from ldm.oracles import shapes, shapes_extractor
 from ldm.sampling.params import DrawingParams
 from ldm.tools.pipeline import Pipeline
@@ -121,12 +122,15 @@ class Lab:
         tokens, pooled = self.pipeline.encode(prompts)
         return Condition(tokens.float(), pooled=pooled.float())
 
-    def draw(self, prompts: Sequence[str], drawing: DrawingParams, first_number: int = 0) -> UInt8[Tensor, "n 3 h w"]:
-        """One image per prompt; image i starts from the noise of (seed, first_number + i)."""
+    def draw(
+        self, prompts: Sequence[str], drawing: DrawingParams, unet: Network | None = None
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """One image per prompt; image i starts from the noise of (seed, i). unet: another than the default's."""
+        generator = self.pipeline.generator
+        generator = generator if unet is None else replace(generator, unet=unet)
 
         def batch(rows: range) -> Tensor:
-            condition = self.condition(prompts[rows.start : rows.stop])
-            return self.pipeline.generator(condition, [first_number + i for i in rows], drawing)
+            return generator(self.condition(prompts[rows.start : rows.stop]), rows, drawing)
 
         return self.in_batches(batch, len(prompts))
 

@@ -53,6 +53,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "psnr": "PSNR, dB",
         "model_better_by": "model is better by, dB",
     },
+    "anomaly": {"model": "model", "score": "score", "area": "area under the ROC curve"},
+    "checkpoints": {
+        "step": "step",
+        "kid": "kernel distance",
+        "kid_less": "less than before",
+        "scene": "whole scene, %",
+    },
     "inversion": {"num_steps": "steps", "error": "error of latents"},
 }
 """Columns of the table of a study: field of its rows -> heading."""
@@ -178,6 +185,8 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "inpainting": draw_fields(("scene", "seam"), "holes"),
     "img2img": draw_fields(("pixels", "features", "own_scene", "scene"), "strength"),
     "denoising": draw_denoising,
+    "anomaly": draw_fields(("area",), "name"),
+    "checkpoints": draw_fields(("kid", "scene"), "step"),
     "inversion": draw_fields(("error",), "num_steps"),
 }
 """Study -> how its rows are drawn; the studies of the page, in its order."""

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ruamel.yaml import YAML
-from sklearn.metrics import roc_auc_score
 
 from ldm.compute import process
 from ldm.core import config
@@ -61,24 +60,6 @@ def test_the_kernel_distance_of_equal_distributions_is_0_on_average() -> None:
     spread = torch.tensor([estimate.value for estimate in found]).std() / math.sqrt(200)
     assert abs(mean) < 3 * spread
     assert sum(estimate.low <= 0 <= estimate.high for estimate in found) >= 180
-
-
-def test_the_area_under_the_curve_is_that_of_scikit_learn_and_its_interval_the_bootstraps() -> None:
-    generator = torch.Generator().manual_seed(0)
-    positives = torch.randn(150, generator=generator).add(1).mul(4).round()  # rounding makes ties
-    negatives = torch.randn(200, generator=generator).mul(4).round()
-    found = intervals.area_under_curve(positives, negatives)
-    truth = [1] * 150 + [0] * 200
-    assert found.value == pytest.approx(roc_auc_score(truth, torch.cat([positives, negatives]).tolist()), abs=1e-9)
-    again = [
-        intervals.area_under_curve(
-            positives[torch.randint(150, (150,), generator=generator)],
-            negatives[torch.randint(200, (200,), generator=generator)],
-        ).value
-        for _ in range(400)
-    ]
-    half = 1.96 * float(torch.tensor(again).std())
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
 
 
 def test_recall_counts_real_images_within_the_third_neighbour_of_a_sample() -> None:
