@@ -115,7 +115,7 @@ def main() -> str:
         numbers = {check: interval(metrics.proportion(measured[check].tolist())) for check in CHECKS}
         terms = intervals.kernel_terms(measured["features"], real)
         numbers["kid"] = interval(intervals.kernel_distance(terms))
-        earlier = before.get("terms", torch.zeros_like(terms))
+        earlier = before.get("terms", terms)
         numbers["kid_less"] = interval(intervals.kernel_distance(earlier - terms))
         before["terms"] = terms
         return {"step": step, "count": len(cases), **numbers}
