@@ -20,6 +20,7 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
 from ldm.tools.check import check
+from ldm.tools.cli import __main__ as program
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT
 
@@ -220,6 +221,10 @@ def test_a_users_mistake_costs_its_lines_and_an_exit_code(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert cli.main(["check"]) == 2
     assert capsys.readouterr().err.startswith("params.yaml: no such file; expected a params file\nfix: ")
+
+
+def test_the_module_is_the_command():
+    assert program.main is cli.main
 
 
 def test_debugging_keeps_the_traceback(tmp_path, monkeypatch):

@@ -6,13 +6,18 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.ancestral import ddim
-from ldm.tools.tasks.interpolation import slerp
+from ldm.tools.tasks import interpolation
 from tests.analytic import Mixture
 
 FRACTIONS = [i / 20 for i in range(21)]
+
+
+def slerp(first: torch.Tensor, last: torch.Tensor, fraction: float) -> torch.Tensor:
+    return interpolation.slerp(first, last, torch.full((len(first),), fraction, dtype=torch.float64))
 
 
 def noises(seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +40,9 @@ def test_the_ends_are_the_noises_and_rows_go_their_own_ways():
     first, second = noises(scale=1.5)
     torch.testing.assert_close(slerp(first, second, 0.0), first)
     torch.testing.assert_close(slerp(first, second, 1.0), second)
-    torch.testing.assert_close(slerp(first, second, 0.3)[1:2], slerp(first[1:2], second[1:2], 0.3))
+    found = interpolation.slerp(first, second, torch.tensor([0.0, 0.3, 1.0]))
+    expected = [slerp(first[i : i + 1], second[i : i + 1], f) for i, f in enumerate((0.0, 0.3, 1.0))]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-6, atol=1e-6)
     assert slerp(first.float(), second.float(), 0.3).dtype == torch.float32
 
 
@@ -75,3 +82,10 @@ def test_images_along_the_arc_change_without_a_jump(name: str):
         moved = (next_z - z).flatten(1).norm(dim=1)
         assert bool((moved <= 1.05 * largest * step).all())
         assert bool((step <= bound).all())
+
+
+def test_a_condition_between_two_has_every_part_between_theirs():
+    first, last = (Condition(torch.full((3, 2, 4), value), pooled=torch.full((3, 5), -value)) for value in (1.0, 2.0))
+    found = interpolation.between(first, last, torch.tensor([0.0, 0.25, 1.0]))
+    assert found.tokens[:, 0, 0].tolist() == [1, 1.25, 2] and found.pooled is not None
+    assert found.pooled[:, 4].tolist() == [-1, -1.25, -2]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ldm.denoiser.model.diffusion import Schedule
-from ldm.sampling import grids
-from ldm.tools.tasks.inversion import invert, redraw
+from ldm.sampling import grids, trajectory
+from ldm.sampling.samplers.ancestral import ddim
+from ldm.tools.tasks.inversion import invert
 from tests.analytic import Mixture
 
 DATA = Mixture.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]])
@@ -14,7 +15,7 @@ DATA = Mixture.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]])
 def error(name: str, num_steps: int) -> float:
     z0 = DATA.samples(400, torch.Generator().manual_seed(0))[:, :, None, None]
     times, denoise = grids.times(name, num_steps, "uniform", 1.0), DATA.denoiser(Schedule(name))
-    again = redraw(denoise, Schedule(name), invert(denoise, Schedule(name), z0, times), times)
+    again = trajectory.follow(ddim, denoise, Schedule(name), invert(denoise, Schedule(name), z0, times), times)
     return float((again - z0).square().mean().sqrt())
 
 
@@ -40,12 +41,10 @@ def test_the_noise_of_gaussian_data_is_what_the_flow_keeps():
 
 
 def test_the_way_may_end_before_pure_noise():
-    name, z0 = "linear", DATA.samples(100, torch.Generator().manual_seed(2))[:, :, None, None]
-    times = [time for time in grids.times(name, 200, "uniform", 1.0) if time <= 0.5]
-    again = redraw(
-        DATA.denoiser(Schedule(name)),
-        Schedule(name),
-        invert(DATA.denoiser(Schedule(name)), Schedule(name), z0, times),
-        times,
+    schedule, z0 = Schedule("linear"), DATA.samples(100, torch.Generator().manual_seed(2))[:, :, None, None]
+    denoise, times = (
+        DATA.denoiser(schedule),
+        [time for time in grids.times("linear", 200, "uniform", 1.0) if time <= 0.5],
     )
+    again = trajectory.follow(ddim, denoise, schedule, invert(denoise, schedule, z0, times), times)
     torch.testing.assert_close(again, z0, rtol=0, atol=0.05)

@@ -87,3 +87,8 @@ def test_every_image_of_a_batch_has_its_own_level_and_time():
     assert asked == [t.tolist()]
     states = [grids.State("flow", time) for time in t.tolist()]
     assert [state.sigma / state.alpha for state in states] == pytest.approx((2 * level).tolist(), rel=0.03)
+    assert torch.equal(level, restoration.noise_level(x))
+    told = 2 * level
+    assert torch.equal(
+        restoration.restore(denoise, Schedule("flow"), lambda x: x, lambda z: z, x, noise, told)[1], told
+    )

@@ -9,12 +9,11 @@ paths = pipeline.write(["a red circle above a blue square"], "out", guidance_sca
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.compute import attention
@@ -31,9 +30,10 @@ from ldm.text.embedding.encoder import TextEncoder
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
 from ldm.tools.tasks import pictures
-from ldm.tools.tasks.draw import Work, again
+from ldm.tools.tasks.draw import Batch, Work, again
 from ldm.tools.tasks.params import TaskParams, TasksParams
 from ldm.tools.tasks.pictures import Images, Picture
+from ldm.tools.tasks.scores import scores
 
 MAX_START_NUMBER = 10**9
 
@@ -201,6 +201,62 @@ class Pipeline:
         `DrawingParams`. ConfigError: as `img2img`."""
         return self._performed("alternate_lines", {"image": images}, prompts, batch_size, settings)
 
+    def variations(
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """A variation of each image, with the noise of its number: of one image there are as many as prompts, such as
+        [""] * 8. No prompts: "" for every image, here and below. settings: strength, and fields of `DrawingParams`.
+        ConfigError: as `img2img`."""
+        return self._performed("variations", {"image": images}, prompts, batch_size, settings)
+
+    def interpolate(
+        self,
+        prompts: str | Iterable[str] | None = None,
+        images: Images | None = None,
+        last_images: Images | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """For each prompt `num_frames` pictures: from it to `last_prompt`, from one noise to another (`last_noise`), or
+        from an image to a last one. settings: these, image_noise, strength, and fields of `DrawingParams`. ConfigError:
+        as `img2img`, or the ends are equal."""
+        given = {"image": images, "last_image": last_images}
+        given = {name: value for name, value in given.items() if value is not None}
+        return self._performed("interpolate", given, prompts, batch_size, settings)
+
+    def invert(
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image followed to its noise and drawn again from there. settings: num_inversion_steps, edit, and fields
+        of `DrawingParams`. ConfigError: as `img2img`."""
+        return self._performed("invert", {"image": images}, prompts, batch_size, settings)
+
+    def denoise(
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Each image without its noise. settings: noise_level, and fields of `DrawingParams`. ConfigError: as
+        `img2img`."""
+        return self._performed("denoise", {"image": images}, prompts, batch_size, settings)
+
+    def score(
+        self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
+    ) -> dict[str, Float[Tensor, " b"]]:
+        """How unusual each image is, by name of the score; higher = more. settings: times, num_noises, num_probes,
+        tolerance, and seed and precision of `DrawingParams`. ConfigError: as `img2img`."""
+        texts = [""] * pictures.num_rows({"image": images}) if prompts is None else texts_of(prompts)
+        own, others = _split(self.tasks.score, settings)
+        params, drawing = (
+            from_values(ScoreParams, self.tasks.score.model_dump() | own, own),
+            self.drawing.changed(others),
+        )
+        rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
+        found: list[dict[str, Tensor]] = []
+        for start in range(0, len(texts), size):
+            condition, part = self._embed(texts[start : start + size]), rows[start : start + size]
+            numbers = range(start, start + len(part))
+            found.append(scores(params, Batch(self.generator, condition, numbers, drawing, part, condition)))
+        return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+
     def task_pngs(
         self,
         task: str,
@@ -213,34 +269,36 @@ class Pipeline:
         """The images of a task as PNGs that carry their origins. task: a field of `TasksParams`. images: name ->
         pictures. All else as in `pngs`."""
         _check_start(start_number)
-        texts = texts_of(prompts)
+        texts, work, drawing = self._work(task, images, texts_of(prompts), settings)
         self._warn_of_cuts(texts, 3)
-        work, drawing = self._work(task, images, len(texts), settings)
         return self._pngs(texts, drawing, start_number, batch_size, work)
 
     def _performed(
         self,
         task: str,
         images: Mapping[str, Images],
-        prompts: str | Iterable[str],
+        prompts: str | Iterable[str] | None,
         batch_size: int | None,
         settings: Mapping[str, Any],
     ) -> UInt8[Tensor, "b 3 h w"]:
-        texts = texts_of(prompts)
+        given = [""] * pictures.num_rows(images) if prompts is None else texts_of(prompts)
+        texts, work, drawing = self._work(task, images, given, settings)
         self._warn_of_cuts(texts, 4)
-        work, drawing = self._work(task, images, len(texts), settings)
         return torch.cat([made for made, _ in self._batches(texts, drawing, 0, batch_size, work)])
 
     def _work(
-        self, task: str, images: Mapping[str, Images], num: int, settings: Mapping[str, Any]
-    ) -> tuple[Work, DrawingParams]:
+        self, task: str, images: Mapping[str, Images], texts: Sequence[str], settings: Mapping[str, Any]
+    ) -> tuple[list[str], Work, DrawingParams]:
+        """Prompts of all images, the task, and the settings of a drawing."""
         params: TaskParams = getattr(self.tasks, task)
-        own = {name: value for name, value in settings.items() if name in type(params).model_fields}
+        own, others = _split(params, settings)
         params = params.changed(own)
-        drawing = self.drawing.changed({name: value for name, value in settings.items() if name not in own})
+        drawing = params.changes(self.drawing).changed(others)
         params.check(drawing.num_steps)
-        rows = pictures.rows({name: images[name] for name in params.inputs()}, num)
-        return Work(task, params, rows), drawing
+        params.check_inputs(images.keys())
+        rows, repeats = pictures.rows(images, len(texts)), range(params.num_per_prompt)
+        work = Work(task, params, [row for row in rows for _ in repeats])
+        return [text for text in texts for _ in repeats], work, drawing
 
     def replay(self, origin: Origin, given: Mapping[str, Picture] = {}) -> UInt8[Tensor, "3 h w"]:
         """Make the image of this origin again: equal in every bit on the same kind of device with as many threads.
@@ -258,11 +316,8 @@ class Pipeline:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
         drawing = origin.drawing(self.drawing, "replay")
-        condition = self._embed([origin.prompt] * origin.batch_size)
-        numbers = [origin.prompt_number] * origin.batch_size
-        work = again(origin, given, "replay")
-        draw = self.generator if work is None else partial(work.draw, self.generator)
-        return draw(condition, numbers, drawing)[origin.position]
+        texts, numbers = [origin.prompt] * origin.batch_size, [origin.prompt_number] * origin.batch_size
+        return self._drawn(texts, numbers, drawing, again(origin, given, "replay"))[origin.position]
 
     def _pngs(
         self,
@@ -289,11 +344,21 @@ class Pipeline:
             batch = texts[start : start + size]
             numbers = range(start_number + start, start_number + start + len(batch))
             origins = self.generator.origins(batch, numbers, drawing)
-            if work is None:
-                yield self.generator(self._embed(batch), numbers, drawing), origins
-            else:
-                part = work.part(range(start, start + len(batch)))
-                yield part.draw(self.generator, self._embed(batch), numbers, drawing), part.signed(origins)
+            part = work and work.part(range(start, start + len(batch)))
+            yield self._drawn(batch, numbers, drawing, part), part.signed(origins) if part else origins
+
+    def _drawn(
+        self, texts: Sequence[str], numbers: Sequence[int], drawing: DrawingParams, work: Work | None
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        if work is None:
+            return self.generator(self._embed(texts), numbers, drawing)
+        return work.draw(self.generator, self._embed, texts, numbers, drawing)
+
+
+def _split(params: config.Section, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that are fields of the params, and the others."""
+    own = {name: value for name, value in settings.items() if name in type(params).model_fields}
+    return own, {name: value for name, value in settings.items() if name not in own}
 
 
 def _check_start(number: int) -> None:

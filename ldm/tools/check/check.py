@@ -34,7 +34,7 @@ from ldm.text.training.params import (
     TrainedClipParams,
 )
 from ldm.tools.check import objectives
-from ldm.tools.tasks.params import TasksParams
+from ldm.tools.tasks.params import TaskParams, TasksParams, names
 
 SECTIONS: dict[str, type[config.Section]] = {
     "machine": MachineParams,
@@ -346,6 +346,17 @@ def _instruments(params: Params) -> Iterator[Finding]:
             )
 
 
+def _tasks(params: Params) -> Iterator[Finding]:
+    """A task must fit the drawing that it changes."""
+    for name in names():
+        task: TaskParams = getattr(params.tasks, name)
+        try:
+            task.check(task.changes(params.sample.drawing).num_steps)
+        except ConfigError as error:
+            where, found, expected, fix = error.args
+            yield f"tasks.{name}", f"{where}: {found}; expected {expected}", fix
+
+
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
     _text,
@@ -355,4 +366,5 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _guidance,
     _corpus,
     _instruments,
+    _tasks,
 )

@@ -57,8 +57,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
 
 
-def texts_of(options: argparse.Namespace) -> list[str]:
-    """The prompts of the images, in order. ConfigError: none, or some as arguments and others in a file."""
+def texts_of(options: argparse.Namespace, is_needed: bool = True) -> list[str]:
+    """The prompts of the images, in order; no caption, if there is none and none is needed. ConfigError: none is there
+    but one is needed, or some are arguments and others in a file."""
+    if not options.prompts and options.prompts_file is None and not is_needed:
+        return [""] * options.num_images
     fix = "give prompts as arguments, or in a file by --prompts-file"
     if bool(options.prompts) == (options.prompts_file is not None):
         found = "prompts as arguments and in a file" if options.prompts else "no prompt"

@@ -84,6 +84,8 @@ def _form(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is tuple:
         parts = get_args(annotation)
         return _form(parts[0]) | {"nargs": len(parts)}
+    if get_origin(annotation) is list:
+        return _form(get_args(annotation)[0]) | {"nargs": "+"}
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
     assert annotation in (int, float, str), f"no option is known for {annotation}"

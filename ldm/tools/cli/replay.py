@@ -24,7 +24,7 @@ def add(commands: forms.Commands) -> None:
     parser = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
     add = parser.add_argument
     add("png", type=Path, metavar="PNG", help="written by ldm, or by stage `sample`")
-    for name in ("image", "mask"):
+    for name in tasks.PICTURES:
         tasks.add_picture(parser, name, required=False)
     add("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted; a name that is free")
     add("--overwrite", action="store_true", help="replace what has the name of --output")

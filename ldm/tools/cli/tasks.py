@@ -14,6 +14,9 @@ from ldm.tools.tasks.params import TasksParams
 if TYPE_CHECKING:
     from ldm.tools.tasks.pictures import Picture
 
+PICTURES = ("image", "mask", "last_image")
+"""Names of all pictures that a task may be given."""
+
 
 def add(commands: forms.Commands) -> None:
     """Add the commands to a parser."""
@@ -25,10 +28,10 @@ def add(commands: forms.Commands) -> None:
             _verb(name), help=about.split("\n\n")[0].split(": ")[0], description=f"{about} {what_else}"
         )
         drawing.add_prompts(parser)
-        for picture in model.inputs():
-            add_picture(parser, picture, required=True)
+        for picture in (*model.inputs(), *model.optional_inputs()):
+            add_picture(parser, picture, required=picture in model.inputs())
         drawing.add_output(parser)
-        forms.add_fields(parser, model)
+        forms.add_fields(parser, model, skipped=("drawing",))
         drawing.add_settings(parser)
         parser.set_defaults(command=_perform, name=_verb(name), task=name)
 
@@ -37,31 +40,34 @@ def add_picture(parser: argparse.ArgumentParser, name: str, required: bool) -> N
     """The option of a picture."""
     texts = {"image": "PNG, JPEG or WebP; of another size than the model's: its centre square, resized"}
     texts["mask"] = f"picture of the image's size, white where to draw; or one of {', '.join(masks.NAMES)}"
-    parser.add_argument(f"--{name}", metavar="FILE", required=required, help=texts[name])
+    texts["last_image"] = "another image, at which the way from the first one ends"
+    parser.add_argument(f"--{_verb(name)}", metavar="FILE", required=required, help=texts[name])
 
 
 def given(options: argparse.Namespace) -> "dict[str, Picture]":
     """The pictures that were named. ConfigError: one cannot be read, or the mask does not fit the image."""
     from ldm.tools.tasks import pictures
 
-    names = [name for name in ("image", "mask") if getattr(options, name, None) is not None]
+    names = [name for name in PICTURES if getattr(options, name, None) is not None]
     return pictures.row({name: getattr(options, name) for name in names})
 
 
 def _perform(options: argparse.Namespace) -> None:
-    texts, document = drawing.texts_of(options), config.Document()
+    model, document = params.class_of(options.task), config.Document()
+    texts = drawing.texts_of(options, is_needed=model.needs_prompt())
     # Refuse bad settings and pictures before the networks are loaded.
-    others = document.read(SampleParams, "sample").drawing
-    settings = drawing.settings_of(options, others)
-    own = forms.given(options, params.class_of(options.task))
-    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task)
-    task.changed(own).check(others.changed(settings).num_steps)
-    row = given(options)
-    with drawing.opened(options, len(texts)) as folder:
+    own = forms.given(options, model)
+    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task).changed(own)
+    others = task.changes(document.read(SampleParams, "sample").drawing)
+    settings, row = drawing.settings_of(options, others), given(options)
+    task.check(others.changed(settings).num_steps)
+    task.check_inputs(row.keys())
+    shown = [text for text in texts for _ in range(task.num_per_prompt)]
+    with drawing.opened(options, len(shown)) as folder:
         pipeline = drawing.load(options, document)
-        drawing.hint(pipeline, texts)
+        drawing.hint(pipeline, [*texts, task.second_prompt or ""])
         pngs = pipeline.task_pngs(options.task, texts, row, options.start_number, **own, **settings)
-        drawing.write(pngs, texts, folder)
+        drawing.write(pngs, shown, folder)
 
 
 def _verb(name: str) -> str:

@@ -1,7 +1,7 @@
 """A task on pictures: what it needs of the trained networks, which function performs it, and what its PNGs say."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -11,22 +11,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm import randomness
-from ldm.autoencoder.model.network import to_signal
+from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.core.config import from_values
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.diffusion import Denoiser, Schedule
+from ldm.denoiser.model.diffusion import Denoiser, Schedule, add_noise
 from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers import Rule
 from ldm.sampling.trajectory import NoiseAtStep
-from ldm.tools.tasks import masks, pictures, repaint, sdedit, windows
+from ldm.tools.tasks import interpolation, inversion, masks, pictures, repaint, restoration, sdedit, windows
 from ldm.tools.tasks.params import (
     AlternateLinesParams,
+    DenoiseParams,
     Img2ImgParams,
     InpaintParams,
+    InterpolateParams,
+    InvertParams,
     OutpaintParams,
     RepaintParams,
     TaskParams,
@@ -49,11 +52,18 @@ class Batch:
     drawing: DrawingParams
     rows: Sequence[Mapping[str, Picture]]
     """Name -> picture, of every row."""
+    second: Condition
+    """Of the second prompt, for a task that has one; else the same as `condition`."""
 
     @cached_property
     def denoise(self) -> Denoiser:
         """The guided network."""
         return self.generator.guided(self.condition, self.drawing)
+
+    @cached_property
+    def unguided(self) -> Denoiser:
+        """The network without guidance."""
+        return self.generator.guided(self.condition, self.drawing.changed({"guidance_scale": 1}))
 
     @property
     def schedule(self) -> Schedule:
@@ -81,10 +91,10 @@ class Batch:
         seed = randomness.key(self.drawing.seed, "descent", descent) if descent else self.drawing.seed
         return trajectory.prompt_noise_at_step(seed, self.prompt_numbers, shape or self.generator.latent_shape)
 
-    def images(self, size_px: int | None = None) -> UInt8[Tensor, "b 3 h w"]:
+    def images(self, size_px: int | None = None, name: str = "image") -> UInt8[Tensor, "b 3 h w"]:
         """The images of all rows, at the size of the model unless another is given, on the CPU."""
         size_px = size_px or self.generator.image_size_px[0]
-        return torch.stack([pictures.fitted(row["image"], size_px) for row in self.rows])
+        return torch.stack([pictures.fitted(row[name], size_px) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -100,14 +110,21 @@ class Work:
         return Work(self.name, self.params, self.rows[rows.start : rows.stop])
 
     def draw(
-        self, generator: Generator, condition: Condition, prompt_numbers: Sequence[int], drawing: DrawingParams
+        self,
+        generator: Generator,
+        embed: Callable[[Sequence[str]], Condition],
+        prompts: Sequence[str],
+        prompt_numbers: Sequence[int],
+        drawing: DrawingParams,
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """Its images as one batch, on the CPU; the arguments are those of a generator."""
-        return draw(self.params, Batch(generator, condition, prompt_numbers, drawing, self.rows))
+        """Its images as one batch, on the CPU."""
+        condition, other = embed(prompts), self.params.second_prompt
+        second = condition if other is None else embed([other] * len(prompts))
+        return draw(self.params, Batch(generator, condition, prompt_numbers, drawing, self.rows, second))
 
     def signed(self, origins: Sequence[Origin]) -> list[Origin]:
         """The origins with task and hashes of pictures."""
-        settings = self.params.model_dump(mode="json")
+        settings = self.params.model_dump(mode="json", exclude={"drawing"})  # the drawing is the origin's
         return [
             origin.model_copy(update={"task": self.name, "task_settings": settings, "pictures": _hashes(row)})
             for origin, row in zip(origins, self.rows, strict=True)
@@ -127,7 +144,7 @@ def again(origin: Origin, given: Mapping[str, Picture], where: str) -> Work | No
     if origin.task not in names():
         raise IntegrityError(where, f"an image of task {origin.task!r}", f"one of {', '.join(names())}", fix)
     try:
-        params = from_values(class_of(origin.task), origin.task_settings, origin.task_settings)
+        params = from_values(class_of(origin.task), {**origin.task_settings, "drawing": None}, origin.task_settings)
         params.check(origin.settings.get("num_steps", 1))
     except ConfigError as error:
         found = str(error).splitlines()[0].replace("; expected", ", where legal is")
@@ -141,7 +158,9 @@ def _check_same(name: str, sha256: str | None, picture: Picture | None, where: s
         return
     expected, fix = ("none", f"leave --{name} out") if sha256 is None else (f"the {name} with SHA-256 {sha256}", "")
     shown = f"no {name}" if picture is None else f"{picture.where} with SHA-256 {found}"
-    raise ConfigError(where, shown, expected, fix or f"give by --{name} the file that it was made from")
+    raise ConfigError(
+        where, shown, expected, fix or f"give by --{name.replace('_', '-')} the file that it was made from"
+    )
 
 
 def _hashes(row: Mapping[str, Picture]) -> dict[str, str]:
@@ -162,10 +181,16 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         case UpscaleParams():
             small = batch.images(batch.generator.image_size_px[0] // task.factor)
             known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
-            return _between_pixels(task, batch, known, masks.grid(*known.shape[2:], task.factor))
+            return _between_pixels(task, batch, known, masks.grid(known.shape[2], known.shape[3], task.factor))
         case AlternateLinesParams():
             known = batch.images()
-            return _between_pixels(task, batch, known, masks.named("lines", *known.shape[2:]))
+            return _between_pixels(task, batch, known, masks.named("lines", known.shape[2], known.shape[3]))
+        case InterpolateParams():
+            return _interpolate(task, batch)
+        case InvertParams():
+            return _invert(batch)
+        case DenoiseParams():
+            return _denoise(task, batch)
         case _:
             raise AssertionError(f"no function for {task}")
 
@@ -202,7 +227,7 @@ def _on_cells(
     generator = batch.generator
     cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
     z0 = generator.encode(images)
-    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], *z0.shape[2:]))
+    z = _repaint(task, batch, denoise, repaint.known_cells(z0, cells), (z0.shape[1], z0.shape[2], z0.shape[3]))
     return torch.where(unknown, generator.decode(z).cpu(), images)
 
 
@@ -226,3 +251,57 @@ def _repaint(
     stretches = repaint.descents(len(times) - 1, task.num_resamplings, task.jump_length)
     known, noises = repaint.knowing(denoise, knowledge), partial(batch.noises, shape=shape)
     return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)
+
+
+def _interpolate(task: InterpolateParams, batch: Batch) -> Images:
+    """Image number n is frame n mod `num_frames` of a path that has the noise of number n // `num_frames`."""
+    paths, frames = zip(*(divmod(number, task.num_frames) for number in batch.prompt_numbers), strict=True)
+    fractions = torch.tensor(frames) / (task.num_frames - 1)
+    condition = interpolation.between(batch.condition, batch.second, fractions)
+    path = replace(batch, condition=condition, prompt_numbers=paths)
+    times = sdedit.last_times(path.times, task.strength if path.rows[0] else 1.0)
+    z = _start(task, path, times, fractions.to(path.generator.device))
+    return path.generator.decode(
+        trajectory.follow(path.rule, path.denoise, path.schedule, z, times, path.noises())
+    ).cpu()
+
+
+def _start(
+    task: InterpolateParams, path: Batch, times: Sequence[float], fractions: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """The latents at times[0]: between two images, if they are given, else between two noises."""
+    noise = path.noise()
+    if task.last_noise:
+        other = randomness.key(path.drawing.seed, "last noise")
+        last = trajectory.prompt_noise(other, path.prompt_numbers, path.generator.latent_shape).to(noise)
+        noise = interpolation.slerp(noise, last, fractions)
+    if not path.rows[0]:
+        return noise
+    first, last = (path.generator.encode(path.images(name=name)) for name in ("image", "last_image"))
+    if task.image_noise == "shared":
+        z0 = interpolation.lerp(first, last, fractions)
+        return add_noise(path.schedule, z0, noise, z0.new_full((len(z0),), times[0]))
+    first, last = (inversion.invert(path.unguided, path.schedule, z0, times) for z0 in (first, last))
+    return interpolation.slerp(first, last, fractions)
+
+
+def _invert(batch: Batch) -> Images:
+    noise = inversion.invert(batch.unguided, batch.schedule, batch.generator.encode(batch.images()), batch.times)
+    denoise = batch.generator.guided(batch.second, batch.drawing)
+    z0 = trajectory.follow(batch.rule, denoise, batch.schedule, noise, batch.times, batch.noises())
+    return batch.generator.decode(z0).cpu()
+
+
+def _denoise(task: DenoiseParams, batch: Batch) -> Images:
+    generator, x = batch.generator, to_signal(batch.images().to(batch.generator.device))
+    # A pixel value of 1 is a signal of 2.
+    level = None if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)
+    noise = trajectory.prompt_noise(batch.drawing.seed, batch.prompt_numbers, (x.shape[1], x.shape[2], x.shape[3])).to(
+        x
+    )
+
+    def encode(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return generator.latents_of(x.clamp(-1, 1))  # as the bytes of an image cut noise off
+
+    signals, _, _ = restoration.restore(batch.unguided, batch.schedule, encode, generator.signals_of, x, noise, level)
+    return to_image(signals).cpu()

@@ -20,10 +20,3 @@ def invert(
     shrinks as 1 / number of steps.
     """
     return trajectory.follow(ddim, denoise, schedule, z0, times[::-1])
-
-
-def redraw(
-    denoise: Denoiser, schedule: Schedule, z: Float[Tensor, "b c h w"], times: Sequence[float]
-) -> Float[Tensor, "b c h w"]:
-    """What DDIM draws from the latent z at the first of falling `times`: the way back from `invert`."""
-    return trajectory.follow(ddim, denoise, schedule, z, times)

@@ -1,34 +1,70 @@
 """Section `tasks`: settings of what a trained model does besides text to image. No stage reads it.
 
-A field of `TasksParams` is a task: a verb of `ldm` and a method of `Pipeline`. `ldm.tools.tasks.draw` performs it.
+A field of `TasksParams` is a task: a verb of `ldm` and a method of `Pipeline`. `ldm.tools.tasks.draw` performs those
+that draw.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ldm.core.config import Section, from_values
 from ldm.core.errors import ConfigError
+from ldm.sampling.params import DrawingParams
 
 NumResamplings = Annotated[int, Field(ge=1, le=1000)]
 JumpLength = Annotated[int, Field(ge=1, le=1000)]
 
 
-class TaskParams(Section):
-    """Settings of one task."""
+class Settings(Section):
+    """What a call may change."""
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
+        return from_values(type(self), {**self.model_dump(), **settings}, settings)
+
+
+class TaskParams(Settings):
+    """Settings of one task that draws."""
+
+    drawing: dict[str, JsonValue] | None
+    """Values of `sample.drawing` that are others for this task, such as a sampler; null = none."""
 
     @classmethod
     def inputs(cls) -> tuple[str, ...]:
         """Names of the pictures that it needs."""
         return ("image",)
 
-    def changed(self, settings: Mapping[str, Any]) -> Self:
-        """A copy with other values of some fields. ConfigError: a name is unknown, or a value is illegal."""
-        return from_values(type(self), self.model_dump() | settings, settings)
+    @classmethod
+    def optional_inputs(cls) -> tuple[str, ...]:
+        """Names of the pictures that it can do without."""
+        return ()
+
+    @classmethod
+    def needs_prompt(cls) -> bool:
+        """Whether a prompt must be given; else none stands for no caption."""
+        return True
+
+    @property
+    def num_per_prompt(self) -> int:
+        """Images that belong together; image number n is number n mod `num_per_prompt` of its own."""
+        return 1
+
+    @property
+    def second_prompt(self) -> str | None:
+        """Another prompt that all its images have."""
+        return None
+
+    def changes(self, drawing: DrawingParams) -> DrawingParams:
+        """The drawing with what is other for this task. ConfigError: a name is unknown, or a value is illegal."""
+        return drawing.changed(self.drawing or {})
 
     def check(self, num_steps: int) -> None:
         """ConfigError: it cannot be done in so many steps of a sampler."""
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        """ConfigError: it cannot be done with pictures of these names."""
 
 
 class Img2ImgParams(TaskParams):
@@ -87,6 +123,119 @@ class AlternateLinesParams(RepaintParams):
     """Draw every second row of an image anew, and keep the others in every bit."""
 
 
+class VariationsParams(Img2ImgParams):
+    """Draw variations of an image: it is noised by a fresh noise for each, then denoised, with a prompt or without."""
+
+    @classmethod
+    def needs_prompt(cls) -> bool:
+        """The image says what to draw."""
+        return False
+
+
+class InterpolateParams(TaskParams):
+    """Draw pictures on the way from one prompt, noise or image to another: what has a last one changes evenly, and all
+    else stays.
+
+    Token states of two prompts are mixed linearly, and two noises along the arc between them. Two images are brought
+    up to noise, mixed there, and denoised (Ho et al. 2020, section 4.3; Song et al. 2021, DDIM, section 5.3).
+    """
+
+    last_prompt: str | None
+    """Prompt of the last picture; None = all have the same."""
+    last_noise: bool
+    """Whether the last picture has a noise of its own; else all have the same."""
+    num_frames: int = Field(ge=2, le=10_000)
+    """Pictures of a path, both ends included."""
+    image_noise: Literal["inversion", "shared"]
+    """How two images are brought to noise: by DDIM inversion, each to the noise that it is drawn from, or by adding
+    one noise to both."""
+    strength: float = Field(gt=0, le=1)
+    """How far two images are brought up to noise: the share of the steps that are taken on the way down."""
+
+    @classmethod
+    def inputs(cls) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @classmethod
+    def optional_inputs(cls) -> tuple[str, ...]:
+        """Two images, or none."""
+        return ("image", "last_image")
+
+    @classmethod
+    def needs_prompt(cls) -> bool:
+        """Two images do without."""
+        return False
+
+    @property
+    def num_per_prompt(self) -> int:
+        """The frames of a path."""
+        return self.num_frames
+
+    @property
+    def second_prompt(self) -> str | None:
+        """That of the last picture."""
+        return self.last_prompt
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        """Something must differ between the ends."""
+        if len(names) == 1:
+            missing = ({"image", "last_image"} - set(names)).pop()
+            raise ConfigError(missing, "one image without the other", "two images, or none", f"give {missing} too")
+        if not names and self.last_prompt is None and not self.last_noise:
+            fix = "give a last prompt, a last noise, or two images"
+            raise ConfigError("interpolate", "equal ends", "something that changes on the way", fix)
+
+
+class InvertParams(TaskParams):
+    """Follow an image back to the noise that it is drawn from, and draw it again from there (DDIM inversion, Song et
+    al. 2021, section 5.4): by the same prompt to see how well the model knows it, by another one to change it.
+
+    The way to noise is DDIM's, without guidance. The error of both ways together shrinks as 1 / num_steps.
+    """
+
+    edit: str | None
+    """The prompt by which it is drawn again; None = the prompt of the image."""
+
+    @classmethod
+    def needs_prompt(cls) -> bool:
+        """The image says what to draw."""
+        return False
+
+    @property
+    def second_prompt(self) -> str | None:
+        """That of the edit."""
+        return self.edit
+
+
+class DenoiseParams(TaskParams):
+    """Remove Gaussian noise from an image: the noise is measured, and the network asked once at the time at which the
+    forward process has as much."""
+
+    noise_level: float | None = Field(ge=0, le=1)
+    """Standard deviation of the noise, where the range of a pixel is 1; None = measured in the image."""
+
+    @classmethod
+    def needs_prompt(cls) -> bool:
+        """The image says what to draw."""
+        return False
+
+
+class ScoreParams(Settings):
+    """How unusual an image is to the model: by the error of what it makes of noisy forms of the image, and by the
+    image's likelihood."""
+
+    times: list[float] = Field(min_length=1, max_length=1000)
+    """Times to which latents are noised; the error is a mean over them."""
+    num_noises: int = Field(ge=1, le=1000)
+    """Noises per time."""
+    num_probes: int = Field(ge=0, le=1000)
+    """Random signs that estimate the divergence of the probability flow; more cost more and say more exactly. 0 = no
+    likelihood."""
+    tolerance: float = Field(gt=0, le=0.1)
+    """Tolerance of the solver of the probability flow."""
+
+
 class TasksParams(Section):
     """Section `tasks`."""
 
@@ -95,15 +244,20 @@ class TasksParams(Section):
     outpaint: OutpaintParams
     upscale: UpscaleParams
     alternate_lines: AlternateLinesParams
+    variations: VariationsParams
+    interpolate: InterpolateParams
+    invert: InvertParams
+    denoise: DenoiseParams
+    score: ScoreParams
 
 
 def names() -> list[str]:
-    """All tasks."""
-    return list(TasksParams.model_fields)
+    """All tasks that draw."""
+    return [name for name in TasksParams.model_fields if name != "score"]
 
 
 def class_of(name: str) -> type[TaskParams]:
-    """The params class of a task."""
+    """The params class of a task that draws."""
     found = TasksParams.model_fields[name].annotation
-    assert found is not None and issubclass(found, TaskParams), name
+    assert isinstance(found, type) and issubclass(found, TaskParams), name
     return found

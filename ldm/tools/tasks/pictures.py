@@ -55,9 +55,14 @@ def rows(given: Mapping[str, Images], num: int) -> list[dict[str, Picture]]:
         if len(column) not in (1, num):
             fix = "give one for all prompts, or one for each"
             raise ConfigError(name, f"{len(column)} pictures", f"1 or {num}, as there are prompts", fix)
-    longest = max(len(column) for column in columns.values())
+    longest = num_rows(given)
     found = [row({name: column[i % len(column)] for name, column in columns.items()}) for i in range(longest)]
     return found if longest == num else found * num
+
+
+def num_rows(given: Mapping[str, Images]) -> int:
+    """How many images the pictures are for; 1 without any."""
+    return max((len(_column(images)) for images in given.values()), default=1)
 
 
 def row(sources: Mapping[str, Source]) -> dict[str, Picture]:

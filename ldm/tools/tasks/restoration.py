@@ -60,16 +60,17 @@ def restore(
     decode: Decode,
     x: Float[Tensor, "b 3 h w"],
     noise: Float[Tensor, "b 3 h w"],
+    level: Float[Tensor, " b"] | None = None,
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Denoised signals, their noise levels, and the times at which the network was asked.
 
     encode, decode: the autoencoder; what `encode` does to signals outside -1..1, such as cutting them off, is done to
-    the noise too. noise: standard normal.
+    the noise too. noise: standard normal. level: None = `noise_level`.
 
     One call of the network gives the posterior mean, the estimate of least squared error. Sampling on from there would
     give one of the images that are likely, with up to twice the error (Kawar et al. 2021, stochastic denoising).
     """
-    level, z = noise_level(x), encode(x)
+    level, z = noise_level(x) if level is None else level, encode(x)
     ratios = latent_noise(encode, decode, z, level.reshape(-1, 1, 1, 1) * noise)
     t = ratios.new_tensor([time_of(schedule, ratio) for ratio in ratios.tolist()])
     alpha = schedule.alpha(t).reshape(-1, 1, 1, 1)

@@ -1,0 +1,75 @@
+"""`ldm score`: how unusual images are, as a table."""
+
+import argparse
+import csv
+import inspect
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm.core import config
+from ldm.core.errors import ConfigError
+from ldm.sampling import prompts
+from ldm.sampling.params import SampleParams
+from ldm.tools.cli import drawing
+from ldm.tools.cli import options as forms
+from ldm.tools.tasks.params import ScoreParams, TasksParams
+
+
+def add(commands: forms.Commands) -> None:
+    """Add the command to a parser."""
+    about = (
+        f"{inspect.cleandoc(ScoreParams.__doc__ or '')} Higher = more unusual; what is not given is as in params.yaml."
+    )
+    example = "example: ldm score photos/*.png --output scores.csv"
+    parser = commands.add_parser("score", help="how unusual images are", description=about, epilog=example)
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG or WebP")
+    add("--prompt", default="", metavar="TEXT", help="what all images are said to show (nothing)")
+    add("--output", type=Path, metavar="FILE", help="where the table goes as .csv or .json; else it is printed")
+    add("--overwrite", action="store_true", help="replace what has the name of --output")
+    add("--seed", type=int, default=argparse.SUPPRESS, metavar="N", help="seed of noises and probes")
+    forms.add_fields(parser, ScoreParams)
+    drawing.add_device(parser)
+    parser.set_defaults(command=_score)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from ldm.tools import png_folder
+    from ldm.tools.tasks import pictures
+
+    # Refuse bad settings and pictures before the networks are loaded.
+    document, output = config.Document(), options.output
+    own = forms.given(options, ScoreParams)
+    seed = {"seed": options.seed} if hasattr(options, "seed") else {}
+    document.read(SampleParams, "sample").drawing.changed(seed)
+    document.read(TasksParams, "tasks").score.changed(own)
+    prompts.texts_of(options.prompt)
+    if output is not None:
+        if output.suffix not in (".csv", ".json"):
+            raise ConfigError("--output", str(output), "a name that ends in .csv or .json", "name such a file")
+        png_folder.check_new(output, options.overwrite)
+    images = [pictures.read(path) for path in options.images]
+    with drawing.plain_warnings():
+        pipeline = drawing.load(options, document)
+        found = pipeline.score(images, [options.prompt] * len(images), **own, **seed)
+    columns = {name: [float(value) for value in values] for name, values in found.items()}
+    rows = [
+        {"image": image.where, "sha256": image.sha256, **{name: values[i] for name, values in columns.items()}}
+        for i, image in enumerate(images)
+    ]
+    if output is None:
+        print(_csv(rows), end="")
+    else:
+        text = _csv(rows) if output.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
+        png_folder.save(output, text.encode(), options.overwrite)
+        print(f"{output}: {len(rows)} images")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
