@@ -10,8 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from ldm import randomness
 from ldm.autoencoder.model.network import to_signal
 from ldm.core import artifact, config, stage, workspace
 from ldm.core.config import Section
@@ -28,19 +25,21 @@ from ldm.core.params import MachineParams, PathsParams
 from ldm.corpora import kinds, preparation
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import PrepareParams
-from ldm.denoiser.model.diffusion import Denoiser
 from ldm.evaluation.metrics import Estimate
 from ldm.sampling.generator import Generator
-from ldm.tools import probability_flow
 from ldm.tools.pipeline import Pipeline
-from ldm.tools.tasks.anomaly import reconstruction_error, roc_area
+from ldm.tools.tasks import pictures
+from ldm.tools.tasks.anomaly import roc_area
+from ldm.tools.tasks.draw import Batch
+from ldm.tools.tasks.scores import scores
 from studies import study
+from studies.lab import Lab
 from studies.rows import Row, interval
-from studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT, DEFAULT = "without the shape", "default (control)"
-RECONSTRUCTION, LIKELIHOOD, AUTOENCODER = "reconstruction", "likelihood", "autoencoder alone"
+AUTOENCODER = "autoencoder_error"
+SCORES = ("reconstruction_error", "bits_per_dimension", AUTOENCODER)
 STAGES = {
     "train_autoencoder": "autoencoder",
     "encode_latents": "latents",
@@ -63,14 +62,6 @@ class AnomalyParams(Section):
     """Steps of the UNet's training."""
     num_images: int = Field(ge=2, le=10**6)
     """Usual images, and as many unusual ones (fewer if there are fewer)."""
-    times: list[float]
-    """Times at which the reconstruction error is measured."""
-    num_noises: int = Field(ge=1, le=1000)
-    """Noises per time."""
-    num_probes: int = Field(ge=1, le=1000)
-    """Probes of the likelihood."""
-    tolerance: float = Field(gt=0, le=1)
-    """Tolerance of the likelihood's solver."""
 
 
 def shows(scene: Mapping[str, Any], shape: str) -> bool:
@@ -141,34 +132,20 @@ def _prepare(folder: Path, paths: PathsParams, shape: str) -> None:
         preparation.write_passports(image_shards, caption_shards, section)
 
 
-def scores(
-    this: Study[AnomalyParams], generator: Generator, kind: str, images: UInt8[Tensor, "n 3 h w"]
-) -> Float[Tensor, "n"]:
-    """How unusual each image is, without a prompt; higher = more."""
-    params, seed = this.params, this.lab.drawing.seed
-    drawing = this.lab.drawing.model_copy(update={"guidance_scale": 1.0, "precision": "fp32"})
-
-    def noise(rows: range, purpose: str, i: int) -> Tensor:
-        keys = [randomness.generator(seed, purpose, i, row) for row in rows]
-        return torch.stack([torch.randn(generator.latent_shape, generator=key) for key in keys]).to(generator.device)
-
-    def latent_scores(denoise: Denoiser, z0: Tensor, rows: range) -> Tensor:
-        if kind == RECONSTRUCTION:
-            noises = torch.stack([noise(rows, "score", i) for i in range(params.num_noises)])
-            return reconstruction_error(denoise, generator.schedule, z0, params.times, noises)
-        probes = torch.stack([noise(rows, "probe", i).sign() for i in range(params.num_probes)])
-        return probability_flow.bits_per_dimension(denoise, generator.schedule, z0, probes, params.tolerance)
+def scores_of(lab: Lab, generator: Generator, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Float[Tensor, "n"]]:
+    """How unusual each image is, without a prompt, by name of the score; higher = more."""
+    params = lab.pipeline.tasks.score
 
     def batch(rows: range) -> Tensor:
         pixels = images[rows.start : rows.stop]
-        z0 = generator.encode(pixels)
-        if kind == AUTOENCODER:
-            error = generator.signals_of(z0) - to_signal(pixels.to(generator.device))
-            return error.square().flatten(1).mean(1).cpu()
-        denoise = generator.guided(generator.null_condition.expand(len(z0)), drawing)
-        return latent_scores(denoise, z0, rows).detach().cpu()
+        given = [{"image": pictures.of(image.permute(1, 2, 0).numpy())} for image in pixels]
+        null = generator.null_condition.expand(len(pixels))
+        found = scores(params, Batch(generator, null, rows, lab.drawing, given, null))
+        error = generator.signals_of(generator.encode(pixels)) - to_signal(pixels.to(generator.device))
+        found[AUTOENCODER] = error.square().flatten(1).mean(1).cpu()
+        return torch.stack([found[name] for name in SCORES], dim=1)
 
-    return this.lab.in_batches(batch, len(images))
+    return dict(zip(SCORES, lab.in_batches(batch, len(images)).unbind(1), strict=True))
 
 
 def main() -> str:
@@ -180,25 +157,18 @@ def main() -> str:
     name = artifact.sha256_json([params.model_dump(mode="json"), lab.inputs])[:16]
     folder = workspace.runs(lab.paths.runs) / "studies" / f"anomaly-{name}"
 
-    @cache
-    def generator_of(model: str) -> Generator:
+    def compute(model: str) -> dict[str, Tensor]:
         if model == DEFAULT:
-            return lab.pipeline.generator
+            return scores_of(lab, lab.pipeline.generator, images)
         train(folder, params, Path(lab.paths.clip))
-        return Pipeline.load(folder, lab.device).generator
+        return scores_of(lab, Pipeline.load(folder, lab.device).generator, images)
 
-    def compute(work: tuple[str, str]) -> dict[str, Tensor]:
-        model, kind = work
-        return {"scores": scores(this, generator_of(model), kind, images)}
+    def row(model: str, measured: Mapping[str, Tensor]) -> Row:
+        areas = {name: roc_area(measured[name][: len(usual)], measured[name][len(usual) :]) for name in SCORES}
+        found = {name: interval(Estimate(*area, len(images))) for name, area in areas.items()}
+        return {"model": model, "shape": params.shape, "count": len(images), **found}
 
-    def row(work: tuple[str, str], measured: Mapping[str, Tensor]) -> Row:
-        model, kind = work
-        area = roc_area(measured["scores"][: len(usual)], measured["scores"][len(usual) :])
-        found = interval(Estimate(*area, len(images)))
-        return {"model": model, "score": kind, "shape": params.shape, "count": len(images), "area": found}
-
-    pairs = list(product((LEFT_OUT, DEFAULT), (RECONSTRUCTION, LIKELIHOOD, AUTOENCODER)))
-    work = {f"{model.split()[0]}_{kind.split()[0]}": (model, kind) for model, kind in pairs}
+    work = {"left_out": LEFT_OUT, "default": DEFAULT}
     return this.run(work, compute, row, {"cases": cases.sha256})
 
 

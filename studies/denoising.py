@@ -17,11 +17,10 @@ from skimage import restoration
 from torch import Tensor
 
 from ldm import randomness
-from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.core import stage
 from ldm.core.config import Section
 from ldm.evaluation import metrics
-from ldm.tools.tasks.restoration import restore
+from ldm.tools.tasks import pictures
 from studies import study
 from studies.lab import Lab
 from studies.rows import Row, interval
@@ -52,11 +51,9 @@ class DenoisingParams(Section):
 
 def noised(images: Images, level: float, seed: int) -> Images:
     """Images with noise, each a function of (seed, its number) alone."""
-    return (images + level * _noise(images, range(len(images)), seed)).round().clamp(0, 255).to(torch.uint8)
-
-
-def _noise(images: Images, rows: range, seed: int) -> Float[Tensor, "b 3 h w"]:
-    return torch.stack([torch.randn(images[0].shape, generator=randomness.generator(seed, "noised", i)) for i in rows])
+    keys = [randomness.generator(seed, "noised", i) for i in range(len(images))]
+    noise = torch.stack([torch.randn(images[0].shape, generator=key) for key in keys])
+    return (images + level * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def psnr(images: Images, clean: Images) -> Float[Tensor, "n"]:
@@ -94,19 +91,10 @@ def filtered(lab: Lab, images: Images, function: Filter) -> Images:
     return torch.from_numpy(np.stack(lab.workers.map(function, images)).transpose(0, 3, 1, 2).copy())
 
 
-def denoised(lab: Lab, noisy: Images, seed: int) -> Images:
+def denoised(lab: Lab, noisy: Images) -> Images:
     """By the model, without a prompt."""
-    generator = lab.pipeline.generator
-    drawing = lab.drawing.model_copy(update={"guidance_scale": 1.0})
-
-    def batch(rows: range) -> Tensor:
-        x = to_signal(noisy[rows.start : rows.stop].to(lab.device))
-        noise = _noise(noisy, rows, randomness.key(seed, "level")).to(lab.device)
-        denoise = generator.guided(generator.null_condition.expand(len(x)), drawing)
-        signals, _, _ = restore(denoise, generator.schedule, generator.latents_of, generator.signals_of, x, noise)
-        return to_image(signals).cpu()
-
-    return lab.in_batches(batch, len(noisy))
+    given = [{"image": pictures.of(image.permute(1, 2, 0).numpy())} for image in noisy]
+    return lab.perform("denoise", given, [""] * len(noisy), {})
 
 
 def run(this: Study[DenoisingParams]) -> str:
@@ -132,7 +120,7 @@ def run(this: Study[DenoisingParams]) -> str:
         noisy = noised(cases.images, level, seed)
         match method:
             case "model":
-                images = denoised(lab, noisy, seed)
+                images = denoised(lab, noisy)
             case "clean round trip":
                 generator = lab.pipeline.generator
                 images = lab.in_batches(

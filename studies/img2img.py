@@ -15,7 +15,6 @@ from ldm.core import stage
 from ldm.core.config import Section
 from ldm.evaluation import metrics
 from ldm.tools.tasks import pictures
-from ldm.tools.tasks.params import Img2ImgParams
 from studies import study
 from studies.rows import Row, interval
 
@@ -45,12 +44,12 @@ def main() -> str:
     prompts = cases.prompts[half:] + cases.prompts[:half]
     claims = cases.claims[half:] + cases.claims[:half]
     given = [{"image": pictures.of(image.permute(1, 2, 0).numpy())} for image in cases.images]
-    drawing = this.lab.drawing.model_copy(update={"num_steps": this.params.num_steps})
+    num_steps = this.params.num_steps
     real = this.lab.features(cases.images)
     before: dict[str, Tensor] = {}
 
     def compute(strength: float) -> dict[str, Tensor]:
-        images = this.lab.perform(Img2ImgParams(strength=strength), given, prompts, drawing)
+        images = this.lab.perform("img2img", given, prompts, {"strength": strength}, {"num_steps": num_steps})
         found = {"pixels": distance(images, cases.images), "features": (this.lab.features(images) - real).norm(dim=1)}
         checks = {"scene": this.lab.workers.check(images, claims)["scene"]}
         return {**found, **checks, "own_scene": this.lab.workers.check(images, cases.claims)["scene"]}

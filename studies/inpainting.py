@@ -18,7 +18,6 @@ from ldm.core import stage
 from ldm.core.config import Section
 from ldm.evaluation import metrics
 from ldm.tools.tasks import pictures
-from ldm.tools.tasks.params import InpaintParams
 from studies import study
 from studies.lab import CHECKS, Cases
 from studies.rows import Row, interval
@@ -35,8 +34,6 @@ class InpaintingParams(Section):
     """Scenes, in each of which one object is masked."""
     margin_px: int = Field(ge=0, le=64)
     """Pixels of the mask beyond the object on each side."""
-    jump_length: int = Field(ge=1, le=1000)
-    """As of the task."""
     num_resamplings: list[int]
     """Values of r: how often each stretch of the way down is taken."""
 
@@ -86,8 +83,7 @@ def main() -> str:
         if isinstance(work, str):
             images = fixed[work]
         else:
-            task = InpaintParams(num_resamplings=work, jump_length=params.jump_length)
-            images = this.lab.perform(task, given, cases.prompts, this.lab.drawing)
+            images = this.lab.perform("inpaint", given, cases.prompts, {"num_resamplings": work})
         return {"seam": seam(images, holes), **this.lab.workers.check(images, cases.claims)}
 
     def row(work: str | int, measured: Mapping[str, Tensor]) -> Row:

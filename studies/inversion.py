@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.core import stage
 from ldm.core.config import Section
 from ldm.evaluation import metrics
-from ldm.sampling import grids
+from ldm.sampling import grids, trajectory
+from ldm.sampling.samplers.ancestral import ddim
 from ldm.tools.tasks import inversion
 from studies import study
 from studies.rows import Row, interval
@@ -41,7 +42,7 @@ def main() -> str:
             z0 = generator.encode(cases.images[rows.start : rows.stop])
             denoise = generator.guided(lab.condition(cases.prompts[rows.start : rows.stop]), drawing)
             noise = inversion.invert(denoise, generator.schedule, z0, times)
-            back = inversion.redraw(denoise, generator.schedule, noise, times)
+            back = trajectory.follow(ddim, denoise, generator.schedule, noise, times)
             return (back - z0).square().flatten(1).mean(1).sqrt().cpu()
 
         return {"error": lab.in_batches(batch, len(cases))}

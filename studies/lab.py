@@ -24,7 +24,7 @@ from ldm.denoiser.model.network import Network
 from ldm.oracles import shapes, shapes_extractor
 from ldm.sampling.params import DrawingParams
 from ldm.tools.pipeline import Pipeline
-from ldm.tools.tasks import draw as tasks
+from ldm.tools.tasks.draw import Work
 from ldm.tools.tasks.params import TaskParams
 from ldm.tools.tasks.pictures import Picture
 
@@ -136,17 +136,20 @@ class Lab:
 
     def perform(
         self,
-        task: TaskParams,
+        name: str,
         given: Sequence[Mapping[str, Picture]],
         prompts: Sequence[str],
-        drawing: DrawingParams,
+        settings: Mapping[str, Any],
+        changes: Mapping[str, Any] = {},
     ) -> UInt8[Tensor, "n 3 h w"]:
-        """A task on pictures with prompts; image i has the noises of (seed, i)."""
+        """A task of params.yaml on pictures with prompts; image i has the noises of (seed, i). settings, changes: what
+        differs from the task's settings, and from its drawing."""
+        task: TaskParams = getattr(self.pipeline.tasks, name).changed(settings)
+        work, drawing = Work(name, task, given), task.changes(self.drawing).changed(changes)
 
         def batch(rows: range) -> Tensor:
-            condition = self.condition(prompts[rows.start : rows.stop])
-            part = given[rows.start : rows.stop]
-            return tasks.draw(task, tasks.Batch(self.pipeline.generator, condition, rows, drawing, part))
+            part = prompts[rows.start : rows.stop]
+            return work.part(rows).draw(self.pipeline.generator, self.condition, part, rows, drawing)
 
         return self.in_batches(batch, len(prompts))
 

@@ -53,7 +53,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "psnr": "PSNR, dB",
         "model_better_by": "model is better by, dB",
     },
-    "anomaly": {"model": "model", "score": "score", "area": "area under the ROC curve"},
+    "anomaly": {
+        "model": "model",
+        "reconstruction_error": "reconstruction error",
+        "bits_per_dimension": "bits per dimension",
+        "autoencoder_error": "autoencoder alone",
+    },
     "checkpoints": {
         "step": "step",
         "kid": "kernel distance",
@@ -185,7 +190,7 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Figure]] = {
     "inpainting": draw_fields(("scene", "seam"), "holes"),
     "img2img": draw_fields(("pixels", "features", "own_scene", "scene"), "strength"),
     "denoising": draw_denoising,
-    "anomaly": draw_fields(("area",), "name"),
+    "anomaly": draw_fields(("reconstruction_error", "bits_per_dimension", "autoencoder_error"), "model"),
     "checkpoints": draw_fields(("kid", "scene"), "step"),
     "inversion": draw_fields(("error",), "num_steps"),
 }

@@ -29,7 +29,7 @@ TINY = {
         "evaluations": [2, 4],
     },
     "guidance": {"num_prompts": 5, "settings": [{"guidance_scale": 0}, {"guidance_interval": [0.2, 0.8]}]},
-    "inpainting": {"split": "val", "num_cases": 5, "margin_px": 3, "jump_length": 1, "num_resamplings": [1, 2]},
+    "inpainting": {"split": "val", "num_cases": 5, "margin_px": 3, "num_resamplings": [1, 2]},
     "img2img": {"num_images": 5, "strengths": [0, 1], "num_steps": 2},
     "denoising": {
         "num_images": 3,
