@@ -247,6 +247,13 @@ def test_all_that_keeps_an_objective_from_being_sound_is_named(tmp_path: Path) -
     assert line.startswith("sample.drawing.time_shift: found 50.0; expected 1.0: ")
 
 
+def test_a_task_must_fit_the_drawing_that_it_changes(tmp_path: Path) -> None:
+    found = findings(tmp_path, {"tasks.inpaint.jump_length": 30, "tasks.upscale.drawing": {"num_step": 3}})
+    assert found[0] == "tasks.inpaint: jump_length: 30 with 30 steps; expected less than num_steps"
+    assert found[1].startswith("tasks.upscale: num_step: unknown key; expected one of sampler, num_steps,")
+    assert len(found) == 2
+
+
 def test_what_only_the_shapes_have(tmp_path: Path) -> None:
     found = findings(tmp_path, {"train_clip.source.twins_together": True, "sample.seen_split": "val"}, "openmoji.yaml")
     assert [line.split(":")[0] for line in found] == ["train_clip.source.twins_together", "sample.seen_split"]

@@ -9,8 +9,8 @@ from pydantic import Field
 from ldm.core.config import Document, Section
 from ldm.core.errors import ConfigError
 from ldm.sampling.params import DrawingParams, SampleParams
-from ldm.tools.cli import drawing, generate, options, params, replay, results, tasks
-from ldm.tools.tasks.params import TasksParams
+from ldm.tools.cli import drawing, generate, options, params, replay, results, score, tasks
+from ldm.tools.tasks.params import names
 from tests.import_closure import ROOT
 
 
@@ -99,9 +99,10 @@ def test_every_field_of_a_drawing_is_an_option_of_all_that_draw() -> None:
     ("group", "verbs"),
     [
         (generate, ["generate"]),
-        (tasks, [name.replace("_", "-") for name in TasksParams.model_fields]),
+        (tasks, [name.replace("_", "-") for name in names()]),
         (replay, ["replay"]),
         (params, ["check", "recipe"]),
+        (score, ["score"]),
         (results, ["verify", "runs", "resume"]),
     ],
 )

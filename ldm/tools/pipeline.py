@@ -4,6 +4,7 @@ from ldm import Pipeline
 pipeline = Pipeline.load()
 images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
 paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)
+images = pipeline.inpaint("photo.png", "mask.png", "a red circle above a blue square", num_resamplings=5)
 """
 
 import warnings
@@ -245,10 +246,7 @@ class Pipeline:
         tolerance, and seed and precision of `DrawingParams`. ConfigError: as `img2img`."""
         texts = [""] * pictures.num_rows({"image": images}) if prompts is None else texts_of(prompts)
         own, others = _split(self.tasks.score, settings)
-        params, drawing = (
-            from_values(ScoreParams, self.tasks.score.model_dump() | own, own),
-            self.drawing.changed(others),
-        )
+        params, drawing = self.tasks.score.changed(own), self.drawing.changed(others)
         rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), size):

@@ -60,7 +60,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def texts_of(options: argparse.Namespace, is_needed: bool = True) -> list[str]:
     """The prompts of the images, in order; no caption, if there is none and none is needed. ConfigError: none is there
     but one is needed, or some are arguments and others in a file."""
-    if not options.prompts and options.prompts_file is None and not is_needed:
+    if not is_needed and (options.prompts, options.prompts_file) == ([], None):
         return [""] * options.num_images
     fix = "give prompts as arguments, or in a file by --prompts-file"
     if bool(options.prompts) == (options.prompts_file is not None):

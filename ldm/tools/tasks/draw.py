@@ -39,7 +39,8 @@ from ldm.tools.tasks.params import (
 )
 from ldm.tools.tasks.pictures import Picture
 
-Images = UInt8[Tensor, "b 3 h w"]
+Pixels = UInt8[Tensor, "b 3 h w"]
+"""Images of a batch."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _on_cells(
-    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Images, unknown: Bool[Tensor, "b 1 h w"]
-) -> Images:
+    task: RepaintParams, batch: Batch, denoise: Denoiser, images: Pixels, unknown: Bool[Tensor, "b 1 h w"]
+) -> Pixels:
     """RePaint on whole latent cells; then known pixels are put back."""
     generator = batch.generator
     cells = repaint.cells(unknown, generator.autoencoder.factor).to(generator.device)
@@ -231,7 +232,7 @@ def _on_cells(
     return torch.where(unknown, generator.decode(z).cpu(), images)
 
 
-def _between_pixels(task: RepaintParams, batch: Batch, images: Images, unknown: Bool[np.ndarray, "h w"]) -> Images:
+def _between_pixels(task: RepaintParams, batch: Batch, images: Pixels, unknown: Bool[np.ndarray, "h w"]) -> Pixels:
     """RePaint where every cell has known pixels: they are put into the decoded z0_hat, which is encoded again."""
     generator, mask = batch.generator, torch.from_numpy(unknown.copy())
     signals = to_signal(images.to(generator.device))
@@ -253,7 +254,7 @@ def _repaint(
     return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)
 
 
-def _interpolate(task: InterpolateParams, batch: Batch) -> Images:
+def _interpolate(task: InterpolateParams, batch: Batch) -> Pixels:
     """Image number n is frame n mod `num_frames` of a path that has the noise of number n // `num_frames`."""
     paths, frames = zip(*(divmod(number, task.num_frames) for number in batch.prompt_numbers), strict=True)
     fractions = torch.tensor(frames) / (task.num_frames - 1)
@@ -285,14 +286,14 @@ def _start(
     return interpolation.slerp(first, last, fractions)
 
 
-def _invert(batch: Batch) -> Images:
+def _invert(batch: Batch) -> Pixels:
     noise = inversion.invert(batch.unguided, batch.schedule, batch.generator.encode(batch.images()), batch.times)
     denoise = batch.generator.guided(batch.second, batch.drawing)
     z0 = trajectory.follow(batch.rule, denoise, batch.schedule, noise, batch.times, batch.noises())
     return batch.generator.decode(z0).cpu()
 
 
-def _denoise(task: DenoiseParams, batch: Batch) -> Images:
+def _denoise(task: DenoiseParams, batch: Batch) -> Pixels:
     generator, x = batch.generator, to_signal(batch.images().to(batch.generator.device))
     # A pixel value of 1 is a signal of 2.
     level = None if task.noise_level is None else x.new_full((len(x),), 2 * task.noise_level)

@@ -225,7 +225,7 @@ class ScoreParams(Settings):
     """How unusual an image is to the model: by the error of what it makes of noisy forms of the image, and by the
     image's likelihood."""
 
-    times: list[float] = Field(min_length=1, max_length=1000)
+    times: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=1000)
     """Times to which latents are noised; the error is a mean over them."""
     num_noises: int = Field(ge=1, le=1000)
     """Noises per time."""

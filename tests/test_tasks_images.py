@@ -1,0 +1,172 @@
+"""Interpolation, inversion, variations, denoising and scores from end to end on a tiny pipeline."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.core.errors import ConfigError
+from ldm.core.images import decode_png
+from ldm.sampling.origin import Origin
+from ldm.tools import cli, pipeline
+from ldm.tools.tasks import draw, scores
+from tests import trained_data
+
+FIRST, LAST = "a red star", "a blue cross"
+STEPS = {"num_steps": 3, "sampler": {"kind": "ddim", "eta": 0}}
+SMALL = ["--num-steps", "3", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trained_data.make(folder)
+    for name, seed in (("first.png", 0), ("last.png", 1)):
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(root: Path) -> pipeline.Pipeline:
+    return pipeline.Pipeline.load(root)
+
+
+@pytest.fixture
+def here(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(root)
+    return tmp_path / "out"
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return int((found.int() - expected.int()).abs().max()) <= 1
+
+
+def test_a_path_of_prompts_or_noises_begins_and_ends_as_their_own_images(loaded: pipeline.Pipeline) -> None:
+    prompts = loaded.interpolate([FIRST, FIRST], last_prompt=LAST, num_frames=3, guidance_scale=3, **STEPS)
+    assert len(prompts) == 6
+    firsts, lasts = (loaded([text] * 2, guidance_scale=3, **STEPS) for text in (FIRST, LAST))
+    assert close(prompts[::3], firsts) and close(prompts[2::3], lasts) and not close(prompts[1:2], firsts[:1])
+    noises = loaded.interpolate(FIRST, last_noise=True, num_frames=3, **STEPS)
+    assert close(noises[:1], loaded(FIRST, **STEPS)) and not close(noises[2:], noises[:1])
+
+
+@pytest.mark.parametrize("settings", [{"image_noise": "inversion"}, {"image_noise": "shared", "strength": 0.4}])
+def test_a_path_of_images_begins_and_ends_at_what_each_gives_alone(
+    loaded: pipeline.Pipeline, root: Path, settings: dict[str, object]
+) -> None:
+    first, last, same = root / "first.png", root / "last.png", {"guidance_scale": 1, **settings, **STEPS}
+    frames = loaded.interpolate(images=first, last_images=last, num_frames=3, **same)
+    alone = [loaded.interpolate(images=path, last_images=path, num_frames=2, **same) for path in (first, last)]
+    assert close(frames[0], alone[0][0]) and close(frames[2], alone[1][0])
+    assert not close(frames[1], frames[0]) and not close(frames[1], frames[2])
+
+
+def test_inversion_by_more_steps_comes_nearer_to_the_round_trip(loaded: pipeline.Pipeline, root: Path) -> None:
+    image = torch.from_numpy(decode_png((root / "first.png").read_bytes()).copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        round_trip = loaded.generator.decode(loaded.generator.encode(image[None]))
+    few, many = (loaded.invert(image, num_steps=n) for n in (4, 40))
+    far, near = (float((found.float() - round_trip.float()).square().mean()) for found in (few, many))
+    assert near < far / 4
+    assert torch.equal(loaded.invert(image, num_steps=4, edit=""), few)
+    assert not torch.equal(loaded.invert(image, num_steps=4, edit=LAST), few)
+
+
+def test_variations_have_noises_of_their_own_and_none_at_strength_0(loaded: pipeline.Pipeline, root: Path) -> None:
+    path = root / "first.png"
+    first, second = loaded.variations(path, ["", ""], strength=0.7, **STEPS)
+    assert not torch.equal(first, second)
+    assert torch.equal(loaded.variations(path, strength=0, **STEPS), loaded.img2img(path, "", strength=0, **STEPS))
+
+
+def test_denoising_asks_once_and_the_noise_may_be_told(loaded: pipeline.Pipeline, root: Path) -> None:
+    path, generator = root / "first.png", loaded.generator
+    image = torch.from_numpy(decode_png(path.read_bytes()).copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        round_trip = generator.decode(generator.encode(image[None]))
+    assert close(loaded.denoise(path, noise_level=0), round_trip)
+    assert not close(loaded.denoise(path), round_trip)
+    assert torch.equal(loaded.denoise(path, num_steps=7), loaded.denoise(path)), "steps are no matter"
+
+
+def test_scores_are_those_of_each_image_alone_and_the_likelihood_can_be_left_out(
+    loaded: pipeline.Pipeline, root: Path
+) -> None:
+    paths = [root / "first.png", root / "last.png"]
+    found = loaded.score(paths, num_probes=1, times=[0.5], num_noises=1, tolerance=0.05)
+    assert found.keys() == {"reconstruction_error", "bits_per_dimension"}
+    (again,) = loaded.score(paths[0], num_probes=0, times=[0.5], num_noises=1).values()
+    torch.testing.assert_close(again, found["reconstruction_error"][:1], rtol=1e-2, atol=1e-3)
+    settings = loaded.tasks.score.changed({"num_probes": 0, "times": [0.5], "num_noises": 1})
+    condition, row = loaded.embed([""]), draw.pictures.row({"image": paths[0]})
+    batch = draw.Batch(loaded.generator, condition, [0], loaded.drawing, [row], condition)
+    assert torch.equal(scores.scores(settings, batch)["reconstruction_error"], again)
+    with pytest.raises(ConfigError, match="tolerance: found 2"):
+        loaded.score(paths, tolerance=2)
+
+
+def test_frames_are_numbered_pictures_that_replay(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--image", "first.png", "--last-image", "last.png"]
+    made = ["interpolate", *given, "--num-frames", "3", "--num-images", "2", "--output", str(here), *SMALL]
+    assert cli.main(made) == 0, capsys.readouterr().err
+    assert len(list(here.iterdir())) == 6
+    path = here / "0004.png"
+    origin = Origin.read(path.read_bytes(), "")
+    assert (origin.task, origin.prompt_number, origin.prompt) == ("interpolate", 4, "")
+    assert origin.pictures["last_image"] == hashlib.sha256(Path("last.png").read_bytes()).hexdigest()
+    assert cli.main(["replay", str(path), *given]) == 0
+    assert cli.main(["replay", str(path), *given[:2]]) == 2
+    assert "give by --last-image the file" in capsys.readouterr().err
+
+
+def test_scores_become_a_table_that_replaces_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--num-noises", "1", "--times", "0.3", "0.6", "--num-probes", "0"]
+    assert cli.main(["score", "first.png", "last.png", *quick]) == 0
+    printed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    table = here.with_suffix(".json")
+    assert cli.main(["score", "first.png", "last.png", *quick, "--output", str(table)]) == 0
+    rows = json.loads(table.read_text())
+    assert [row["image"] for row in rows] == [row["image"] for row in printed] == ["first.png", "last.png"]
+    assert [str(row["reconstruction_error"]) for row in rows] == [row["reconstruction_error"] for row in printed]
+    assert cli.main(["score", "first.png", *quick, "--output", str(table)]) == 2
+    assert json.loads(table.read_text()) == rows
+    assert cli.main(["score", "first.png", *quick, "--output", str(table), "--overwrite"]) == 0
+    assert len(json.loads(table.read_text())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["interpolate", FIRST], "interpolate: equal ends; expected something that changes"),
+        (["interpolate", "--image", "first.png"], "last_image: one image without the other; expected two images"),
+        (["interpolate", FIRST, "--last-prompt", LAST, "--num-frames", "1"], "num_frames: found 1; expected"),
+        (["variations", "--image", "first.png", "--strength", "2"], "strength: found 2.0; expected a number >= 0"),
+        (["denoise", "--image", "none.png"], "none.png: No such file or directory; expected"),
+        (["denoise", "--image", "first.png", "--noise-level", "-1"], "noise_level: found -1.0; expected"),
+        (["invert", "--image", "first.png", "--num-steps", "0"], "num_steps: found 0; expected"),
+        (["score", "params.yaml"], "params.yaml: no image that can be read (NOT_IMAGE"),
+        (["score", "first.png", "--times", "2"], "times.0: found 2.0; expected"),
+        (["score", "first.png", "--tolerance", "0"], "tolerance: found 0.0; expected"),
+        (["score", "first.png", "--output", "scores.txt"], "--output: scores.txt; expected a name that ends in .csv"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "Pipeline", None)
+    output = [] if arguments[0] == "score" else ["--output", str(here)]
+    assert cli.main([*arguments, *output]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: "), lines
+    assert not here.exists()
