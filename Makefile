@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help repository setup demo recipe gallery seeds test deps lock reliability clean
+.PHONY: help repository setup demo recipe gallery seeds studies test deps lock reliability clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -41,6 +41,10 @@ gallery: $(INSTALLED) ## copy pictures and numbers of the last run into README.m
 
 seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); scores go to docs/seeds.json and README.md
 	$(PYTHON) -m studies.seeds
+
+studies: $(INSTALLED) ## measure samplers, guidance and tasks on the default model (hours); results go to docs/studies and docs/studies.md
+	$(PYTHON) -m dvc repro studies/dvc.yaml
+	$(PYTHON) -m studies.page
 
 test: $(INSTALLED) ## run all checks that a commit must pass
 	$(PYTHON) -m ruff check .

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import queue
-import re
 import shutil
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from dvc.utils.serialize import modify_yaml
 
 from ldm.core import artifact, config
 from ldm.core.params import PathsParams
+from studies.devices import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"
@@ -104,12 +104,6 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
     shutil.rmtree(clone)
     row = {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
     return row | ({"threads": len(share)} if share is not None else {"threads": run.threads} if run.threads else {})
-
-
-def processor() -> str:
-    """Model of this machine's CPU: results differ in their last bits between kinds of CPU."""
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return found.group(1) if found else "unknown"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

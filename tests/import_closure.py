@@ -1,5 +1,6 @@
 """The code that a stage script runs and the params sections that it reads; `python -m tests.import_closure` writes both
-into dvc.yaml. DVC does not follow imports, so dvc.yaml must list what a stage runs."""
+into dvc.yaml, and the code of each study into studies/dvc.yaml. DVC does not follow imports, so these files must list
+what a stage runs."""
 
 import ast
 from io import StringIO
@@ -11,6 +12,7 @@ from ruamel.yaml import YAML
 from ldm.compute.closure import files_of, has_code
 
 ROOT = Path(__file__).resolve().parents[1]
+PIPELINE, STUDIES = "dvc.yaml", "studies/dvc.yaml"
 NOT_LISTED = {"paths", "machine"}  # paths reach dvc.yaml by templating; machine must not change a result
 
 
@@ -54,36 +56,40 @@ def sections(script: Path) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in NOT_LISTED]
 
 
-def stage_scripts(root: Path = ROOT) -> dict[str, Path]:
-    """Stage name -> script, for every stage of dvc.yaml."""
-    stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text())["stages"]
-    return {name: root / "stages" / f"{name}.py" for name in stages}
+def stage_scripts(root: Path = ROOT, pipeline: str = PIPELINE) -> dict[str, Path]:
+    """Stage name -> script, for every stage of a pipeline."""
+    stages = YAML(typ="safe", pure=True).load((root / pipeline).read_text())["stages"]
+    folder = root / ("stages" if pipeline == PIPELINE else "studies")
+    return {name: folder / f"{name}.py" for name in stages}
 
 
-def refreshed(root: Path = ROOT) -> str:
-    """dvc.yaml with every stage's code deps and params as they should be; data deps (templated) stay as they are."""
+def refreshed(root: Path = ROOT, pipeline: str = PIPELINE) -> str:
+    """A pipeline with every stage's code deps as they should be, and the params of dvc.yaml; data deps (templated) stay
+    as they are, and so do the params of a study, which reads those of two files."""
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
-    document: Any = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    for name, script in stage_scripts(root).items():
+    document: Any = yaml.load((root / pipeline).read_text(encoding="utf-8"))
+    for name, script in stage_scripts(root, pipeline).items():
         stage = document["stages"][name]
         if script.is_file():
             stage["deps"][:] = covered(files_of(script, root), root) + [
                 dep for dep in stage["deps"] if dep.startswith("${")
             ]
-            stage["params"][:] = sections(script)
+            if pipeline == PIPELINE:
+                stage["params"][:] = sections(script)
     text = StringIO()
     yaml.dump(document, text)
     return text.getvalue()
 
 
 def main() -> None:
-    """Rewrite dvc.yaml."""
-    text, path = refreshed(), ROOT / "dvc.yaml"
-    changed = text != path.read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    print("dvc.yaml rewritten" if changed else "dvc.yaml was up to date")
+    """Rewrite both pipelines."""
+    for pipeline in (PIPELINE, STUDIES):
+        text, path = refreshed(ROOT, pipeline), ROOT / pipeline
+        changed = text != path.read_text(encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
+        print(f"{pipeline} rewritten" if changed else f"{pipeline} was up to date")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from tests.import_closure import ROOT
+from tests.import_closure import ROOT, STUDIES, stage_scripts
 from tests.repository import Repository, setting
 
 
@@ -47,7 +47,13 @@ TRAININGS = {"train_autoencoder", "train_clip", "train_unet"}
 )
 def test_an_edit_of_code_changes_the_stages_that_run_it(repository: Repository, file: str, stages: set[str]) -> None:
     with repository.changed(f"ldm/{file}.py", lambda text: f"{text}\n# a comment\n"):
-        assert json.loads(repository.run("dvc", "status", "--json")).keys() == stages
+        assert json.loads(repository.run("dvc", "status", "--json", "dvc.yaml")).keys() == stages
+
+
+def test_studies_run_by_their_own_pipeline_alone(repository: Repository) -> None:
+    assert repository.repro("--dry") == set()
+    said = repository.run("dvc", "repro", "--dry", "studies/dvc.yaml")
+    assert set(re.findall(r"Running stage 'studies/dvc.yaml:(\w+)'", said)) == stage_scripts(ROOT, STUDIES).keys()
 
 
 def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+_PACKAGES = ("ldm", "studies")
+"""Packages of this repository that scripts import; no stage imports the second."""
+
 
 def files_of(script: Path, root: Path) -> list[str]:
-    """The script and every file of `ldm` that it imports, relative to `root`, with the script first.
+    """The script and every file of `ldm` and `studies` that it imports, relative to `root`, with the script first.
 
     Imports count if they are direct or indirect, at module level or in a function. Weights beside a module, with the
     same name, belong to it. Files without code, such as most `__init__.py`, are left out.
@@ -37,7 +40,8 @@ def has_code(path: Path) -> bool:
 
 
 def imported_files(path: Path, root: Path) -> list[Path]:
-    """The files of `ldm` that one file imports, including `__init__` of packages, but not imports for type checking."""
+    """The files of `ldm` and `studies` that one file imports, including `__init__` of packages, but without imports for
+    type checking."""
     package = path.relative_to(root).with_suffix("").parts
     modules = _modules_of(path.read_bytes(), package) if path.suffix == ".py" else ()
     return list(dict.fromkeys(file for module in modules for file in _files(module, root)))
@@ -75,7 +79,7 @@ def _modules(node: ast.AST, importer: tuple[str, ...]) -> Iterator[str]:
 
 def _files(module: str, root: Path) -> Iterator[Path]:
     parts = module.split(".")
-    if parts[0] != "ldm":
+    if parts[0] not in _PACKAGES:
         return
     for depth in range(1, len(parts) + 1):
         stem = root.joinpath(*parts[:depth])
