@@ -149,7 +149,7 @@ class Lab:
 
         def batch(rows: range) -> Tensor:
             part = prompts[rows.start : rows.stop]
-            return work.part(rows).draw(self.pipeline.generator, self.condition, part, rows, drawing)
+            return work.part(rows).draw(self.pipeline.generator, part, rows, drawing)
 
         return self.in_batches(batch, len(prompts))
 
