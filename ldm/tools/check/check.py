@@ -5,30 +5,22 @@ Reads no data and no weights, and does not import torch, so that a mistake is fo
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
-from ldm.autoencoder.encoding.params import EncodeLatentsParams
-from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError
-from ldm.core.params import MachineParams, PathsParams
-from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams
+from ldm.core.params import PathsParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
-from ldm.denoiser.training.params import TrainUNetParams
-from ldm.evaluation.params import EvaluateParams, InceptionSpaceParams
-from ldm.oracles.params import ClassifierOracleParams
+from ldm.evaluation.params import InceptionSpaceParams
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
-from ldm.sampling.params import SampleParams
 from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.ancestral import DDIMParams
-from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.training.params import (
     ClipFileParams,
     ClipFolderParams,
@@ -37,42 +29,9 @@ from ldm.text.training.params import (
     TrainedClipParams,
     UntrainedClipParams,
 )
-from ldm.tools.check import objectives
-from ldm.tools.tasks.params import TaskParams, TasksParams, names
-
-SECTIONS: dict[str, type[config.Section]] = {
-    "machine": MachineParams,
-    "prepare": PrepareParams,
-    "train_autoencoder": TrainAutoencoderParams,
-    "encode_latents": EncodeLatentsParams,
-    "train_clip": TrainClipParams,
-    "embed_text": EmbedTextParams,
-    "train_unet": TrainUNetParams,
-    "sample": SampleParams,
-    "evaluate": EvaluateParams,
-    "tasks": TasksParams,
-}
-"""Sections of a params file; the section `paths` has its own file."""
-
-
-@dataclass(frozen=True)
-class Params:
-    """A whole params file, and the paths of the repository."""
-
-    paths: PathsParams
-    machine: MachineParams
-    prepare: PrepareParams
-    train_autoencoder: TrainAutoencoderParams
-    encode_latents: EncodeLatentsParams
-    train_clip: TrainClipParams
-    embed_text: EmbedTextParams
-    train_unet: TrainUNetParams
-    sample: SampleParams
-    evaluate: EvaluateParams
-    tasks: TasksParams
-
-
-Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do
+from ldm.tools.check import contents, objectives
+from ldm.tools.check.sections import SECTIONS, Finding, Params
+from ldm.tools.tasks.params import TaskParams, names
 
 
 def params_file(path: Path = config.PARAMS) -> Params:
@@ -322,57 +281,6 @@ def _fewest_changes(params: Params) -> dict[str, Any]:
     raise AssertionError("with all of these values every schedule is sound")
 
 
-def _corpus(params: Params) -> Iterator[Finding]:
-    """What only some corpora have."""
-    corpus, source = params.prepare.corpus, params.train_clip.source
-    if isinstance(source, TrainedClipParams) and source.twins_together and not corpus.has_twins:
-        yield (
-            "train_clip.source.twins_together",
-            f"found true; expected false: the corpus {corpus.kind} has no twins",
-            "set it to false",
-        )
-    if isinstance(corpus, ShapesParams) and isinstance(source, TrainedClipParams):
-        size, num_train = source.training.batch_size, corpus.num_train
-        if size > num_train:
-            found = f"found {size}; expected at most {num_train}, the images of prepare.corpus.num_train"
-            yield "train_clip.source.training.batch_size", found, "lower it, or raise prepare.corpus.num_train"
-    if not corpus.val_repeats_train and params.sample.seen_split == "val":
-        reason = f"the validation split of {corpus.kind} shows things that training never showed"
-        yield "sample.seen_split", f"found val; expected train: {reason}", "set it to train"
-
-
-_CORPORA = {get_args(corpus.model_fields["kind"].annotation)[0] for corpus in get_args(CorpusParams)}
-
-
-def _instruments(params: Params) -> Iterator[Finding]:
-    """An oracle or a feature space that is named after a corpus can only be used with that corpus."""
-    corpus = params.prepare.corpus
-    others = _CORPORA - {corpus.kind}
-    accuracy = params.evaluate.accuracy
-    if accuracy.kind in others:
-        yield (
-            "evaluate.accuracy.kind",
-            f"found {accuracy.kind}; expected retrieval: this oracle cannot check the captions of the corpus "
-            f"{corpus.kind}",
-            "write accuracy: {kind: retrieval, num_prompts: 200, k: 10, num_images: 10000}",
-        )
-    if isinstance(accuracy, ClassifierOracleParams) and not corpus.has_classes:
-        found = f"found classifier; expected retrieval or none: captions of the corpus {corpus.kind} claim no classes"
-        yield (
-            "evaluate.accuracy.kind",
-            found,
-            "write accuracy: {kind: retrieval, num_prompts: 200, k: 10, num_images: 10000}",
-        )
-    for i, space in enumerate(params.evaluate.feature_spaces):
-        if space.kind in others:
-            yield (
-                f"evaluate.feature_spaces.{i}.kind",
-                f"found {space.kind}; expected a space for any images: this one is for those of the corpus "
-                f"{space.kind} only, not of {corpus.kind}",
-                "remove it",
-            )
-
-
 def _tasks(params: Params) -> Iterator[Finding]:
     """A task must fit the drawing that it changes."""
     for name in names():
@@ -384,23 +292,6 @@ def _tasks(params: Params) -> Iterator[Finding]:
             yield f"tasks.{name}", f"{where}: {found}; expected {expected}", fix
 
 
-def _captions(params: Params) -> Iterator[Finding]:
-    """Where every caption is empty, nothing can be learned from captions, asked for or checked."""
-    if params.prepare.captions != "none":
-        return
-    reason = "prepare.captions is none, so every caption is empty"
-    source, dropout = params.train_clip.source.kind, params.train_unet.diffusion.caption_dropout
-    if source == "train":
-        found = f"found train; expected untrained or a pretrained CLIP: {reason}"
-        yield "train_clip.source.kind", found, "write source: {kind: untrained, network: {...}, seed: 0}"
-    if dropout:
-        found = f"found {dropout:g}; expected 0: {reason} already"
-        yield "train_unet.diffusion.caption_dropout", found, "set it to 0"
-    if params.evaluate.accuracy.kind != "none":
-        found = f"found {params.evaluate.accuracy.kind}; expected none: {reason}"
-        yield "evaluate.accuracy.kind", found, "write accuracy: {kind: none}"
-
-
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
     _text,
@@ -409,8 +300,8 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _drawing,
     _objective,
     _guidance,
-    _corpus,
-    _captions,
-    _instruments,
+    contents.kinds,
+    contents.captions,
+    contents.instruments,
     _tasks,
 )
