@@ -1,5 +1,6 @@
 """Rules that bind sections together: each has its finding, with line, value and reason."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError
 from ldm.core.params import OF_THE_REPOSITORY
-from ldm.tools.check import check
+from ldm.tools.check import check, contents, sections
 from tests.repository import params_of, setting
 
 ROOT = Path(__file__).parents[1]
@@ -458,3 +459,18 @@ def test_a_mistake_in_a_params_file_shows_without_paths_too(tmp_path: Path, monk
 
 def test_the_committed_params_are_good() -> None:
     assert check.params_file(ROOT / "params.yaml").prepare.corpus.kind == "shapes"
+
+
+def test_the_default_breaks_no_rule_of_contents():
+    document = check.config.Document(Path("recipes/default.yaml"))
+    values = {name: document.read(section, name) for name, section in sections.SECTIONS.items()}
+    params = sections.Params(paths=check.config.read(check.PathsParams, "paths"), **values)
+    assert not [
+        finding for rule in (contents.kinds, contents.captions, contents.instruments) for finding in rule(params)
+    ]
+    params = dataclasses.replace(params, prepare=params.prepare.model_copy(update={"captions": "none"}))
+    assert [finding[0] for finding in contents.captions(params)] == [
+        "train_clip.source.kind",
+        "train_unet.diffusion.caption_dropout",
+        "evaluate.accuracy.kind",
+    ]

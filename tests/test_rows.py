@@ -49,6 +49,11 @@ ROWS: dict[str, dict[str, list[str]]] = {
         "inversion and reconstruction err as one over the steps": [
             "test_samplers.test_inversion_and_reconstruction_err_as_one_over_the_steps",
             "test_samplers.test_rising_times_lead_from_data_to_noise",
+            "test_tasks_inversion."
+            "test_the_error_of_the_way_there_and_back_is_the_one_measured_and_halves_with_twice_the_steps",
+        ],
+        "images along the arc between two noises change without a jump": [
+            "test_tasks_interpolation.test_images_along_the_arc_change_without_a_jump",
         ],
     },
     "score-based SDE, NCSN (Song et al. 2021, Song and Ermon 2019)": {
@@ -80,6 +85,44 @@ ROWS: dict[str, dict[str, list[str]]] = {
         "three parts of the bound, above the exact likelihood and tight": [
             "test_vdm.test_the_bound_is_the_exact_likelihood_for_the_exact_denoiser",
             "test_vdm.test_noise_that_hides_less_at_its_end_costs_prior_bits",
+        ],
+    },
+    "ADM, classifier guidance (Dhariwal and Nichol 2021)": {
+        "scale 1 with the exact classifier is the class, scale 0 all data": [
+            "test_guidance.test_the_exact_classifier_at_scale_1_gives_the_class_and_at_scale_0_all_data",
+            "test_guidance.test_a_step_by_the_exact_classifier_is_one_of_the_class",
+        ],
+        "a classifier of noisy latents learns Bayes' rule": [
+            "test_guidance_classifier.test_it_learns_bayes_rule_and_leads_as_the_exact_classifier_does",
+        ],
+    },
+    "CFG (Ho and Salimans 2022)": {
+        "scales 1 and 0 are one of the denoisers, bit for bit": [
+            "test_guidance.test_scales_1_and_0_are_one_of_the_denoisers_in_every_bit_and_call_no_other",
+        ],
+        "both formulas agree": [
+            "test_guidance.test_both_formulas_of_classifier_free_guidance_and_that_of_the_noise_agree",
+        ],
+        "guidance needs dropped captions": [
+            "test_guidance_models.test_only_what_asks_without_a_prompt_needs_dropped_captions",
+        ],
+    },
+    "RePaint (Lugmayr et al. 2022)": {
+        "resampling brings the conditional mean of a Gaussian": [
+            "test_tasks_repaint.test_the_conditional_mean_of_a_gaussian_comes_with_resampling",
+        ],
+        "the number and order of calls are the paper's": [
+            "test_tasks_repaint.test_the_number_of_steps_is_that_of_the_paper",
+            "test_tasks_repaint.test_the_order_of_steps_is_that_of_the_papers_code",
+        ],
+        "known pixels come back to the bit": ["test_tasks.test_inpaint_keeps_what_is_known"],
+    },
+    "SDEdit (Meng et al. 2022)": {
+        "steps are strength times all; strength 0 is the input, strength 1 keeps nothing of it": [
+            "test_tasks_sdedit.test_the_share_of_steps_is_the_strength",
+            "test_tasks_sdedit.test_strength_0_gives_the_latent_back_and_calls_nothing",
+            "test_tasks_sdedit.test_at_strength_1_nothing_of_the_image_is_left",
+            "test_tasks_sdedit.test_what_is_left_of_a_gaussian_is_alpha_of_the_start",
         ],
     },
     "self-conditioning (Chen et al. 2023)": {
