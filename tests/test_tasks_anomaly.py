@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.tools import probability_flow
 from ldm.tools.tasks.anomaly import reconstruction_error, roc_area
-from tests.analytic import Mixture
 
 DATA = Mixture.gaussian([0.5], [[0.25]])
 

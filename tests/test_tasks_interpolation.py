@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.ancestral import ddim
 from ldm.tools.tasks import interpolation
-from tests.analytic import Mixture
 
 FRACTIONS = [i / 20 for i in range(21)]
 

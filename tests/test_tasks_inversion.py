@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from ldm.analytic.mixture import Mixture
 from ldm.denoiser.model.diffusion import Schedule
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.ancestral import ddim
 from ldm.tools.tasks.inversion import invert
-from tests.analytic import Mixture
 
 DATA = Mixture.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]])
 
