@@ -30,6 +30,7 @@ _OUTS = {
     "encode_latents": "data/latents",
     "embed_text": "data/embeddings",
     "sample": "data/samples",
+    "evaluate": "data/evaluation",
 }
 _NUM_SIZES = 64
 CASES = tuple(itertools.product(_OUTS, range(1, NUM_POINTS + 1), _ACTIONS))
