@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
@@ -105,6 +104,8 @@ def _angle(state: grids.State) -> float:
 
 def _integrate(slope: Slope, u: Tensor, start: grids.State, end: grids.State, tolerance: float) -> Tensor:
     """By Dormand and Prince's method of order 5 (`RK45` of SciPy), in float64 between the calls."""
+    # Imported here: it takes half a second, which commands that need no likelihood should not wait for.
+    from scipy.integrate import solve_ivp
 
     def right_side(angle: float, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return slope(torch.from_numpy(values).reshape(u.shape).to(u), angle).detach().double().flatten().cpu().numpy()
