@@ -170,3 +170,11 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: "), lines
     assert not here.exists()
+
+
+@pytest.mark.parametrize("guidance", [{"guidance": "ho_salimans", "guidance_scale": 3}, {"guidance_scale": 0}])
+def test_tasks_that_take_the_network_as_it_is_ignore_guidance_of_every_kind(loaded: pipeline.Pipeline, guidance):
+    image = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (3, 64, 64), dtype=np.uint8))
+    plain = loaded.denoise(image, FIRST, guidance_scale=1)
+    assert torch.equal(loaded.denoise(image, FIRST, **guidance), plain)
+    assert not torch.equal(loaded.denoise(image, LAST, guidance_scale=1), plain)

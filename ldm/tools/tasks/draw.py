@@ -63,8 +63,10 @@ class Batch:
 
     @cached_property
     def unguided(self) -> Denoiser:
-        """The network without guidance."""
-        return self.generator.guided(self.condition, self.drawing.changed({"guidance_scale": 1}))
+        """The network with the prompt and without guidance."""
+        # By kind too: the scale that means none is another for some kinds.
+        plain = {"guidance": "classifier_free", "guidance_scale": 1}
+        return self.generator.guided(self.condition, self.drawing.changed(plain))
 
     @property
     def schedule(self) -> Schedule:
