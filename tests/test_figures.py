@@ -20,16 +20,6 @@ from ldm.tools.cli import figures
 from ldm.tools.cli.options import Command
 from ldm.tools.figures import book, mixtures, models, processes, recording, style
 from ldm.tools.pipeline import Pipeline
-from tests import trained_data
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

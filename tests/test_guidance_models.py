@@ -25,18 +25,9 @@ PROMPTS = ["a red star", "a blue cross"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
-    trained_data.write_worse(folder / "data", folder / WORSE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(root: Path) -> pipeline.Pipeline:
-    return pipeline.Pipeline.load(root)
+def root(root: Path) -> Path:
+    trained_data.write_worse(root / "data", root / WORSE)
+    return root
 
 
 @pytest.fixture

@@ -24,20 +24,6 @@ from tests import trained_data
 from tests.kinds import KINDS
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(root) -> pipeline.Pipeline:
-    return pipeline.Pipeline.load(root)
-
-
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
     shutil.copytree(root, tmp_path / "copy")

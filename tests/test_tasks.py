@@ -15,7 +15,6 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
 from ldm.tools.tasks import draw, masks, params
-from tests import trained_data
 from tests.import_closure import ROOT
 
 PROMPT = "a red star"
@@ -23,22 +22,13 @@ STEPS = {"num_steps": 4, "sampler": {"kind": "ddim", "eta": 1}}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
+def root(root: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "image.png")
+    Image.fromarray(pixels).save(root / "image.png")
     mask = np.zeros((64, 64), np.uint8)
     mask[10:30, 20:50] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(root: Path) -> pipeline.Pipeline:
-    return pipeline.Pipeline.load(root)
+    Image.fromarray(mask).save(root / "mask.png")
+    return root
 
 
 @pytest.fixture

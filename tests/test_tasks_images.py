@@ -15,7 +15,6 @@ from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
 from ldm.tools.tasks import draw, scores
-from tests import trained_data
 
 FIRST, LAST = "a red star", "a blue cross"
 STEPS = {"num_steps": 3, "sampler": {"kind": "ddim", "eta": 0}}
@@ -23,19 +22,10 @@ SMALL = ["--num-steps", "3", "--seed", "3"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
+def root(root: Path) -> Path:
     for name, seed in (("first.png", 0), ("last.png", 1)):
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(root: Path) -> pipeline.Pipeline:
-    return pipeline.Pipeline.load(root)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(root / name)
+    return root
 
 
 @pytest.fixture
