@@ -41,6 +41,7 @@ def cut_commits(folder: Path, trials: int, seed: int) -> Result:
     workspace.warm()
     training = {"num_steps": 4, "save_every_steps": 2, "validate_every_steps": 4, "log_every_steps": 2}
     roots = [workspace.for_training(folder / "training", **training), workspace.for_precompute(folder / "precompute")]
+    assert _run(roots[1], "sample") == 0, (roots[1] / "said.txt").read_text()  # evaluate reads samples
     whole: dict[str, dict[str, str]] = {}
     cases = random.Random(seed).sample(CASES, trials) if trials < len(CASES) else CASES
     counts, failures = Counter[str](), list[str]()
