@@ -1,8 +1,8 @@
-"""What a corpus offers: captioned images, each in a split, and rejections with their reasons."""
+"""What a corpus offers: captioned images, each in a split, and rejections with their reasons, in units of work."""
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,19 @@ class Rejection:
     reason: str
     detail: str
     source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a corpus that is prepared and kept on its own, such as a tar or a slice of a folder."""
+
+    name: str
+    """What users know it by, such as the name of the tar. Samples of different units share a shard only if it would
+    otherwise be nearly empty."""
+    sha256: str
+    """Of all that its samples are made from: equal hashes and equal params give equal samples."""
+    items: Callable[[], "Iterable[Pair | Rejection]"]
+    """Every sample of it, in a fixed order; picklable."""
 
 
 def split_of(key: str, val_fraction: float, seed: int, held_out_fraction: float = 0.0) -> Split:
