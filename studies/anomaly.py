@@ -18,7 +18,6 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from ldm.autoencoder.model.network import to_signal
 from ldm.core import artifact, config, stage, workspace
 from ldm.core.config import Section
 from ldm.core.params import MachineParams, PathsParams
@@ -38,8 +37,7 @@ from studies.rows import Row, interval
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT, DEFAULT = "without the shape", "default (control)"
-AUTOENCODER = "autoencoder_error"
-SCORES = ("reconstruction_error", "bits_per_dimension", AUTOENCODER)
+SCORES = ("reconstruction_error", "bits_per_dimension", "autoencoder_error")
 STAGES = {
     "train_autoencoder": "autoencoder",
     "encode_latents": "latents",
@@ -141,8 +139,6 @@ def scores_of(lab: Lab, generator: Generator, images: UInt8[Tensor, "n 3 h w"]) 
         given = [{"image": pictures.of(image.permute(1, 2, 0).numpy())} for image in pixels]
         null = generator.null_condition.expand(len(pixels))
         found = scores(params, Batch(generator, null, rows, lab.drawing, given, null))
-        error = generator.signals_of(generator.encode(pixels)) - to_signal(pixels.to(generator.device))
-        found[AUTOENCODER] = error.square().flatten(1).mean(1).cpu()
         return torch.stack([found[name] for name in SCORES], dim=1)
 
     return dict(zip(SCORES, lab.in_batches(batch, len(images)).unbind(1), strict=True))

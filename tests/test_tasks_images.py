@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.autoencoder.model.network import to_signal
 from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
@@ -91,8 +92,13 @@ def test_scores_are_those_of_each_image_alone_and_the_likelihood_can_be_left_out
 ) -> None:
     paths = [root / "first.png", root / "last.png"]
     found = loaded.score(paths, num_probes=1, times=[0.5], num_noises=1, tolerance=0.05)
-    assert found.keys() == {"reconstruction_error", "bits_per_dimension"}
-    (again,) = loaded.score(paths[0], num_probes=0, times=[0.5], num_noises=1).values()
+    assert found.keys() == {"autoencoder_error", "reconstruction_error", "bits_per_dimension"}
+    generator = loaded.generator
+    image = torch.from_numpy(decode_png(paths[1].read_bytes()).copy()).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        difference = generator.signals_of(generator.encode(image)) - to_signal(image)
+    torch.testing.assert_close(found["autoencoder_error"][1:], difference.square().mean()[None], rtol=1e-3, atol=1e-5)
+    again = loaded.score(paths[0], num_probes=0, times=[0.5], num_noises=1)["reconstruction_error"]
     torch.testing.assert_close(again, found["reconstruction_error"][:1], rtol=1e-2, atol=1e-3)
     settings = loaded.tasks.score.changed({"num_probes": 0, "times": [0.5], "num_noises": 1})
     condition, row = loaded.embed([""]), draw.pictures.row({"image": paths[0]})

@@ -222,8 +222,8 @@ class DenoiseParams(TaskParams):
 
 
 class ScoreParams(Settings):
-    """How unusual an image is to the model: by the error of what it makes of noisy forms of the image, and by the
-    image's likelihood."""
+    """How unusual an image is to the model: by the error of what the autoencoder makes of it, by that of what the UNet
+    makes of its noisy forms, and by its likelihood."""
 
     times: list[Annotated[float, Field(gt=0, lt=1)]] = Field(min_length=1, max_length=1000)
     """Times to which latents are noised; the error is a mean over them."""

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm import randomness
+from ldm.autoencoder.model.network import to_signal
 from ldm.sampling import trajectory
 from ldm.tools import probability_flow
 from ldm.tools.tasks.anomaly import reconstruction_error
@@ -15,14 +16,17 @@ from ldm.tools.tasks.params import ScoreParams
 def scores(params: ScoreParams, batch: Batch) -> dict[str, Float[Tensor, " b"]]:
     """Scores of the images of a batch by name, on the CPU; higher = more unusual.
 
+    `autoencoder_error` is the mean squared error, in the range -1..1, of what the autoencoder alone makes of the image.
     `reconstruction_error` is `anomaly.reconstruction_error`; `bits_per_dimension` is that of the latent, if it has
     probes (`probability_flow.bits_per_dimension`). Both without guidance.
     """
     with torch.no_grad():
-        z0 = batch.generator.encode(batch.images())
+        pixels = batch.images()
+        z0 = batch.generator.encode(pixels)
+        difference = batch.generator.signals_of(z0) - to_signal(pixels.to(z0.device))
         noises = torch.stack([_noise(batch, f"score noise {i}") for i in range(params.num_noises)])
         error = reconstruction_error(batch.unguided, batch.schedule, z0, params.times, noises)
-    found = {"reconstruction_error": error.cpu()}
+    found = {"autoencoder_error": difference.square().flatten(1).mean(1).cpu(), "reconstruction_error": error.cpu()}
     if params.num_probes:
         signs = torch.stack([_noise(batch, f"score probe {i}").sign() for i in range(params.num_probes)])
         bits = probability_flow.bits_per_dimension(batch.unguided, batch.schedule, z0, signs, params.tolerance)
