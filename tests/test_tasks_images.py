@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from docs import tasks
 from ldm.autoencoder.model.network import to_signal
 from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
 from ldm.tools.tasks import draw, scores
+from ldm.tools.tasks.params import names
 
 FIRST, LAST = "a red star", "a blue cross"
 STEPS = {"num_steps": 3, "sampler": {"kind": "ddim", "eta": 0}}
@@ -174,3 +176,14 @@ def test_tasks_that_take_the_network_as_it_is_ignore_guidance_of_every_kind(load
     plain = loaded.denoise(image, FIRST, guidance_scale=1)
     assert torch.equal(loaded.denoise(image, FIRST, **guidance), plain)
     assert not torch.equal(loaded.denoise(image, LAST, guidance_scale=1), plain)
+
+
+def test_the_picture_of_all_tasks_names_each_and_shows_what_it_was_given(
+    loaded: pipeline.Pipeline, tmp_path: Path
+) -> None:
+    given, last = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.full((3, 64, 64), 200, dtype=torch.uint8)
+    cells = tasks.examples(loaded, given, FIRST, last)
+    words = " ".join(text for _, text in cells)
+    assert all(name.replace("_", "-") in words for name in names())
+    tasks.draw(cells, tmp_path / "tasks.png")
+    assert Image.open(tmp_path / "tasks.png").width > 8 * 64
