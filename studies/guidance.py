@@ -40,7 +40,7 @@ def named(settings: Mapping[str, JsonValue]) -> str:
 def _text(value: JsonValue) -> str:
     if isinstance(value, list):
         return " to ".join(map(_text, value))
-    return ",".join(map(_text, value.values())) if isinstance(value, dict) else f"{value}"
+    return _text(value["kind"]) if isinstance(value, dict) else f"{value}"
 
 
 def clipped(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -153,6 +154,7 @@ def draw_quality(rows: Sequence[Row]) -> Figure:
     """Accuracy and distance of every sampler over evaluations; the grey band is the reference."""
     figure, panels = _panels(2)
     for axes, field in zip(panels, ("scene", "kid"), strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))  # the cycle by default repeats after ten
         for name in dict.fromkeys(row["sampler"] for row in rows[1:]):
             own = [row for row in rows[1:] if row["sampler"] == name]
             _line(axes, own, "evaluations", field, name)
