@@ -50,7 +50,7 @@ test: $(INSTALLED) ## run all checks that a commit must pass
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 reliability: $(INSTALLED) ## try every promise in full (over an hour); counts go to docs/reliability.md
 	$(PYTHON) -m tests.reliability

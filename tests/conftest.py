@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -13,21 +14,43 @@ from tests.repository import Repository, short_recipe
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
 
-# Tests compare bits of several runs: beside other work a stage would take fewer threads than alone. Torch reads this
-# when it is imported, so nothing above and no fixture's signature imports it.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests compare bits of several runs: beside other work a stage would take fewer threads than alone. And two workers
+# share two cores. Torch reads this when it is imported, so nothing above and no fixture's signature imports it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Workers that take one file after the other end at about the same time if the longest come first.
+LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_trace", "test_verify")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of LONGEST, then all others."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The pipeline after one `dvc repro` of everything."""
-    repository = Repository(tmp_path_factory.mktemp("repository"))
-    params = repository.root / "params.yaml"
+def repository(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The pipeline after one `dvc repro` of everything. All workers share it: a test that changes it takes a copy."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):
+        folder = folder.parent  # it holds the folders of all workers
+    whole = folder / "repository.whole"
+    with (folder / "repository.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            _run_pipeline(folder / "repository")
+            whole.touch()
+    return Repository.at(folder / "repository")
+
+
+def _run_pipeline(root: Path) -> None:
+    root.mkdir()  # there already if it failed on another worker, which says why
+    repository = Repository(root)
+    params = root / "params.yaml"
     params.write_text(short_recipe()(params.read_text()))
     repository.commit()
     stages = re.findall(r"^  (\w+):\n    desc", (ROOT / "dvc.yaml").read_text(), flags=re.MULTILINE)
     assert repository.repro() == set(stages)
-    return repository
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, Self
@@ -46,6 +47,11 @@ class Repository:
         self.run("git", "init", "--quiet", "--initial-branch", "main")
         self.run("git", "config", "user.name", "test")
         self.run("git", "config", "user.email", "test@example.org")
+
+    def copy(self, root: Path) -> "Repository":
+        """All files of it, data and DVC's cache among them, in a folder that is not there yet."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Repository.at(root)
 
     def commit(self) -> None:
         self.run("git", "add", "--all")
@@ -95,6 +101,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
+@cache
 def params_of(recipe: str) -> str:
     """What `ldm recipe` writes."""
     return Recipe(recipe, ROOT).text()

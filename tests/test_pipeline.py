@@ -10,6 +10,12 @@ from tests.import_closure import ROOT, STUDIES, stage_scripts
 from tests.repository import Repository, setting
 
 
+@pytest.fixture(scope="module")
+def repository(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A copy of the finished pipeline, since these tests change it."""
+    return repository.copy(tmp_path_factory.mktemp("pipeline") / "repository")
+
+
 def test_a_second_run_runs_nothing_and_git_sees_the_lock_only(repository: Repository) -> None:
     assert repository.repro() == set()
     assert repository.run("git", "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,12 +55,15 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, runtime_only: bool = False) -> Iterator[str]:
+@cache
+def imports(path: Path, runtime_only: bool = False) -> set[str]:
     """Dotted names that a file imports, anywhere in it."""
+    found: set[str] = set()
     nodes = list(ast.walk(tree(path)))
     typing_only = [n for n in nodes if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     skipped = {inner for node in typing_only for inner in ast.walk(node)} if runtime_only else set()
@@ -67,9 +71,10 @@ def imports(path: Path, runtime_only: bool = False) -> Iterator[str]:
         if node in skipped:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
 def repository_files() -> list[Path]:

@@ -72,8 +72,7 @@ def value_of(repository: Repository, name: str) -> object:
 def test_two_developers_share_results_and_experiments(
     repository: Repository, tmp_path: Path, add_remote: AddRemote
 ) -> None:
-    first = Repository.at(tmp_path / "first")
-    shutil.copytree(repository.root, first.root, symlinks=True)
+    first = repository.copy(tmp_path / "first")
     origin = tmp_path / "origin.git"
     first.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(origin))
     first.run("git", "remote", "add", "origin", str(origin))
@@ -124,8 +123,7 @@ NUM_OWN = 24
 @pytest.fixture(scope="module")
 def own(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """The finished repository with images and weights of one's own, added as the READMEs of data/ say."""
-    own = Repository.at(tmp_path_factory.mktemp("own") / "first")
-    shutil.copytree(repository.root, own.root, symlinks=True)
+    own = repository.copy(tmp_path_factory.mktemp("own") / "first")
     images = own.root / "data/source/mine"
     images.mkdir()
     for number in range(NUM_OWN):

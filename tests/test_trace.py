@@ -1,7 +1,6 @@
 """What each stage imports and opens while it runs, beside what dvc.yaml says."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())[
 
 @pytest.fixture(scope="module")
 def copy(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    root = tmp_path_factory.mktemp("traced") / "copy"
-    shutil.copytree(repository.root, root, symlinks=True)
-    return Repository.at(root)
+    return repository.copy(tmp_path_factory.mktemp("traced") / "copy")
 
 
 @pytest.mark.parametrize("name", STAGES)
