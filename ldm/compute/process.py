@@ -47,6 +47,13 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
     return accelerator
 
 
+def join() -> Accelerator:
+    """Join the other processes of this launch for work that needs no device and no torch threads."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)])
+    ranks.wait()
+    return accelerator
+
+
 @contextmanager
 def output(path: Path, accelerator: Accelerator) -> Generator[Path]:
     """`outputs` with one folder."""
