@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from ldm.core import workspace
 from ldm.core.errors import ConfigError
 from ldm.corpora import remote
 from ldm.corpora.pairs import Rejected
@@ -30,6 +32,18 @@ class Files:
 
     root: Path
     """The folder, or the manifest, whose name ends in .jsonl."""
+
+    @classmethod
+    def below(cls, source: Path, directory: str) -> Self:
+        """The files of a corpus below `paths.source`. ConfigError: there is neither such a folder nor such a
+        manifest."""
+        files = cls(source / directory)
+        if not (files.root.is_file() if files.is_remote else files.root.is_dir()):
+            found, expected = "no such folder", "a folder, or a manifest .jsonl"
+            fix = workspace.left_behind(files.root) or "create it, name another folder, or write it: ldm manifest URL"
+            raise ConfigError(f"prepare.corpus.directory: {files.root}", found, expected, fix)
+        workspace.warn_of_left_behind(files.root)
+        return files
 
     @property
     def is_remote(self) -> bool:

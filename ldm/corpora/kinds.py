@@ -9,8 +9,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ldm.core import workspace
-from ldm.core.errors import ConfigError
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
 from ldm.corpora.params import (
@@ -70,23 +68,14 @@ def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit
         case FolderParams():
             from ldm.corpora import folder
 
-            return folder.units(corpus, size_px, _files(source / corpus.directory), is_captioned)
+            return folder.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
         case WebdatasetParams():
             from ldm.corpora import webdataset
 
-            return webdataset.units(corpus, size_px, _files(source / corpus.directory), is_captioned)
+            return webdataset.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
 
 
 def _whole(params: PrepareParams, items: Callable[[], Iterable[Pair | Rejection]], files: Files | None = None) -> Unit:
     """A corpus in one piece, made from its params and, if it has some, its files."""
     facts = [params.corpus.model_dump(mode="json"), files and files.sha256_of(file.name for file in files.list())]
     return Unit(params.corpus.kind, hashlib.sha256(json.dumps(facts).encode()).hexdigest(), items)
-
-
-def _files(root: Path) -> Files:
-    """The files of a user's corpus. ConfigError: there is neither folder nor manifest."""
-    if not (root.is_file() if Files(root).is_remote else root.is_dir()):
-        fix = workspace.left_behind(root) or "put your images there, name another folder, or write it: ldm manifest URL"
-        raise ConfigError(f"prepare.corpus.directory: {root}", "no such folder", "a folder, or a manifest .jsonl", fix)
-    workspace.warn_of_left_behind(root)
-    return Files(root)
