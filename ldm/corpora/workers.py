@@ -26,12 +26,16 @@ _CHUNKS_PER_WORKER = 3
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
+_TRIES = 2
+"""For an item alone: the system may end any process, when memory is short."""
+
+
 @dataclass(frozen=True)
 class Lost:
     """Why an item has no result."""
 
     reason: str
-    """CRASHED: its process died, twice. TOO_SLOW: it took longer than allowed."""
+    """CRASHED: its process died, each time. TOO_SLOW: it took longer than allowed."""
     detail: str
 
 
@@ -47,7 +51,7 @@ def ordered_map(
     are in memory. The map ends early, and its processes with it, once `is_stopped`.
 
     num_workers: 0 = this process, which then has no protection. max_seconds: for a single item. lost: the result of an
-    item whose process died or was too slow. It is asked only after the item was tried again alone.
+    item whose process died or was too slow. It is asked only after the item was tried again, alone.
     """
     if num_workers == 0:
         for item in items:
@@ -96,14 +100,24 @@ def _finish(
         yield from results
         return
     for item in chunk:
-        alone = _start(function, [item], max_seconds)
-        while not alone.done() and not is_stopped():
-            wait([alone], _SECONDS_BETWEEN_LOOKS)
-        if not alone.done():
-            alone.cancel()
+        result = _alone(function, item, max_seconds, is_stopped)
+        if is_stopped():
             return
-        result = _outcome(alone, max_seconds)
         yield lost(item, result) if isinstance(result, Lost) else result[0]
+
+
+def _alone(
+    function: Callable[[T], R], item: T, max_seconds: float, is_stopped: Callable[[], bool], num_tries: int = _TRIES
+) -> list[R] | Lost:
+    future = _start(function, [item], max_seconds)
+    while not future.done() and not is_stopped():
+        wait([future], _SECONDS_BETWEEN_LOOKS)
+    if not future.done():
+        future.cancel()
+        return Lost("CRASHED", "stopped")
+    result = _outcome(future, max_seconds)
+    is_final = not isinstance(result, Lost) or result.reason == "TOO_SLOW" or num_tries == 1
+    return result if is_final else _alone(function, item, max_seconds, is_stopped, num_tries - 1)
 
 
 def _outcome(future: Future[list[R]], max_seconds: float) -> list[R] | Lost:
