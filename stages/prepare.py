@@ -25,7 +25,8 @@ def main() -> str:
     run = state.Run(workspace.runs(paths.runs), "prepare", units.made_by(__file__, params), machine)
     summary = ""
     with run.opened(accelerator):
-        found = kinds.units(params, Path(paths.source))
+        with process.main_first(accelerator):  # it may have to download the corpus
+            found = kinds.units(params, Path(paths.source))
         with process.outputs(accelerator, images, captions) as (image_shards, caption_shards):
             done = units.make(found, run, params, machine.num_workers, accelerator)
             if accelerator.is_main_process:

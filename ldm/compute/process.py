@@ -55,6 +55,16 @@ def join() -> Accelerator:
 
 
 @contextmanager
+def main_first(accelerator: Accelerator) -> Generator[None]:
+    """A block that the main process goes through before the others: what it leaves on the disk, they find there."""
+    if not accelerator.is_main_process:
+        ranks.wait()
+    yield
+    if accelerator.is_main_process:
+        ranks.wait()
+
+
+@contextmanager
 def output(path: Path, accelerator: Accelerator) -> Generator[Path]:
     """`outputs` with one folder."""
     with outputs(accelerator, path) as (folder,):

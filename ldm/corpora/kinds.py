@@ -64,6 +64,7 @@ def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit
             from ldm.corpora import torchvision
 
             items = partial(torchvision.pairs, corpus, size_px, source)
+            items()  # downloads what is not there yet
             return [_whole(params, items, Files(source / corpus.dataset))]
         case FolderParams():
             from ldm.corpora import folder

@@ -48,7 +48,8 @@ def ordered_map(
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[R]:
     """`map` over at most `num_workers` processes at a time: results in the order of the items, a few chunks of which
-    are in memory. The map ends early, and its processes with it, once `is_stopped`.
+    are in memory. The map ends early once `is_stopped`; what its processes are at then is dropped, and they end with it
+    or with this process.
 
     num_workers: 0 = this process, which then has no protection. max_seconds: for a single item. lost: the result of an
     item whose process died or was too slow. It is asked only after the item was tried again, alone.
@@ -61,22 +62,18 @@ def ordered_map(
         return
     iterator = iter(items)
     waiting: deque[tuple[list[T], Future[list[R]]]] = deque()
-    try:
-        while not is_stopped():
-            running = [future for _, future in waiting if not future.done()]
-            has_room = len(running) < num_workers and len(waiting) < _CHUNKS_PER_WORKER * num_workers
-            if has_room and (chunk := list(islice(iterator, _CHUNK))):
-                waiting.append((chunk, _start(function, chunk, max_seconds)))
-            elif not waiting:
-                return
-            elif waiting[0][1].done():
-                chunk, future = waiting.popleft()
-                yield from _finish(function, chunk, future, max_seconds, lost, is_stopped)
-            else:
-                wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-    finally:
-        for _, future in waiting:
-            future.cancel()
+    while not is_stopped():
+        running = [future for _, future in waiting if not future.done()]
+        has_room = len(running) < num_workers and len(waiting) < _CHUNKS_PER_WORKER * num_workers
+        if has_room and (chunk := list(islice(iterator, _CHUNK))):
+            waiting.append((chunk, _start(function, chunk, max_seconds)))
+        elif not waiting:
+            return
+        elif waiting[0][1].done():
+            chunk, future = waiting.popleft()
+            yield from _finish(function, chunk, future, max_seconds, lost, is_stopped)
+        else:
+            wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
 
 
 def _start(function: Callable[[T], R], chunk: Sequence[T], max_seconds: float) -> Future[list[R]]:
@@ -113,7 +110,6 @@ def _alone(
     while not future.done() and not is_stopped():
         wait([future], _SECONDS_BETWEEN_LOOKS)
     if not future.done():
-        future.cancel()
         return Lost("CRASHED", "stopped")
     result = _outcome(future, max_seconds)
     is_final = not isinstance(result, Lost) or result.reason == "TOO_SLOW" or num_tries == 1
