@@ -5,9 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
-from ldm.core import config, stage
+from ldm.core import stage
+
+# isort: split
+
+from ldm.compute import process, state
+from ldm.core import config, workspace
 from ldm.core.params import MachineParams, PathsParams
-from ldm.corpora import kinds, preparation
+from ldm.corpora import kinds, preparation, units
 from ldm.corpora.params import PrepareParams
 
 
@@ -16,17 +21,25 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
-    with stage.outputs(images, captions) as (image_shards, caption_shards):
-        # These results are kept even if the corpus is refused, since they show why.
-        with stage.output(results) as folder:
-            pairs = kinds.pairs(params, Path(paths.source))
-            report = preparation.prepare(pairs, image_shards, caption_shards, folder, params, machine.num_workers)
-        report.check(params.max_reject_fraction, results / "rejected.jsonl")
-        preparation.write_passports(image_shards, caption_shards, params)
-    counts = ", ".join(f"{split.num_samples} {name}" for name, split in report.splits.items())
-    captions_of_train = f"{len(report.splits['train'].hashes)} distinct captions to train on"
-    rejected = report.num_rejected.total()
-    return f"prepare: {counts}, {rejected} rejected, {captions_of_train} -> {images}, {captions}"
+    accelerator = process.join()
+    run = state.Run(workspace.runs(paths.runs), "prepare", units.made_by(__file__, params), machine)
+    summary = ""
+    with run.opened(accelerator):
+        with process.main_first(accelerator):  # it may have to download the corpus
+            found = kinds.units(params, Path(paths.source))
+        with process.outputs(accelerator, images, captions) as (image_shards, caption_shards):
+            done = units.make(found, run, params, machine.num_workers, accelerator)
+            if accelerator.is_main_process:
+                # These results are kept even if the corpus is refused, since they show why.
+                with stage.output(results) as folder:
+                    report = preparation.write(units.read(done, run), image_shards, caption_shards, folder, params)
+                report.check(params.max_reject_fraction, results / "rejected.jsonl")
+                preparation.write_passports(image_shards, caption_shards, params)
+                units.retain(found, run)
+                counts = ", ".join(f"{split.num_samples} {name}" for name, split in report.splits.items())
+                distinct = f"{len(report.splits['train'].captions)} distinct captions to train on"
+                summary = f"{counts}, {report.num_rejected.total()} rejected, {distinct}"
+    return f"prepare: {summary} -> {images}, {captions}"
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def test_dispatch_reads_a_folder_below_the_source(tmp_path):
         captions="corpus",
         image_size_px=16,
         num_samples_per_shard=4,
+        max_seconds_per_sample=20,
         max_reject_fraction=0,
         num_examples=1,
     )
@@ -61,6 +62,7 @@ def uncaptioned(corpus: FolderParams | WebdatasetParams | ShapesParams, source: 
         captions="none",
         image_size_px=32,
         num_samples_per_shard=4,
+        max_seconds_per_sample=20,
         max_reject_fraction=0,
         num_examples=1,
     )

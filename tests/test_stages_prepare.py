@@ -1,6 +1,5 @@
 """The stage in a folder of its own, with a params file and nothing else."""
 
-import importlib.util
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from ruamel.yaml import YAML
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
+from tests import stage_scripts
 from tests.corpora import CLEANING
 from tests.training_data import KEPT
 
@@ -41,11 +41,12 @@ def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
         "captions": "corpus",
         "image_size_px": 32,
         "num_samples_per_shard": 25,
+        "max_seconds_per_sample": 20,
         "max_reject_fraction": 0.05,
         "num_examples": 4,
     }
     machine = {"threads": None, "num_workers": num_workers, "attention": "auto", "compile": False} | KEPT
-    paths = {name: f"data/{name}" for name in PathsParams.model_fields}
+    paths = {name: f"data/{name}" for name in PathsParams.model_fields} | {"runs": "runs"}
     stream = io.BytesIO()
     YAML().dump({"machine": machine, "prepare": prepare | changes}, stream)
     (root / "params.yaml").write_bytes(stream.getvalue())
@@ -54,11 +55,7 @@ def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
 
 def _main() -> str:
     """The stage in this process, in the current folder."""
-    spec = importlib.util.spec_from_file_location("stage_prepare", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main()
+    return stage_scripts.run("prepare")
 
 
 def _bytes(root: Path) -> dict[str, bytes]:
@@ -101,6 +98,7 @@ def test_too_many_rejects_end_with_code_3_and_keep_only_the_reasons(folder):
     assert done.returncode == 3 and "Traceback" not in done.stderr and done.stdout == ""
     assert "\nprepare: 2 of 20 samples rejected: " in f"\n{done.stderr}"
     assert "\nfix: see data/prepare_results/rejected.jsonl" in done.stderr
+    assert len(list((folder / "runs/prepare").glob("*/unit-*"))) == 1, "what was done is kept"
     rows = [json.loads(line) for line in (folder / "data/prepare_results/rejected.jsonl").read_text().splitlines()]
     assert {row["reason"] for row in rows} == {"NOT_IMAGE", "MISSING_CAPTION"}
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepare_results", "source"]
@@ -112,17 +110,17 @@ def test_too_many_rejects_end_with_code_3_and_keep_only_the_reasons(folder):
 def test_a_second_prepare_is_refused_until_the_first_is_killed_and_then_its_workers_are_gone(tmp_path):
     _params(tmp_path, SHAPES | {"num_train": 1_000_000}, num_workers=2)
     first = subprocess.Popen([sys.executable, SCRIPT], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    kept = tmp_path / "runs/prepare"
     try:
-        shards = tmp_path / "data/.images.building/train"
-        while not list(shards.glob("*")):
+        while not list(kept.glob("*/unit-*")):
             assert first.poll() is None
             time.sleep(0.05)
-        workers = psutil.Process(first.pid).children()
-        assert len(workers) == 2
         second = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert second.returncode == 5 and len(second.stderr.splitlines()) == 2
-        assert second.stderr.startswith(f"data/.images.lock: a run is already going on here (pid {first.pid} on ")
-        assert list(shards.glob("*")), "the first one keeps what it builds"
+        assert re.match(rf"runs/prepare/\w+/lock: a run is already going on here \(pid {first.pid} on ", second.stderr)
+        assert list(kept.glob("*/unit-*")), "the first one keeps what it has made"
+        workers = psutil.Process(first.pid).children()
+        assert 0 < len(workers) <= 2
     finally:
         first.kill()
         first.wait()

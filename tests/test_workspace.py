@@ -9,6 +9,7 @@ import torch
 from ldm.core import workspace
 from ldm.core.errors import UserError
 from ldm.corpora import folder, webdataset
+from ldm.corpora.files import Files
 from ldm.denoiser.training.start import load_weights
 from ldm.evaluation import spaces
 from ldm.evaluation.params import InceptionSpaceParams
@@ -17,8 +18,8 @@ from tests.corpora import CLEANING
 
 CORPUS = SimpleNamespace(directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
 READERS: dict[str, Callable[[Any], Any]] = {
-    "folder": lambda path: list(folder.pairs(CORPUS, 16, path)),
-    "webdataset": lambda path: list(webdataset.pairs(CORPUS, 16, path)),
+    "folder": lambda path: folder.units(CORPUS, 16, Files.below(path, ".")),
+    "webdataset": lambda path: webdataset.units(CORPUS, 16, Files.below(path, ".")),
     "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
     "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),
     "unet": lambda path: load_weights(None, SimpleNamespace(directory=path), None, None),

@@ -77,6 +77,7 @@ PREPARE = {
     "captions": "corpus",
     "image_size_px": 64,
     "num_samples_per_shard": 16,
+    "max_seconds_per_sample": 20,
     "max_reject_fraction": 0.0,
     "num_examples": 1,
 }

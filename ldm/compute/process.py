@@ -47,6 +47,23 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
     return accelerator
 
 
+def join() -> Accelerator:
+    """Join the other processes of this launch for work that needs no device and no torch threads."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)])
+    ranks.wait()
+    return accelerator
+
+
+@contextmanager
+def main_first(accelerator: Accelerator) -> Generator[None]:
+    """A block that the main process goes through before the others: what it leaves on the disk, they find there."""
+    if not accelerator.is_main_process:
+        ranks.wait()
+    yield
+    if accelerator.is_main_process:
+        ranks.wait()
+
+
 @contextmanager
 def output(path: Path, accelerator: Accelerator) -> Generator[Path]:
     """`outputs` with one folder."""

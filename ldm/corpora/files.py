@@ -1,11 +1,18 @@
-"""The files that users bring: listed in an order that does not depend on the file system, and read in parts."""
+"""The files that users bring: listed in an order that does not depend on the file system, and read in parts.
+
+They lie in a folder, or elsewhere if `root` is a manifest (`ldm.corpora.remote`).
+"""
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from ldm.core import workspace
 from ldm.core.errors import ConfigError
+from ldm.corpora import remote
 from ldm.corpora.pairs import Rejected
 
 
@@ -21,23 +28,41 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """All files below a folder. Picklable, so that worker processes can read."""
+    """All files below a folder, or of a manifest. Picklable, so that worker processes can read."""
 
     root: Path
+    """The folder, or the manifest, whose name ends in .jsonl."""
+
+    @classmethod
+    def below(cls, source: Path, directory: str) -> Self:
+        """The files of a corpus below `paths.source`. ConfigError: there is neither such a folder nor such a
+        manifest."""
+        files = cls(source / directory)
+        if not (files.root.is_file() if files.is_remote else files.root.is_dir()):
+            found, expected = "no such folder", "a folder, or a manifest .jsonl"
+            fix = workspace.left_behind(files.root) or "create it, name another folder, or write it: ldm manifest URL"
+            raise ConfigError(f"prepare.corpus.directory: {files.root}", found, expected, fix)
+        workspace.warn_of_left_behind(files.root)
+        return files
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files lie elsewhere."""
+        return self.root.suffix == ".jsonl"
 
     def list(self) -> list[File]:
-        """All files, ordered by name. ConfigError: a folder cannot be listed."""
-        found: list[File] = []
-        for folder, folders, names in os.walk(self.root, onerror=_refuse):
-            folders.sort()
-            for name in names:
-                path = os.path.join(folder, name)
-                size = os.stat(path).st_size if os.path.exists(path) else 0
-                found.append(File(os.path.relpath(path, self.root).replace(os.sep, "/"), size))
+        """All files, ordered by name. ConfigError: a folder cannot be listed, or a manifest is none."""
+        if self.is_remote:
+            found = [File(entry.name, entry.size) for entry in remote.entries(self.root).values()]
+        else:
+            found = list(_walked(self.root))
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Bytes of a file: `size` from `offset` on, or all that follow. Rejected: UNREADABLE."""
+        """Bytes of a file: `size` from `offset` on, or all that follow. Rejected: UNREADABLE. MachineError: the place
+        of remote files cannot be reached."""
+        if self.is_remote:
+            return remote.read(self.root, name, offset, size)
         try:
             with open(self.root / name, "rb") as file:
                 file.seek(offset)
@@ -46,12 +71,35 @@ class Files:
             raise Rejected("UNREADABLE", str(error.strerror)) from None
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file's bytes. Rejected: UNREADABLE."""
+        """SHA-256 of a file's bytes; of its ETag, if it is remote. Rejected: UNREADABLE."""
+        if self.is_remote:
+            return remote.sha256(self.root, name)
         try:
             with open(self.root / name, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Rejected("UNREADABLE", str(error.strerror)) from None
+
+    def sha256_of(self, names: Iterable[str]) -> str:
+        """SHA-256 over names and bytes of some files, for a unit of work that is made from them. A file that cannot be
+        read counts as such."""
+        digest = hashlib.sha256()
+        for name in names:
+            try:
+                sha256 = self.sha256(name)
+            except Rejected as error:
+                sha256 = error.detail
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + sha256.encode() + b"\0")
+        return digest.hexdigest()
+
+
+def _walked(root: Path) -> Iterator[File]:
+    for folder, folders, names in os.walk(root, onerror=_refuse):
+        folders.sort()
+        for name in names:
+            path = os.path.join(folder, name)
+            size = os.stat(path).st_size if os.path.exists(path) else 0
+            yield File(os.path.relpath(path, root).replace(os.sep, "/"), size)
 
 
 def _refuse(error: OSError) -> None:

@@ -12,31 +12,40 @@ from typing import Any
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
 from ldm.corpora import cleaning
-from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of, split_of
+from ldm.corpora.files import Files
+from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
 from ldm.corpora.params import FolderParams
+from ldm.corpora.slices import slices
 
 
-def pairs(params: FolderParams, size_px: int, source: Path, is_captioned: bool = True) -> Iterator[Pair | Rejection]:
-    """Every image and every stray file, ordered by path. Texts are not read if the corpus is not captioned.
+def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
+    """Every image and every stray file, ordered by path, in slices. Texts are not read if the corpus is not captioned.
 
     Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_CAPTION, MISSING_IMAGE (a text without an
     image), UNKNOWN_FILE (neither image nor text).
 
     Raises:
-        ConfigError: there is no such folder, or no file in it.
+        ConfigError: there is no file in the folder.
     """
-    root = source / params.directory
-    names = _names(root) if root.is_dir() else []
+    names = _names(files.root)
     if not names:
-        found = "no file to read" if root.is_dir() else "no such folder"
-        fix = workspace.left_behind(root) or "put NAME.jpg and NAME.txt there, or name another folder"
-        raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of images with captions", fix)
-    workspace.warn_of_left_behind(root)
+        fix = workspace.left_behind(files.root) or "put NAME.jpg and NAME.txt there, or name another folder"
+        where, expected = f"prepare.corpus.directory: {files.root}", "a folder of images with captions"
+        raise ConfigError(where, "no file to read", expected, fix)
+    return [
+        Unit(part[0], files.sha256_of(part), partial(_items, part, params, size_px, files, is_captioned))
+        for part in slices(names, lambda name: os.path.splitext(name)[0])
+    ]
+
+
+def _items(
+    names: list[str], params: FolderParams, size_px: int, files: Files, is_captioned: bool
+) -> Iterator[Pair | Rejection]:
     stems_of_images = {os.path.splitext(name)[0] for name in names if _suffix(name) in cleaning.IMAGE_SUFFIXES}
     for name in names:
         stem, suffix = os.path.splitext(name)[0], _suffix(name)
         if suffix in cleaning.IMAGE_SUFFIXES:
-            yield _pair(root, name, params, size_px, is_captioned)
+            yield _pair(files.root, name, params, size_px, is_captioned)
         elif suffix != "txt":
             yield Rejection(key_of(stem), "UNKNOWN_FILE", name, _source(name))
         elif stem not in stems_of_images:
@@ -58,7 +67,7 @@ def _pair(root: Path, name: str, params: FolderParams, size_px: int, is_captione
         captions=captions,
         claims=[None] * len(captions),
         scene=None,
-        split=split_of(key, params.val_fraction, params.seed),
+        split=ByContent(params.val_fraction, params.seed),
         source=_source(name),
         group=name.partition(os.sep)[0] if os.sep in name else "",
     )

@@ -1,10 +1,16 @@
-"""Where captioned images come from: one module per corpus, each with a function `pairs` for `prepare` to write."""
+"""Where captioned images come from: one module per corpus, each with a function `pairs`, or `units` for a corpus that
+users bring, which may be large."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from ldm.corpora.pairs import Pair, Rejection
+from ldm.corpora.files import Files
+from ldm.corpora.pairs import Pair, Rejection, Unit
 from ldm.corpora.params import (
     DigitsParams,
     FolderParams,
@@ -16,8 +22,8 @@ from ldm.corpora.params import (
 )
 
 
-def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
-    """Every sample of the configured corpus, in a fixed order; `source` is the folder that holds what users bring.
+def units(params: PrepareParams, source: Path) -> list[Unit]:
+    """The units of work of the configured corpus, in a fixed order; `source` is the folder that holds what users bring.
 
     Raises:
         ConfigError: the folder of a user's corpus is missing or holds nothing to read.
@@ -25,38 +31,52 @@ def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
         MachineError: a package that holds a corpus has another version than the params ask for, or a download failed.
     """
     is_captioned = params.captions == "corpus"
-    found = _pairs(params, source, is_captioned)
-    return found if is_captioned else map(_without_caption, found)
+    found = _units(params, source, is_captioned)
+    return found if is_captioned else [replace(unit, items=partial(_without_captions, unit.items)) for unit in found]
 
 
-def _without_caption(item: Pair | Rejection) -> Pair | Rejection:
-    return item if isinstance(item, Rejection) else replace(item, captions=[""], claims=[None])
+def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
+    """Every sample of the configured corpus, in a fixed order. Raises as `units` does."""
+    return chain.from_iterable(unit.items() for unit in units(params, source))
 
 
-def _pairs(params: PrepareParams, source: Path, is_captioned: bool) -> Iterator[Pair | Rejection]:
+def _without_captions(items: Callable[[], Iterable[Pair | Rejection]]) -> Iterator[Pair | Rejection]:
+    for item in items():
+        yield item if isinstance(item, Rejection) else replace(item, captions=[""], claims=[None])
+
+
+def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit]:
     corpus, size_px = params.corpus, params.image_size_px
     match corpus:
         case ShapesParams():
             from ldm.corpora import shapes
 
-            return shapes.pairs(corpus, size_px)
+            return [_whole(params, partial(shapes.pairs, corpus, size_px))]
         case OpenMojiParams():
             from ldm.corpora import openmoji
 
-            return openmoji.pairs(corpus, size_px)
+            return [_whole(params, partial(openmoji.pairs, corpus, size_px))]
         case DigitsParams():
             from ldm.corpora import digits
 
-            return digits.pairs(corpus, size_px)
+            return [_whole(params, partial(digits.pairs, corpus, size_px))]
         case TorchvisionParams():
             from ldm.corpora import torchvision
 
-            return torchvision.pairs(corpus, size_px, source)
+            items = partial(torchvision.pairs, corpus, size_px, source)
+            items()  # downloads what is not there yet
+            return [_whole(params, items, Files(source / corpus.dataset))]
         case FolderParams():
             from ldm.corpora import folder
 
-            return folder.pairs(corpus, size_px, source, is_captioned)
+            return folder.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
         case WebdatasetParams():
             from ldm.corpora import webdataset
 
-            return webdataset.pairs(corpus, size_px, source, is_captioned)
+            return webdataset.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
+
+
+def _whole(params: PrepareParams, items: Callable[[], Iterable[Pair | Rejection]], files: Files | None = None) -> Unit:
+    """A corpus in one piece, made from its params and, if it has some, its files."""
+    facts = [params.corpus.model_dump(mode="json"), files and files.sha256_of(file.name for file in files.list())]
+    return Unit(params.corpus.kind, hashlib.sha256(json.dumps(facts).encode()).hexdigest(), items)

@@ -22,6 +22,16 @@ class Rejected(Exception):
 
 
 @dataclass(frozen=True)
+class ByContent:
+    """A split that what a picture shows decides, and not its name: equal pictures are always in the same one."""
+
+    val_fraction: float
+    """Share of pictures kept for validation."""
+    seed: int
+    """Chooses which ones."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """One image with its captions."""
 
@@ -35,7 +45,7 @@ class Pair:
     """What each caption states, as JSON, for a corpus that can check it; else None."""
     scene: dict[str, Any] | None
     """What the image shows, as JSON, for a corpus that knows it."""
-    split: Split
+    split: Split | ByContent
     source: dict[str, Any]
     """Origin, as JSON: corpus, file, licence, attribution."""
     group: str = ""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from ldm.core.config import Section
+from ldm.core.config import BESIDE, Section
 
 Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)$")]
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
@@ -210,9 +210,12 @@ class PrepareParams(Section):
     then need no text."""
     image_size_px: int = Field(ge=8, le=4096)
     """Side of the square images."""
-    num_samples_per_shard: PositiveInt
+    num_samples_per_shard: PositiveInt = Field(json_schema_extra=BESIDE)
     """Samples in one tar; the unit of work of later stages."""
-    max_reject_fraction: float = Field(ge=0, lt=1)
-    """Share of rejected samples above which the stage fails."""
-    num_examples: int = Field(ge=1, le=400)
+    max_seconds_per_sample: float = Field(gt=0, json_schema_extra=BESIDE)
+    """Time after which the worker process that cleans an image is ended and the image rejected; generous, since a busy
+    machine is slow."""
+    max_reject_fraction: float = Field(ge=0, lt=1, json_schema_extra=BESIDE)
+    """Share of rejected samples above which the stage fails. What is done by then is kept."""
+    num_examples: int = Field(ge=1, le=400, json_schema_extra=BESIDE)
     """Training samples shown in `examples.png`."""

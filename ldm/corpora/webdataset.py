@@ -15,7 +15,8 @@ from typing import Any
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.corpora import cleaning
-from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of, split_of
+from ldm.corpora.files import Files
+from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
 from ldm.corpora.params import WebdatasetParams
 
 _NAME = re.compile(r"((?:[^/]+/)*[^./][^./]*)\.([^/]+)")
@@ -24,32 +25,35 @@ _BLOCK = 512
 Parts = dict[str, tarfile.TarInfo]
 
 
-def pairs(
-    params: WebdatasetParams, size_px: int, source: Path, is_captioned: bool = True
-) -> Iterator[Pair | Rejection]:
-    """Every sample of every tar, ordered by tar and by first appearance in it. Captions are not read if the corpus is
-    not captioned.
+def units(params: WebdatasetParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
+    """Every tar, ordered by name, with its samples by first appearance. Captions are not read if the corpus is not
+    captioned.
 
     Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_IMAGE, MISSING_CAPTION, DUPLICATE_MEMBER
     (the first one counts), TWO_IMAGES, BAD_JSON, and for members BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH.
 
     Raises:
-        ConfigError: there is no such folder, or no tar in it.
+        ConfigError: there is no tar in the folder.
         IntegrityError: a tar is damaged or cut short.
     """
-    root = source / params.directory
-    tars = sorted(root.rglob("*.tar"))
-    if not tars:
-        found = "no *.tar in it" if root.is_dir() else "no such folder"
-        fix = workspace.left_behind(root) or "put img2dataset's tars there, or name another folder"
-        raise ConfigError(f"prepare.corpus.directory: {root}", found, "a folder of tars", fix)
-    workspace.warn_of_left_behind(root)
-    for tar in tars:
-        name = tar.relative_to(root).as_posix()
-        samples, rejections = _samples(tar, name)
-        yield from rejections
-        for key, parts in samples.items():
-            yield _pair(tar, name, key, parts, params, size_px, is_captioned)
+    names = [file.name for file in files.list() if file.name.endswith(".tar")]
+    if not names:
+        fix = workspace.left_behind(files.root) or "put img2dataset's tars there, or name another folder"
+        raise ConfigError(f"prepare.corpus.directory: {files.root}", "no *.tar in it", "a folder of tars", fix)
+    return [
+        Unit(name, files.sha256_of([name]), partial(_items, name, params, size_px, files, is_captioned))
+        for name in names
+    ]
+
+
+def _items(
+    name: str, params: WebdatasetParams, size_px: int, files: Files, is_captioned: bool
+) -> Iterator[Pair | Rejection]:
+    tar = files.root / name
+    samples, rejections = _samples(tar, name)
+    yield from rejections
+    for key, parts in samples.items():
+        yield _pair(tar, name, key, parts, params, size_px, is_captioned)
 
 
 def members(path: Path) -> list[tarfile.TarInfo]:
@@ -122,7 +126,7 @@ def _pair(
         captions=[caption],
         claims=[None],
         scene=None,
-        split=split_of(key, params.val_fraction, params.seed),
+        split=ByContent(params.val_fraction, params.seed),
         source=source | url,
         group=name,
     )

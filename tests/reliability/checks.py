@@ -1,6 +1,6 @@
 """All checks by name."""
 
-from tests.reliability import commits, disagreements, flips, kills, numbers, safeguards, sharing
+from tests.reliability import commits, disagreements, flips, kills, numbers, preparing, safeguards, sharing
 from tests.reliability.report import Check
 
 CHECKS = {
@@ -12,6 +12,25 @@ CHECKS = {
         1000,
     ),
     "killed_autoencoder": Check("the same for the autoencoder", kills.killed_autoencoder, 6, 200),
+    "killed_prepare": Check(
+        "`prepare`, SIGKILL at a random moment: the same bytes in the end, and no sample is made again that was kept",
+        preparing.killed,
+        3,
+        100,
+    ),
+    "killed_workers": Check(
+        "SIGKILL of its worker processes, as when memory is short: the run goes on and loses no sample",
+        preparing.killed_workers,
+        3,
+        100,
+    ),
+    "shared_prepare": Check(
+        "two processes of one launch, after runs of one that were killed: the bytes of one process",
+        preparing.shared,
+        0,
+        20,
+    ),
+    "grown_prepare": Check("a tar is added at a random place: only its samples are made", preparing.grown, 0, 20),
     "killed_evaluation": Check(
         "`evaluate`, SIGKILL at a random moment: the same bytes in the end, and no unit of work is measured again that "
         "was kept",

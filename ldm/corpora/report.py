@@ -1,0 +1,149 @@
+"""The account of a corpus: what was seen, what of it was accepted and what was rejected for which reason."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.core.errors import RejectedError
+from ldm.core.shards import SPLITS, Split
+from ldm.corpora.likeness import Likeness
+from ldm.corpora.made import Made, Sample
+from ldm.corpora.pairs import Rejection
+
+_FEW = 1 << 20
+
+
+class Distinct:
+    """A set of texts in 8 bytes each. Two texts are taken for one with a probability of 2^-64 per pair."""
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def add(self, text: str) -> bool:
+        """Add a text, and say whether it is new."""
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = int.from_bytes(digest)
+        place = int(np.searchsorted(self._sorted, np.uint64(number)))
+        is_old = place < len(self._sorted) and int(self._sorted[place]) == number
+        if is_old or number in self._recent:
+            return False
+        self._recent.add(number)
+        # A Python set takes eight times as much, so it holds only the newest.
+        if len(self._recent) == _FEW:
+            self._sorted = np.union1d(self._sorted, np.array(sorted(self._recent), np.uint64))
+            self._recent.clear()
+        return True
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+
+@dataclass
+class SplitReport:
+    """Counts of one split."""
+
+    num_samples: int = 0
+    num_captions: int = 0
+    caption_words: Counter[int] = field(default_factory=Counter[int])
+    """How many captions have a number of words."""
+    longest_caption: str = ""
+    """The first caption with the most words."""
+    captions: Distinct = field(default_factory=Distinct)
+    """A CLIP trained on them can tell only distinct ones apart."""
+
+    def add(self, captions: Iterable[str]) -> None:
+        """Count one sample."""
+        self.num_samples += 1
+        for caption in captions:
+            self.num_captions += 1
+            self.captions.add(caption)
+            self.caption_words[len(caption.split())] += 1
+            self.longest_caption = max(self.longest_caption, caption, key=lambda text: len(text.split()))
+
+
+@dataclass
+class Report:
+    """Account of a corpus: every sample seen is in one split or rejected for one reason."""
+
+    num_rejected: Counter[str] = field(default_factory=Counter[str])
+    """By reason."""
+    first_rejected: dict[str, str] = field(default_factory=dict[str, str])
+    """One example of each reason."""
+    splits: dict[Split, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
+    keys: Distinct = field(default_factory=Distinct)
+    """Of accepted samples."""
+    looks: Distinct = field(default_factory=Distinct)
+    pixels: Distinct = field(default_factory=Distinct)
+    num_compared: int = 0
+    """Samples whose split depends on what they show; of these, `looks` and `pixels` hold the hashes."""
+
+    @property
+    def num_seen(self) -> int:
+        """Samples in all."""
+        return sum(split.num_samples for split in self.splits.values()) + self.num_rejected.total()
+
+    def add(self, item: Made) -> Made:
+        """Count an item. Of samples with equal keys the first is accepted; another one comes back as a rejection."""
+        if isinstance(item, Sample) and not self.keys.add(item.key):
+            detail = f"an earlier sample has this key, or its split {item.split} has"
+            item = Rejection(item.key, "DUPLICATE_KEY", detail, item.source)
+        if isinstance(item, Rejection):
+            self.num_rejected[item.reason] += 1
+            self.first_rejected.setdefault(item.reason, f"{item.key}: {item.detail}")
+        else:
+            self.splits[item.split].add(item.captions)
+            self._compare(item.likeness)
+        return item
+
+    def _compare(self, likeness: Likeness | None) -> None:
+        if likeness is not None:
+            self.num_compared += 1
+            self.looks.add(likeness.looks)
+            self.pixels.add(likeness.pixels)
+
+    def check(self, max_reject_fraction: float, rejected_file: Path) -> None:
+        """Refuse a corpus with too few usable samples.
+
+        Raises:
+            RejectedError: more than the fraction is rejected, or nothing is left to train on or to validate with.
+        """
+        total = self.num_rejected.total()
+        if total > max_reject_fraction * self.num_seen:
+            reasons = [f"{reason} {n} ({self.first_rejected[reason]})" for reason, n in self.num_rejected.most_common()]
+            found = f"{total} of {self.num_seen} samples rejected: {', '.join(reasons)}"
+            fix = f"see {rejected_file}; repair or remove the samples, or raise prepare.max_reject_fraction"
+            raise RejectedError("prepare", found, f"at most a fraction of {max_reject_fraction}", fix)
+        for split in ("train", "val"):
+            if not self.splits[split].num_samples:
+                found = f"no sample of {self.num_seen - total} is in split {split}"
+                fix = "add images, or change prepare.corpus.val_fraction"
+                raise RejectedError("prepare", found, "at least one", fix)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        return {
+            "num_seen": self.num_seen,
+            "num_rejected": self.num_rejected.total(),
+            "rejected": dict(sorted(self.num_rejected.items())),
+            "num_equal_pictures": self.num_compared - len(self.pixels),
+            "num_near_duplicates": len(self.pixels) - len(self.looks),
+            "splits": {name: _printable(split) for name, split in self.splits.items()},
+        }
+
+
+def _printable(split: SplitReport) -> dict[str, Any]:
+    words = split.caption_words
+    return {
+        "num_samples": split.num_samples,
+        "num_captions": split.num_captions,
+        "num_distinct_captions": len(split.captions),
+        "max_caption_words": max(words, default=0),
+        "longest_caption": split.longest_caption,
+        "caption_words": {str(length): words[length] for length in sorted(words)},
+    }

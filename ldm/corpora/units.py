@@ -1,0 +1,107 @@
+"""Units of a corpus, made once, shared by the processes of a launch, and kept in `runs/` until the shards are written
+and beyond: a stopped `prepare` goes on, and a tar that is added costs its own work only."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+from ldm.compute import fingerprint, ranks
+from ldm.compute.process import Accelerator
+from ldm.compute.state import Run
+from ldm.corpora import made, preparation
+from ldm.corpora.made import Made
+from ldm.corpora.pairs import Rejection, Unit
+from ldm.corpora.params import PrepareParams
+from ldm.precompute import work
+from ldm.precompute.work import Part
+
+_MOST_ITEMS = 1024
+_MOST_BYTES = 1 << 26
+"""A part ends with the first of both: it is in memory as a whole, and a kill costs what was done of it."""
+_AROUND = frozenset(f"code.ldm/corpora/{name}.py" for name in ("preparation", "report", "units", "workers"))
+"""Code that arranges samples, and changes none."""
+
+
+def made_by(script: str, params: PrepareParams) -> dict[str, Any]:
+    """The fingerprint of all units: the params, code and packages that make samples what they are."""
+    codecs = {name: version(name) for name in ("pillow", "imagehash")}
+    found = fingerprint.of(script, params, codecs)
+    drawing = ("code.ldm/corpora/", "code.ldm/core/images.py")
+    return {
+        key: value
+        for key, value in found.items()
+        if not key.startswith("code.") or (key.startswith(drawing) and key not in _AROUND)
+    }
+
+
+def make(
+    units: Sequence[Unit], run: Run, params: PrepareParams, num_workers: int, accelerator: Accelerator
+) -> Sequence[Unit]:
+    """Make all units that `run` has not kept. Returns them; or fewer, once more samples of those are rejected than the
+    params allow for all.
+
+    Raises:
+        Stopped: this process was asked to stop. What is done is kept.
+    """
+    num_seen = num_rejected = 0
+    parts_of = partial(_parts, params=params, num_workers=num_workers)
+    for start, end in _rounds(len(units), accelerator.num_processes):
+        share = {unit.sha256: unit for unit in units[start:end]}
+        assert len(share) == end - start, "units have hashes of their own"
+        counts = [0, 0]
+        for part in work.keep_parts(run, share, parts_of, "prepare", "unit", accelerator):
+            counts[0] += part.num_items
+            counts[1] += sum("reason" in item for item in part.values["items"])
+        everyone: list[list[int]] = ranks.gather(counts)
+        num_seen += sum(seen for seen, _ in everyone)
+        num_rejected += sum(rejected for _, rejected in everyone)
+        # Units are of a size, more or less, so this many samples are expected in all.
+        if num_rejected > params.max_reject_fraction * num_seen * len(units) / end:
+            return units[:end]
+    return units
+
+
+def read(units: Sequence[Unit], run: Run) -> Iterator[Made]:
+    """Every finished sample and rejection of the units, in order."""
+    for unit in units:
+        for part in work.whole(run, unit.sha256):
+            yield from made.unpacked(part.tensors, part.values)
+
+
+def retain(units: Sequence[Unit], run: Run) -> None:
+    """Drop what was kept of other units, and of other params: the corpus is without them now."""
+    work.retain_parts(run, {unit.sha256 for unit in units})
+
+
+def _rounds(num_units: int, num_processes: int) -> Iterator[tuple[int, int]]:
+    """Slices of the units, in each as many as in all before it: rejects are counted after each."""
+    start = 0
+    while start < num_units:
+        end = min(num_units, max(num_processes, 2 * start))
+        yield start, end
+        start = end
+
+
+def _parts(
+    unit: Unit, start: int, is_stopped: Callable[[], bool], params: PrepareParams, num_workers: int
+) -> Generator[Part]:
+    """The parts of a unit from item `start` on."""
+    waiting: list[Made] = []
+    num_bytes = 0
+    with closing(preparation.make(islice(unit.items(), start, None), params, num_workers, is_stopped)) as items:
+        for item in items:
+            waiting.append(item)
+            num_bytes += 0 if isinstance(item, Rejection) else sum(map(len, item.image.values()))
+            if len(waiting) == _MOST_ITEMS or num_bytes >= _MOST_BYTES:
+                yield _part(waiting, is_last=False)
+                waiting, num_bytes = [], 0
+    is_last = not is_stopped()
+    if waiting or is_last:
+        yield _part(waiting, is_last)
+
+
+def _part(items: Sequence[Made], is_last: bool) -> Part:
+    return Part(*made.packed(items), num_items=len(items), is_last=is_last)

@@ -1,0 +1,57 @@
+"""Which pictures are alike, and that equal ones are always in one split."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.corpora import likeness
+from ldm.corpora.pairs import ByContent
+
+RULE = ByContent(0.3, 0)
+
+
+def _picture(seed: int, size_px: int = 64) -> np.ndarray:
+    """Smooth colours, different for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def _saved_again(picture: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=90)
+    return np.asarray(Image.open(stream))
+
+
+def test_a_picture_that_is_saved_again_looks_the_same_but_is_another() -> None:
+    first = [likeness.of(_picture(seed)) for seed in range(100)]
+    again = [likeness.of(_saved_again(_picture(seed))) for seed in range(100)]
+    num_equal = sum(a.looks == b.looks for a, b in zip(first, again, strict=True))
+    assert num_equal >= 50, "most keep every bit of the perceptual hash"
+    assert all(bin(int(a.looks, 16) ^ int(b.looks, 16)).count("1") <= 4 for a, b in zip(first, again, strict=True))
+    assert all(a.pixels != b.pixels for a, b in zip(first, again, strict=True))
+    assert len({found.looks for found in first}) == 100 == len({found.pixels for found in first})
+
+
+def test_the_split_has_the_wanted_share_and_depends_on_picture_and_seed_alone() -> None:
+    found = [likeness.of(_picture(seed, 32)) for seed in range(1000)]
+    splits = [likeness.split(one, RULE) for one in found]
+    assert abs(splits.count("val") / 1000 - 0.3) < 4 * (0.3 * 0.7 / 1000) ** 0.5
+    assert [likeness.split(likeness.of(_picture(seed, 32).copy()), RULE) for seed in range(50)] == splits[:50]
+    assert [likeness.split(one, ByContent(0.3, 1)) for one in found] != splits
+
+
+@pytest.mark.parametrize("contrast", [0, 3])
+def test_flat_pictures_are_told_apart_by_their_pixels(contrast: int) -> None:
+    """Their low frequencies are noise, and would put all of them into one split."""
+    noise = np.random.default_rng(0).integers(0, contrast + 1, (16, 16, 3), np.uint8)
+    found = [likeness.of(noise + np.uint8(10 * level)) for level in range(20)]
+    assert len({one.looks for one in found}) == 20
+    assert all(one.looks == one.pixels for one in found)
+    assert {likeness.split(one, RULE) for one in found} == {"train", "val"}
+
+
+def test_equal_bytes_in_another_shape_are_another_picture() -> None:
+    picture = _picture(0)
+    assert likeness.of(picture).pixels != likeness.of(picture.reshape(32, 128, 3)).pixels

@@ -1,0 +1,176 @@
+"""Files that lie elsewhere, on an S3 server, on a server of web pages and in a folder of this machine."""
+
+import http.server
+import json
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm.core.errors import ConfigError, MachineError
+from ldm.corpora import remote
+from ldm.corpora.files import File, Files
+from ldm.corpora.pairs import Rejected
+from ldm.tools import cli
+from tests.s3 import served
+
+CONTENT = {"2.txt": b"two", "a/1.bin": bytes(range(256)) * 40, "a/empty": b""}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    with served() as system:
+        yield system
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    for cached in (remote.entries, remote.url_of, remote._checked, remote._block):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def manifest(bucket: Any, tmp_path: Path) -> Path:
+    for name, data in CONTENT.items():
+        bucket.pipe(f"bucket/mine/{name}", data)
+    path = tmp_path / "mine.jsonl"
+    remote.write("s3://bucket/mine/", path)
+    return path
+
+
+def _check(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed, and read in parts, as those of a folder."""
+    assert files.list() == [File(name, len(data)) for name, data in sorted(CONTENT.items())]
+    monkeypatch.setattr(remote, "_BLOCK", 1000)
+    for name, data in CONTENT.items():
+        assert files.read(name) == data
+        for offset, size in ((0, 3), (990, 20), (0, 5000), (1000, 1000), (5, 0)):
+            assert files.read(name, offset, size) == data[offset : offset + size]
+    assert files.read("a/1.bin", 10_000) == CONTENT["a/1.bin"][10_000:]
+
+
+def test_files_of_a_bucket(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check(Files(manifest), monkeypatch)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if Files(manifest).read("2.txt") == b"two" else 1)
+    assert os.waitpid(child, 0)[1] == 0, "a forked worker has connections of its own"
+
+
+def test_files_of_a_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An absolute path is no legal folder, since DVC would not look there; its manifest is."""
+    for name, data in CONTENT.items():
+        (tmp_path / "big" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "big" / name).write_bytes(data)
+    remote.write(f"file://{tmp_path}/big", tmp_path / "mine.jsonl")
+    _check(Files(tmp_path / "mine.jsonl"), monkeypatch)
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+
+def test_files_of_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one sends whole files, whatever part is asked for."""
+    for name, data in CONTENT.items():
+        (tmp_path / "big" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "big" / name).write_bytes(data)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Silent, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        remote.write(f"http://127.0.0.1:{server.server_port}/big/", tmp_path / "mine.jsonl")
+        _check(Files(tmp_path / "mine.jsonl"), monkeypatch)
+    finally:
+        server.shutdown()
+
+
+def test_neighbouring_reads_cost_one_request(manifest: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[int, int]] = []
+    real = remote._fetched
+
+    def fetched(url: str, start: int, end: int) -> bytes:
+        requests.append((start, end))
+        return real(url, start, end)
+
+    monkeypatch.setattr(remote, "_fetched", fetched)
+    files, data = Files(manifest), CONTENT["a/1.bin"]
+    assert b"".join(files.read("a/1.bin", start, 512) for start in range(0, len(data), 512)) == data
+    assert requests == [(0, len(data))]
+
+
+def test_a_hash_changes_with_the_object_and_reads_nothing(manifest: Path, bucket: Any, tmp_path: Path) -> None:
+    before = {name: Files(manifest).sha256(name) for name in CONTENT}
+    bucket.pipe("bucket/mine/2.txt", b"TWO")
+    remote.write("s3://bucket/mine", tmp_path / "later.jsonl")
+    after = {name: Files(tmp_path / "later.jsonl").sha256(name) for name in CONTENT}
+    assert {name for name in CONTENT if before[name] != after[name]} == {"2.txt"}
+    with pytest.raises(Rejected, match=r"CHANGED.*2\.txt.*run `ldm manifest` again"):
+        Files(manifest).read("2.txt")
+    assert Files(manifest).read("a/1.bin") == CONTENT["a/1.bin"]
+
+
+def test_an_object_that_is_gone_is_rejected_but_a_place_that_is_gone_ends_all(
+    manifest: Path, bucket: Any, tmp_path: Path
+) -> None:
+    bucket.rm("bucket/mine/2.txt")
+    with pytest.raises(Rejected, match="UNREADABLE"):
+        Files(manifest).read("2.txt")
+    nowhere = tmp_path / "nowhere.jsonl"
+    lines = ['{"url": "http://127.0.0.1:1/mine"}', '{"name": "2.txt", "size": 3, "etag": "x"}']
+    nowhere.write_text("\n".join(lines))
+    with pytest.raises(MachineError, match=r"expected a place that answers\nfix: see to network"):
+        Files(nowhere).read("2.txt")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/none", "no files"),
+        ("s3://no-such-bucket/x", "does not exist"),
+        ("foo://x", "Protocol not known: foo"),
+        ("big/folder", "no URL"),
+    ],
+)
+def test_a_place_without_files_is_refused(bucket: Any, tmp_path: Path, url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"{words}.*; expected "):
+        remote.write(url, tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "where"),
+    [
+        (["{}"], ":1: Field required"),
+        ([""], ":1: Invalid JSON"),
+        (['{"url": "s3://x"}', '{"name": "a", "size": -1, "etag": "x"}'], ":2: Input should be greater"),
+        (['{"url": "s3://x"}', '{"name": "a", "size": 1, "etag": "x"}', "{"], ":3: Invalid JSON"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_with_its_line(tmp_path: Path, lines: list[str], where: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=f"{path}{where}.*\nfix: write it again: ldm manifest URL"):
+        remote.url_of(path), Files(path).list()
+
+
+def test_the_command_writes_a_manifest_where_dvc_looks(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.prepare_data import FOLDER, write_params
+
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, FOLDER)
+    assert cli.main(["manifest", "s3://bucket/mine"]) == 0
+    assert capsys.readouterr().out == "3 files -> data/source/mine.jsonl; prepare.corpus.directory: mine.jsonl\n"
+    written = (tmp_path / "data/source/mine.jsonl").read_text()
+    assert written == manifest.read_text()
+    assert [json.loads(line).get("size") for line in written.splitlines()] == [None, 3, 10_240, 0]
+    assert cli.main(["manifest", "s3://bucket/mine"]) == 2
+    assert "it exists" in capsys.readouterr().err
+    assert cli.main(["manifest", "s3://bucket/mine", "--overwrite"]) == 0
+    assert cli.main(["manifest", "s3://bucket/mine", "--output", "x.txt"]) == 2

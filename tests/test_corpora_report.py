@@ -1,0 +1,39 @@
+"""The account of a corpus, and sets in few bytes."""
+
+import pytest
+
+from ldm.corpora import report
+from ldm.corpora.likeness import Likeness
+from ldm.corpora.made import Sample
+from ldm.corpora.pairs import Rejection
+from ldm.corpora.report import Distinct, Report
+
+
+def _sample(key: str, looks: str, pixels: str) -> Sample:
+    alike = Likeness(looks, pixels)
+    return Sample(key, "train", "", ["a caption"], [None], None, {}, alike, {"png": b"x"})
+
+
+def test_a_set_of_texts_counts_each_once_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_FEW", 7)
+    distinct, texts = Distinct(), [f"text {number % 40}" for number in range(200)]
+    assert [distinct.add(text) for text in texts] == [True] * 40 + [False] * 160
+    assert len(distinct) == 40
+
+
+def test_equal_pictures_and_those_that_look_alike_are_counted() -> None:
+    account = Report()
+    for number, (looks, pixels) in enumerate([("a", "1"), ("a", "1"), ("a", "2"), ("b", "3"), ("b", "3")]):
+        account.add(_sample(f"k{number}", looks, pixels))
+    found = account.to_json()
+    assert (found["num_equal_pictures"], found["num_near_duplicates"]) == (2, 1)
+    assert found["splits"]["train"]["num_samples"] == account.num_seen == 5
+
+
+def test_of_equal_keys_the_first_is_accepted() -> None:
+    account = Report()
+    first, second = _sample("k", "a", "1"), _sample("k", "b", "2")
+    assert account.add(first) is first
+    again = account.add(second)
+    assert isinstance(again, Rejection) and again.reason == "DUPLICATE_KEY"
+    assert account.num_seen == 2 and account.num_rejected == {"DUPLICATE_KEY": 1}

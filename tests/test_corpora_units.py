@@ -1,0 +1,180 @@
+"""Units of work of `prepare`: made once, whoever is killed or asked to stop, however many processes share them."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ldm.core.errors import RejectedError
+from ldm.core.shards import Shards
+from ldm.corpora import units
+from ldm.corpora.params import PrepareParams
+from tests import stage_scripts
+from tests.forked import run_two
+from tests.prepare_data import WEBDATASET, kept, outputs, write_params, write_tar
+from tests.reliability import workspace
+
+_NUM_TARS, _PER_TAR = 5, 23
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five tars, whose parts hold ten samples at most."""
+    for number in range(_NUM_TARS):
+        write_tar(tmp_path / f"data/source/{number:05d}.tar", range(100 * number, 100 * number + _PER_TAR))
+    write_params(tmp_path, WEBDATASET)
+    monkeypatch.setattr(units, "_MOST_ITEMS", 10)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _forget(root: Path) -> None:
+    for name in ("data/images", "data/captions", "data/prepare_results", "runs"):
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def _prepare(root: Path, **changes: Any) -> dict[str, bytes]:
+    write_params(root, WEBDATASET, **changes)
+    stage_scripts.run("prepare")
+    return outputs(root)
+
+
+def _slow() -> None:
+    """In the stage: every sample takes a while."""
+    real = units.made.packed
+
+    def packed(items: Any) -> Any:
+        time.sleep(0.1)
+        return real(items)
+
+    units.made.packed = packed  # type: ignore[assignment]
+
+
+def _wait_until_kept(root: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(kept(root)) < count:
+        assert time.monotonic() < deadline, "nothing was kept for a minute"
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(root: Path) -> None:
+    whole = _prepare(root)
+    assert len(kept(root)) == _NUM_TARS * 3, "23 samples are kept in three parts"
+    _forget(root)
+    for count in (1, 5, 9):
+        before = kept(root)
+        child = workspace.fork(root, "prepare", _slow)
+        _wait_until_kept(root, count)
+        workspace.kill(child)
+        assert workspace.wait(child) == -signal.SIGKILL
+        assert before.items() <= kept(root).items(), "what was kept is not made again"
+    before = kept(root)
+    assert _prepare(root) == whole
+    assert before.items() <= kept(root).items() and len(kept(root)) == _NUM_TARS * 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stopped_run_says_so_leaves_no_process_and_loses_nothing(root: Path, num_workers: int) -> None:
+    whole = _prepare(root)
+    _forget(root)
+    write_params(root, WEBDATASET, num_workers)
+    child = workspace.fork(root, "prepare", _slow)
+    _wait_until_kept(root, 2)
+    family = psutil.Process(child).children(recursive=True)
+    os.kill(child, signal.SIGTERM)
+    assert workspace.wait(child) == 75
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert "SIGTERM received" in (root / "said.txt").read_text()
+    before = kept(root)
+    assert 2 <= len(before) < _NUM_TARS * 3 and not outputs(root)
+    assert _prepare(root) == whole
+    assert before.items() <= kept(root).items()
+
+
+def test_two_processes_make_the_same_bytes_as_one(root: Path) -> None:
+    whole = _prepare(root)
+    before = kept(root).keys()
+    _forget(root)
+    ended = run_two(root / "said", lambda _: _main())
+    assert [each.code for each in ended] == [0, 0], ended[0].said
+    assert outputs(root) == whole and kept(root).keys() == before
+
+
+def _main() -> None:
+    stage_scripts.run("prepare")
+
+
+def test_an_added_tar_costs_its_own_work_and_moves_nothing(root: Path) -> None:
+    _prepare(root)
+    before, splits = kept(root), _splits(root)
+    write_tar(root / "data/source/00002b.tar", range(900, 923))
+    _prepare(root)
+    after = kept(root)
+    assert before.items() <= after.items() and len(after.keys() - before.keys()) == 3
+    assert splits.items() <= _splits(root).items() and len(_splits(root)) == len(splits) + 23
+    (root / "data/source/00001.tar").unlink()
+    _prepare(root)
+    assert len(kept(root)) == _NUM_TARS * 3, "what was made of a tar that is gone is dropped"
+
+
+def _splits(root: Path) -> dict[str, str]:
+    return {key: split for split in ("train", "val") for key in Shards(root / "data/images" / split).keys}
+
+
+def test_params_that_only_arrange_samples_make_none_again(root: Path) -> None:
+    _prepare(root)
+    before = kept(root)
+    for changes in ({"num_samples_per_shard": 7}, {"num_examples": 1}, {"max_reject_fraction": 0.5}):
+        _prepare(root, **changes)
+        assert kept(root) == before
+    _prepare(root, image_size_px=8)
+    assert not before.items() & kept(root).items()
+
+
+def test_a_unit_is_made_again_from_a_damaged_part_on(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = _prepare(root)
+    before = kept(root)
+    chosen, following = sorted(before)[4:6]
+    (tensors,) = root.glob(f"runs/prepare/*/unit-*{chosen.removeprefix('unit-')}/tensors.safetensors")
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    assert _prepare(root) == whole
+    assert {name for name in before if kept(root)[name] != before[name]} == {chosen, following}
+    assert "it is computed again" in capsys.readouterr().err
+
+
+def test_too_many_rejects_end_early_with_reasons_and_keep_what_was_made(root: Path) -> None:
+    write_tar(root / "data/source/00000.tar", range(_PER_TAR), num_bad=20)
+    with pytest.raises(RejectedError, match=r"20 of 23 samples rejected: NOT_IMAGE 20"):
+        _prepare(root, max_reject_fraction=0.15)
+    assert len(kept(root)) == 3, "one tar of five was enough to know"
+    rows = (root / "data/prepare_results/rejected.jsonl").read_text().splitlines()
+    assert {json.loads(row)["reason"] for row in rows} == {"NOT_IMAGE"} and len(rows) == 20
+    before = kept(root)
+    _prepare(root, max_reject_fraction=0.2)
+    assert before.items() <= kept(root).items() and len(kept(root)) == _NUM_TARS * 3
+    report = json.loads((root / "data/prepare_results/report.json").read_text())
+    assert (report["num_seen"], report["num_rejected"]) == (_NUM_TARS * _PER_TAR, 20)
+
+
+def test_rounds_double() -> None:
+    assert list(units._rounds(13, 2)) == [(0, 2), (2, 4), (4, 8), (8, 13)]
+    assert list(units._rounds(3, 8)) == [(0, 3)] and list(units._rounds(0, 2)) == []
+
+
+def test_units_depend_on_what_changes_samples_alone() -> None:
+    write = {"num_samples_per_shard": 25, "max_seconds_per_sample": 20, "max_reject_fraction": 0, "num_examples": 4}
+    params = PrepareParams.model_validate({"corpus": WEBDATASET, "captions": "corpus", "image_size_px": 16} | write)
+    found = units.made_by(str(workspace.ROOT / "stages/prepare.py"), params)
+    code = {key for key in found if key.startswith("code.")}
+    assert {"code.ldm/corpora/webdataset.py", "code.ldm/core/images.py"} <= code
+    assert not {"code.ldm/corpora/units.py", "code.ldm/core/shards.py", "code.ldm/compute/state.py"} & code
+    assert "params.image_size_px" in found and "params.num_examples" not in found
+    assert {"inputs.pillow", "inputs.imagehash"} <= found.keys()
