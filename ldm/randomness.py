@@ -6,10 +6,13 @@ run on another number of processes sees the same samples, noise, times, captions
 
 import hashlib
 import json
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ldm.core.buckets import Buckets, Numbers
 
 _NUM_ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -71,3 +74,55 @@ def order(positions: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArra
         samples[outside] = _feistel(samples[outside], keys[outside], half_bits)
         outside = samples >= count
     return samples.astype(np.int64)
+
+
+class Draw(NamedTuple):
+    """The samples of a global batch."""
+
+    bucket: int
+    samples: Numbers
+    """Numbers in the split, [b]."""
+    epochs: Numbers
+    """The epoch of its bucket that each belongs to, [b]."""
+
+
+class Order:
+    """An endless order of batches, each of samples of one bucket, and so of one size on all processes.
+
+    Every bucket is a stream of its own that visits each of its samples once per epoch, as `order` says, cut into
+    batches of `batch_size`. A batch belongs to the epoch in which it starts, so an epoch has the batches of all buckets
+    that start in it, in random order. In the long run, buckets are therefore visited as often as they have samples,
+    and after any number of epochs each sample was drawn as often as any other, but for one batch per bucket that
+    reaches into the next epoch. Nothing is held in memory. One bucket is its stream.
+    """
+
+    def __init__(self, buckets: Buckets, batch_size: int, seed: int) -> None:
+        assert len(buckets) and buckets.counts.min() > 0, "an order needs at least one sample"
+        self._buckets, self._batch_size, self._seed = buckets, batch_size, seed
+
+    def at_step(self, step: int) -> Draw:
+        """The global batch of a step."""
+        bucket, number = self._batch(step)
+        positions = number * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+        count = int(self._buckets.counts[bucket])
+        numbers = order(positions, count, self._seed)
+        return Draw(bucket, self._buckets.samples(bucket, numbers), positions // count)
+
+    def _batch(self, step: int) -> tuple[int, int]:
+        """The bucket of a step, and the number of its batch among those of the bucket."""
+        if len(self._buckets) == 1:
+            return 0, step
+        # The last epoch that starts no later than this step. The guess is never too low, since an epoch starts later
+        # than after equally many full batches of all samples.
+        epoch = step * self._batch_size // int(self._buckets.counts.sum())
+        while (firsts := self._first_batches(epoch)).sum() > step:
+            epoch -= 1
+        ends = np.cumsum(self._first_batches(epoch + 1) - firsts)
+        place = np.array([step - firsts.sum()], dtype=np.int64)
+        slot = int(order(place, int(ends[-1]), key(self._seed, "buckets", epoch))[0])
+        bucket = int(np.searchsorted(ends, slot, side="right"))
+        return bucket, int(firsts[bucket]) + slot - int(ends[bucket - 1] if bucket else 0)
+
+    def _first_batches(self, epoch: int) -> Numbers:
+        """For each bucket the number of its first batch that starts in an epoch or later."""
+        return -(-epoch * self._buckets.counts // self._batch_size)

@@ -1,6 +1,7 @@
 """Stage `encode_latents`: mean and log-variance of the latent of every image, and the scale that gives latents mean 0
 and deviation 1."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from ldm.core import stage
 from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
-from ldm.autoencoder.encoding.shards import write_shards
+from ldm.autoencoder.encoding.shards import prove_attention, write_shards
 from ldm.autoencoder.model import networks
-from ldm.compute import attention, fingerprint, process, state
-from ldm.core import artifact, config, images, workspace
+from ldm.compute import fingerprint, process, state
+from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
@@ -31,9 +32,8 @@ def main() -> str:
     accelerator = process.start(params.precision, machine)
     autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
-    size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
-    shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
-    attention.prove(accelerator.device, shapes, params.precision, trains=False)
+    sizes_px = {size for split in SPLITS for size in shards[split].image_sizes_px}
+    prove_attention(autoencoder, sizes_px, params, accelerator.device)
     inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}
     made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
@@ -53,7 +53,7 @@ def main() -> str:
                 "latent_scale": scale.to_facts(),
                 "autoencoder_sha256": passport.content_sha256,
                 "factor": autoencoder.factor,
-                "image_size_px": size_px,
+                "image_size_px": math.isqrt(max(height * width for height, width in sizes_px)),
             }
             for split in SPLITS:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}

@@ -13,7 +13,7 @@ from ldm.core import stage
 from torch import Tensor
 
 from ldm.compute import fingerprint, process, state
-from ldm.core import artifact, config, images, workspace
+from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
 from ldm.evaluation import measure, report, tables
@@ -33,8 +33,8 @@ def main() -> str:
     instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), learned_from, device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", instruments.sha256["autoencoder"])
-    instruments.prove_attention(int(images.decode_png(sampled[samples.SEEN].png(0)).shape[0]))
     real = measure.RealImages(Path(paths.images), SPLITS)
+    instruments.prove_attention(real.sizes_px)
     work = measure.units(measure.subjects(sampled, real, params), params.num_samples_per_unit)
     inputs = {"samples": passport.content_sha256, **instruments.sha256, **real.sha256}
     made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})

@@ -31,12 +31,12 @@ def main() -> str:
     embeddings = TextEmbeddings(Path(paths.embeddings))
     generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, accelerator.device)
     generator.check_latents(Path(paths.latents))
-    generator.prove_attention(params.drawing.precision)
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = plan.choose(captions, params)
-    for part in sets:
-        generator.check_guidance(part.drawing(params.drawing))
-    generator.check_drawing(params.drawing)
+    for drawing in [drawing for part in sets for drawing in part.drawings(params.drawing)]:
+        generator.prove_attention(drawing)
+        generator.check_guidance(drawing)
+        generator.check_drawing(drawing)
     models = generator.made_from(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
     made_by = fingerprint.of(__file__, params, {**inputs, "device": accelerator.device.type})

@@ -39,7 +39,7 @@ def main() -> str:
         if machine.compile:
             objective.compile()
         batches = ImageBatches(splits["train"], network, training)
-        prove_attention(autoencoder, batches.latent_size, training, accelerator.device)
+        prove_attention(autoencoder, batches.latent_sizes, training, accelerator.device)
         history = train(
             objective,
             batches,

@@ -50,7 +50,7 @@ class Pairs:
     def of(cls, split: LatentsAndCaptions, limit: int | None = None) -> "Pairs":
         """The first `limit` samples of a split."""
         samples = np.arange(min(len(split), limit or len(split)))
-        shape = (len(samples), *split.latent_shape)
+        shape = (len(samples), *split.latent_shape(samples))
         mean = split.latents(samples, torch.zeros(shape))
         pooled = split.condition(samples, SEED, np.zeros_like(samples)).pooled
         assert pooled is not None
@@ -137,7 +137,7 @@ def run(
 
 
 def _params(inputs: Inputs, channels: Sequence[int], num_references: int) -> NoisyClassifierParams:
-    latent_channels, size, _ = inputs.train.latent_shape
+    latent_channels, size, _ = inputs.train.latent_shapes[0]
     return NoisyClassifierParams(
         latent_channels=latent_channels,
         latent_size=size,

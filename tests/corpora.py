@@ -1,6 +1,6 @@
 """Values that the tests of several corpora share."""
 
-from ldm.corpora.params import CleaningParams, ShapesParams
+from ldm.corpora.params import CleaningParams, ShapesParams, SquareParams
 
 CLEANING = CleaningParams(
     min_side_px=8,
@@ -10,6 +10,7 @@ CLEANING = CleaningParams(
     background="#ffffff",
     deep_greyscale="scale",
     resampling="area",
+    framing=SquareParams(kind="square", crop="centre"),
     max_caption_characters=200,
 )
 

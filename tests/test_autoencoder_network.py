@@ -81,7 +81,7 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(middle_attentio
     monkeypatch.setattr(attention, "_selected", lambda q, k, v, mask: asked.append((q, k)) or attention.sdpa(q, k, v))
     model.decode(model.encode(torch.zeros(1, 3, 12, 12)).mode())
     shapes = {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked}
-    assert shapes == set(model.attention_shapes(latent_size=6)) == ({(36, 36, 16)} if middle_attention else set())
+    assert shapes == set(model.attention_shapes(6, 6)) == ({(36, 36, 16)} if middle_attention else set())
 
 
 @pytest.mark.parametrize("backend", ["math", "sdpa"])

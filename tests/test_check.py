@@ -474,3 +474,39 @@ def test_the_default_breaks_no_rule_of_contents():
         "train_unet.diffusion.caption_dropout",
         "evaluate.accuracy.kind",
     ]
+
+
+def with_buckets(**changes: Any) -> dict[str, Any]:
+    """Changes of the recipe folder, and others by the last part of their key."""
+    framing = {"kind": "buckets", "step_px": 16, "max_aspect_ratio": 2.0, "crop": "centre"}
+    found = {"prepare.corpus.cleaning.framing": framing, "train_unet.network.position_embedding": False}
+    return {
+        key: changes.get(key.rsplit(".")[-1], value)
+        for key, value in {**found, "prepare.corpus.cleaning.framing.step_px": 16}.items()
+    }
+
+
+def test_networks_take_every_bucket(tmp_path: Path) -> None:
+    check.params_file(edited(tmp_path, "folder.yaml", with_buckets()))
+    (found,) = findings(tmp_path, with_buckets(step_px=8), "folder.yaml")
+    assert found.startswith("prepare.corpus.cleaning.framing.step_px: found buckets of 72 x 56, 56 x 72; expected")
+    assert found.endswith("multiples of 16, the pixels of a position in the lowest level of the UNet")
+    (found,) = findings(tmp_path, with_buckets(position_embedding=True), "folder.yaml")
+    assert found == (
+        "train_unet.network.position_embedding: found true; expected false: prepare makes images of 3 sizes, and "
+        "positions fit one"
+    )
+
+
+def test_the_size_of_samples_suits_the_networks(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, {"sample.drawing.size_px": [30, 32]})
+    assert found.startswith("sample.drawing.size_px: found [30, 32]; expected multiples of 8, the pixels")
+    (found,) = findings(tmp_path, {"sample.drawing.size_px": [40, 24]})
+    assert found.endswith("found [40, 24]; expected null: the positions of train_unet.network fit the square alone")
+
+
+def test_mirrored_images_are_encoded_if_they_are_seen(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, {"train_unet.mirroring": {"unless": ["left"]}})
+    assert found.startswith("encode_latents.mirrored: found false; expected true: train_unet.mirroring shows")
+    (found,) = findings(tmp_path, {"encode_latents.mirrored": True})
+    assert found.startswith("encode_latents.mirrored: found true; expected false: train_unet.mirroring is null")

@@ -112,7 +112,7 @@ def test_pooled_features_are_read_for_a_network_that_takes_them(inputs: Inputs, 
     assert dropped.any() and not dropped.all()
     assert torch.equal(found["pooled"][~dropped], found["tokens"][~dropped, 0]), "as tests.training_data stores them"
     assert not found["pooled"][dropped].any(), "the null embedding's are 0 there"
-    assert with_pooled.first_condition(2).parts.keys() == {"tokens", "pooled"}
+    assert with_pooled.first_condition(np.arange(2)).parts.keys() == {"tokens", "pooled"}
 
 
 def test_stratified_times_have_one_in_each_slice(inputs: Inputs):

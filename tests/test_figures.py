@@ -155,7 +155,7 @@ def test_the_last_guess_is_the_sample(trained):
     np.testing.assert_array_equal(found.sample, expected)
     np.testing.assert_array_equal(found.guesses[-1:], expected)
     assert found.times == grids.times("flow", drawing.num_steps, drawing.spacing, drawing.time_shift)[:-1]
-    noise = trajectory.prompt_noise(drawing.seed, [0], trained.pipeline.generator.latent_shape)
+    noise = trajectory.prompt_noise(drawing.seed, [0], trained.pipeline.generator.latent_shape(drawing))
     np.testing.assert_array_equal(found.latents[:1], trained.decode(noise))
 
 

@@ -71,7 +71,7 @@ def test_settings_of_a_former_version_are_understood(sampler, eta):
 def test_settings_from_before_other_kinds_of_guidance_mean_what_they_meant():
     """Whatever the params file says now."""
     drawing = DrawingParams.model_validate(PARAMS)
-    new = {"guidance", "guidance_rescale", "negative_prompt", "dynamic_threshold"}
+    new = {"guidance", "guidance_rescale", "negative_prompt", "dynamic_threshold", "size_px"}
     before = {name: value for name, value in drawing.model_dump(mode="json").items() if name not in new}
     now = drawing.changed({"guidance": "ho_salimans", "guidance_rescale": 0.7, "negative_prompt": "x"})
     assert asked().model_copy(update={"settings": before}).drawing(now, "there") == drawing

@@ -89,7 +89,7 @@ def test_a_sampler_that_the_schedule_rules_out_is_refused_and_nothing_written(lo
 def test_an_image_of_a_batch_is_that_of_its_own_row(root, loaded):
     embeddings = loaded.generator.embeddings
     generator = Generator.load(root / "data/unet", root / "data/autoencoder", embeddings, torch.device("cpu"))
-    assert generator.image_size_px == (64, 64) and generator.inputs == loaded.generator.inputs
+    assert generator.image_size_px(loaded.drawing) == (64, 64) and generator.inputs == loaded.generator.inputs
     prompts = ["a red star", "a blue cross", "a green square"]
     condition, backwards = loaded.embed(prompts), loaded.embed(prompts[::-1])
     params = loaded.drawing.changed({"num_steps": 2, "guidance_scale": 2})

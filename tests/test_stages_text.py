@@ -88,7 +88,7 @@ PARAMS: dict[str, Any] = {
         "num_validation_pairs": 4,
     },
     "embed_text": {"layer": "last", "norm": True, "context_tokens": None, "batch_size": 3, "num_captions_per_shard": 5},
-    "encode_latents": {"batch_size": 3, "precision": "fp32", "statistics_tolerance": 1.0},
+    "encode_latents": {"batch_size": 3, "precision": "fp32", "mirrored": False, "statistics_tolerance": 1.0},
 }
 
 

@@ -41,8 +41,8 @@ def test_transparency_is_white_and_exif_is_obeyed(tmp_path: Path) -> None:
 
 
 def test_an_image_of_the_right_size_stays_and_another_is_its_centre_square() -> None:
-    assert np.array_equal(pictures.fitted(pictures.of(noise(8, 8)), 8).permute(1, 2, 0).numpy(), noise(8, 8))
-    wide = pictures.fitted(pictures.of(noise(4, 8)), 2).permute(1, 2, 0).numpy().astype(float)
+    assert np.array_equal(pictures.fitted(pictures.of(noise(8, 8)), (8, 8)).permute(1, 2, 0).numpy(), noise(8, 8))
+    wide = pictures.fitted(pictures.of(noise(4, 8)), (2, 2)).permute(1, 2, 0).numpy().astype(float)
     blocks = noise(4, 8)[:, 2:6].reshape(2, 2, 2, 2, 3).mean((1, 3))
     assert np.abs(wide - blocks).max() <= 1
 
@@ -50,9 +50,9 @@ def test_an_image_of_the_right_size_stays_and_another_is_its_centre_square() -> 
 def test_a_pixel_of_a_mask_is_white_if_any_that_it_covers_is() -> None:
     mask = np.full((8, 8, 3), 127, np.uint8)
     mask[5, 2] = 128
-    white = pictures.white(pictures.of(mask), 4)
+    white = pictures.white(pictures.of(mask), (4, 4))
     assert white.nonzero().tolist() == [[0, 2, 1]]
-    assert int(pictures.white(pictures.of(mask), 8).sum()) == 1
+    assert int(pictures.white(pictures.of(mask), (8, 8)).sum()) == 1
 
 
 def test_one_picture_is_for_all_prompts_and_several_are_one_for_each(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def write(folder: Path, texts: list[list[str]] = TEXTS) -> training.ImagesAndCap
 
 
 def test_images_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
-    pixels = write(tmp_path).pixels([4, 1])
+    pixels = write(tmp_path).pixels([4, 1], 16)
     assert pixels.shape == (2, 3, 4, 4) and torch.equal(pixels[:, 0, 0, 0], torch.tensor([40, 10], dtype=torch.uint8))
 
 

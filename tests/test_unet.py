@@ -204,7 +204,8 @@ def test_the_attention_that_it_says_it_needs_is_what_it_asks_for(changes, monkey
     asked = []
     monkeypatch.setattr(attention, "_selected", lambda q, k, v, mask: asked.append((q, k)) or attention.sdpa(q, k, v))
     model(z, time, condition)
-    assert {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked} == set(model.attention_shapes)
+    shapes = model.attention_shapes(*z.shape[2:])
+    assert {attention.Shape(q.shape[2], k.shape[2], q.shape[3]) for q, k in asked} == set(shapes)
 
 
 CONDITIONED = [{}, {"num_context_layers": 2}, {"num_context_layers": 1, "gradient_checkpointing": True}]

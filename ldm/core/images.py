@@ -5,7 +5,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,33 +84,59 @@ def read_text(data: bytes, key: str) -> str | None:
 
 def to_tensor(pngs: Sequence[bytes]) -> 'UInt8[Tensor, "b 3 h w"]':
     """Decode PNGs of one size into a contiguous batch."""
+    return stacked([decode_png(png) for png in pngs])
+
+
+def stacked(arrays: Sequence[UInt8[np.ndarray, "h w 3"]]) -> 'UInt8[Tensor, "b 3 h w"]':
+    """Arrays of one size as a contiguous batch."""
     import torch
 
-    batch = np.stack([decode_png(png) for png in pngs])
-    return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2)))
+
+
+def planes(pngs: Iterable[bytes]) -> list[UInt8[np.ndarray, "3 h w"]]:
+    """Decode PNGs of any sizes."""
+    return [decode_png(png).transpose(2, 0, 1) for png in pngs]
+
+
+def to_squares(pngs: Sequence[bytes], size_px: int) -> 'UInt8[Tensor, "b 3 s s"]':
+    """Decode PNGs of any sizes into a batch of their centre squares, resized to `size_px` pixels."""
+    return stacked([_square(Image.fromarray(decode_png(png)), size_px) for png in pngs])
+
+
+def _square(image: Image.Image, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = left, top, left + side, top + side
+    return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
 
 
 def grid(
-    images: 'UInt8[np.ndarray, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]', num_columns: int, captions: Sequence[str] | None
+    images: 'Iterable[UInt8[np.ndarray, "3 h w"] | UInt8[Tensor, "3 h w"]]',
+    num_columns: int,
+    captions: Sequence[str] | None,
 ) -> Image.Image:
     """One picture of all images in reading order, each above its caption; `.save(path)` writes it.
 
     Images below 128 px are magnified by a whole factor, without smoothing, so that captions fit and pixels stay
-    visible. A caption is wrapped to four lines; "..." marks what is cut off. Tensors must be on the CPU.
+    visible. Images smaller than the largest one have a white frame. A caption is wrapped to four lines; "..." marks
+    what is cut off. Tensors must be on the CPU.
     """
-    cells = np.asarray(images).transpose(0, 2, 3, 1)
+    cells = [np.asarray(image).transpose(1, 2, 0) for image in images]
     assert captions is None or len(captions) == len(cells), "one caption per image"
-    factor = max(1, math.ceil(_MIN_CELL_PX / cells.shape[2]))
-    height, width = cells.shape[1] * factor, cells.shape[2] * factor
+    height, width = (max(cell.shape[axis] for cell in cells) for axis in (0, 1))
+    factor = max(1, math.ceil(_MIN_CELL_PX / width))
     caption_px = 0 if captions is None else _NUM_CAPTION_LINES * (_CAPTION_PX + 2)
     num_rows = math.ceil(len(cells) / num_columns)
-    step_x, step_y = width + _GAP_PX, height + caption_px + _GAP_PX
+    step_x, step_y = width * factor + _GAP_PX, height * factor + caption_px + _GAP_PX
     canvas = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), "white")
     for i, cell in enumerate(cells):
         x, y = _GAP_PX + i % num_columns * step_x, _GAP_PX + i // num_columns * step_y
-        canvas.paste(Image.fromarray(cell).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        picture = Image.fromarray(np.ascontiguousarray(cell))
+        place = x + (width - picture.width) * factor // 2, y + (height - picture.height) * factor // 2
+        canvas.paste(picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), place)
         if captions is not None:
-            _write_caption(ImageDraw.Draw(canvas), captions[i], x, y + height, width)
+            _write_caption(ImageDraw.Draw(canvas), captions[i], x, y + height * factor, width * factor)
     return canvas
 
 

@@ -36,6 +36,9 @@ RelativePath = Annotated[str, AfterValidator(_check_relative)]
 Precision = Literal["fp32", "bf16"]
 """Number type of matrix products and convolutions, for stages whose params let the user choose."""
 
+Size = tuple[int, int]
+"""Height and width of an image in pixels."""
+
 
 class PathsParams(Section):
     """One folder per artefact. The `_results` folders are for people to read; no later stage depends on them."""

@@ -1,6 +1,7 @@
 """Webdataset tars with an index: written deterministically, read strictly, any sample at random.
 
-A split is a folder of `00000.tar`, `00001.tar`, ... and `index.json` with sample count, size and SHA-256 of each.
+A split is a folder of `00000.tar`, `00001.tar`, ... and `index.json` with sample count, size and SHA-256 of each; in a
+split of several image sizes also the one that all images of a shard have.
 Sample KEY with parts "json" and "png" is two neighbouring members of a tar, KEY.json and KEY.png.
 """
 
@@ -10,16 +11,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ldm.core import images
+from ldm.core.buckets import Buckets
 from ldm.core.errors import IntegrityError
+from ldm.core.params import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +50,8 @@ class _Shard(BaseModel):
     num_samples: PositiveInt
     num_bytes: Annotated[int, Field(ge=2 * _BLOCK)]
     sha256: str
+    size_px: Size | None = None
+    """Height and width of its images, in a split of several sizes."""
 
 
 class _Index(BaseModel):
@@ -56,6 +62,17 @@ class _Index(BaseModel):
     shards: list[_Shard]
 
 
+@dataclass
+class _OpenShard:
+    """A tar that is being written."""
+
+    name: str
+    stack: ExitStack
+    tar: Any
+    num_samples: int = 0
+    group: str = ""
+
+
 class Writer:
     """A context manager that writes one split, sample by sample, and then `index.json`, unless there was an error."""
 
@@ -63,33 +80,32 @@ class Writer:
         self._directory = directory
         self._num_samples_per_shard = num_samples_per_shard
         self._parts: tuple[str, ...] | None = None
-        self._shards: list[_Shard] = []
-        self._open: ExitStack | None = None
-        self._group: str | None = None
-        self._num_in_shard = 0
+        self._shards: dict[str, _Shard] = {}
+        self._num_shards = 0
+        self._open: dict[Size | None, _OpenShard] = {}
         self.num_samples = 0
         directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, key: str, parts: Mapping[str, bytes], group: str = "") -> None:
+    def write(self, key: str, parts: Mapping[str, bytes], group: str = "", size_px: Size | None = None) -> None:
         """Append a sample. All samples of a split have the same part names.
 
-        A shard ends when it is full, or at the end of a group (say, a user's tar) if it is at least a tenth full. So a
-        group that is added to a corpus leaves the shards of the others unchanged, unless it, or the rest of the group
-        before it, is smaller than that and shares a shard with its neighbour.
+        Samples of different `size_px`, the height and width of the image, never share a shard; None = all images have
+        one size. A shard ends when it is full, or at the end of a group (say, a user's tar) if it is at least a tenth
+        full. So a group that is added to a corpus leaves the shards of the others unchanged, unless it, or the rest of
+        the group before it, is smaller than that and shares a shard with its neighbour.
         """
         assert KEY_PATTERN.fullmatch(key), f"not a key: {key!r}"
         assert all(_PART.fullmatch(part) and len(part) <= 18 for part in parts), f"{key}: not parts: {list(parts)}"
         names = tuple(sorted(parts))
         self._parts = self._parts or names
         assert names == self._parts, f"{key}: parts {names} in a split of {self._parts}"
-        is_full = self._num_in_shard == self._num_samples_per_shard
-        ends_with_group = group != self._group and _MIN_FILLED * self._num_in_shard >= self._num_samples_per_shard
-        if self._open is None or is_full or ends_with_group:
-            self._close_shard()
-            self._open_shard()
-        self._group = group
-        self._tar.write({"__key__": key, **parts})
-        self._num_in_shard += 1
+        shard = self._open.get(size_px)
+        if shard is None or self._is_done(shard, group):
+            self._close_shard(size_px)
+            shard = self._open[size_px] = self._new_shard()
+        shard.group = group
+        shard.tar.write({"__key__": key, **parts})
+        shard.num_samples += 1
         self.num_samples += 1
 
     def __enter__(self) -> Self:
@@ -97,33 +113,45 @@ class Writer:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            if self._open is not None:
-                self._open.close()
+            for shard in self._open.values():
+                shard.stack.close()
             return
-        self._close_shard()
-        index = _Index(format=1, num_samples=self.num_samples, shards=self._shards)
-        (self._directory / "index.json").write_text(index.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for size_px in list(self._open):
+            self._close_shard(size_px)
+        shards = [self._shards[name] for name in sorted(self._shards, key=lambda name: (len(name), name))]
+        index = _Index(format=1, num_samples=self.num_samples, shards=shards)
+        text = index.model_dump_json(indent=1, exclude_none=True)
+        (self._directory / "index.json").write_text(text + "\n", encoding="utf-8")
 
-    def _open_shard(self) -> None:
+    def _is_done(self, shard: _OpenShard, group: str) -> bool:
+        is_full = shard.num_samples == self._num_samples_per_shard
+        return is_full or (group != shard.group and _MIN_FILLED * shard.num_samples >= self._num_samples_per_shard)
+
+    def _new_shard(self) -> _OpenShard:
         # webdataset imports torch, which readers and a refused corpus do not need.
         from webdataset.writer import TarWriter
 
-        self._path = self._directory / f"{len(self._shards):05d}.tar"
-        self._open = ExitStack()
-        file = self._open.enter_context(self._path.open("wb"))
+        name, self._num_shards = f"{self._num_shards:05d}.tar", self._num_shards + 1
+        stack = ExitStack()
+        file = stack.enter_context((self._directory / name).open("wb"))
         # mtime: bytes must not depend on when they are written, or everything downstream would run again.
-        self._tar = self._open.enter_context(TarWriter(file, encoder=False, mtime=0))
+        return _OpenShard(name, stack, stack.enter_context(TarWriter(file, encoder=False, mtime=0)))
 
-    def _close_shard(self) -> None:
-        if self._open is None:
+    def _close_shard(self, size_px: Size | None) -> None:
+        shard = self._open.pop(size_px, None)
+        if shard is None:
             return
-        self._open.close()
-        self._open = None
-        count, self._num_in_shard = self._num_in_shard, 0
-        with self._path.open("rb") as file:
+        shard.stack.close()
+        path = self._directory / shard.name
+        with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._path.stat().st_size
-        self._shards.append(_Shard(name=self._path.name, num_samples=count, num_bytes=size, sha256=digest))
+        self._shards[shard.name] = _Shard(
+            name=shard.name,
+            num_samples=shard.num_samples,
+            num_bytes=path.stat().st_size,
+            sha256=digest,
+            size_px=size_px,
+        )
 
 
 def write(directory: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], num_samples_per_shard: int) -> None:
@@ -154,6 +182,7 @@ class Shards:
             table = self._read_shard(directory / shard.name, shard, verify)
             tables.append(table)
             starts.append(starts[-1] + len(table))
+        self.buckets = Buckets([shard.size_px for shard in index.shards], [shard.num_samples for shard in index.shards])
         self.shard_sha256 = [shard.sha256 for shard in index.shards]
         self._paths = [str(directory / shard.name) for shard in index.shards]
         self._starts = np.array(starts)
@@ -187,8 +216,15 @@ class Shards:
             os.close(file)
         return {part: data[at - start : at - start + n] for part, (at, n) in zip(self.parts, spans, strict=True)}
 
+    @property
+    def image_sizes_px(self) -> list[Size]:
+        """Height and width of the images of every bucket."""
+        firsts = [int(self.buckets.samples(bucket, np.zeros(1, np.int64))[0]) for bucket in range(len(self.buckets))]
+        pixels = [images.decode_png(self[first]["png"]) for first in firsts]
+        return [(image.shape[0], image.shape[1]) for image in pixels]
+
     def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
-        """The decoded images of samples: their parts `png`."""
+        """The decoded images of samples of one bucket: their parts `png`."""
         return images.to_tensor([self[number]["png"] for number in numbers])
 
     def _read_shard(self, path: Path, shard: _Shard, verify: bool) -> np.ndarray:

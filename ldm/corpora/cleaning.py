@@ -10,12 +10,12 @@ import struct
 import unicodedata
 import warnings
 import zlib
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ldm.corpora import framing
 from ldm.corpora.pairs import Rejected
 from ldm.corpora.params import CleaningParams
 
@@ -27,7 +27,6 @@ _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError),
     *(LookupError, ArithmeticError, struct.error, zlib.error),
 )
-_FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 
 
 def read(path: str, offset: int, size: int, params: CleaningParams) -> bytes:
@@ -56,8 +55,9 @@ def read_and_clean(
 
 
 def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The centre square of a JPEG, PNG or WebP file, resized to `size_px` pixels. Rejected: as in `whole`."""
-    return square(whole(data, params), params.resampling, size_px)
+    """The image that a JPEG, PNG or WebP file becomes: a square of `size_px` pixels, or one of the buckets that have
+    about as many. Rejected: as in `whole`."""
+    return framing.framed(whole(data, params), params.framing, params.resampling, size_px, data)
 
 
 def whole(data: bytes, params: CleaningParams) -> UInt8[np.ndarray, "h w 3"]:
@@ -81,16 +81,6 @@ def whole(data: bytes, params: CleaningParams) -> UInt8[np.ndarray, "h w 3"]:
     except _DECODER_ERRORS as error:
         raise Rejected("BROKEN", f"{type(error).__name__}: {error}") from None
     return np.asarray(_to_rgb(upright, params))
-
-
-def square(
-    pixels: UInt8[np.ndarray, "h w 3"], resampling: Literal["area", "lanczos"], size_px: int
-) -> UInt8[np.ndarray, "s s 3"]:
-    """The centre square of an image, resized to `size_px` pixels."""
-    image = Image.fromarray(pixels)
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return np.asarray(image.resize((size_px, size_px), _FILTERS[resampling], box=(left, top, left + side, top + side)))
 
 
 def decode_text(data: bytes) -> str:

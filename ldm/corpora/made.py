@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.core import images
+from ldm.core.params import Size
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
@@ -28,6 +29,8 @@ class Sample:
     claims: list[dict[str, Any] | None]
     scene: dict[str, Any] | None
     source: dict[str, Any]
+    size_px: Size | None
+    """Height and width of its image; None in a corpus of one size."""
     likeness: Likeness | None
     """None if its split does not depend on what it shows."""
     image: dict[str, bytes]
@@ -48,15 +51,16 @@ class Sample:
 Made = Sample | Rejection
 
 
-def make(item: Pair | Rejection, size_px: int) -> Made:
-    """Draw or clean the image of a pair, and encode it."""
+def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
+    """Draw or clean the image of a pair, which has one of the sizes, and encode it."""
     if isinstance(item, Rejection):
         return item
     try:
         image = item.image() if callable(item.image) else item.image
     except Rejected as error:
         return Rejection(item.key, error.reason, error.detail, item.source)
-    assert image.shape == (size_px, size_px, 3), f"{item.key}: {image.shape}"
+    size_px = image.shape[0], image.shape[1]
+    assert size_px in sizes_px and image.shape[2:] == (3,), f"{item.key}: {image.shape}"
     assert 0 < len(item.captions) == len(item.claims), f"{item.key}: {item.captions} {item.claims}"
     rule = item.split
     alike = likeness.of(image) if isinstance(rule, ByContent) else None
@@ -68,6 +72,7 @@ def make(item: Pair | Rejection, size_px: int) -> Made:
         claims=item.claims,
         scene=item.scene,
         source=item.source,
+        size_px=size_px if len(sizes_px) > 1 else None,
         likeness=alike,
         image={"png": images.encode_png(image)},
     )
@@ -95,7 +100,9 @@ def unpacked(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Iterat
         for part, size in record["image"].items():
             image[part] = data[start : start + size].tobytes()
             start += size
-        yield Sample(**record | {"image": image, "likeness": record["likeness"] and Likeness(**record["likeness"])})
+        size_px = record["size_px"] and tuple(record["size_px"])
+        alike = record["likeness"] and Likeness(**record["likeness"])
+        yield Sample(**record | {"image": image, "size_px": size_px, "likeness": alike})
 
 
 def _record(item: Made) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ldm.core.config import BESIDE, Section
+from ldm.core.params import Size
 
 Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)$")]
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
@@ -27,6 +28,10 @@ class CorpusBase(Section):
     def has_classes(self) -> bool:
         """Whether every caption claims of which class its image is."""
         return False
+
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Height and width of every size that images have, if `prepare.image_size_px` is `size_px`."""
+        return [(size_px, size_px)]
 
 
 class ClassesBase(CorpusBase):
@@ -101,6 +106,51 @@ class OpenMojiParams(CorpusBase):
     """Chooses the validation split."""
 
 
+Crop = Literal["centre", "random"]
+
+
+class SquareParams(Section):
+    """Every image is a square: the largest one in its picture."""
+
+    kind: Literal["square"]
+    """Kind of framing."""
+    crop: Crop
+    """Where the square is: in the middle, or at a place that the hash of the file chooses, and that never changes."""
+
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Height and width of every image."""
+        return [(size_px, size_px)]
+
+
+class BucketsParams(Section):
+    """Every image has the one of several sizes, the buckets, whose shape is nearest to that of its picture, so that
+    little is cut off. All have about as many pixels as the square of `image_size_px` and none has more (NovelAI 2022,
+    "Aspect ratio bucketing")."""
+
+    kind: Literal["buckets"]
+    """Kind of framing."""
+    step_px: PositiveInt
+    """Heights and widths are multiples of it; `prepare.image_size_px` must be one too. Smaller steps make more buckets,
+    each of fewer images."""
+    max_aspect_ratio: float = Field(ge=1)
+    """Longer side over shorter side of the narrowest bucket, at most; 1 = the square alone."""
+    crop: Crop
+    """Which part is kept where shapes differ: the middle, or one that the hash of the file chooses, and that never
+    changes."""
+
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Height and width of every bucket, from the tallest shape to the widest: for each height the largest width
+        with no more pixels than the square, and the same with height and width exchanged."""
+        step, most = self.step_px, int(size_px * self.max_aspect_ratio)
+        halves = [(side, size_px**2 // side // step * step) for side in range(step, most + 1, step)]
+        both = {size for height, width in halves for size in ((height, width), (width, height))}
+        legal = [size for size in both if 0 < max(size) <= self.max_aspect_ratio * min(size)]
+        return sorted(legal, key=lambda size: (size[1] / size[0], size))
+
+
+FramingParams = Annotated[SquareParams | BucketsParams, Field(discriminator="kind")]
+
+
 class CleaningParams(Section):
     """Which of a user's images and captions are fit to train on; everything else is rejected with a reason."""
 
@@ -111,13 +161,15 @@ class CleaningParams(Section):
     max_bytes: PositiveInt
     """Size of the largest file that is opened."""
     max_aspect_ratio: float = Field(ge=1)
-    """Maximum of longer side over shorter side; beyond that, the centre square would be a sliver of the image."""
+    """Maximum of longer side over shorter side; beyond that, the part that is kept would be a sliver of the image."""
     background: Colour
     """Colour behind transparent images, as "#rrggbb"."""
     deep_greyscale: Literal["scale", "reject"]
     """16-bit greyscale: scaled to 8 bits (65535 becomes 255), or rejected."""
     resampling: Literal["area", "lanczos"]
     """Filter of the resize: mean over the covered area, or Lanczos, which is sharper and overshoots at edges."""
+    framing: FramingParams
+    """Which part of a picture becomes an image: `square`, or the nearest of several `buckets`."""
     max_caption_characters: PositiveInt
     """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
 
@@ -136,6 +188,10 @@ class FolderParams(CorpusBase):
     seed: int = Field(ge=0)
     """Chooses the validation split."""
 
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Those of `cleaning.framing`."""
+        return self.cleaning.framing.sizes_px(size_px)
+
 
 class WebdatasetParams(CorpusBase):
     """Tars in the layout of img2dataset: members KEY.jpg (jpeg, png, webp), KEY.txt or a "caption" in KEY.json."""
@@ -150,6 +206,10 @@ class WebdatasetParams(CorpusBase):
     """Share of samples kept for validation, chosen by a hash of (seed, key)."""
     seed: int = Field(ge=0)
     """Chooses the validation split."""
+
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Those of `cleaning.framing`."""
+        return self.cleaning.framing.sizes_px(size_px)
 
 
 class DigitsParams(ClassesBase):
@@ -209,7 +269,7 @@ class PrepareParams(Section):
     """`corpus` = as the corpus has them; `none` = every caption is empty, for a model of images alone. A user's images
     then need no text."""
     image_size_px: int = Field(ge=8, le=4096)
-    """Side of the square images."""
+    """Side of the square images; images in buckets have about as many pixels."""
     num_samples_per_shard: PositiveInt = Field(json_schema_extra=BESIDE)
     """Samples in one tar; the unit of work of later stages."""
     max_seconds_per_sample: float = Field(gt=0, json_schema_extra=BESIDE)
@@ -219,3 +279,13 @@ class PrepareParams(Section):
     """Share of rejected samples above which the stage fails. What is done by then is kept."""
     num_examples: int = Field(ge=1, le=400, json_schema_extra=BESIDE)
     """Training samples shown in `examples.png`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        square = (self.image_size_px, self.image_size_px)
+        if square not in self.corpus.sizes_px(self.image_size_px):
+            raise ValueError(
+                f"image_size_px {self.image_size_px} is not a multiple of corpus.cleaning.framing.step_px: the square "
+                "is one of the buckets"
+            )
+        return self

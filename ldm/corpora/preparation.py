@@ -9,8 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ldm.core import images
 from ldm.core.progress import each
@@ -43,7 +42,7 @@ def make(
 ) -> Generator[Made]:
     """Draw or clean the image of every item and encode it, in `num_workers` processes (0: this one); in order. It ends
     early once `is_stopped`."""
-    function = partial(made.make, size_px=params.image_size_px)
+    function = partial(made.make, sizes_px=params.corpus.sizes_px(params.image_size_px))
     return ordered_map(function, items, num_workers, params.max_seconds_per_sample, made.lost, is_stopped)
 
 
@@ -69,8 +68,8 @@ def write(
                 rejected.write(made.to_json(asdict(item)).decode() + "\n")
                 continue
             pictures, texts = writers[item.split]
-            pictures.write(item.key, item.image_parts, item.group)
-            texts.write(item.key, item.caption_parts, item.group)
+            pictures.write(item.key, item.image_parts, item.group, item.size_px)
+            texts.write(item.key, item.caption_parts, item.group, item.size_px)
             examples.add(item)
     (results / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     examples.draw(results / "examples.png")
@@ -82,7 +81,10 @@ def write_passports(images: Path, captions: Path, params: PrepareParams) -> None
     caption must leave every byte of that folder unchanged, or the autoencoder would be trained again."""
     from ldm.core import artifact
 
-    image_settings = {"image_size_px": params.image_size_px}
+    sizes_px = params.corpus.sizes_px(params.image_size_px)
+    image_settings: dict[str, Any] = {"image_size_px": params.image_size_px}
+    if len(sizes_px) > 1:
+        image_settings["buckets_px"] = sizes_px
     for kind, directory, settings in (
         ("images", images, image_settings),
         ("captions", captions, params.model_dump(mode="json")),
@@ -114,5 +116,5 @@ class _Examples:
         """Draw the samples with their first captions; nothing if there are none."""
         ranked = sorted(self._chosen, reverse=True)
         if ranked:
-            cells = np.stack([images.decode_png(data) for _, data, _ in ranked]).transpose(0, 3, 1, 2)
+            cells = images.planes(data for _, data, _ in ranked)
             images.grid(cells, math.ceil(math.sqrt(len(ranked))), [text for *_, text in ranked]).save(path)

@@ -4,7 +4,7 @@ reference set of training images.
 Each measurement depends on one image (and its prompt) alone, so the work is cut into units that any process may do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -20,6 +20,7 @@ from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
 from ldm.core import images
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics, spaces
 from ldm.evaluation.params import EvaluateParams, NoAccuracyParams, RetrievalParams
@@ -71,6 +72,11 @@ class RealImages:
     def sha256(self) -> dict[str, str]:
         """Hash of the index of each split."""
         return {f"images_{split}": shards.sha256 for split, shards in self._splits.items()}
+
+    @property
+    def sizes_px(self) -> set[Size]:
+        """Height and width of the images of all buckets."""
+        return {size for shards in self._splits.values() for size in shards.image_sizes_px}
 
     def keys(self, split: str) -> list[str]:
         """Keys of a split, in order."""
@@ -196,10 +202,11 @@ class Instruments:
             sha256["captions_train"] = Shards(pairs[1]).sha256
         return cls(compared_in, oracle, model, decoder, device, sha256)
 
-    def prove_attention(self, image_size_px: int) -> None:
-        """MachineError unless the attention backend can run the autoencoder on images of this size."""
-        shapes = self.autoencoder.attention_shapes(image_size_px // self.autoencoder.factor)
-        attention.prove(self.device, shapes, "fp32", trains=False)
+    def prove_attention(self, sizes_px: Iterable[Size]) -> None:
+        """MachineError unless the attention backend can run the autoencoder on images of these sizes."""
+        for sides in sizes_px:
+            height, width = (side // self.autoencoder.factor for side in sides)
+            attention.prove(self.device, self.autoencoder.attention_shapes(height, width), "fp32", trains=False)
 
     @torch.no_grad()
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
@@ -216,7 +223,20 @@ class Instruments:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _measure(self, subject: Subject, rows: range) -> dict[str, Tensor]:
-        pixels = images.to_tensor([subject.png(i) for i in rows]).to(self.device)
+        """Images of each size are one batch; the results are in the order of `rows`."""
+        arrays = [images.decode_png(subject.png(i)) for i in rows]
+        sizes = {array.shape: [i for i, other in enumerate(arrays) if other.shape == array.shape] for array in arrays}
+        parts = [
+            self._measure_batch(subject, [rows[i] for i in places], images.stacked([arrays[i] for i in places]))
+            for places in sizes.values()
+        ]
+        order = torch.tensor([i for places in sizes.values() for i in places]).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+
+    def _measure_batch(
+        self, subject: Subject, rows: Sequence[int], pixels: UInt8[Tensor, "b 3 h w"]
+    ) -> dict[str, Tensor]:
+        pixels = pixels.to(self.device)
         if subject.decoded:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
         tensors = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
@@ -229,7 +249,7 @@ class Instruments:
 
 
 def _checks(
-    oracle: Oracle, prompts: Sequence[Prompt], rows: range, pixels: UInt8[Tensor, "b 3 h w"]
+    oracle: Oracle, prompts: Sequence[Prompt], rows: Sequence[int], pixels: UInt8[Tensor, "b 3 h w"]
 ) -> dict[str, Tensor]:
     """Check every image against the claim of its own prompt, and against the claim of another prompt."""
     offset = metrics.shuffle_offset(len(prompts))
@@ -273,4 +293,4 @@ def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) ->
         for i, prompt in enumerate(part.prompts[:count]):
             cells += [part.png(i), real.png(prompt.split, prompt.key)]
             captions += [f"{title}: {prompt.prompt}", "real"]
-    return images.grid(images.to_tensor(cells), _NUM_COLUMNS, captions)
+    return images.grid(images.planes(cells), _NUM_COLUMNS, captions)

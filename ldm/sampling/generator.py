@@ -17,7 +17,6 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import Precision
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
@@ -89,15 +88,17 @@ class Generator:
             guides=models.Guides(root, traits, unet, device),
         )
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
-        return self.unet.latent_shape
+    def latent_shape(self, drawing: DrawingParams) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a drawing."""
+        channels, height, width = self.unet.latent_shape
+        if drawing.size_px is None:
+            return channels, height, width
+        return channels, drawing.size_px[0] // self.autoencoder.factor, drawing.size_px[1] // self.autoencoder.factor
 
-    @property
-    def image_size_px(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.latent_shape[1] * self.autoencoder.factor, self.latent_shape[2] * self.autoencoder.factor
+    def image_size_px(self, drawing: DrawingParams) -> tuple[int, int]:
+        """Height and width of the images of a drawing."""
+        _, height, width = self.latent_shape(drawing)
+        return height * self.autoencoder.factor, width * self.autoencoder.factor
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -139,22 +140,37 @@ class Generator:
             raise ConfigError("dynamic_threshold", found, expected, "leave it null, or train a model of pixels")
         self.made_from(drawing)
         if isinstance(drawing.guidance, AutoguidanceParams):
-            shapes = self.guides.worse(drawing.guidance.directory).network.attention_shapes
+            _, height, width = self.latent_shape(drawing)
+            shapes = self.guides.worse(drawing.guidance.directory).network.attention_shapes(height, width)
             attention.prove(self.device, shapes, drawing.precision, trains=False)
         if drawing.negative_prompt:
             self.condition([drawing.negative_prompt])
 
     def check_drawing(self, drawing: DrawingParams) -> None:
-        """ConfigError if the schedule of the UNet rules out how the drawing samples."""
+        """ConfigError if the schedule of the UNet rules out how the drawing samples, or the networks its size."""
         found = propagation.refusal(self.schedule.name, drawing)
         if found is not None:
             raise ConfigError(found.field, found.found, found.expected, found.fix)
+        if drawing.size_px is not None:
+            self._check_size(*drawing.size_px)
 
-    def prove_attention(self, precision: Precision) -> None:
-        """MachineError unless the attention backend in use can run both networks: the UNet in `precision`, the decoder
-        in float32."""
-        decoder = self.autoencoder.attention_shapes(self.latent_shape[-1])
-        attention.prove(self.device, self.unet.attention_shapes, precision, trains=False)
+    def _check_size(self, height: int, width: int) -> None:
+        factor = self.autoencoder.factor
+        multiple = factor * self.unet.size_multiple
+        found, fix = f"{height} x {width}", "change it, or leave it null for the size of the square images"
+        if height % multiple or width % multiple:
+            raise ConfigError("size_px", found, f"multiples of {multiple}, as the networks need", fix)
+        own = self.unet.latent_shape[1] * factor, self.unet.latent_shape[2] * factor
+        if not self.unet.takes_any_size and (height, width) != own:
+            expected = f"{own[0]} x {own[1]}: the position embedding of {self.directory} fits this size alone"
+            raise ConfigError("size_px", found, expected, f"{fix}, or train without position_embedding")
+
+    def prove_attention(self, drawing: DrawingParams) -> None:
+        """MachineError unless the attention backend in use can run both networks for a drawing: the UNet in its
+        precision, the decoder in float32."""
+        _, height, width = self.latent_shape(drawing)
+        decoder = self.autoencoder.attention_shapes(height, width)
+        attention.prove(self.device, self.unet.attention_shapes(height, width), drawing.precision, trains=False)
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
@@ -252,8 +268,9 @@ class Generator:
         self, denoise: Denoiser, prompt_numbers: Sequence[int], drawing: DrawingParams
     ) -> Float[Tensor, "b c h w"]:
         """Where the sampler of the drawing follows a denoiser to; row i from the noise of (seed, prompt_numbers[i])."""
-        noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, self.latent_shape).to(self.device)
+        shape = self.latent_shape(drawing)
+        noise = trajectory.prompt_noise(drawing.seed, prompt_numbers, shape).to(self.device)
         times = grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
-        fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, self.latent_shape)
+        fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, shape)
         z = trajectory.start(self.schedule, noise, times[0])
         return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, z, times, fresh)

@@ -94,7 +94,8 @@ class Origin(BaseModel):
         return images.encode_png(image, {_CHUNK: self.model_dump_json(exclude_defaults=True)})
 
 
-_GUIDANCE = {
+_FORMER = {
+    "size_px": None,
     "guidance": {"kind": "classifier_free"},
     "guidance_rescale": 0.0,
     "negative_prompt": "",
@@ -106,7 +107,7 @@ _GUIDANCE = {
 def _of_this_format(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a PNG in today's form. They once were the whole section `sample`, with `eta` beside `sampler`, and
     knew one kind of guidance."""
-    settings = _GUIDANCE | settings
+    settings = _FORMER | settings
     if not isinstance(settings.get("sampler"), str):
         return settings
     eta = {"eta": settings.get("eta")} if settings["sampler"] == "ddim" else {}

@@ -14,6 +14,7 @@ from ldm.sampling.samplers import SamplerParams
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class SweepParams(Section):
@@ -60,6 +61,9 @@ class DrawingParams(Section):
     dynamic_threshold: float | None = Field(ge=0, le=1)
     """Quantile of the absolute values of a z0_hat that becomes their limit 1 (Saharia et al. 2022), for models whose
     latents are pixels; 0 = values are clipped to -1..1; null = no limit."""
+    size_px: tuple[Side, Side] | None
+    """Height and width of the image; null = in stage `sample` those of the prompt's own image, else those of the square
+    images of training. Other sizes than the buckets of training are possible, and worse."""
     precision: Precision
     """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32."""
     seed: int = Field(ge=0, lt=2**63)

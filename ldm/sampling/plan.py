@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm import randomness
 from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError
+from ldm.core.params import Size
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams, SampleParams
 from ldm.sampling.samples import HELD_OUT, KIND, SEEN, SETS, UNSEEN, Prompt, shown
@@ -36,15 +37,23 @@ class PromptSet:
     name: str
     guidance_scale: float
     prompts: list[Prompt]
+    sizes_px: list[Size | None]
+    """Height and width of each prompt's own image, in a corpus of several sizes; prompts of one size are neighbours."""
 
-    def drawing(self, common: DrawingParams) -> DrawingParams:
-        """The settings of its images: those of all sets, with its own scale."""
-        return common.model_copy(update={"guidance_scale": self.guidance_scale})
+    def drawing(self, common: DrawingParams, size_px: Size | None) -> DrawingParams:
+        """The settings of its images: those of all sets, with its own scale, and with the size of a prompt's own image
+        unless they name one."""
+        own = {"guidance_scale": self.guidance_scale, "size_px": common.size_px or size_px}
+        return common.model_copy(update=own)
+
+    def drawings(self, common: DrawingParams) -> list[DrawingParams]:
+        """The settings of its images, once for each size."""
+        return [self.drawing(common, size_px) for size_px in dict.fromkeys(self.sizes_px)]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Prompts of one set that are sampled together."""
+    """Prompts of one set, and of one size, that are sampled together."""
 
     part: PromptSet
     rows: range
@@ -53,6 +62,11 @@ class Unit:
     def key(self) -> str:
         """Its name among the units of a run."""
         return f"{self.part.name}-{self.rows.start:08d}"
+
+    @property
+    def size_px(self) -> Size | None:
+        """Height and width of its prompts' own images."""
+        return self.part.sizes_px[self.rows.start]
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -78,7 +92,7 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
     ]
     asked: Counter[str] = Counter()
     taken: Counter[str] = Counter()
-    prompts: dict[str, list[Prompt]] = {}
+    prompts: dict[str, tuple[list[Prompt], list[Size | None]]] = {}
     for _, split, count in wanted:
         asked[split] += count
     for name, split, count in wanted:
@@ -92,38 +106,49 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
             fix = "change the numbers of prompts, or give the split more samples"
             raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
         places = range(taken[split], taken[split] + share)
-        prompts[name] = _prompts_at(captions[split], split, places, taken.total()) if places else []
+        prompts[name] = _prompts_at(captions[split], split, places, taken.total()) if places else ([], [])
         taken[split] += share
-    sets = [PromptSet(name, params.drawing.guidance_scale, prompts[name]) for name in SETS if prompts[name]]
-    return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
+    sets = [PromptSet(name, params.drawing.guidance_scale, *prompts[name]) for name in SETS if prompts[name][0]]
+    return sets + [PromptSet(f"{_SWEEP}_{scale:g}", scale, *prompts[_SWEEP]) for scale in params.sweep.guidance_scales]
 
 
-def _prompts_at(captions: shards.Shards, split: str, places: range, first_number: int) -> list[Prompt]:
-    """The prompts at these places of the scattered order of a split, numbered from `first_number` on."""
+def _prompts_at(
+    captions: shards.Shards, split: str, places: range, first_number: int
+) -> tuple[list[Prompt], list[Size | None]]:
+    """The prompts at these places of the scattered order of a split, numbered from `first_number` on, and the sizes of
+    their own images. They are in the order of the sizes, and within a size as in the scattered order."""
     # The choice does not depend on the seed of the noise: two seeds are compared on the same prompts.
     positions = np.array(places, dtype=np.int64)
     chosen = randomness.order(positions, len(captions), randomness.key(0, "prompts", split))
+    buckets = captions.buckets.of(chosen)
     prompts: list[Prompt] = []
-    for number, sample in enumerate(chosen.tolist(), first_number):
+    for number, sample in enumerate(chosen[buckets.argsort(kind="stable")].tolist(), first_number):
         record = json.loads(captions[sample]["json"])
         prompts.append(Prompt(record["captions"][0], record["claims"][0], number, split, captions.keys[sample]))
-    return prompts
+    return prompts, [captions.buckets.sizes_px[bucket] for bucket in sorted(buckets.tolist())]
 
 
 def units(sets: Sequence[PromptSet], size: int) -> list[Unit]:
-    """Divide the sets into batches of at most `size` prompts. The last bits of an image depend on its batch, so a batch
-    does not depend on how images are stored and shown."""
+    """Divide the sets into batches of at most `size` prompts whose images have one size. The last bits of an image
+    depend on its batch, so a batch does not depend on how images are stored and shown."""
     return [
-        Unit(part, range(start, min(start + size, len(part.prompts))))
+        Unit(part, range(start, min(start + size, first + count)))
         for part in sets
-        for start in range(0, len(part.prompts), size)
+        for first, count in _runs(part.sizes_px)
+        for start in range(first, first + count, size)
     ]
+
+
+def _runs(values: Sequence[Size | None]) -> list[tuple[int, int]]:
+    """Place and length of every run of equal values."""
+    counts = Counter(values)
+    return [(values.index(value), counts[value]) for value in counts]
 
 
 @torch.no_grad()
 def draw(unit: Unit, generator: "Generator", drawing: DrawingParams) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Images of a unit, as one batch at the guidance scale of its set, and their origins, as `pictures` reads them."""
-    drawing = unit.part.drawing(drawing)
+    drawing = unit.part.drawing(drawing, unit.size_px)
     prompts, numbers = [prompt.prompt for prompt in unit.prompts], [prompt.prompt_number for prompt in unit.prompts]
     pixels = generator(generator.condition(prompts), numbers, drawing)
     origins = generator.origins(prompts, numbers, drawing)
@@ -164,7 +189,7 @@ def grid(folder: Path, params: SampleParams) -> "Image":
         whole_rows = count - count % params.num_grid_columns or count
         cells += [samples[i]["png"] for i in range(whole_rows)]
         captions += [f"{title}: {json.loads(samples[i]['json'])['prompt']}" for i in range(whole_rows)]
-    return images.grid(images.to_tensor(cells), params.num_grid_columns, captions)
+    return images.grid(images.planes(cells), params.num_grid_columns, captions)
 
 
 def _samples(

@@ -76,7 +76,7 @@ class Pipeline:
         facts = embeddings.passport.facts
         encode = TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where)
         generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where, root, encode)
-        generator.prove_attention(params.drawing.precision)
+        generator.prove_attention(params.drawing)
         return cls(
             generator=generator,
             encode=encode,

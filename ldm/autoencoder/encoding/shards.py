@@ -1,5 +1,6 @@
 """Encode images to latents, shard by shard."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,30 +8,46 @@ from torch import Tensor
 
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.model.network import Autoencoder, to_signal
-from ldm.compute import process, ranks
+from ldm.compute import attention, process, ranks
 from ldm.compute.precision import autocast
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
+from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
 from ldm.precompute.work import keep_each
 
 
+def prove_attention(
+    autoencoder: Autoencoder, sizes_px: Iterable[Size], params: EncodeLatentsParams, device: torch.device
+) -> None:
+    """MachineError unless the attention backend can encode images of these sizes."""
+    for sides in sizes_px:
+        height, width = (side // autoencoder.factor for side in sides)
+        attention.prove(device, autoencoder.attention_shapes(height, width), params.precision, trains=False)
+
+
 @torch.no_grad()
 def encode(
-    autoencoder: Autoencoder, shards: Shards, samples: range, params: EncodeLatentsParams, device: torch.device
+    autoencoder: Autoencoder,
+    shards: Shards,
+    samples: range,
+    params: EncodeLatentsParams,
+    is_mirrored: bool,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Encode samples: `mean` and `log_variance` [n, c, h, w] of their posteriors, in float16."""
-    means: list[Tensor] = []
-    log_variances: list[Tensor] = []
+    """Encode samples of one bucket: `mean` and `log_variance` [n, c, h, w] of their posteriors, in float16. If
+    `is_mirrored`, also those of the mirrored images, under names that end in `_mirrored`."""
+    parts: dict[str, list[Tensor]] = {}
     for start in range(samples.start, samples.stop, params.batch_size):
         numbers = range(start, min(start + params.batch_size, samples.stop))
         pixels = shards.images(numbers).to(device)
-        with autocast(device, params.precision):
-            posterior = autoencoder.encode(to_signal(pixels))
-        means.append(posterior.mean.half().cpu())
-        log_variances.append(posterior.log_variance.half().cpu())
-    return {"mean": torch.cat(means), "log_variance": torch.cat(log_variances)}
+        for ending, image in {"": pixels, "_mirrored": pixels.flip(-1)}.items() if is_mirrored else [("", pixels)]:
+            with autocast(device, params.precision):
+                posterior = autoencoder.encode(to_signal(image))
+            parts.setdefault(f"mean{ending}", []).append(posterior.mean.half().cpu())
+            parts.setdefault(f"log_variance{ending}", []).append(posterior.log_variance.half().cpu())
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def write_shards(
@@ -41,12 +58,13 @@ def write_shards(
     accelerator: Accelerator,
     run: Run,
 ) -> None:
-    """Write a split: one shard of latents per shard of images. Shards that `run` has kept are reused, the others are
-    encoded now. Each process does its share."""
+    """Write a split, training images mirrored too if the params say so: one shard of latents per shard of images.
+    Shards that `run` has kept are reused, the others are encoded now. Each process does its share."""
+    is_mirrored = params.mirrored and shards.directory.name == "train"
     work = {key: shards.shard_samples(number) for number, key in enumerate(shards.shard_sha256)}
 
     def compute(samples: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return encode(autoencoder, shards, samples, params, accelerator.device), {}
+        return encode(autoencoder, shards, samples, params, is_mirrored, accelerator.device), {}
 
     keep_each(run, work, compute, f"encode_latents {shards.directory.name}", "shard", accelerator)
     for number in process.share_of(range(shards.num_shards), accelerator):

@@ -21,7 +21,7 @@ class IdentityAutoencoder(Autoencoder):
         self.register_buffer("channels", torch.tensor(params.latent_channels))
         self._is_grey = params.latent_channels < IMAGE_CHANNELS
 
-    def attention_shapes(self, latent_size: int) -> list[Shape]:
+    def attention_shapes(self, height: int, width: int) -> list[Shape]:
         """None."""
         return []
 

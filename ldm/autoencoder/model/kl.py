@@ -30,9 +30,9 @@ class KLAutoencoder(Autoencoder):
         self.quant_conv = nn.Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(params.latent_channels, params.latent_channels, 1)
 
-    def attention_shapes(self, latent_size: int) -> list[Shape]:
-        """Shapes of its attention on latents of this height and width: one head over all positions, or none at all."""
-        return [Shape(latent_size**2, latent_size**2, self._middle_width)] if self._middle_width else []
+    def attention_shapes(self, height: int, width: int) -> list[Shape]:
+        """Shapes of its attention on latents of this size: one head over all positions, or none at all."""
+        return [Shape(height * width, height * width, self._middle_width)] if self._middle_width else []
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior over latents (b, latent_channels, h / factor, w / factor) of signals in -1..1."""

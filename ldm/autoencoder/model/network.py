@@ -63,8 +63,8 @@ class Autoencoder(nn.Module, ABC):
     """Side in pixels of the square that one latent position covers."""
 
     @abstractmethod
-    def attention_shapes(self, latent_size: int) -> list[Shape]:
-        """Shapes of its attention on latents of this height and width."""
+    def attention_shapes(self, height: int, width: int) -> list[Shape]:
+        """Shapes of its attention on latents of this size."""
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> Posterior:

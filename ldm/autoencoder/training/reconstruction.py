@@ -1,9 +1,8 @@
 """What training an autoencoder needs besides its network: batches of images, and the quality of reconstructions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ldm.compute import attention, process
 from ldm.compute.process import Accelerator
 from ldm.core import images
 from ldm.core.shards import Shards
+from ldm.randomness import Order
 from ldm.training.loop import rows_per_pass
 from ldm.training.params import TrainingParams
 
@@ -31,23 +31,22 @@ class ImageBatches:
 
     def __init__(self, shards: Shards, network: AutoencoderParams, training: TrainingParams) -> None:
         self._shards, self._params = shards, training
-        side = [pixels // network.factor for pixels in shards.images([0]).shape[2:]]
-        self._noise_shape = (network.latent_channels, *side)
-        self.latent_size = max(side)
+        self._order = Order(shards.buckets, training.batch_size, training.seed)
+        self._channels = network.latent_channels
+        self.latent_sizes = [
+            (height // network.factor, width // network.factor) for height, width in shards.image_sizes_px
+        ]
+        """Height and width of the latents of every bucket."""
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
-        seed, size = self._params.seed, self._params.batch_size
-        noise = torch.randn(size, *self._noise_shape, generator=randomness.generator(seed, "posterior", step))
-        return {"image": self._shards.images(self._samples(step)[rows]), "noise": noise[rows]}
+        seed, size, draw = self._params.seed, self._params.batch_size, self._order.at_step(step)
+        shape = size, self._channels, *self.latent_sizes[draw.bucket]
+        noise = torch.randn(*shape, generator=randomness.generator(seed, "posterior", step))
+        return {"image": self._shards.images(draw.samples[rows].tolist()), "noise": noise[rows]}
 
     def keys(self, step: int) -> list[str]:
         """Keys of the samples in the global batch of a step."""
-        return [self._shards.keys[sample] for sample in self._samples(step)]
-
-    def _samples(self, step: int) -> list[int]:
-        size = self._params.batch_size
-        positions = step * size + np.arange(size, dtype=np.int64)
-        return randomness.order(positions, len(self._shards), self._params.seed).tolist()
+        return [self._shards.keys[sample] for sample in self._order.at_step(step).samples.tolist()]
 
 
 class Measurement:
@@ -58,7 +57,7 @@ class Measurement:
         self._num_rows = rows_per_pass(params.training, accelerator) if params.training else _NUM_ROWS
 
     def curves(self, objective: nn.Module) -> dict[str, float]:
-        """`loss` (without posterior noise) and `psnr_db` over the first `num_validation_samples` images."""
+        """`loss` (without posterior noise) and `psnr_db` over `num_validation_samples` images, the first ones."""
         assert isinstance(objective, ReconstructionObjective)
         total = torch.zeros(3, dtype=torch.float64)
         for image in self._batches(min(self._params.num_validation_samples, len(self._shards))):
@@ -89,24 +88,29 @@ class Measurement:
     @torch.no_grad()
     def draw(self, autoencoder: Autoencoder, path: Path) -> None:
         """Save a picture of originals, each beside its reconstruction."""
-        image = self._shards.images(range(min(self._params.num_pictures, len(self._shards))))
-        signal = to_signal(image.to(self._accelerator.device))
-        reconstruction = to_image(autoencoder.decode(autoencoder.encode(signal).mode())).cpu()
-        pairs = torch.stack([image, reconstruction], dim=1).flatten(0, 1)
+        count, pairs = self._params.num_pictures, list[Tensor]()
+        for samples in self._shards.buckets.batches(count, count):
+            image = self._shards.images(samples.tolist())
+            signal = to_signal(image.to(self._accelerator.device))
+            reconstruction = to_image(autoencoder.decode(autoencoder.encode(signal).mode())).cpu()
+            pairs += torch.stack([image, reconstruction], dim=1).flatten(0, 1)
         images.grid(pairs, num_columns=8, captions=None).save(path)
 
     def _batches(self, count: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-        for start in process.share_of(range(0, count, self._num_rows), self._accelerator):
-            samples = range(start, min(start + self._num_rows, count))
-            yield self._shards.images(samples).to(self._accelerator.device)
+        """The first images of every bucket, `count` in all: this process's share, in batches."""
+        for samples in process.share_of(self._shards.buckets.batches(count, self._num_rows), self._accelerator):
+            yield self._shards.images(samples.tolist()).to(self._accelerator.device)
 
     def _sum(self, total: Tensor) -> list[float]:
         return torch.as_tensor(self._accelerator.reduce(total.to(self._accelerator.device))).tolist()
 
 
-def prove_attention(autoencoder: Autoencoder, latent_size: int, params: TrainingParams, device: torch.device) -> None:
-    """MachineError unless the attention backend can train the network, and measure it in float32."""
-    shapes = autoencoder.attention_shapes(latent_size)
+def prove_attention(
+    autoencoder: Autoencoder, latent_sizes: Sequence[tuple[int, int]], params: TrainingParams, device: torch.device
+) -> None:
+    """MachineError unless the attention backend can train the network on latents of these sizes, and measure it in
+    float32."""
+    shapes = [shape for size in latent_sizes for shape in autoencoder.attention_shapes(*size)]
     attention.prove(device, shapes, params.precision, trains=True)
     attention.prove(device, shapes, "fp32", trains=False)
 

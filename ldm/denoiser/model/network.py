@@ -13,9 +13,15 @@ class Network(nn.Module, ABC):
     """A function f(z, time, condition) that is trained to denoise. No other code knows which kind it has."""
 
     latent_shape: tuple[int, int, int]
-    """Channels, height and width of the latents it is trained on."""
-    attention_shapes: list[Shape]
-    """What it asks of attention on latents of this shape."""
+    """Channels, height and width of the square latents it is trained on."""
+    size_multiple: int
+    """Height and width of a latent should be multiples of this."""
+    takes_any_size: bool
+    """Whether it takes latents of other sizes too."""
+
+    @abstractmethod
+    def attention_shapes(self, height: int, width: int) -> list[Shape]:
+        """What it asks of attention on latents of this size."""
 
     @abstractmethod
     def forward(

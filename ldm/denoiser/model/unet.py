@@ -33,7 +33,8 @@ class UNet(Network):
     def __init__(self, params: UNetParams) -> None:
         super().__init__()
         self.latent_shape = (params.latent_channels, params.latent_size, params.latent_size)
-        self.attention_shapes = _attention_shapes(params)
+        self.size_multiple, self.takes_any_size = params.size_multiple, not params.position_embedding
+        self._params = params
         widths, first, size = params.channels, params.channels[0], params.latent_size
         self.conv_in = nn.Conv2d(params.latent_channels, first, 3, padding=1)
         self.position_embedding = _embedding(1, first, size, size) if params.position_embedding else None
@@ -45,6 +46,17 @@ class UNet(Network):
         self.up_blocks = nn.ModuleList(UpLevel(params, level, skip_widths) for level in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(params.norm_groups, first, NORM_EPS)
         self.conv_out = start_at_zero(nn.Conv2d(first, params.latent_channels, 3, padding=1))
+
+    def attention_shapes(self, height: int, width: int) -> list[Shape]:
+        """Shapes of self- and cross-attention in every level that has them and in the middle, and of the context
+        layers."""
+        params, last = self._params, len(self._params.channels) - 1
+        # Every level halves the size, rounding up.
+        sizes = [-(-height >> level) * -(-width >> level) for level in range(last + 1)]
+        levels = [level for level in range(last + 1) if params.attention_levels[level] or level == last]
+        num_keys = params.max_context_tokens
+        shapes = [Shape(sizes[i], keys, params.head_widths[i]) for i in levels for keys in (sizes[i], num_keys)]
+        return shapes + [Shape(num_keys, num_keys, params.head_widths[-1])] * (params.num_context_layers > 0)
 
     def forward(
         self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition
@@ -288,15 +300,6 @@ class ContextLayer(nn.Module):
         normed = self.norm1(x)
         x = x + self.attention(normed, normed, mask)
         return x + self.ff(self.norm2(x))
-
-
-def _attention_shapes(params: UNetParams) -> list[Shape]:
-    """Shapes of self- and cross-attention in every level that has them and in the middle, and of the context layers."""
-    num_keys, last = params.max_context_tokens, len(params.channels) - 1
-    sizes = [(params.latent_size >> level) ** 2 for level in range(last + 1)]
-    levels = [level for level in range(last + 1) if params.attention_levels[level] or level == last]
-    shapes = [Shape(sizes[i], keys, params.head_widths[i]) for i in levels for keys in (sizes[i], num_keys)]
-    return shapes + [Shape(num_keys, num_keys, params.head_widths[-1])] * (params.num_context_layers > 0)
 
 
 def sinusoids(time: Float[Tensor, "b"], num_waves: int) -> Float[Tensor, "b f"]:

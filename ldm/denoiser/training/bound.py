@@ -21,8 +21,9 @@ class VariationalBound:
     end, stands for it. The prior is 0 where the schedule ends in pure noise.
     """
 
-    def __init__(self, params: DiffusionParams, z0: Float[Tensor, "b c h w"], slices: Int64[Tensor, " b"]) -> None:
-        """slices: that of the training times in which each row of z0 is noised, a permutation."""
+    def __init__(self, params: DiffusionParams, z0: Float[Tensor, "..."], slices: Int64[Tensor, " b"]) -> None:
+        """z0: the values of all latents. slices: that of the training times in which each latent is noised, a
+        permutation."""
         num, schedule = len(slices), Schedule(params.schedule)
         middles = training_times((slices.double() + 0.5) / num, params)
         log_snr = schedule.log_snr(training_times(torch.arange(num + 1, dtype=torch.float64) / num, params))

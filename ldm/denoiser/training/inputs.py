@@ -1,5 +1,6 @@
 """Inputs of a denoiser's training: latents paired with the conditions of their captions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ldm import randomness
@@ -49,36 +50,63 @@ class LatentsAndCaptions:
         null_pooled = embeddings.null_pooled[None] if takes_pooled else None
         self.null_condition = Condition(embeddings.null_tokens[None], pooled=null_pooled)
         """The condition "no caption", of one row."""
-        self._texts, self.keys = captions.texts, captions.keys
+        self._texts, self.keys, self.buckets = captions.texts, captions.keys, captions.buckets
         self._rows = [embeddings.rows(texts) for texts in captions.texts]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent."""
-        channels, height, width = self._latents.gather("mean", np.zeros(1, dtype=np.int64)).shape[1:]
+    def has_mirrored(self) -> bool:
+        """Whether there are latents of mirrored images."""
+        return bool(self._latents.passport.config.get("mirrored", False))
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """Channels, height and width of the latents of every bucket."""
+        first = np.zeros(1, dtype=np.int64)
+        return [self.latent_shape(self.buckets.samples(bucket, first)) for bucket in range(len(self.buckets))]
+
+    def latent_shape(self, samples: Samples) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of some samples of one bucket."""
+        channels, height, width = self._latents.gather("mean", samples[:1]).shape[1:]
         return channels, height, width
 
-    def latents(self, samples: Samples, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Scaled latents: the posterior sample that the noise selects; zero noise selects the mean."""
-        mean, log_variance = (self._latents.gather(name, samples).float() for name in ("mean", "log_variance"))
+    def latents(
+        self, samples: Samples, noise: Float[Tensor, "b c h w"], mirrored: Bool[np.ndarray, " b"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Scaled latents of samples of one bucket: the posterior sample that the noise selects; zero noise selects the
+        mean. mirrored: which of the images are mirrored; None = none."""
+        mean, log_variance = (self._gather(name, samples, mirrored).float() for name in ("mean", "log_variance"))
         return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
+
+    def _gather(self, name: str, samples: Samples, mirrored: Bool[np.ndarray, " b"] | None) -> Tensor:
+        found = self._latents.gather(name, samples)
+        if mirrored is not None and mirrored.any():
+            found[torch.from_numpy(mirrored)] = self._latents.gather(f"{name}_mirrored", samples[mirrored])
+        return found
 
     def condition(self, samples: Samples, seed: int, epochs: Samples) -> Condition:
         """The condition of one caption per sample, chosen by (seed, sample, epoch)."""
+        chosen = self._choices(samples, seed, epochs)
+        return self._condition([self._rows[i][place] for i, place in zip(samples.tolist(), chosen, strict=True)])
+
+    def captions(self, samples: Samples, seed: int, epochs: Samples) -> list[str]:
+        """The captions whose condition is `condition`."""
+        chosen = self._choices(samples, seed, epochs)
+        return [self._texts[i][place] for i, place in zip(samples.tolist(), chosen, strict=True)]
+
+    def _choices(self, samples: Samples, seed: int, epochs: Samples) -> list[int]:
         numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
-        rows = [self._rows[i][randomness.key(seed, "caption", i, e) % len(self._rows[i])] for i, e in numbers]
-        return self._condition(rows)
+        return [randomness.key(seed, "caption", i, e) % len(self._texts[i]) for i, e in numbers]
 
-    def first_captions(self, num: int) -> list[str]:
-        """The first caption of each of the first `num` samples."""
-        return [texts[0] for texts in self._texts[:num]]
+    def first_captions(self, samples: Samples) -> list[str]:
+        """The first caption of each sample."""
+        return [self._texts[i][0] for i in samples.tolist()]
 
-    def first_condition(self, num: int) -> Condition:
+    def first_condition(self, samples: Samples) -> Condition:
         """The condition of `first_captions`."""
-        return self._condition([rows[0] for rows in self._rows[:num]])
+        return self._condition([self._rows[i][0] for i in samples.tolist()])
 
     def _condition(self, rows: Sequence[int]) -> Condition:
         numbers = np.array(rows, dtype=np.int64)
@@ -94,19 +122,19 @@ class Inputs:
     val: LatentsAndCaptions
     autoencoder: Autoencoder
     image_size_px: int
+    """Side of a square with as many pixels as the largest bucket."""
     sha256: dict[str, str]
 
     @property
     def facts(self) -> dict[str, Any]:
         """Facts for the passport, which users of the trained denoiser compare with their own inputs."""
-        channels, height, _ = self.train.latent_shape
         return {
             "latent_scale": self.train.scale.to_facts(),
             "null_sha256": self.train.embeddings.passport.facts["null_sha256"],
             "context_tokens": len(self.train.embeddings.null_tokens),
-            "factor": self.image_size_px // height,
+            "factor": self.autoencoder.factor,
             "image_size_px": self.image_size_px,
-            "latent_channels": channels,
+            "latent_channels": self.train.latent_shapes[0][0],
         }
 
 
@@ -129,17 +157,20 @@ def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Pa
         texts = Captions(captions / split)
         sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
         pairs[split] = LatentsAndCaptions(cache, texts, text, scale, takes_pooled)
-    size_px = pairs["train"].latent_shape[1] * decoder.factor
+    area = max(height * width for _, height, width in pairs["train"].latent_shapes)
+    size_px = math.isqrt(area) * decoder.factor
     return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256)
 
 
 def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     """ConfigError unless the network takes latents and contexts of these shapes."""
-    network, (channels, height, width) = params.network, inputs.train.latent_shape
+    network, shapes = params.network, inputs.train.latent_shapes
+    # Buckets have at most the area of the square that `latent_size` means, and perhaps none has exactly that.
+    latent_size = max(shapes[0][1:]) if len(shapes) == 1 else network.latent_size
     num_tokens, context_width = inputs.train.embeddings.null_tokens.shape
     wanted = [
-        ("latent_channels", network.latent_channels, channels, "the latents"),
-        ("latent_size", network.latent_size, max(height, width), "the latents"),
+        ("latent_channels", network.latent_channels, shapes[0][0], "the latents"),
+        ("latent_size", network.latent_size, latent_size, "the latents"),
         ("context_width", network.context_width, context_width, "the embeddings"),
     ]
     if network.context_limit is not None:
@@ -150,6 +181,9 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
         for key, found, expected, source in wanted
         if found != expected
     ]
+    if params.mirroring is not None and not inputs.train.has_mirrored:
+        expected, fix = "null: no mirrored image is encoded", "set encode_latents.mirrored: true, or this to null"
+        errors.append(ConfigError("params.yaml: train_unet.mirroring", "found words", expected, fix))
     if errors:
         raise ConfigError.many(errors)
 
@@ -157,7 +191,9 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
 def prove_attention(unet: Network, inputs: Inputs, params: TrainUNetParams, device: torch.device) -> None:
     """MachineError unless the attention backend can train the network, and decode latents for its pictures."""
     precision = params.training.precision
-    attention.prove(device, unet.attention_shapes, precision, trains=True)
-    shapes = [*unet.attention_shapes, *inputs.autoencoder.attention_shapes(params.network.latent_size)]
+    sizes = {(height, width) for split in (inputs.train, inputs.val) for _, height, width in split.latent_shapes}
+    of_unet = [shape for size in sizes for shape in unet.attention_shapes(*size)]
+    of_decoder = [shape for size in sizes for shape in inputs.autoencoder.attention_shapes(*size)]
+    attention.prove(device, of_unet, precision, trains=True)
     for each in (precision, "fp32"):  # pictures during training, and the last one
-        attention.prove(device, shapes, each, trains=False)
+        attention.prove(device, [*of_unet, *of_decoder], each, trains=False)

@@ -1,6 +1,6 @@
 """Section `train_unet`: the denoiser, its forward process, its loss and its training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,12 +23,23 @@ class InitFromParams(Section):
     differ has no effect."""
 
 
+class MirroringParams(Section):
+    """Half of the training images are seen mirrored, chosen anew in every epoch."""
+
+    unless: list[Annotated[str, Field(pattern=r"^\S(.*\S)?$")]]
+    """Words such as left and right: an image is never mirrored while its caption has one of them, in any case of its
+    letters. In scripts with capitals only whole words count."""
+
+
 class TrainUNetParams(Section):
     """Section `train_unet` of params.yaml."""
 
     network: NetworkParams
     diffusion: DiffusionParams
     training: TrainingParams
+    mirroring: MirroringParams | None
+    """Mirrored images, which `encode_latents.mirrored` must have encoded; null = none. Writing in images is mirrored
+    too."""
     init_from: InitFromParams | None
     """A trained denoiser to start from; null = random weights."""
     num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)

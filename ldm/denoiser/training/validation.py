@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, to_image
 from ldm.compute import process
 from ldm.core import images
+from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import DenoisingObjective, add_noise, denoiser, training_times
 from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import LatentsAndCaptions
@@ -29,23 +30,24 @@ class Validation:
     def __init__(self, pairs: LatentsAndCaptions, params: TrainUNetParams, accelerator: Accelerator) -> None:
         self._params, self._accelerator = params, accelerator
         num, seed = min(params.num_validation_samples, len(pairs)), params.training.seed
-        samples = np.arange(num, dtype=np.int64)
         # Each sample has one time. Neighbours in the split, which may be similar, get times that are far apart.
-        slices = torch.from_numpy(randomness.order(samples, num, randomness.key(seed, "validation time")))
+        places = np.arange(num, dtype=np.int64)
+        slices = torch.from_numpy(randomness.order(places, num, randomness.key(seed, "validation time")))
         u = (slices + 0.5) / num
         self._buckets = (u * params.num_validation_buckets).long()
         # The noisiest twentieth of the times, where sampling starts; at least one sample.
         self._noisiest = slices >= num - max(1, round(num * NOISIEST))
-        posterior_noise, noise = torch.randn(
-            2, num, *pairs.latent_shape, generator=randomness.generator(seed, "validation noise")
-        )
-        self._batch = {
-            "z0": pairs.latents(samples, posterior_noise),
-            "noise": noise,
-            "t": training_times(u, params.diffusion),
-            **pairs.first_condition(num).parts,
-        }
-        self._bound = VariationalBound(params.diffusion, self._batch["z0"], slices)
+        self._batches: list[tuple[slice, dict[str, Tensor]]] = []
+        """Rows of the samples, and their inputs, for the samples of each bucket."""
+        start, generator = 0, randomness.generator(seed, "validation noise")
+        for samples in pairs.buckets.batches(num, num):
+            rows = slice(start, start := start + len(samples))
+            posterior_noise, noise = torch.randn(2, len(samples), *pairs.latent_shape(samples), generator=generator)
+            batch = {"z0": pairs.latents(samples, posterior_noise), "noise": noise}
+            batch |= {"t": training_times(u[rows], params.diffusion), **pairs.first_condition(samples).parts}
+            self._batches.append((rows, batch))
+        values = torch.cat([batch["z0"].flatten() for _, batch in self._batches])
+        self._bound = VariationalBound(params.diffusion, values, slices)
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
         """`loss`, `mse`, `mse_bucket_K` of slice K of the training times (1 has the least noise), and `mse_noisiest` of
@@ -53,10 +55,8 @@ class Validation:
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(3 + 2 * (num_buckets + 1), dtype=torch.float64)
-        num_rows = rows_per_pass(self._params.training, self._accelerator)
-        for start in process.share_of(range(0, len(self._buckets), num_rows), self._accelerator):
-            rows = slice(start, start + num_rows)
-            weighted, mse = objective.losses({name: value[rows].to(device) for name, value in self._batch.items()})
+        for rows, batch in process.share_of(self._parts(), self._accelerator):
+            weighted, mse = objective.losses({name: value.to(device) for name, value in batch.items()})
             # Sums and counts per bucket; the noisiest times form one more bucket, which overlaps.
             member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
             member = torch.cat([member, self._noisiest[rows, None]], dim=1).double()
@@ -72,6 +72,18 @@ class Validation:
         bits = self._bound.terms(float(total[2]))
         return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest, **bits}
 
+    def _parts(self) -> list[tuple[slice, dict[str, Tensor]]]:
+        """As many rows as one pass takes, and their inputs: the units that processes share."""
+        num_rows = rows_per_pass(self._params.training, self._accelerator)
+        return [
+            (
+                slice(rows.start + start, min(rows.start + start + num_rows, rows.stop)),
+                {name: value[start : start + num_rows] for name, value in batch.items()},
+            )
+            for rows, batch in self._batches
+            for start in range(0, rows.stop - rows.start, num_rows)
+        ]
+
 
 class Pictures:
     """One-step predictions of the denoiser for validation latents at fixed noise levels, as images."""
@@ -79,26 +91,35 @@ class Pictures:
     def __init__(
         self, pairs: LatentsAndCaptions, autoencoder: Autoencoder, params: TrainUNetParams, device: torch.device
     ) -> None:
-        num = min(params.num_pictures, len(pairs))
-        noise = torch.randn(num, *pairs.latent_shape, generator=randomness.generator(params.training.seed, "pictures"))
-        z0 = pairs.latents(np.arange(num, dtype=np.int64), torch.zeros_like(noise))
-        self._z0, self._noise, self._condition = z0.to(device), noise.to(device), pairs.first_condition(num).to(device)
-        self._captions = pairs.first_captions(num)
+        num, generator = params.num_pictures, randomness.generator(params.training.seed, "pictures")
+        self._rows: list[tuple[Tensor, Tensor, Condition]] = []
+        """Latents, noise and condition of the samples of each bucket."""
+        self._captions: list[str] = []
+        for samples in pairs.buckets.batches(num, num):
+            noise = torch.randn(len(samples), *pairs.latent_shape(samples), generator=generator)
+            z0 = pairs.latents(samples, torch.zeros_like(noise))
+            self._rows.append((z0.to(device), noise.to(device), pairs.first_condition(samples).to(device)))
+            self._captions += pairs.first_captions(samples)
         self._autoencoder, self._scale = autoencoder.to(device).eval(), pairs.scale.to(device)
 
     @torch.no_grad()
     def __call__(self, objective: nn.Module, path: Path) -> None:
         """Save one row per sample: the decoded latent, then one-step predictions from increasing noise."""
         assert isinstance(objective, DenoisingObjective)
-        schedule = objective.schedule
-        denoise = denoiser(objective.unet, schedule, objective.params.prediction, self._condition)
-        columns = [self._z0]
-        for time in PICTURE_TIMES:
-            t = torch.full((len(self._z0),), time, device=self._z0.device)
-            columns.append(denoise(add_noise(schedule, self._z0, self._noise, t), t))
-        decoded = [to_image(self._autoencoder.decode(self._scale.denormalise(z))).cpu() for z in columns]
+        decoded = [image for part in self._rows for image in self._decoded(objective, *part)]
         labels = [label for caption in self._captions for label in (caption, *(f"t = {t}" for t in PICTURE_TIMES))]
-        images.grid(torch.stack(decoded, dim=1).flatten(0, 1), len(columns), labels).save(path)
+        images.grid(decoded, 1 + len(PICTURE_TIMES), labels).save(path)
+
+    def _decoded(self, objective: DenoisingObjective, z0: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+        """The images of samples of one bucket, uint8 [b, 3, h, w], one after the other."""
+        schedule = objective.schedule
+        denoise = denoiser(objective.unet, schedule, objective.params.prediction, condition)
+        columns = [z0]
+        for time in PICTURE_TIMES:
+            t = torch.full((len(z0),), time, device=z0.device)
+            columns.append(denoise(add_noise(schedule, z0, noise, t), t))
+        decoded = [to_image(self._autoencoder.decode(self._scale.denormalise(z))).cpu() for z in columns]
+        return torch.stack(decoded, dim=1).flatten(0, 1)
 
 
 def summary(training: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,12 +8,14 @@ from ldm.core.shards import Shards
 
 
 class Captions:
-    """All captions of a split: `texts[i]` are those of sample i; `sha256` is the hash of the split's index."""
+    """All captions of a split: `texts[i]` are those of sample i; `sha256` is the hash of the split's index; `buckets`
+    are those of the images."""
 
     def __init__(self, directory: Path) -> None:
         """IntegrityError: a shard is missing or corrupt."""
         shards = Shards(directory)
         self.directory, self.sha256, self.keys = directory, shards.sha256, shards.keys
+        self.buckets = shards.buckets
         self.texts: list[list[str]] = [json.loads(shards[i]["json"])["captions"] for i in range(len(shards))]
 
     def __len__(self) -> int:

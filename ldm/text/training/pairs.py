@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
+from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.text.model import clip
 from ldm.text.model.captions import Captions
@@ -22,14 +23,17 @@ _BATCH_SIZE = 256
 class ImagesAndCaptions:
     """Images of one split, read from disk, and its captions, held in memory."""
 
-    def __init__(self, images: Path, captions: Path) -> None:
-        self.images = Shards(images)
+    def __init__(self, image_shards: Path, captions: Path) -> None:
+        self.images = Shards(image_shards)
         self.captions = Captions(captions)
         self.captions.check_keys(self.images)
 
-    def pixels(self, samples: Sequence[int]) -> Tensor:
-        """Images of samples, uint8 [b, 3, h, w]."""
-        return self.images.images(samples)
+    def pixels(self, samples: Sequence[int], size_px: int) -> Tensor:
+        """Images of samples, uint8 [b, 3, h, w]. If the split has several sizes, their centre squares of `size_px`
+        pixels, since a CLIP sees squares."""
+        if len(self.images.buckets) == 1:
+            return self.images.images(samples)
+        return images.to_squares([self.images[sample]["png"] for sample in samples], size_px)
 
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
         """At most `count` samples with distinct first captions, each the first of its caption, and these captions."""
@@ -74,7 +78,8 @@ def features(
 def image_features(model: clip.Clip, pairs: ImagesAndCaptions, samples: Sequence[int], device: torch.device) -> Tensor:
     """Features of the images of samples, of length 1."""
     starts = range(0, len(samples), _BATCH_SIZE)
-    batches = (pairs.pixels(samples[start : start + _BATCH_SIZE]) for start in starts)
+    size_px = model.preprocess.size_px
+    batches = (pairs.pixels(samples[start : start + _BATCH_SIZE], size_px) for start in starts)
     return torch.cat([model.image_features(pixels.to(device)).float() for pixels in batches])
 
 
@@ -99,7 +104,7 @@ def train_new(
 
     def batch_at_step(step: int, rows: slice) -> dict[str, Tensor]:
         samples, texts = batches.at_step(step)
-        return {"image": pairs.pixels(samples[rows]), "ids": model.tokenise(texts[rows])}
+        return {"image": pairs.pixels(samples[rows], model.preprocess.size_px), "ids": model.tokenise(texts[rows])}
 
     def keys_at_step(step: int) -> list[str]:
         return [pairs.captions.keys[sample] for sample in batches.at_step(step)[0]]

@@ -70,11 +70,13 @@ def _sizes(params: Params) -> Iterator[Finding]:
     factor = autoencoder.factor
     reconstruction = params.train_autoencoder.reconstruction
     scales = reconstruction.num_gradient_scales if reconstruction else 1
-    if image_size_px >> (scales - 1) < 2:
+    side_px = min(side for size in params.prepare.corpus.sizes_px(image_size_px) for side in size)
+    if side_px >> (scales - 1) < 2:
+        side = f"prepare.image_size_px {side_px}" if side_px == image_size_px else f"{side_px} px of a bucket"
         yield (
             "train_autoencoder.reconstruction.num_gradient_scales",
-            f"found {scales}; expected at most {image_size_px.bit_length() - 1}: every scale halves "
-            f"prepare.image_size_px {image_size_px}, and two pixels make a gradient",
+            f"found {scales}; expected at most {side_px.bit_length() - 1}: every scale halves "
+            f"{side}, and two pixels make a gradient",
             "lower it, or raise prepare.image_size_px",
         )
     if image_size_px % factor:
@@ -98,6 +100,37 @@ def _sizes(params: Params) -> Iterator[Finding]:
             f"found {unet.latent_channels}; expected {autoencoder.latent_channels} as in train_autoencoder.network",
             f"set it to {autoencoder.latent_channels}, or change the autoencoder",
         )
+
+
+def _shapes(params: Params) -> Iterator[Finding]:
+    """Networks must take images of every size that `prepare` makes and `sample` draws."""
+    unet, image_size_px = params.train_unet.network, params.prepare.image_size_px
+    multiple = params.train_autoencoder.network.factor * unet.size_multiple
+    reason = f"expected multiples of {multiple}, the pixels of a position in the lowest level of the UNet"
+    sizes_px, drawn = params.prepare.corpus.sizes_px(image_size_px), params.sample.drawing.size_px
+    wrong = [f"{height} x {width}" for height, width in sizes_px if height % multiple or width % multiple]
+    if len(sizes_px) > 1 and wrong:
+        found = f"found buckets of {', '.join(wrong)}; {reason}"
+        yield "prepare.corpus.cleaning.framing.step_px", found, f"set it to a multiple of {multiple}"
+    if len(sizes_px) > 1 and unet.position_embedding:
+        found = f"found true; expected false: prepare makes images of {len(sizes_px)} sizes, and positions fit one"
+        fix = "set it to false, or prepare.corpus.cleaning.framing.kind to square"
+        yield "train_unet.network.position_embedding", found, fix
+    if drawn is not None and (drawn[0] % multiple or drawn[1] % multiple):
+        yield "sample.drawing.size_px", f"found {list(drawn)}; {reason}", "change it, or set it to null"
+    elif drawn not in (None, (image_size_px, image_size_px)) and unet.position_embedding:
+        found = f"found {list(drawn or ())}; expected null: the positions of train_unet.network fit the square alone"
+        yield "sample.drawing.size_px", found, "set it to null, or train_unet.network.position_embedding to false"
+
+
+def _mirroring(params: Params) -> Iterator[Finding]:
+    """Mirrored images must be encoded to be seen, and are encoded for nothing else."""
+    if params.train_unet.mirroring is not None and not params.encode_latents.mirrored:
+        found = "found false; expected true: train_unet.mirroring shows mirrored images"
+        yield "encode_latents.mirrored", found, "set it to true, or train_unet.mirroring to null"
+    if params.train_unet.mirroring is None and params.encode_latents.mirrored:
+        found = "found true; expected false: train_unet.mirroring is null, so that nothing reads mirrored images"
+        yield "encode_latents.mirrored", found, "set it to false, or name words in train_unet.mirroring.unless"
 
 
 def _text(params: Params) -> Iterator[Finding]:
@@ -294,6 +327,8 @@ def _tasks(params: Params) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     _sizes,
+    _shapes,
+    _mirroring,
     _text,
     _pretrained,
     _weights,

@@ -14,6 +14,7 @@ from ldm import randomness
 from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.core.config import from_values
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.params import Size
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Schedule, add_noise
 from ldm.sampling import grids, samplers, trajectory
@@ -84,20 +85,29 @@ class Batch:
         drawing = self.drawing
         return grids.times(self.schedule.name, drawing.num_steps, drawing.spacing, drawing.time_shift)
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        return self.generator.latent_shape(self.drawing)
+
+    @property
+    def size_px(self) -> Size:
+        """Height and width of the images."""
+        return self.generator.image_size_px(self.drawing)
+
     def noise(self, shape: tuple[int, int, int] | None = None) -> Float[Tensor, "b c h w"]:
         """The noise that `ldm generate` starts from."""
-        noise = trajectory.prompt_noise(self.drawing.seed, self.prompt_numbers, shape or self.generator.latent_shape)
+        noise = trajectory.prompt_noise(self.drawing.seed, self.prompt_numbers, shape or self.latent_shape)
         return noise.to(self.generator.device)
 
     def noises(self, descent: int = 0, shape: tuple[int, int, int] | None = None) -> NoiseAtStep:
         """Noise of every step; descent 0 is that of `ldm generate`, every other number has its own."""
         seed = randomness.key(self.drawing.seed, "descent", descent) if descent else self.drawing.seed
-        return trajectory.prompt_noise_at_step(seed, self.prompt_numbers, shape or self.generator.latent_shape)
+        return trajectory.prompt_noise_at_step(seed, self.prompt_numbers, shape or self.latent_shape)
 
-    def images(self, size_px: int | None = None, name: str = "image") -> UInt8[Tensor, "b 3 h w"]:
-        """The images of all rows, at the size of the model unless another is given, on the CPU."""
-        size_px = size_px or self.generator.image_size_px[0]
-        return torch.stack([pictures.fitted(row[name], size_px) for row in self.rows])
+    def images(self, size_px: Size | None = None, name: str = "image") -> UInt8[Tensor, "b 3 h w"]:
+        """The images of all rows, at the size of the drawing unless another is given, on the CPU."""
+        return torch.stack([pictures.fitted(row[name], size_px or self.size_px) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -181,7 +191,8 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         case OutpaintParams():
             return _outpaint(task, batch)
         case UpscaleParams():
-            small = batch.images(batch.generator.image_size_px[0] // task.factor)
+            height, width = batch.size_px
+            small = batch.images((height // task.factor, width // task.factor))
             known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
             return _between_pixels(task, batch, known, masks.grid(known.shape[2], known.shape[3], task.factor))
         case AlternateLinesParams():
@@ -205,7 +216,7 @@ def _img2img(task: Img2ImgParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
 
 def _inpaint(task: InpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
     images = batch.images()
-    unknown = torch.stack([pictures.white(row["mask"], images.shape[-1]) for row in batch.rows])
+    unknown = torch.stack([pictures.white(row["mask"], batch.size_px) for row in batch.rows])
     return _on_cells(task, batch, batch.denoise, images, unknown)
 
 
@@ -217,7 +228,7 @@ def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
             raise ConfigError(name, str(value), f"a multiple of {factor}, the pixels of a latent", fix)
     images = functional.pad(batch.images().float(), margin, mode="replicate").to(torch.uint8)
     unknown = functional.pad(torch.zeros(batch.images()[:, :1].shape), margin, value=1) > 0
-    _, height, width = batch.generator.latent_shape
+    _, height, width = batch.latent_shape
     denoise = windows.windowed(batch.denoise, (height, width), task.stride_px // factor)
     return _on_cells(task, batch, denoise, images, unknown)
 
@@ -238,7 +249,7 @@ def _between_pixels(task: RepaintParams, batch: Batch, images: Pixels, unknown: 
     generator, mask = batch.generator, torch.from_numpy(unknown.copy())
     signals = to_signal(images.to(generator.device))
     knowledge = repaint.known_pixels(signals, mask.to(generator.device), generator.signals_of, generator.latents_of)
-    z = _repaint(task, batch, batch.denoise, knowledge, generator.latent_shape)
+    z = _repaint(task, batch, batch.denoise, knowledge, batch.latent_shape)
     return torch.where(mask, generator.decode(z).cpu(), images)
 
 
@@ -275,7 +286,7 @@ def _start(
     noise = path.noise()
     if task.last_noise:
         other = randomness.key(path.drawing.seed, "last noise")
-        last = trajectory.prompt_noise(other, path.prompt_numbers, path.generator.latent_shape).to(noise)
+        last = trajectory.prompt_noise(other, path.prompt_numbers, path.latent_shape).to(noise)
         noise = interpolation.slerp(noise, last, fractions)
     if not path.rows[0]:
         return noise

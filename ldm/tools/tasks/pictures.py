@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ldm.core import system
 from ldm.core.errors import ConfigError
-from ldm.corpora import cleaning
+from ldm.core.params import Size
+from ldm.corpora import cleaning, framing
 from ldm.corpora.pairs import Rejected
-from ldm.corpora.params import CleaningParams
+from ldm.corpora.params import CleaningParams, SquareParams
 from ldm.tools.tasks import masks
 
 _WHITE = 128
@@ -27,6 +28,7 @@ _ANY = CleaningParams(
     background="#ffffff",
     deep_greyscale="scale",
     resampling="area",
+    framing=SquareParams(kind="square", crop="centre"),
     max_caption_characters=1,
 )
 """What is accepted: all that can be decoded. Transparent images are laid on white."""
@@ -95,14 +97,15 @@ def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
     return Picture(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), where)
 
 
-def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
-    """The centre square, resized as stage `prepare` does; an image of that size stays as it is in every bit."""
-    return torch.from_numpy(cleaning.square(picture.pixels, _ANY.resampling, size_px).transpose(2, 0, 1).copy())
+def fitted(picture: Picture, size: Size) -> UInt8[Tensor, "3 h w"]:
+    """The largest part in the middle that has the shape of `size`, resized as stage `prepare` does; an image of that
+    size stays as it is in every bit."""
+    return torch.from_numpy(framing.resized(picture.pixels, _ANY.resampling, size).transpose(2, 0, 1).copy())
 
 
-def white(mask: Picture, size_px: int) -> Bool[Tensor, "1 h w"]:
+def white(mask: Picture, size: Size) -> Bool[Tensor, "1 h w"]:
     """Where a mask is white at the size of `fitted`: a pixel is if any that it covers is."""
-    return fitted(Picture(_black_and_white(_is_white(mask.pixels)), ""), size_px)[:1] > 0
+    return fitted(Picture(_black_and_white(_is_white(mask.pixels)), ""), size)[:1] > 0
 
 
 def _column(images: Images) -> Sequence[Source]:

@@ -37,5 +37,5 @@ def scores(params: ScoreParams, batch: Batch) -> dict[str, Float[Tensor, " b"]]:
 def _noise(batch: Batch, purpose: str) -> Float[Tensor, "b c h w"]:
     """Noise that belongs to (seed, purpose, number of the image)."""
     seed = randomness.key(batch.drawing.seed, purpose)
-    noise = trajectory.prompt_noise(seed, batch.prompt_numbers, batch.generator.latent_shape)
+    noise = trajectory.prompt_noise(seed, batch.prompt_numbers, batch.latent_shape)
     return noise.to(batch.generator.device)
