@@ -49,7 +49,7 @@ def test_the_square_must_be_a_bucket() -> None:
     corpus = FolderParams(kind="folder", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
     with_buckets = corpus.model_copy(update={"cleaning": CLEANING.model_copy(update={"framing": buckets_of(24, 2)})})
     common: dict[str, Any] = {"captions": "corpus", "image_size_px": 32, "num_samples_per_shard": 5}
-    common |= {"max_reject_fraction": 0, "num_examples": 1}
+    common |= {"max_reject_fraction": 0, "num_examples": 1, "max_seconds_per_sample": 60}
     assert PrepareParams(corpus=corpus, **common)
     with pytest.raises(ValidationError, match="image_size_px 32 is not a multiple of"):
         PrepareParams(corpus=with_buckets, **common)
