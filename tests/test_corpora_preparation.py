@@ -11,11 +11,11 @@ from ldm.core.errors import RejectedError
 from ldm.core.shards import Shards
 from ldm.corpora import preparation
 from ldm.corpora.pairs import Pair, Rejected, Rejection
-from ldm.corpora.params import FolderParams, PrepareParams
-from tests.corpora import CLEANING
+from ldm.corpora.params import PrepareParams
+from tests.corpora import FOLDER
 
 PARAMS = PrepareParams(
-    corpus=FolderParams(kind="folder", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0),
+    corpus=FOLDER,
     captions="corpus",
     image_size_px=8,
     num_samples_per_shard=50,

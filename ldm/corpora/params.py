@@ -5,28 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ldm.core.config import BESIDE, Section
-
-Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)$")]
-Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-
-
-class CorpusBase(Section):
-    """What `ldm check` asks of a corpus, whatever its kind."""
-
-    @property
-    def has_twins(self) -> bool:
-        """Whether samples 2i and 2i + 1 differ by an exchange only, such as which of two objects is above."""
-        return False
-
-    @property
-    def val_repeats_train(self) -> bool:
-        """Whether validation shows again what training showed, in other combinations."""
-        return False
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether every caption claims of which class its image is."""
-        return False
+from ldm.corpora.base_params import CorpusBase
+from ldm.corpora.pixels_params import Colour
+from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
 
 
 class ClassesBase(CorpusBase):
@@ -101,57 +82,6 @@ class OpenMojiParams(CorpusBase):
     """Chooses the validation split."""
 
 
-class CleaningParams(Section):
-    """Which of a user's images and captions are fit to train on; everything else is rejected with a reason."""
-
-    min_side_px: PositiveInt
-    """Minimum of an image's shorter side; images below the image size are scaled up."""
-    max_pixels: int = Field(gt=0, le=89_478_485)
-    """Most pixels that an image may declare in its header: larger ones are never decoded. Pillow allows no more."""
-    max_bytes: PositiveInt
-    """Size of the largest file that is opened."""
-    max_aspect_ratio: float = Field(ge=1)
-    """Maximum of longer side over shorter side; beyond that, the centre square would be a sliver of the image."""
-    background: Colour
-    """Colour behind transparent images, as "#rrggbb"."""
-    deep_greyscale: Literal["scale", "reject"]
-    """16-bit greyscale: scaled to 8 bits (65535 becomes 255), or rejected."""
-    resampling: Literal["area", "lanczos"]
-    """Filter of the resize: mean over the covered area, or Lanczos, which is sharper and overshoots at edges."""
-    max_caption_characters: PositiveInt
-    """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
-
-
-class FolderParams(CorpusBase):
-    """A folder of images, each beside a text file of the same name with one caption per line."""
-
-    kind: Literal["folder"]
-    """Which corpus this is."""
-    directory: Folder
-    """The folder, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
-    cleaning: CleaningParams
-    """Which images and captions are accepted."""
-    val_fraction: float = Field(gt=0, lt=1)
-    """Share of images kept for validation, chosen by a hash of (seed, key)."""
-    seed: int = Field(ge=0)
-    """Chooses the validation split."""
-
-
-class WebdatasetParams(CorpusBase):
-    """Tars in the layout of img2dataset: members KEY.jpg (jpeg, png, webp), KEY.txt or a "caption" in KEY.json."""
-
-    kind: Literal["webdataset"]
-    """Which corpus this is."""
-    directory: Folder
-    """The folder of tars, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
-    cleaning: CleaningParams
-    """Which images and captions are accepted."""
-    val_fraction: float = Field(gt=0, lt=1)
-    """Share of samples kept for validation, chosen by a hash of (seed, key)."""
-    seed: int = Field(ge=0)
-    """Chooses the validation split."""
-
-
 class DigitsParams(ClassesBase):
     """The 1,797 handwritten digits, 8 x 8 pixels in 17 shades of grey, that scikit-learn brings along."""
 
@@ -196,7 +126,9 @@ class TorchvisionParams(ClassesBase):
     """Chooses the validation split."""
 
 
-CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | FolderParams | WebdatasetParams
+UserParams = FolderParams | WebdatasetParams | ParquetParams | DatasetsParams
+"""Corpora that users bring."""
+CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | UserParams
 """All of them."""
 
 

@@ -14,12 +14,12 @@ from ldm.core import system
 from ldm.core.errors import ConfigError
 from ldm.corpora import cleaning
 from ldm.corpora.pairs import Rejected
-from ldm.corpora.params import CleaningParams
+from ldm.corpora.pixels_params import PixelParams
 from ldm.tools.tasks import masks
 
 _WHITE = 128
 """Least value of a pixel of a mask that counts as white."""
-_ANY = CleaningParams(
+_ANY = PixelParams(
     min_side_px=1,
     max_pixels=89_478_485,
     max_bytes=2**28,
@@ -27,7 +27,6 @@ _ANY = CleaningParams(
     background="#ffffff",
     deep_greyscale="scale",
     resampling="area",
-    max_caption_characters=1,
 )
 """What is accepted: all that can be decoded. Transparent images are laid on white."""
 

@@ -1,0 +1,22 @@
+"""What the params of every corpus share."""
+
+from ldm.core.config import Section
+
+
+class CorpusBase(Section):
+    """What `ldm check` asks of a corpus, whatever its kind."""
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether samples 2i and 2i + 1 differ by an exchange only, such as which of two objects is above."""
+        return False
+
+    @property
+    def val_repeats_train(self) -> bool:
+        """Whether validation shows again what training showed, in other combinations."""
+        return False
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether every caption claims of which class its image is."""
+        return False
