@@ -71,7 +71,7 @@ class Pipeline:
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
         attention.select(document.read(MachineParams, "machine").attention, where)
-        embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
+        embeddings = TextEmbeddings(root / paths.embeddings)
         model, clip_passport = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
         facts = embeddings.passport.facts
