@@ -5,7 +5,7 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import UInt32
@@ -67,9 +67,21 @@ class Index(BaseModel):
     sha256: str
     """Of all fields above, so that damage to any of them shows."""
 
-    def seal(self) -> str:
-        """What `sha256` must be."""
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+    @classmethod
+    def of(cls, shards: list[Shard], keys_sha256: str, ends_sha256: str) -> Self:
+        """The index of these tars."""
+        count = sum(shard.num_samples for shard in shards)
+        fields = {"keys_sha256": keys_sha256, "ends_sha256": ends_sha256, "sha256": ""}
+        return cls(format=2, num_samples=count, shards=shards, **fields).sealed()
+
+    def sealed(self) -> Self:
+        """With the right `sha256`."""
+        values = self.model_dump_json(exclude={"sha256"})
+        return self.model_copy(update={"sha256": hashlib.sha256(values.encode()).hexdigest()})
+
+    def write(self, directory: Path) -> None:
+        """Write `index.json`."""
+        (directory / INDEX).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 _ANY_INDEX: TypeAdapter[Index | _FormerIndex] = TypeAdapter(
@@ -98,23 +110,15 @@ class Contents:
         """The ends of all samples."""
         return np.concatenate([np.empty(0, _END), *self._ends])
 
-    def index(self, ends_sha256: str) -> Index:
-        """The index of these tars."""
-        index = Index(
-            format=2,
-            num_samples=sum(shard.num_samples for shard in self.shards),
-            shards=self.shards,
-            keys_sha256=self._keys.hexdigest(),
-            ends_sha256=ends_sha256,
-            sha256="",
-        )
-        return index.model_copy(update={"sha256": index.seal()})
+    @property
+    def keys_sha256(self) -> str:
+        """SHA-256 of all keys, one a line."""
+        return self._keys.hexdigest()
 
     def write(self, directory: Path) -> None:
         """Write `ends.npy` and `index.json`."""
         np.save(directory / ENDS, self.ends)
-        index = self.index(hashes.sha256_file(directory / ENDS))
-        (directory / INDEX).write_text(index.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        Index.of(self.shards, self.keys_sha256, hashes.sha256_file(directory / ENDS)).write(directory)
 
 
 def read(directory: Path) -> tuple[Index, Ends, str]:
@@ -135,8 +139,8 @@ def read(directory: Path) -> tuple[Index, Ends, str]:
     if isinstance(index, _FormerIndex):
         index, ends = _upgraded(directory, index)
     else:
-        if index.sha256 != index.seal():
-            raise IntegrityError(str(path), f"fields with SHA-256 {index.seal()}", index.sha256, FIX)
+        if (sealed := index.sealed()) != index:
+            raise IntegrityError(str(path), f"fields with SHA-256 {sealed.sha256}", index.sha256, FIX)
         hashes.check_once(directory / ENDS, index.ends_sha256)
         ends = np.asarray(np.load(directory / ENDS, mmap_mode="r", allow_pickle=False))
     _check_counts(path, index, len(ends))
@@ -168,7 +172,8 @@ def _upgraded(directory: Path, former: _FormerIndex) -> tuple[Index, Ends]:
         contents.add(path)
         if (count := contents.shards[-1].num_samples) != shard.num_samples:
             raise IntegrityError(str(path), f"{count} samples", f"{shard.num_samples} samples as in {INDEX}", FIX)
-    return contents.index(ends_sha256="").model_copy(update={"num_samples": former.num_samples}), contents.ends
+    index = Index.of(contents.shards, contents.keys_sha256, ends_sha256="")
+    return index.model_copy(update={"num_samples": former.num_samples}), contents.ends
 
 
 class Member(NamedTuple):
