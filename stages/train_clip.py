@@ -28,6 +28,8 @@ def main() -> str:
     accelerator = process.start(source.training.precision if isinstance(source, TrainedClipParams) else "fp32", machine)
     folders = Path(paths.images), Path(paths.captions)
     pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
+    if isinstance(source, TrainedClipParams):
+        process.check_files([*pairs.files, *val.files], accelerator)
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
     model, history = sources.obtain(params, pairs, val, accelerator, run)

@@ -27,13 +27,13 @@ from ldm.training.loop import train
 
 def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
-    paths = config.read(PathsParams, "paths")
-    machine = config.read(MachineParams, "machine")
+    paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     training = params.training
     accelerator = process.start(training.precision, machine, training.num_accumulation_steps)
     folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
+    process.check_files(inputs.files, accelerator)
 
     torch.manual_seed(randomness.key(training.seed, "weights"))
     unet = build(params.network)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # Tests compare bits of several runs: beside other work a stage would take fewer threads than alone. And two workers
 # share two cores. Torch reads this when it is imported, so nothing above and no fixture's signature imports it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests hash is none of the user's business.
+_CACHE = tempfile.TemporaryDirectory(prefix="ldm-cache-")
+os.environ["LDM_CACHE"] = _CACHE.name
 
 
 # Workers that take one file after the other end at about the same time if the longest come first.

@@ -1,8 +1,10 @@
 """Values that the tests of several corpora share."""
 
-from ldm.corpora.params import CleaningParams, ShapesParams, SquareParams
+from ldm.corpora.params import ShapesParams
+from ldm.corpora.pixels_params import PixelParams, SquareParams
+from ldm.corpora.user_params import CaptionParams, FolderParams
 
-CLEANING = CleaningParams(
+PIXELS = PixelParams(
     min_side_px=8,
     max_pixels=1_000_000,
     max_bytes=100_000,
@@ -11,7 +13,22 @@ CLEANING = CleaningParams(
     deep_greyscale="scale",
     resampling="area",
     framing=SquareParams(kind="square", crop="centre"),
-    max_caption_characters=200,
+)
+CAPTIONS = CaptionParams(
+    sources=[".txt", ".caption", "caption", "text"],
+    weights=None,
+    text_files="one_per_line",
+    max_characters=200,
+    too_long="reject",
+)
+FOLDER = FolderParams(
+    kind="folder",
+    directory="mine",
+    ignore=[],
+    pixels=PIXELS,
+    captions=CAPTIONS,
+    val_fraction=0.3,
+    seed=0,
 )
 
 

@@ -10,11 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ldm.core.params import PathsParams
-from tests.corpora import CLEANING
+from tests.corpora import CAPTIONS, PIXELS
 from tests.training_data import KEPT
 
-WEBDATASET = {"kind": "webdataset", "directory": ".", "cleaning": CLEANING.model_dump(), "val_fraction": 0.3, "seed": 0}
-FOLDER = WEBDATASET | {"kind": "folder"}
+WEBDATASET = {
+    "kind": "webdataset",
+    "directory": ".",
+    "pixels": PIXELS.model_dump(),
+    "captions": CAPTIONS.model_dump(),
+    "val_fraction": 0.3,
+    "seed": 0,
+}
+FOLDER = WEBDATASET | {"kind": "folder", "ignore": []}
 
 
 def picture(seed: int) -> bytes:

@@ -25,5 +25,6 @@ def served() -> Iterator[Any]:
         system, _ = fsspec.url_to_fs("s3://bucket", skip_instance_cache=True)
         system.mkdir("bucket")
         yield system
+        system.rm("bucket", recursive=True)  # moto keeps it beyond its server
         server.stop()
         fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -39,7 +39,8 @@ def running(*places: str) -> set[str]:
         (["ldm/text/training"], {"train_clip"}),
         (["ldm/evaluation", "ldm/oracles"], {"evaluate"}),
         (["ldm/corpora/preparation.py", "ldm/corpora/cleaning.py"], {"prepare"}),
-        (["ldm/corpora"], {"prepare", "evaluate"}),
+        (["ldm/corpora"], {"prepare", "evaluate", "sample"}),
+        (["ldm/corpora/spelling.py"], {"prepare", "sample"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -17,9 +17,10 @@ from ldm.core import shards
 from ldm.core.buckets import Buckets
 from ldm.core.images import encode_png
 from ldm.corpora import cleaning, framing
-from ldm.corpora.params import BucketsParams, FolderParams, PrepareParams, SquareParams
+from ldm.corpora.params import PrepareParams
+from ldm.corpora.pixels_params import BucketsParams, SquareParams
 from ldm.randomness import Order
-from tests.corpora import CLEANING
+from tests.corpora import FOLDER, PIXELS
 
 SQUARE = SquareParams(kind="square", crop="centre")
 
@@ -46,11 +47,10 @@ def test_buckets_are_multiples_of_the_step_with_at_most_the_pixels_of_the_square
 
 
 def test_the_square_must_be_a_bucket() -> None:
-    corpus = FolderParams(kind="folder", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
-    with_buckets = corpus.model_copy(update={"cleaning": CLEANING.model_copy(update={"framing": buckets_of(24, 2)})})
+    with_buckets = FOLDER.model_copy(update={"pixels": PIXELS.model_copy(update={"framing": buckets_of(24, 2)})})
     common: dict[str, Any] = {"captions": "corpus", "image_size_px": 32, "num_samples_per_shard": 5}
     common |= {"max_reject_fraction": 0, "num_examples": 1, "max_seconds_per_sample": 60}
-    assert PrepareParams(corpus=corpus, **common)
+    assert PrepareParams(corpus=FOLDER, **common)
     with pytest.raises(ValidationError, match="image_size_px 32 is not a multiple of"):
         PrepareParams(corpus=with_buckets, **common)
 
@@ -101,7 +101,7 @@ def test_a_random_crop_depends_on_the_file_alone_and_reaches_all_places() -> Non
     for number in range(40):
         stream = io.BytesIO()
         Image.fromarray(np.clip(columns + number % 2, 0, 255)).save(stream, "PNG", dpi=(number + 1, 1))
-        params = CLEANING.model_copy(
+        params = PIXELS.model_copy(
             update={"framing": SquareParams(kind="square", crop="random"), "max_aspect_ratio": 20}
         )
         one, again = (cleaning.clean(stream.getvalue(), params, 20) for _ in range(2))

@@ -65,20 +65,22 @@ def test_corrupt_shard_is_refused_with_both_hashes(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(IntegrityError) as error:
-        Cache(tmp_path, LATENTS)
-    assert right in str(error.value)
-    assert artifact.sha256_file(path) in str(error.value)
+    cache = Cache(tmp_path, LATENTS)
+    for read in (lambda: cache.gather("mean", NAMES), cache.verify):
+        with pytest.raises(IntegrityError) as error:
+            read()
+        assert right in str(error.value)
+        assert artifact.sha256_file(path) in str(error.value)
     path.unlink()
     with pytest.raises(IntegrityError, match="no such file"):
-        Cache(tmp_path, LATENTS)
+        cache.gather("mean", NAMES)
 
 
 def test_a_reader_of_few_rows_hashes_what_it_uses(tmp_path):
     write(tmp_path)
     path = tmp_path / "00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    cache = Cache(tmp_path, LATENTS, is_hashed_on_use=True)
+    cache = Cache(tmp_path, LATENTS)
     assert len(cache.gather("mean", np.array([6, 0, 1]))) == 3
     with pytest.raises(IntegrityError, match=r"00001\.safetensors"):
         cache.gather("mean", np.array([4]))

@@ -479,17 +479,17 @@ def test_the_default_breaks_no_rule_of_contents():
 def with_buckets(**changes: Any) -> dict[str, Any]:
     """Changes of the recipe folder, and others by the last part of their key."""
     framing = {"kind": "buckets", "step_px": 16, "max_aspect_ratio": 2.0, "crop": "centre"}
-    found = {"prepare.corpus.cleaning.framing": framing, "train_unet.network.position_embedding": False}
+    found = {"prepare.corpus.pixels.framing": framing, "train_unet.network.position_embedding": False}
     return {
         key: changes.get(key.rsplit(".")[-1], value)
-        for key, value in {**found, "prepare.corpus.cleaning.framing.step_px": 16}.items()
+        for key, value in {**found, "prepare.corpus.pixels.framing.step_px": 16}.items()
     }
 
 
 def test_networks_take_every_bucket(tmp_path: Path) -> None:
     check.params_file(edited(tmp_path, "folder.yaml", with_buckets()))
     (found,) = findings(tmp_path, with_buckets(step_px=8), "folder.yaml")
-    assert found.startswith("prepare.corpus.cleaning.framing.step_px: found buckets of 72 x 56, 56 x 72; expected")
+    assert found.startswith("prepare.corpus.pixels.framing.step_px: found buckets of 72 x 56, 56 x 72; expected")
     assert found.endswith("multiples of 16, the pixels of a position in the lowest level of the UNet")
     (found,) = findings(tmp_path, with_buckets(position_embedding=True), "folder.yaml")
     assert found == (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.corpora.cleaning import clean, clean_caption, decode_text, read
+from ldm.corpora.cleaning import clean, read
 from ldm.corpora.pairs import Rejected
-from tests.corpora import CLEANING
+from ldm.corpora.pixels_params import PixelParams
+from tests.corpora import PIXELS
 
 
 def _file(image: Image.Image, suffix: str = "PNG", **options) -> bytes:
@@ -23,7 +24,7 @@ def _noise(width: int = 40, height: int = 40, channels: int = 3) -> np.ndarray:
 
 def _reason(data: bytes, **changes) -> str:
     with pytest.raises(Rejected) as caught:
-        clean(data, CLEANING.model_copy(update=changes), 16)
+        clean(data, PIXELS.model_copy(update=changes), 16)
     assert caught.value.detail
     return caught.value.reason
 
@@ -33,7 +34,7 @@ def _reason(data: bytes, **changes) -> str:
 
 def test_area_resize_is_the_mean_over_the_centre_square():
     array = _noise(60, 40)
-    got = clean(_file(Image.fromarray(array)), CLEANING, 20)
+    got = clean(_file(Image.fromarray(array)), PIXELS, 20)
     expected = array[:, 10:50].reshape(20, 2, 20, 2, 3).mean((1, 3))
     assert got.shape == (20, 20, 3) and got.dtype == np.uint8
     assert np.abs(got - expected).max() <= 1, "rounded once for rows and once for columns"
@@ -42,15 +43,15 @@ def test_area_resize_is_the_mean_over_the_centre_square():
 def test_an_image_of_the_right_size_is_not_changed():
     array = _noise()
     for resampling in ("area", "lanczos"):
-        params = CLEANING.model_copy(update={"resampling": resampling})
+        params = PIXELS.model_copy(update={"resampling": resampling})
         assert np.array_equal(clean(_file(Image.fromarray(array)), params, 40), array)
     portrait = _noise(40, 60)
-    assert np.array_equal(clean(_file(Image.fromarray(portrait)), CLEANING, 40), portrait[10:50])
+    assert np.array_equal(clean(_file(Image.fromarray(portrait)), PIXELS, 40), portrait[10:50])
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP"])
 def test_formats_are_told_by_content(suffix):
-    got = clean(_file(Image.new("RGB", (40, 40), (200, 60, 30)), suffix, quality=95), CLEANING, 16)
+    got = clean(_file(Image.new("RGB", (40, 40), (200, 60, 30)), suffix, quality=95), PIXELS, 16)
     assert np.abs(got.astype(int) - (200, 60, 30)).max() <= 4
 
 
@@ -59,7 +60,7 @@ def test_exif_orientation_is_applied():
     array[:20] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: the top becomes the right
-    got = clean(_file(Image.fromarray(array), exif=exif), CLEANING, 40)
+    got = clean(_file(Image.fromarray(array), exif=exif), PIXELS, 40)
     assert (got[:, :20] == 0).all() and (got[:, 20:] == 255).all()
 
 
@@ -67,7 +68,7 @@ def test_transparency_is_laid_on_the_background_not_dropped():
     rgba = np.zeros((40, 40, 4), np.uint8)
     rgba[:, :, 0] = 255
     rgba[:, 20:, 3] = 128
-    got = clean(_file(Image.fromarray(rgba)), CLEANING.model_copy(update={"background": "#0000ff"}), 40)
+    got = clean(_file(Image.fromarray(rgba)), PIXELS.model_copy(update={"background": "#0000ff"}), 40)
     assert (got[:, :20] == (0, 0, 255)).all()
     assert np.abs(got[:, 20:].astype(int) - (128, 0, 127)).max() <= 1
 
@@ -76,7 +77,7 @@ def test_transparent_colour_of_a_palette_or_header_counts():
     palette = Image.new("P", (40, 40), 0)
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.paste(1, (20, 0, 40, 40))
-    got = clean(_file(palette, transparency=0), CLEANING, 40)
+    got = clean(_file(palette, transparency=0), PIXELS, 40)
     assert (got[:, :20] == 255).all() and (got[:, 20:] == (0, 255, 0)).all()
 
 
@@ -89,24 +90,24 @@ def test_transparent_colour_of_a_palette_or_header_counts():
     ],
 )
 def test_other_modes_become_rgb(image, colour):
-    assert (clean(_file(image), CLEANING, 16) == colour).all()
+    assert (clean(_file(image), PIXELS, 16) == colour).all()
 
 
 def test_cmyk_becomes_rgb():
-    got = clean(_file(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG", quality=95), CLEANING, 16)
+    got = clean(_file(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG", quality=95), PIXELS, 16)
     assert np.abs(got.astype(int) - (255, 0, 0)).max() <= 4
 
 
 def test_deep_greyscale_is_scaled_not_clipped_or_rejected():
     data = _file(Image.fromarray(np.full((40, 40), 32896, np.uint16)))
-    assert (clean(data, CLEANING, 16) == 128).all()
+    assert (clean(data, PIXELS, 16) == 128).all()
     assert _reason(data, deep_greyscale="reject") == "MODE_16BIT"
 
 
 def test_a_phone_picture_with_a_preview_is_no_animation():
     first, preview = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")
     data = _file(first, "MPO", save_all=True, append_images=[preview])
-    assert np.abs(clean(data, CLEANING, 16).astype(int) - (254, 0, 0)).max() <= 4
+    assert np.abs(clean(data, PIXELS, 16).astype(int) - (254, 0, 0)).max() <= 4
 
 
 # What is rejected
@@ -119,7 +120,7 @@ def test_no_image(data):
 
 def test_no_image_shows_the_first_bytes():
     with pytest.raises(Rejected) as caught:
-        clean(b"<html>", CLEANING, 16)
+        clean(b"<html>", PIXELS, 16)
     assert b"<html>".hex() in caught.value.detail
 
 
@@ -146,9 +147,9 @@ def test_animated(suffix):
 def test_limits_on_size_and_shape():
     assert _reason(_file(Image.new("RGB", (40, 7)))) == "TOO_SMALL"
     assert _reason(_file(Image.new("RGB", (81, 20)))) == "TOO_NARROW"
-    assert clean(_file(Image.new("RGB", (80, 20))), CLEANING, 16).shape == (16, 16, 3)
+    assert clean(_file(Image.new("RGB", (80, 20))), PIXELS, 16).shape == (16, 16, 3)
     assert _reason(_file(Image.new("RGB", (40, 40))), max_pixels=1599) == "TOO_MANY_PIXELS"
-    assert clean(_file(Image.new("RGB", (40, 40))), CLEANING.model_copy(update={"max_pixels": 1600}), 16).any() == 0
+    assert clean(_file(Image.new("RGB", (40, 40))), PIXELS.model_copy(update={"max_pixels": 1600}), 16).any() == 0
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -197,55 +198,26 @@ def test_mutated_files_are_cleaned_or_rejected_and_nothing_else():
                 case _:
                     data[at:at] = rng.bytes(8)
         try:
-            assert clean(bytes(data), CLEANING, 16).shape == (16, 16, 3)
+            assert clean(bytes(data), PIXELS, 16).shape == (16, 16, 3)
             outcomes["cleaned"] += 1
         except Rejected:
             outcomes["rejected"] += 1
     assert min(outcomes.values()) > 100, outcomes
 
 
-# Files and captions
+# Files
 
 
 def test_read_takes_a_span_and_minds_the_ceiling(tmp_path):
     (tmp_path / "file").write_bytes(b"0123456789")
-    assert read(str(tmp_path / "file"), 3, 4, CLEANING) == b"3456"
+    assert read(str(tmp_path / "file"), 3, 4, PIXELS) == b"3456"
     with pytest.raises(Rejected, match="TOO_MANY_BYTES"):
-        read(str(tmp_path / "file"), 0, CLEANING.max_bytes + 1, CLEANING)
+        read(str(tmp_path / "file"), 0, PIXELS.max_bytes + 1, PIXELS)
     with pytest.raises(Rejected, match="UNREADABLE"):
-        read(str(tmp_path / "missing"), 0, 4, CLEANING)
+        read(str(tmp_path / "missing"), 0, 4, PIXELS)
 
 
-@pytest.mark.parametrize(
-    ("text", "caption"),
-    [
-        ("  a red\tapple \n", "a red apple"),
-        ("a\0b", "a b"),
-        ("safe\u202egnp.exe", "safegnp.exe"),
-        ("zero\u200bwidth", "zerowidth"),
-        ("cafe\u0301", "caf\u00e9"),
-        ("x" * 200, "x" * 200),
-    ],
-)
-def test_captions_are_plain_single_lines(text, caption):
-    assert clean_caption(text, CLEANING) == caption
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "EMPTY_CAPTION"),
-        (" \n\t\0\u200b", "EMPTY_CAPTION"),
-        ("x" * 201, "LONG_CAPTION"),
-        ("a\ud800b", "NOT_UTF8"),
-    ],
-)
-def test_unfit_captions(text, reason):
-    with pytest.raises(Rejected, match=reason):
-        clean_caption(text, CLEANING)
-
-
-def test_text_is_utf8_with_or_without_mark():
-    assert decode_text(b"\xef\xbb\xbfcaf\xc3\xa9") == decode_text(b"caf\xc3\xa9") == "caf\u00e9"
-    with pytest.raises(Rejected, match="NOT_UTF8"):
-        decode_text(b"caf\xe9")
+@pytest.mark.parametrize("changes", [{"background": "white"}, {"max_aspect_ratio": 0.5}, {"min_side_px": 0}])
+def test_params_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        PixelParams.model_validate(PIXELS.model_dump() | changes)

@@ -1,4 +1,8 @@
+import json
+import pickle
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,15 +11,14 @@ from PIL import Image
 from ldm.core.errors import ConfigError
 from ldm.corpora import folder
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import Pair, Rejected, Rejection
-from ldm.corpora.params import FolderParams
-from tests.corpora import CLEANING
+from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection
+from tests.corpora import CAPTIONS, FOLDER
 
-PARAMS = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.3, seed=0)
+ONE_CAPTION = {"captions": CAPTIONS.model_copy(update={"text_files": "one_caption"})}
 
 
 @pytest.fixture
-def mine(tmp_path):
+def mine(tmp_path: Path) -> Path:
     (tmp_path / "mine").mkdir()
     return tmp_path / "mine"
 
@@ -25,24 +28,182 @@ def _put(root: Path, name: str, caption: str | bytes | None, colour: str = "red"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), colour).save(path, "PNG")
     if caption is not None:
-        path.with_suffix(".txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+        _write(path.with_suffix(".txt"), caption)
 
 
-def _read(root: Path) -> list[Pair | Rejection]:
-    return [item for unit in folder.units(PARAMS, 16, Files(root)) for item in unit.items()]
+def _write(path: Path, text: str | bytes) -> None:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def test_images_with_captions_in_order_of_paths(mine):
+def _read(root: Path, is_captioned: bool = True, **changes: Any) -> list[Pair | Rejection]:
+    params = FOLDER.model_copy(update=changes)
+    units = folder.units(params, 16, Files.below(root.parent, root.name), is_captioned)
+    return [item for unit in pickle.loads(pickle.dumps(units)) for item in unit.items()]
+
+
+def _pairs(root: Path, **changes: Any) -> list[Pair]:
+    """All samples, none of which may be rejected."""
+    found = _read(root, **changes)
+    assert all(isinstance(item, Pair) for item in found), found
+    return [item for item in found if isinstance(item, Pair)]
+
+
+def _captions(root: Path, **changes: Any) -> dict[str, list[str]]:
+    return {item.key: item.captions for item in _pairs(root, **changes)}
+
+
+def _rejection(root: Path, **changes: Any) -> Rejection:
+    (item,) = _read(root, **changes)
+    assert isinstance(item, Rejection), item
+    return item
+
+
+# Samples
+
+
+def test_images_with_captions_in_order_of_names(mine: Path) -> None:
     _put(mine, "b.png", "a blue thing\n\n  something   blue \n", "blue")
     _put(mine, "sub dir/a.JPG", "a red thing", "red")
-    pairs = _read(mine)
+    pairs = _pairs(mine)
     assert [pair.source["file"] for pair in pairs] == ["b.png", "sub dir/a.JPG"]
     assert [pair.captions for pair in pairs] == [["a blue thing", "something blue"], ["a red thing"]]
     assert pairs[0].key == "b" and pairs[1].key.startswith("sub-dir-a-")
+    assert [pair.group for pair in pairs] == ["", "sub dir"]
     assert [pair.claims for pair in pairs] == [[None, None], [None]]
     for pair, colour in zip(pairs, [(0, 0, 255), (255, 0, 0)], strict=True):
+        assert callable(pair.image)
         assert np.array_equal(pair.image(), np.full((16, 16, 3), colour, np.uint8))
 
+
+def test_texts_are_found_under_all_their_names(mine: Path) -> None:
+    """Case `caption_files`: kohya, taggui and others each have their own."""
+    for name in ("IMG_1.JPG", "IMG_2.JPG", "three.png", "four.jpg", "five.jpg", "22.05.jpg"):
+        _put(mine, name, None)
+    texts = {"IMG_1.txt": "one", "IMG_2.TXT": "two", "three.png.txt": "three", "four.caption": "four"}
+    for name, text in {**texts, "five.json": '{"caption": "five"}', "22.05.txt": "dots"}.items():
+        _write(mine / name, text)
+    found = {pair.source["file"]: pair.captions for pair in _pairs(mine)}
+    assert found == {
+        "22.05.jpg": ["dots"],
+        "IMG_1.JPG": ["one"],
+        "IMG_2.JPG": ["two"],
+        "five.jpg": ["five"],
+        "four.jpg": ["four"],
+        "three.png": ["three"],
+    }
+    _put(mine, "six.jpg", None)
+    (six,) = [item for item in _read(mine) if isinstance(item, Rejection)]
+    assert (six.reason, six.source["file"]) == ("MISSING_CAPTION", "six.jpg")
+    assert six.detail == "six.jpg: none of .txt, .caption, caption, text; there is nothing else"
+
+
+def test_a_text_of_another_suffix_is_a_sources_own(mine: Path) -> None:
+    _put(mine, "a.png", "short")
+    _write(mine / "a.long.txt", "a long caption")
+    changes = {"captions": CAPTIONS.model_copy(update={"sources": [".long.txt", ".txt"]})}
+    assert _captions(mine, **changes) == {"a": ["a long caption"]}
+
+
+def test_paragraphs_are_one_caption_unless_the_params_say_otherwise(mine: Path) -> None:
+    """Case `caption_paragraphs`; U+2028 and U+0085 end no line of a text editor."""
+    _put(mine, "para.png", "A red fox.\n\nIts fur is wet.\n\nStyle: photograph, 35 mm.\n")
+    _put(mine, "wrap.png", "a caption that an editor\nwrapped")
+    _put(mine, "ls.png", "A dog\u2028at sunset")
+    _put(mine, "nel.png", "A cat\u0085on a mat")
+    assert _captions(mine, **ONE_CAPTION) == {
+        "ls": ["A dog at sunset"],
+        "nel": ["A cat on a mat"],
+        "para": ["A red fox. Its fur is wet. Style: photograph, 35 mm."],
+        "wrap": ["a caption that an editor wrapped"],
+    }
+    per_line = _captions(mine)
+    assert len(per_line["para"]) == 3 and len(per_line["wrap"]) == 2 and len(per_line["ls"]) == 1
+
+
+def test_accented_names_match_in_any_unicode_form(mine: Path) -> None:
+    """Case `names_unicode`: macOS writes the picture, another system the text."""
+    nfd, nfc = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    _put(mine, f"{nfd}.png", None)
+    _write(mine / f"{nfc}.txt", "a cafe")
+    for name, caption in {"A": "upper", "a": "lower", "\u732b \U0001f408": "a cat", "My Photo (1)": "photo"}.items():
+        _put(mine, f"{name}.png", caption)
+    assert [pair.captions[0] for pair in _pairs(mine)] == ["upper", "photo", "lower", "a cafe", "a cat"]
+    key = next(key for key, captions in _captions(mine).items() if captions == ["a cafe"])
+    (mine / f"{nfd}.png").rename(mine / f"{nfc}.png")
+    assert _captions(mine)[key] == ["a cafe"], "a copy to another system changes no key"
+    _put(mine, f"{nfd}.png", None)
+    (twice,) = [item for item in _read(mine) if isinstance(item, Rejection)]
+    assert twice.reason == "TWO_IMAGES" and "differ in their Unicode form" in twice.detail
+
+
+# What is no sample
+
+
+def test_litter_is_no_sample_and_is_named_once(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case `litter`: seven of these twelve files were once rejected samples."""
+    _put(mine, "pic.jpg", "a picture")
+    litter = ["pic.npz", "pic_te.safetensors", "pic_0064x0064_sd.npz", "Thumbs.db", "desktop.ini", "pic.jpg~"]
+    for name in [*litter, "meta_cap.json", ".DS_Store", "._pic.jpg", "mine.dvc", ".git/config"]:
+        (mine / name).parent.mkdir(exist_ok=True)
+        _write(mine / name, "{}")
+    assert _captions(mine) == {"pic": ["a picture"]}
+    note = capsys.readouterr().err
+    assert note.count("note: ") == 1 and "8 files" in note and "2 .npz" in note and "1 .jpg~" in note
+
+
+def test_names_that_the_params_ignore_hold_no_sample(mine: Path) -> None:
+    _put(mine, "a.png", "a caption")
+    for name in ("_masks/a.png", "sub/_MASKS/a.png", "a-masklabel.png", "README.txt", "License.txt"):
+        _put(mine, name, None)
+    ignore = ["_masks", "*-masklabel.*", "readme*", "LICENSE*"]
+    assert list(_captions(mine, ignore=ignore)) == ["a"]
+    assert len(_read(mine)) == 6
+
+
+# Metadata
+
+
+def test_rows_of_metadata_are_fields_of_their_images(mine: Path) -> None:
+    """Case `hf_metadata_jsonl`, in every format that imagefolder knows, and in a folder of its own."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"file_name": "1.jpg", "text": "an orange cat"}, {"file_name": "./deep/2.jpg", "text": "a car, parked"}]
+    for part in ("a", "b", "c"):
+        for row in rows:
+            _put(mine, f"{part}/{row['file_name']}", None)
+    _put(mine, "good.png", "by its text")
+    _write(mine / "a/metadata.jsonl", "\n".join(json.dumps(row) for row in rows))
+    _write(mine / "b/metadata.csv", '\ufefffile_name,text\n1.jpg,an orange cat\n./deep/2.jpg,"a car, parked"\n')
+    parquet.write_table(pyarrow.Table.from_pylist(rows), mine / "c/metadata.parquet")
+    found = {pair.source["file"]: pair.captions for pair in _pairs(mine)}
+    expected = {f"{part}/1.jpg": ["an orange cat"] for part in "abc"}
+    assert found == expected | {f"{part}/deep/2.jpg": ["a car, parked"] for part in "abc"} | {
+        "good.png": ["by its text"]
+    }
+
+
+def test_rows_without_an_image_and_images_without_a_row_are_told(mine: Path) -> None:
+    _put(mine, "there.jpg", None)
+    _put(mine, "nowhere.jpg", None)
+    rows = ['{"file_name": "there.jpg", "text": "a"}', '{"file_name": "gone.jpg", "text": "b"}', "{", "[]", '{"f": 1}']
+    _write(mine / "metadata.jsonl", "\n".join(rows))
+    found = [item for item in _read(mine) if isinstance(item, Rejection)]
+    assert {(item.source["file"], item.reason) for item in found} == {
+        ("nowhere.jpg", "MISSING_CAPTION"),
+        ("gone.jpg", "MISSING_IMAGE"),
+        *((f"metadata.jsonl:{line}", "BAD_METADATA") for line in (3, 4, 5)),
+    }
+    assert next(item.detail for item in found if item.reason == "MISSING_IMAGE") == "metadata.jsonl:2 names gone.jpg"
+
+
+def test_metadata_makes_a_file_without_suffix_an_image(mine: Path) -> None:
+    _put(mine, "0001", None)
+    _write(mine / "metadata.csv", "file_name,caption\n0001,no suffix\n")
+    assert _captions(mine) == {"0001": ["no suffix"]}
+
+
+# Rejections
 
 CASES = {
     "MISSING_CAPTION": lambda root: _put(root, "x.png", None),
@@ -50,43 +211,125 @@ CASES = {
     "NOT_UTF8": lambda root: _put(root, "x.png", b"caf\xe9"),
     "LONG_CAPTION": lambda root: _put(root, "x.png", "fine\n" + "x" * 201),
     "TOO_MANY_BYTES": lambda root: _put(root, "x.png", "x " * 60_000),
-    "MISSING_IMAGE": lambda root: (root / "x.txt").write_text("a caption"),
-    "UNKNOWN_FILE": lambda root: (root / "x.bmp").write_bytes(b"BM"),
+    "MISSING_IMAGE": lambda root: _write(root / "x.txt", "a caption"),
+    "UNKNOWN_FILE": lambda root: [_write(root / name, "8BPS") for name in ("x.psd", "x.txt")],
+    "TWO_IMAGES": lambda root: [_put(root, name, "a caption") for name in ("x.png", "x.jpg")],
+    "BAD_JSON": lambda root: [_put(root, "x.png", None), _write(root / "x.json", '["a", "b"]')],
 }
 
 
 @pytest.mark.parametrize("reason", CASES)
-def test_rejections(mine, reason):
+def test_rejections(mine: Path, reason: str) -> None:
     CASES[reason](mine)
-    (item,) = _read(mine)
-    assert isinstance(item, Rejection) and item.reason == reason and item.detail
+    item = _rejection(mine)
+    assert item.reason == reason and item.detail
     assert item.key == "x" and item.source["file"].startswith("x.")
+    assert item.detail.encode(), "can be printed"
 
 
-def test_an_image_that_does_not_decode_is_told_when_it_is_made(mine):
+def test_partners_are_named(mine: Path) -> None:
+    CASES["UNKNOWN_FILE"](mine)
+    assert _rejection(mine).detail == "x.psd beside x.txt has no suffix of an image"
+    (mine / "x.psd").unlink()
+    assert _rejection(mine).detail == "no image beside x.txt"
+    _put(mine, "X.png", "a caption")
+    (text,) = [item for item in _read(mine) if isinstance(item, Rejection)]
+    assert text.detail == "no image beside x.txt, but X.png, which differs in upper or lower case"
+    (mine / "X.png").unlink()
+    (mine / "X.txt").unlink()
+    (mine / "x.txt").unlink()
+    CASES["TWO_IMAGES"](mine)
+    assert _rejection(mine).detail == "x.jpg, x.png"
+
+
+def test_an_image_that_does_not_decode_is_told_when_it_is_made(mine: Path) -> None:
     _put(mine, "x.png", "a caption")
     (mine / "x.png").write_bytes(b"<html>")
-    (item,) = _read(mine)
+    (item,) = _pairs(mine)
+    assert callable(item.image)
     with pytest.raises(Rejected, match="NOT_IMAGE"):
         item.image()
 
 
-def test_dangling_links_and_linked_folders_are_accounted_for(mine):
+def test_names_that_are_not_utf8_are_accounted_for(mine: Path) -> None:
+    _put(mine, "x\udcff.png", None)
+    _write(mine / "y\udcff.txt", "a caption")
+    found = _read(mine)
+    assert [item.source["file"] for item in found] == ["x\\udcff.png", "y\\udcff.txt"]
+    assert [json.dumps(item.__dict__, ensure_ascii=False).encode() for item in found]
+
+
+def test_texts_are_not_read_for_a_model_of_images_alone(mine: Path) -> None:
+    _put(mine, "a.png", b"caf\xe9")
+    _put(mine, "b.png", None)
+    _write(mine / "metadata.csv", b"caf\xe9")
+    assert [item.captions for item in _read(mine, is_captioned=False) if isinstance(item, Pair)] == [[""], [""]]
+
+
+# The folder
+
+
+def test_a_dangling_link_is_accounted_for(mine: Path) -> None:
     (mine / "gone.png").symlink_to("nowhere")
     (mine / "gone.txt").write_text("a caption")
-    (mine / "circle").symlink_to(".")
-    found = {item.key: item.reason for item in _read(mine)}
-    assert found == {"gone": "UNREADABLE", "circle": "UNKNOWN_FILE"}
+    (item,) = _pairs(mine)
+    assert callable(item.image)
+    with pytest.raises(Rejected, match="UNREADABLE"):
+        item.image()
 
 
-def test_hidden_files_readmes_and_files_of_dvc_are_not_samples(mine):
-    _put(mine, "a.png", "a caption")
-    for name in (".DS_Store", "README.md", "README.txt", ".git/config", "mine.dvc"):
-        (mine / name).parent.mkdir(exist_ok=True)
-        (mine / name).write_text("x")
-    assert [item.key for item in _read(mine)] == ["a"]
-
-
-def test_an_empty_folder_is_refused(mine):
-    with pytest.raises(ConfigError, match=r"prepare\.corpus\.directory.*mine: no file to read"):
+@pytest.mark.parametrize("target", [".", "../elsewhere"])
+def test_a_linked_folder_is_refused_since_dvc_does_not_look_behind_it(mine: Path, target: str) -> None:
+    (mine.parent / "elsewhere").mkdir()
+    (mine / "big").symlink_to(target)
+    with pytest.raises(ConfigError, match=r"mine/big: a link to the folder .*DVC does not look behind.*\nfix: move"):
         _read(mine)
+    (mine / "big").rename(mine / ".big")
+    _put(mine, "a.png", "a caption")
+    assert list(_captions(mine)) == ["a"], "nothing behind hidden names is read"
+    (mine.parent / "linked").symlink_to("mine")
+    with pytest.raises(ConfigError, match="linked: a link"):
+        _read(mine.parent / "linked")
+
+
+def test_source_itself_may_be_a_link(mine: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _put(mine, "a.png", "a caption")
+    source = tmp_path_factory.mktemp("other") / "source"
+    source.symlink_to(mine.parent)
+    assert list(_captions(source / "mine")) == ["a"]
+
+
+def test_no_folder_and_a_folder_without_images_are_refused(mine: Path) -> None:
+    with pytest.raises(ConfigError, match="no file to read"):
+        _read(mine)
+    for number in range(3):
+        (mine / f"{number}").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ConfigError, match="3 without suffix; expected a folder of images"):
+        _read(mine)
+    with pytest.raises(ConfigError, match=r"prepare\.corpus\.directory.*other: no such folder"):
+        _read(mine.parent / "other")
+
+
+# Splits and units
+
+
+def test_what_a_picture_shows_decides_its_split(mine: Path) -> None:
+    _put(mine, "a.png", "a caption")
+    assert [item.split for item in _pairs(mine)] == [ByContent(FOLDER.val_fraction, FOLDER.seed)]
+
+
+def test_the_hash_of_a_unit_tells_whether_anything_of_it_changed(mine: Path) -> None:
+    def sha256() -> str:
+        (unit,) = folder.units(FOLDER, 16, Files(mine))
+        return unit.sha256
+
+    _put(mine, "a.png", "a caption")
+    seen = [sha256()]
+    for name, text in {"a.txt": "another", "a.json": "{}", "metadata.csv": "file_name,text\na.png,x\n"}.items():
+        _write(mine / name, text)
+        seen.append(sha256())
+    _write(mine / "metadata.csv", "file_name,text\na.png,y\n")
+    seen.append(sha256())
+    _put(mine, "a.png", None, "blue")
+    seen.append(sha256())
+    assert len(set(seen)) == 6 and sha256() == seen[-1]

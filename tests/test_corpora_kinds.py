@@ -1,14 +1,19 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import get_args
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from ldm.corpora import kinds, pairs
+from ldm.corpora.base_params import CorpusBase
 from ldm.corpora.pairs import Pair
-from ldm.corpora.params import FolderParams, PrepareParams, ShapesParams, WebdatasetParams
-from tests.corpora import CLEANING, shapes_params
+from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams, UserParams
+from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
+from tests.corpora import CAPTIONS, FOLDER, PIXELS, shapes_params
 
 
 def test_split_depends_on_seed_and_key_alone_and_has_the_wanted_share():
@@ -43,9 +48,8 @@ def test_other_names_become_different_fit_keys():
 def test_dispatch_reads_a_folder_below_the_source(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "stray.txt").write_text("no image")
-    corpus = FolderParams(kind="folder", directory="mine", cleaning=CLEANING, val_fraction=0.1, seed=0)
     params = PrepareParams(
-        corpus=corpus,
+        corpus=FOLDER,
         captions="corpus",
         image_size_px=16,
         num_samples_per_shard=4,
@@ -56,7 +60,7 @@ def test_dispatch_reads_a_folder_below_the_source(tmp_path):
     assert [item.key for item in kinds.pairs(params, Path(tmp_path))] == ["stray"]
 
 
-def uncaptioned(corpus: FolderParams | WebdatasetParams | ShapesParams, source: Path) -> list[Pair]:
+def uncaptioned(corpus: UserParams | ShapesParams, source: Path) -> list[Pair]:
     params = PrepareParams(
         corpus=corpus,
         captions="none",
@@ -71,31 +75,45 @@ def uncaptioned(corpus: FolderParams | WebdatasetParams | ShapesParams, source: 
     return [item for item in found if isinstance(item, Pair)]
 
 
-def test_without_captions_every_corpus_has_empty_ones_that_claim_nothing(tmp_path: Path) -> None:
+def test_without_captions_every_corpus_has_empty_ones_that_claim_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user's images then need no text, and a text that cannot be read spoils nothing."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
     png = io.BytesIO()
     Image.new("RGB", (20, 20), "red").save(png, "PNG")
     (tmp_path / "a.png").write_bytes(png.getvalue())
     (tmp_path / "b.png").write_bytes(png.getvalue())
+    (tmp_path / "table").mkdir()
+    parquet.write_table(pyarrow.table({"image": [png.getvalue()] * 3}), tmp_path / "table/train.parquet")
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     with tarfile.open(tmp_path / "mine.tar", "w") as tar:
         tar.add(tmp_path / "a.png", "a.png")
-    user = {"directory": ".", "cleaning": CLEANING, "val_fraction": 0.1, "seed": 0}
+    shared = {"pixels": PIXELS, "captions": CAPTIONS, "val_fraction": 0.1, "seed": 0}
+    user, rows = shared | {"directory": "."}, {"image": "image"}
+    hub = {"dataset": "table", "revision": None, "config": None, "split": "train"}
     tars = uncaptioned(WebdatasetParams(kind="webdataset", **user), tmp_path)
     (tmp_path / "mine.tar").unlink()
     pairs_of = {
-        "folder": uncaptioned(FolderParams(kind="folder", **user), tmp_path),
+        "folder": uncaptioned(FolderParams(kind="folder", ignore=[], **user), tmp_path),
         "webdataset": tars,
+        "parquet": uncaptioned(ParquetParams(kind="parquet", **rows, **user), tmp_path),
+        "datasets": uncaptioned(DatasetsParams(kind="datasets", **rows, **hub, **shared), tmp_path),
         "shapes": uncaptioned(shapes_params(2, 1, 1), tmp_path),
     }
-    assert {name: len(found) for name, found in pairs_of.items()} == {"folder": 2, "webdataset": 1, "shapes": 5}
+    expected = {"folder": 2, "webdataset": 1, "parquet": 3, "datasets": 3, "shapes": 5}
+    assert {name: len(found) for name, found in pairs_of.items()} == expected
     assert {(*pair.captions, *pair.claims) for found in pairs_of.values() for pair in found} == {("", None)}
+
+
+def test_every_corpus_answers_what_check_asks() -> None:
+    assert all(issubclass(model, CorpusBase) for model in get_args(CorpusParams))
 
 
 @pytest.mark.parametrize("directory", ["/etc", "..", "a/../..", "", ".hidden", "a//b"])
 def test_a_corpus_outside_the_source_is_no_legal_value(directory):
     with pytest.raises(ValueError, match="directory"):
-        FolderParams(kind="folder", directory=directory, cleaning=CLEANING, val_fraction=0.1, seed=0)
+        FolderParams.model_validate(FOLDER.model_dump() | {"directory": directory})
 
 
 @pytest.mark.parametrize("weights", [[], [0, 0.0], [-1, 2], [1, 1, 1, 1]])

@@ -11,11 +11,11 @@ from ldm.core.errors import RejectedError
 from ldm.core.shards import Shards
 from ldm.corpora import preparation
 from ldm.corpora.pairs import Pair, Rejected, Rejection
-from ldm.corpora.params import FolderParams, PrepareParams
-from tests.corpora import CLEANING
+from ldm.corpora.params import PrepareParams
+from tests.corpora import FOLDER
 
 PARAMS = PrepareParams(
-    corpus=FolderParams(kind="folder", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0),
+    corpus=FOLDER,
     captions="corpus",
     image_size_px=8,
     num_samples_per_shard=50,
@@ -104,7 +104,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes_or_the_time(tmp_path):
     time.sleep(1.1)  # a modification time in a tar counts whole seconds
     _prepare(tmp_path / "b", map(_item, range(400)), num_workers=2)
     one, two = _files(tmp_path / "a"), _files(tmp_path / "b")
-    assert one.keys() == two.keys() and len(one) == 3 + 2 * (4 + 5 + 2 + 2)
+    assert one.keys() == two.keys() and len(one) == 3 + 2 * (5 + 6 + 3 + 3)
     assert [name for name in one if one[name] != two[name]] == []
 
 

@@ -29,7 +29,7 @@ def bucket() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    for cached in (remote.entries, remote.url_of, remote._checked, remote._block):
+    for cached in (remote._check, remote._block):
         cached.cache_clear()
 
 

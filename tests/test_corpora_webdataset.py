@@ -11,10 +11,10 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.corpora import webdataset
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejected, Rejection
-from ldm.corpora.params import WebdatasetParams
-from tests.corpora import CLEANING
+from ldm.corpora.user_params import WebdatasetParams
+from tests.corpora import CAPTIONS, PIXELS
 
-PARAMS = WebdatasetParams(kind="webdataset", directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
+PARAMS = WebdatasetParams(kind="webdataset", directory=".", pixels=PIXELS, captions=CAPTIONS, val_fraction=0.3, seed=0)
 
 
 def _image(colour: str = "red", suffix: str = "PNG") -> bytes:

@@ -39,7 +39,10 @@ class FakeSamples:
 
     def __init__(self, split: str, numbers: range, claims: bool) -> None:
         pairs = [shapes.pair_at(i, split, CORPUS_PARAMS, 64) for i in numbers]
-        self.prompts = [Prompt(p.captions[0], p.claims[0] if claims else None, 0, split, p.key) for p in pairs]
+        self.prompts = [
+            Prompt(p.captions[0], p.claims[0] if claims else None, 0, split, p.key, i)
+            for i, p in zip(numbers, pairs, strict=True)
+        ]
         self.pngs = [png(i, split) for i in numbers]
         self.guidance_scale = 1.0
 
@@ -126,15 +129,18 @@ def test_every_image_with_the_caption_of_a_prompt_matches_it(real):
     retrieval = RETRIEVAL | {"num_prompts": 2}
     found = measure.matching(samples, real, texts, RetrievalParams.model_validate(retrieval))
     assert found.shape == (2, 12) and found[0].tolist() == [True] + [False] * 11
-    keys = [pair.key for pair in (shapes.pair_at(i, "train", CORPUS_PARAMS, 64) for i in range(12))]
     subject = by_name(measure.subjects(samples, real, params(accuracy=retrieval)))["gallery"]
-    odd = {real.png("train", key) for key in keys[1::2]} | {real.png("val", key) for key in real.keys("val")[1::2]}
+    odd = {real.png((split, i)) for split in ("train", "val") for i in range(1, COUNTS[split], 2)}
     assert found[1].tolist() == [subject.png(i) in odd for i in range(12)]
 
 
-def test_an_unknown_key_is_refused(real):
-    with pytest.raises(IntegrityError, match="no sample nothing"):
-        real.png("val", "nothing")
+@pytest.mark.parametrize("change", [{"key": "nothing"}, {"sample": 3}, {"sample": 99}, {"sample": None}])
+def test_a_prompt_whose_image_is_not_where_it_was_is_refused(real, change):
+    prompt = FakeSamples("val", range(3), True).prompts[1]
+    assert real.png(real.origin(prompt)) == png(1, "val")
+    key = change.get("key", prompt.key)
+    with pytest.raises(IntegrityError, match=rf"no sample {key} at (1|3|99|None)\b.*\n.*dvc repro sample"):
+        real.origin(replace(prompt, **change))
 
 
 def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instruments):
@@ -198,6 +204,6 @@ def test_the_picture_shows_every_sample_beside_its_real_image(real):
     samples = sampled()
     samples["seen"].pngs = [encode_png(np.full((64, 64, 3), 50 + i, np.uint8)) for i in range(5)]
     picture = np.asarray(measure.beside_real(samples, real, 2))
-    first = decode_png(real.png("val", samples["seen"].prompts[0].key))
+    first = decode_png(real.png(("val", samples["seen"].prompts[0].sample)))
     assert (picture[4 : 4 + 128, 4 : 4 + 128] == 50).all()
     assert (picture[4 : 4 + 128, 136 : 136 + 128] == first.repeat(2, 0).repeat(2, 1)).all()

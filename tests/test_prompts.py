@@ -86,6 +86,11 @@ def test_words_that_no_caption_has(prompt, words):
     assert prompts.unknown_words([prompt, prompt], CAPTIONS) == words
 
 
+def test_a_word_is_known_however_it_is_typed():
+    captions = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 caf\u00e9"]
+    assert prompts.unknown_words(["cafe\u0301 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645\u200f"], captions) == []
+
+
 def test_words_of_a_large_corpus_are_found_quickly():
     captions = [f"a small {colour} circle above a large {colour} square" for colour in ("red", "blue")] * 100_000
     start = time.process_time()

@@ -33,8 +33,8 @@ TRAINING = {"num_steps": 8, "num_warmup_steps": 1, "batch_size": 4, "validate_ev
 VALUES: dict[str, Any] = {
     "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
     "prepare__image_size_px": 32,
-    "prepare__corpus__cleaning__min_side_px": 24,
-    "prepare__corpus__cleaning__framing": {"kind": "buckets", "step_px": 8, "max_aspect_ratio": 2.0, "crop": "centre"},
+    "prepare__corpus__pixels__min_side_px": 24,
+    "prepare__corpus__pixels__framing": {"kind": "buckets", "step_px": 8, "max_aspect_ratio": 2.0, "crop": "centre"},
     "prepare__corpus__val_fraction": 0.3,
     "prepare__num_samples_per_shard": 8,
     "train_autoencoder__network__channels": [16],

@@ -16,8 +16,7 @@ from ruamel.yaml import YAML
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
-from tests import stage_scripts
-from tests.corpora import CLEANING
+from tests import corpora, stage_scripts
 from tests.training_data import KEPT
 
 SCRIPT = Path(__file__).parents[1] / "stages" / "prepare.py"
@@ -32,7 +31,8 @@ SHAPES = {
     "num_captions_per_image": 2,
     "seed": 0,
 }
-FOLDER = {"kind": "folder", "directory": "mine", "cleaning": CLEANING.model_dump(), "val_fraction": 0.3, "seed": 0}
+FOLDER = corpora.FOLDER.model_dump()
+TARS = {name: value for name, value in FOLDER.items() if name != "ignore"} | {"kind": "webdataset"}
 
 
 def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:
@@ -140,6 +140,6 @@ def test_a_missing_folder_is_refused(folder):
 
 def test_a_damaged_tar_is_refused(folder):
     (folder / "data/source/mine/0.tar").write_bytes(b"\0" * 100)
-    _params(folder, FOLDER | {"kind": "webdataset"})
+    _params(folder, TARS)
     with pytest.raises(IntegrityError, match=r"mine/0\.tar"):
         _main()

@@ -8,17 +8,26 @@ import torch
 
 from ldm.core import workspace
 from ldm.core.errors import UserError
-from ldm.corpora import folder, webdataset
+from ldm.corpora import folder, parquet, webdataset
 from ldm.corpora.files import Files
 from ldm.denoiser.training.start import load_weights
 from ldm.evaluation import spaces
 from ldm.evaluation.params import InceptionSpaceParams
 from ldm.text.training.pretrained import from_file, from_folder
-from tests.corpora import CLEANING
+from tests.corpora import CAPTIONS, FOLDER, PIXELS
 
-CORPUS = SimpleNamespace(directory=".", cleaning=CLEANING, val_fraction=0.3, seed=0)
+CORPUS = SimpleNamespace(directory=".", pixels=PIXELS, captions=CAPTIONS, val_fraction=0.3, seed=0)
+
+
+def _empty(path: Path) -> Files:
+    path.mkdir(parents=True, exist_ok=True)
+    return Files(path)
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
-    "folder": lambda path: folder.units(CORPUS, 16, Files.below(path, ".")),
+    "folder": lambda path: folder.units(FOLDER, 16, Files.below(path, ".")),
+    "no images": lambda path: folder.units(FOLDER, 16, _empty(path)),
+    "no tables": lambda path: parquet.units(CORPUS, 16, _empty(path)),
     "webdataset": lambda path: webdataset.units(CORPUS, 16, Files.below(path, ".")),
     "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
     "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),

@@ -25,8 +25,8 @@ _MISSING = "(none)"
 AROUND = frozenset(
     f"ldm/{name}.py"
     for name in (
-        *("core/config", "core/errors", "core/locks", "core/params", "core/plain_yaml", "core/progress", "core/stage"),
-        *("core/system", "core/workspace", "compute/closure", "compute/cores", "compute/fingerprint"),
+        *("core/config", "core/errors", "core/hashes", "core/locks", "core/params", "core/plain_yaml", "core/progress"),
+        *("core/stage", "core/system", "core/workspace", "compute/closure", "compute/cores", "compute/fingerprint"),
         *("compute/ranks", "compute/stopping"),
     )
 )

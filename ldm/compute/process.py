@@ -1,6 +1,7 @@
 """One process of a launch: what it computes with, and its share of the work."""
 
 import os
+import socket
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin
 
 from ldm.compute import attention, cores, ranks
-from ldm.core import stage
-from ldm.core.errors import MachineError
+from ldm.core import hashes, stage
+from ldm.core.errors import IntegrityError, MachineError
 from ldm.core.params import MachineParams, Precision
+from ldm.core.progress import each
 
 T = TypeVar("T")
 
@@ -81,6 +83,25 @@ def outputs(accelerator: Accelerator, *paths: Path) -> Generator[tuple[Path, ...
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
     """What this process does of some work: every `num_processes`-th item."""
     return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def check_files(files: Sequence[tuple[Path, str]], accelerator: Accelerator) -> None:
+    """Hash files that a long run will read, so that it does not find damage halfway. What this machine has hashed
+    before is passed over, and its processes share the rest.
+
+    files: paths with their SHA-256. IntegrityError on every process: some are missing or damaged.
+    """
+    hosts = ranks.gather(socket.gethostname())
+    here = [rank for rank, host in enumerate(hosts) if host == hosts[accelerator.process_index]]
+    mine = files[here.index(accelerator.process_index) :: len(here)]
+    found: list[tuple[str, ...]] = []
+    for path, sha256 in each(mine, "check", "file", len(mine), is_shown=accelerator.is_main_process):
+        try:
+            hashes.check_once(path, sha256)
+        except IntegrityError as error:
+            found.append(error.args)
+    if problems := [problem for each_found in ranks.gather(found) for problem in each_found]:
+        raise IntegrityError.many([IntegrityError(*problem) for problem in problems])
 
 
 def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.core.errors import IntegrityError
+from ldm.core.hashes import check_file, sha256_file
 
 WEIGHTS = "model.safetensors"
 PASSPORT = "passport.json"
@@ -62,12 +63,6 @@ class Passport(BaseModel):
     passport_sha256: str
 
 
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_json(value: object) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -105,15 +100,6 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise IntegrityError(str(path), f"not a safetensors file ({error})", "safetensors", _REMAKE) from error
-
-
-def check_file(path: Path, sha256: str) -> None:
-    """IntegrityError unless `path` is a file with this hash."""
-    if not path.is_file():
-        raise IntegrityError(str(path), "no such file", f"a file with SHA-256 {sha256}", _REMAKE)
-    actual = sha256_file(path)
-    if actual != sha256:
-        raise IntegrityError(str(path), f"SHA-256 {actual}", sha256, _REMAKE)
 
 
 def write_passport(

@@ -1,4 +1,4 @@
-"""Cleaning of a user's files: raw bytes -> square RGB image, raw text -> caption, or the reason for a rejection.
+"""Cleaning of a user's images: raw bytes -> square RGB image, or the reason for a rejection.
 
 Conversions, all silent: EXIF orientation is applied; greyscale, palette, bilevel and CMYK become RGB; colour profiles
 are ignored; transparent images are laid on the configured background; 16-bit greyscale is scaled if the params say so.
@@ -7,7 +7,6 @@ are ignored; transparent images are laid on the configured background; 16-bit gr
 import io
 import os
 import struct
-import unicodedata
 import warnings
 import zlib
 
@@ -16,10 +15,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.corpora import framing
+from ldm.corpora.files import Files
 from ldm.corpora.pairs import Rejected
-from ldm.corpora.params import CleaningParams
+from ldm.corpora.pixels_params import PixelParams
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "tif", "tiff", "bmp", "heic", "heif", "jxl")
 # Untrusted bytes meet few parsers. Pillow looks at the content, not at the file name.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # What Pillow's parsers raise for randomly mutated files, for instance for metadata of the wrong type.
@@ -29,7 +29,7 @@ _DECODER_ERRORS = (
 )
 
 
-def read(path: str, offset: int, size: int, params: CleaningParams) -> bytes:
+def read(path: str, offset: int, size: int, params: PixelParams) -> bytes:
     """`size` bytes of a file, from byte `offset` on.
 
     Raises:
@@ -47,20 +47,27 @@ def read(path: str, offset: int, size: int, params: CleaningParams) -> bytes:
         raise Rejected("UNREADABLE", str(error.strerror)) from None
 
 
-def read_and_clean(
-    path: str, offset: int, size: int, params: CleaningParams, size_px: int
-) -> UInt8[np.ndarray, "h w 3"]:
+def read_and_clean(path: str, offset: int, size: int, params: PixelParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
     """`clean` of some bytes of a file; picklable arguments, so that a worker process can do the reading."""
     return clean(read(path, offset, size, params), params, size_px)
 
 
-def clean(data: bytes, params: CleaningParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(
+    files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`clean` of some bytes of a file of a corpus."""
+    if size > params.max_bytes:
+        raise Rejected("TOO_MANY_BYTES", f"{size} bytes")
+    return clean(files.read(name, offset, size), params, size_px)
+
+
+def clean(data: bytes, params: PixelParams, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image that a JPEG, PNG or WebP file becomes: a square of `size_px` pixels, or one of the buckets that have
     about as many. Rejected: as in `whole`."""
     return framing.framed(whole(data, params), params.framing, params.resampling, size_px, data)
 
 
-def whole(data: bytes, params: CleaningParams) -> UInt8[np.ndarray, "h w 3"]:
+def whole(data: bytes, params: PixelParams) -> UInt8[np.ndarray, "h w 3"]:
     """A JPEG, PNG or WebP file, upright and in RGB.
 
     Raises:
@@ -83,37 +90,7 @@ def whole(data: bytes, params: CleaningParams) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_to_rgb(upright, params))
 
 
-def decode_text(data: bytes) -> str:
-    """UTF-8 text, with or without byte order mark.
-
-    Raises:
-        Rejected: NOT_UTF8.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Rejected("NOT_UTF8", f"byte {error.start}: {data[error.start : error.start + 4].hex()}") from None
-
-
-def clean_caption(text: str, params: CleaningParams) -> str:
-    """A caption in composed characters, single spaces, and without control and invisible formatting characters.
-
-    Raises:
-        Rejected: NOT_UTF8 (lone surrogates), EMPTY_CAPTION, LONG_CAPTION.
-    """
-    kinds = [unicodedata.category(c) for c in text]
-    if "Cs" in kinds:
-        raise Rejected("NOT_UTF8", "a lone surrogate")
-    visible = "".join(" " if kind == "Cc" else c for c, kind in zip(text, kinds, strict=True) if kind != "Cf")
-    caption = " ".join(unicodedata.normalize("NFC", visible).split())
-    if not caption:
-        raise Rejected("EMPTY_CAPTION", "nothing but blanks")
-    if len(caption) > params.max_caption_characters:
-        raise Rejected("LONG_CAPTION", f"{len(caption)} characters")
-    return caption
-
-
-def _check_header(image: Image.Image, params: CleaningParams) -> None:
+def _check_header(image: Image.Image, params: PixelParams) -> None:
     short, long = sorted(image.size)
     shape = f"{image.width} x {image.height} px"
     if short * long > params.max_pixels:
@@ -127,7 +104,7 @@ def _check_header(image: Image.Image, params: CleaningParams) -> None:
         raise Rejected("ANIMATED", f"{getattr(image, 'n_frames', 0)} frames")
 
 
-def _to_rgb(image: Image.Image, params: CleaningParams) -> Image.Image:
+def _to_rgb(image: Image.Image, params: PixelParams) -> Image.Image:
     if image.mode.startswith("I;16"):
         if params.deep_greyscale == "reject":
             raise Rejected("MODE_16BIT", image.mode)

@@ -16,7 +16,7 @@ from ldm.corpora import remote
 from ldm.corpora.pairs import Rejected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file of a corpus."""
 
@@ -35,9 +35,12 @@ class Files:
 
     @classmethod
     def below(cls, source: Path, directory: str) -> Self:
-        """The files of a corpus below `paths.source`. ConfigError: there is neither such a folder nor such a
-        manifest."""
+        """The files of a corpus below `paths.source`, of which DVC must see every one. ConfigError: there is neither
+        such a folder nor such a manifest, or a link leads to it."""
         files = cls(source / directory)
+        steps = [Path(directory), *Path(directory).parents][:-1] if directory != "." else []
+        if (link := next((source / step for step in steps if (source / step).is_symlink()), None)) is not None:
+            raise _linked(link)
         if not (files.root.is_file() if files.is_remote else files.root.is_dir()):
             found, expected = "no such folder", "a folder, or a manifest .jsonl"
             fix = workspace.left_behind(files.root) or "create it, name another folder, or write it: ldm manifest URL"
@@ -51,7 +54,8 @@ class Files:
         return self.root.suffix == ".jsonl"
 
     def list(self) -> list[File]:
-        """All files, ordered by name. ConfigError: a folder cannot be listed, or a manifest is none."""
+        """All files, ordered by name. ConfigError: a folder cannot be listed or is a link, or a manifest is
+        none."""
         if self.is_remote:
             found = [File(entry.name, entry.size) for entry in remote.entries(self.root).values()]
         else:
@@ -95,11 +99,21 @@ class Files:
 
 def _walked(root: Path) -> Iterator[File]:
     for folder, folders, names in os.walk(root, onerror=_refuse):
-        folders.sort()
+        # Nothing is read behind hidden names, whatever they lead to.
+        shown = (Path(folder, name) for name in sorted(folders) if not name.startswith("."))
+        if (link := next((path for path in shown if path.is_symlink()), None)) is not None:
+            raise _linked(link)
         for name in names:
             path = os.path.join(folder, name)
             size = os.stat(path).st_size if os.path.exists(path) else 0
             yield File(os.path.relpath(path, root).replace(os.sep, "/"), size)
+
+
+def _linked(path: Path) -> ConfigError:
+    # DVC hashes a link to a folder as nothing, so `dvc repro` would never notice that a file behind it changed.
+    found, expected = f"a link to the folder {path.resolve()}", "a folder, since DVC does not look behind links in it"
+    fix = f"move that folder to {path}, or set paths.source in paths.yaml to a folder that holds it"
+    return ConfigError(str(path), found, expected, fix)
 
 
 def _refuse(error: OSError) -> None:

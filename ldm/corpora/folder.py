@@ -1,106 +1,258 @@
-"""A user's folder: images, each beside a text file of the same name with one caption per line.
+"""A user's folder: images, each beside text files of the same name, or in a row of a metadata file.
 
-Not read: hidden files and folders, files whose name begins with README, and DVC's own files (NAME.dvc).
+A sample is an image, with all files of its name: NAME.jpg, NAME.txt, NAME.caption, NAME.json, NAME.jpg.txt. Suffixes
+may be in any case, and names in any Unicode form: macOS writes an accented letter as two characters, others as one.
+What is neither an image nor its text is no sample: caches, thumbnails, copies of editors, hidden files.
 """
 
 import os
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from hashlib import sha256
 from typing import Any
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
-from ldm.corpora import cleaning
-from ldm.corpora.files import Files
+from ldm.corpora import captions, cleaning, metadata
+from ldm.corpora.files import File, Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
-from ldm.corpora.params import FolderParams
 from ldm.corpora.slices import slices
+from ldm.corpora.user_params import FolderParams
+
+_IMAGES = tuple(f".{suffix}" for suffix in cleaning.SUFFIXES)
+_TEXTS = (".txt", ".caption")
+_JSON = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """All files of one name."""
+
+    name: str
+    """Path without suffix, in composed characters (NFC)."""
+    images: tuple[File, ...]
+    texts: tuple[tuple[str, File], ...]
+    """With their suffixes, in lower case; `.json` too."""
+    others: tuple[File, ...]
+    row: metadata.Row | None
+    """Fields that a metadata file has for the image."""
+    near: str = ""
+    """Of texts without an image: one whose name differs in upper and lower case only."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a sample: there is an image, or a text that is there for one."""
+        return bool(self.images or any(suffix != _JSON for suffix, _ in self.texts))
+
+    @property
+    def files(self) -> list[File]:
+        """What the sample is made from."""
+        return [*self.images, *(file for _, file in self.texts)]
+
+    @property
+    def left_over(self) -> list[File]:
+        """Files of its name that neither are a sample nor say anything of one."""
+        files = self.others if self.counts else [*self.files, *self.others]
+        return [file for file in files if os.path.basename(file.name).lower() not in metadata.NAMES]
 
 
 def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
-    """Every image and every stray file, ordered by path, in slices. Texts are not read if the corpus is not captioned.
+    """All samples, ordered by name, in slices. Texts are not read if the corpus is not captioned.
 
-    Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_CAPTION, MISSING_IMAGE (a text without an
-    image), UNKNOWN_FILE (neither image nor text).
+    Reasons of rejections, besides those of pixels and captions: MISSING_IMAGE (a text or a row of metadata without an
+    image), UNKNOWN_FILE (a text beside a file of a kind that is no image), TWO_IMAGES (of one name), BAD_METADATA.
 
     Raises:
-        ConfigError: there is no file in the folder.
+        ConfigError: there is no sample in the folder, or a folder in it is a link.
+        IntegrityError: a metadata file is damaged.
     """
-    names = _names(files.root)
-    if not names:
-        fix = workspace.left_behind(files.root) or "put NAME.jpg and NAME.txt there, or name another folder"
-        where, expected = f"prepare.corpus.directory: {files.root}", "a folder of images with captions"
-        raise ConfigError(where, "no file to read", expected, fix)
-    return [
-        Unit(part[0], files.sha256_of(part), partial(_items, part, params, size_px, files, is_captioned))
-        for part in slices(names, lambda name: os.path.splitext(name)[0])
-    ]
+    found = [file for file in files.list() if not _is_ignored(file.name, params.ignore)]
+    rows = metadata.read(files, [file.name for file in found] if is_captioned else [])
+    samples = _samples(found, params, rows)
+    others = [file for sample in samples for file in sample.left_over]
+    items = sorted([*(sample for sample in samples if sample.counts), *_without_image(rows, samples)], key=_name)
+    if not items:
+        kinds = _kinds(others) or "no file to read"
+        fix = (
+            workspace.left_behind(files.root)
+            or "put images there, called NAME.jpg and the like, or name another folder"
+        )
+        raise ConfigError(f"prepare.corpus.directory: {files.root}", kinds, "a folder of images", fix)
+    if others:
+        print(f"note: {len(others)} files in {files.root} hold no sample: {_kinds(others)}", file=sys.stderr)
+    make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
+    return [Unit(_name(part[0]), _sha256(part, files), partial(make, part)) for part in slices(items, _name)]
 
 
 def _items(
-    names: list[str], params: FolderParams, size_px: int, files: Files, is_captioned: bool
+    samples: Sequence[_Sample | Rejection], params: FolderParams, size_px: int, files: Files, is_captioned: bool
 ) -> Iterator[Pair | Rejection]:
-    stems_of_images = {os.path.splitext(name)[0] for name in names if _suffix(name) in cleaning.IMAGE_SUFFIXES}
-    for name in names:
-        stem, suffix = os.path.splitext(name)[0], _suffix(name)
-        if suffix in cleaning.IMAGE_SUFFIXES:
-            yield _pair(files.root, name, params, size_px, is_captioned)
-        elif suffix != "txt":
-            yield Rejection(key_of(stem), "UNKNOWN_FILE", name, _source(name))
-        elif stem not in stems_of_images:
-            yield Rejection(key_of(stem), "MISSING_IMAGE", name, _source(name))
+    for sample in samples:
+        yield sample if isinstance(sample, Rejection) else _item(sample, params, size_px, files, is_captioned)
 
 
-def _pair(root: Path, name: str, params: FolderParams, size_px: int, is_captioned: bool) -> Pair | Rejection:
-    key, path = key_of(os.path.splitext(name)[0]), root / name
+def _item(sample: _Sample, params: FolderParams, size_px: int, files: Files, is_captioned: bool) -> Pair | Rejection:
+    first = sample.files[0]
+    key, source = key_of(sample.name), _source(first.name)
     try:
-        captions = _captions(path.with_suffix(".txt"), params) if is_captioned else [""]
-        size = os.stat(path).st_size
+        image = _image(sample)
+        texts = _captions(image, sample, params, files) if is_captioned else [""]
     except Rejected as error:
-        return Rejection(key, error.reason, error.detail, _source(name))
-    except OSError as error:
-        return Rejection(key, "UNREADABLE", str(error.strerror), _source(name))
+        return Rejection(key, error.reason, _printable(error.detail), source)
     return Pair(
         key=key,
-        image=partial(cleaning.read_and_clean, str(path), 0, size, params.cleaning, size_px),
-        captions=captions,
-        claims=[None] * len(captions),
+        image=partial(cleaning.read_image, files, image.name, 0, image.size, params.pixels, size_px),
+        captions=texts,
+        claims=[None] * len(texts),
         scene=None,
         split=ByContent(params.val_fraction, params.seed),
-        source=_source(name),
-        group=name.partition(os.sep)[0] if os.sep in name else "",
+        source=source,
+        group=sample.name.partition("/")[0] if "/" in sample.name else "",
     )
 
 
-def _captions(path: Path, params: FolderParams) -> list[str]:
-    if not path.is_file():
-        raise Rejected("MISSING_CAPTION", f"no {path.name}")
-    text = cleaning.decode_text(cleaning.read(str(path), 0, path.stat().st_size, params.cleaning))
-    # A blank line is layout; a text of blank lines only is an empty caption.
-    lines = [line for line in text.splitlines() if line.strip()] or [""]
-    return [cleaning.clean_caption(line, params.cleaning) for line in lines]
+def _image(sample: _Sample) -> File:
+    if len(sample.images) > 1:
+        names = [file.name for file in sample.images]
+        forms = {unicodedata.normalize("NFC", name) for name in names}
+        differ = "" if len(forms) == len(names) else ", which differ in their Unicode form (NFC or NFD)"
+        raise Rejected("TWO_IMAGES", f"{', '.join(names)}{differ}")
+    if not sample.images:
+        texts = ", ".join(file.name for file in sample.files)
+        if sample.others:
+            raise Rejected("UNKNOWN_FILE", f"{sample.others[0].name} beside {texts} has no suffix of an image")
+        near = f", but {sample.near}, which differs in upper or lower case" if sample.near else ""
+        raise Rejected("MISSING_IMAGE", f"no image beside {texts}{near}")
+    return sample.images[0]
 
 
-def _names(root: Path) -> list[str]:
-    """Paths of all files below the folder, relative to it, in an order that does not depend on the file system."""
-    paths: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        # A link to a folder may lead in a circle. It is not followed but listed, and so rejected as UNKNOWN_FILE.
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        kept = [name for name in files + links if not name.startswith((".", "README")) and not name.endswith(".dvc")]
-        paths += [os.path.relpath(os.path.join(folder, name), root) for name in kept]
-    return sorted(paths)
+def _captions(image: File, sample: _Sample, params: FolderParams, files: Files) -> list[str]:
+    def read(file: File) -> bytes:
+        if file.size > params.pixels.max_bytes:
+            raise Rejected("TOO_MANY_BYTES", f"{file.name}: {file.size} bytes")
+        return files.read(file.name)
+
+    @cache
+    def fields() -> dict[str, Any]:
+        beside = dict(sample.texts).get(_JSON)
+        return (sample.row or {}) | (captions.fields_of(read(beside), beside.name) if beside else {})
+
+    texts = {suffix: partial(read, file) for suffix, file in sample.texts if suffix != _JSON}
+    try:
+        return captions.take(texts, fields, params.captions)
+    except Rejected as error:
+        raise Rejected(error.reason, f"{image.name}: {error.detail}") from None
 
 
-def _refuse(error: OSError) -> None:
-    raise ConfigError(str(error.filename), str(error.strerror), "a folder that can be listed", "change its permissions")
+# Which files are a sample
+
+
+def _samples(found: Sequence[File], params: FolderParams, rows: metadata.Metadata) -> list[_Sample]:
+    """Every file, with those of the same name."""
+    plain = {file.name: unicodedata.normalize("NFC", file.name) for file in found}
+    images = {name for name in plain.values() if _suffix(name) in _IMAGES or name in rows.rows}
+    named = [source for source in params.captions.sources if source.startswith(".")]
+    # The longest first: a text ".en.txt" is not the ".txt" of a sample "NAME.en".
+    suffixes = sorted({*named, *_TEXTS, _JSON}, key=lambda suffix: (-len(suffix), suffix))
+    groups: dict[str, list[tuple[str, File]]] = {}
+    for file in found:
+        stem, suffix = _split(plain[file.name], images, suffixes)
+        groups.setdefault(stem, []).append((suffix, file))
+    samples = [_sample(stem, files, plain, images, suffixes, rows) for stem, files in groups.items()]
+    if not any(sample.counts and not sample.images for sample in samples):
+        return samples
+    near = {sample.name.casefold(): sample.images[0].name for sample in samples if sample.images}
+    return [
+        sample if sample.images else replace(sample, near=near.get(sample.name.casefold(), "")) for sample in samples
+    ]
+
+
+def _sample(
+    name: str,
+    files: list[tuple[str, File]],
+    plain: Mapping[str, str],
+    images: Set[str],
+    suffixes: Sequence[str],
+    rows: metadata.Metadata,
+) -> _Sample:
+    shown = tuple(file for _, file in files if plain[file.name] in images)
+    texts = {suffix: file for suffix, file in reversed(files) if file not in shown and suffix in suffixes}
+    taken = {*shown, *texts.values()}
+    others = tuple(file for _, file in files if file not in taken)
+    row = next((rows.rows[path] for file in shown if (path := plain[file.name]) in rows.rows), None)
+    return _Sample(name, shown, tuple(texts.items()), others, row)
+
+
+def _split(name: str, images: Set[str], suffixes: Sequence[str]) -> tuple[str, str]:
+    """The name of a file's sample, and its suffix in lower case."""
+    if name not in images:
+        for suffix in suffixes:
+            stem = name[: -len(suffix)]
+            if name.lower().endswith(suffix) and os.path.basename(stem):
+                return (os.path.splitext(stem)[0] if stem in images else stem), suffix
+    return os.path.splitext(name)[0], _suffix(name)
+
+
+def _without_image(rows: metadata.Metadata, samples: Iterable[_Sample]) -> list[Rejection]:
+    there = {unicodedata.normalize("NFC", file.name) for sample in samples for file in sample.images}
+    missing = [
+        Rejection(key_of(os.path.splitext(path)[0]), "MISSING_IMAGE", f"{place} names {path}", _source(path))
+        for path, place in rows.places.items()
+        if path not in there
+    ]
+    return [*missing, *rows.rejections]
+
+
+def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    parts = name.lower().split("/")
+    return any(part.startswith(".") or any(fnmatchcase(part, each.lower()) for each in patterns) for part in parts)
+
+
+def _kinds(files: Sequence[File]) -> str:
+    counts = Counter(_suffix(file.name) or "without suffix" for file in files)
+    return _printable(", ".join(f"{count} {suffix}" for suffix, count in counts.most_common()))
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower().removeprefix(".")
+    return os.path.splitext(name)[1].lower()
+
+
+# Units of work
+
+
+def _sha256(samples: Sequence[_Sample | Rejection], files: Files) -> str:
+    digest = sha256()
+    for sample in samples:
+        if isinstance(sample, Rejection):
+            digest.update(f"{sample}\n".encode("utf-8", "surrogateescape"))
+            continue
+        for file in sample.files:
+            digest.update(f"{file.name}\0{_content(file, files)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{[file.name for file in sample.others]} {sample.row} {sample.near}\n".encode("utf-8", "backslashreplace")
+        )
+    return digest.hexdigest()
+
+
+def _content(file: File, files: Files) -> str:
+    try:
+        return files.sha256(file.name)
+    except Rejected as error:
+        return str(error)
+
+
+def _name(item: _Sample | Rejection) -> str:
+    return item.name if isinstance(item, _Sample) else item.key
 
 
 def _source(name: str) -> dict[str, Any]:
-    return {"corpus": "folder", "file": name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")}
+    return {"corpus": "folder", "file": _printable(name)}
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

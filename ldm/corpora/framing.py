@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ldm.core.params import Size
-from ldm.corpora.params import FramingParams
+from ldm.corpora.pixels_params import FramingParams
 
 _FILTERS = {"area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
 

@@ -11,15 +11,8 @@ from pathlib import Path
 
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
-from ldm.corpora.params import (
-    DigitsParams,
-    FolderParams,
-    OpenMojiParams,
-    PrepareParams,
-    ShapesParams,
-    TorchvisionParams,
-    WebdatasetParams,
-)
+from ldm.corpora.params import DigitsParams, OpenMojiParams, PrepareParams, ShapesParams, TorchvisionParams
+from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
 
 
 def units(params: PrepareParams, source: Path) -> list[Unit]:
@@ -70,6 +63,14 @@ def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit
             from ldm.corpora import folder
 
             return folder.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
+        case ParquetParams():
+            from ldm.corpora import parquet
+
+            return parquet.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
+        case DatasetsParams():
+            from ldm.corpora import datasets
+
+            return datasets.units(corpus, size_px, source, is_captioned)
         case WebdatasetParams():
             from ldm.corpora import webdataset
 

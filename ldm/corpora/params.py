@@ -5,33 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ldm.core.config import BESIDE, Section
-from ldm.core.params import Size
-
-Folder = Annotated[str, Field(pattern=r"^(\.|[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)$")]
-Colour = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-
-
-class CorpusBase(Section):
-    """What `ldm check` asks of a corpus, whatever its kind."""
-
-    @property
-    def has_twins(self) -> bool:
-        """Whether samples 2i and 2i + 1 differ by an exchange only, such as which of two objects is above."""
-        return False
-
-    @property
-    def val_repeats_train(self) -> bool:
-        """Whether validation shows again what training showed, in other combinations."""
-        return False
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether every caption claims of which class its image is."""
-        return False
-
-    def sizes_px(self, size_px: int) -> list[Size]:
-        """Height and width of every size that images have, if `prepare.image_size_px` is `size_px`."""
-        return [(size_px, size_px)]
+from ldm.corpora.base_params import CorpusBase
+from ldm.corpora.pixels_params import Colour
+from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
 
 
 class ClassesBase(CorpusBase):
@@ -106,112 +82,6 @@ class OpenMojiParams(CorpusBase):
     """Chooses the validation split."""
 
 
-Crop = Literal["centre", "random"]
-
-
-class SquareParams(Section):
-    """Every image is a square: the largest one in its picture."""
-
-    kind: Literal["square"]
-    """Kind of framing."""
-    crop: Crop
-    """Where the square is: in the middle, or at a place that the hash of the file chooses, and that never changes."""
-
-    def sizes_px(self, size_px: int) -> list[Size]:
-        """Height and width of every image."""
-        return [(size_px, size_px)]
-
-
-class BucketsParams(Section):
-    """Every image has the one of several sizes, the buckets, whose shape is nearest to that of its picture, so that
-    little is cut off. All have about as many pixels as the square of `image_size_px` and none has more (NovelAI 2022,
-    "Aspect ratio bucketing")."""
-
-    kind: Literal["buckets"]
-    """Kind of framing."""
-    step_px: PositiveInt
-    """Heights and widths are multiples of it; `prepare.image_size_px` must be one too. Smaller steps make more buckets,
-    each of fewer images."""
-    max_aspect_ratio: float = Field(ge=1)
-    """Longer side over shorter side of the narrowest bucket, at most; 1 = the square alone."""
-    crop: Crop
-    """Which part is kept where shapes differ: the middle, or one that the hash of the file chooses, and that never
-    changes."""
-
-    def sizes_px(self, size_px: int) -> list[Size]:
-        """Height and width of every bucket, from the tallest shape to the widest: for each height the largest width
-        with no more pixels than the square, and the same with height and width exchanged."""
-        step, most = self.step_px, int(size_px * self.max_aspect_ratio)
-        halves = [(side, size_px**2 // side // step * step) for side in range(step, most + 1, step)]
-        both = {size for height, width in halves for size in ((height, width), (width, height))}
-        legal = [size for size in both if 0 < max(size) <= self.max_aspect_ratio * min(size)]
-        return sorted(legal, key=lambda size: (size[1] / size[0], size))
-
-
-FramingParams = Annotated[SquareParams | BucketsParams, Field(discriminator="kind")]
-
-
-class CleaningParams(Section):
-    """Which of a user's images and captions are fit to train on; everything else is rejected with a reason."""
-
-    min_side_px: PositiveInt
-    """Minimum of an image's shorter side; images below the image size are scaled up."""
-    max_pixels: int = Field(gt=0, le=89_478_485)
-    """Most pixels that an image may declare in its header: larger ones are never decoded. Pillow allows no more."""
-    max_bytes: PositiveInt
-    """Size of the largest file that is opened."""
-    max_aspect_ratio: float = Field(ge=1)
-    """Maximum of longer side over shorter side; beyond that, the part that is kept would be a sliver of the image."""
-    background: Colour
-    """Colour behind transparent images, as "#rrggbb"."""
-    deep_greyscale: Literal["scale", "reject"]
-    """16-bit greyscale: scaled to 8 bits (65535 becomes 255), or rejected."""
-    resampling: Literal["area", "lanczos"]
-    """Filter of the resize: mean over the covered area, or Lanczos, which is sharper and overshoots at edges."""
-    framing: FramingParams
-    """Which part of a picture becomes an image: `square`, or the nearest of several `buckets`."""
-    max_caption_characters: PositiveInt
-    """Length of the longest caption that is accepted; CLIP reads at most about 77 tokens."""
-
-
-class FolderParams(CorpusBase):
-    """A folder of images, each beside a text file of the same name with one caption per line."""
-
-    kind: Literal["folder"]
-    """Which corpus this is."""
-    directory: Folder
-    """The folder, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
-    cleaning: CleaningParams
-    """Which images and captions are accepted."""
-    val_fraction: float = Field(gt=0, lt=1)
-    """Share of images kept for validation, chosen by a hash of (seed, key)."""
-    seed: int = Field(ge=0)
-    """Chooses the validation split."""
-
-    def sizes_px(self, size_px: int) -> list[Size]:
-        """Those of `cleaning.framing`."""
-        return self.cleaning.framing.sizes_px(size_px)
-
-
-class WebdatasetParams(CorpusBase):
-    """Tars in the layout of img2dataset: members KEY.jpg (jpeg, png, webp), KEY.txt or a "caption" in KEY.json."""
-
-    kind: Literal["webdataset"]
-    """Which corpus this is."""
-    directory: Folder
-    """The folder of tars, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
-    cleaning: CleaningParams
-    """Which images and captions are accepted."""
-    val_fraction: float = Field(gt=0, lt=1)
-    """Share of samples kept for validation, chosen by a hash of (seed, key)."""
-    seed: int = Field(ge=0)
-    """Chooses the validation split."""
-
-    def sizes_px(self, size_px: int) -> list[Size]:
-        """Those of `cleaning.framing`."""
-        return self.cleaning.framing.sizes_px(size_px)
-
-
 class DigitsParams(ClassesBase):
     """The 1,797 handwritten digits, 8 x 8 pixels in 17 shades of grey, that scikit-learn brings along."""
 
@@ -256,7 +126,9 @@ class TorchvisionParams(ClassesBase):
     """Chooses the validation split."""
 
 
-CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | FolderParams | WebdatasetParams
+UserParams = FolderParams | WebdatasetParams | ParquetParams | DatasetsParams
+"""Corpora that users bring."""
+CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | UserParams
 """All of them."""
 
 
@@ -285,7 +157,7 @@ class PrepareParams(Section):
         square = (self.image_size_px, self.image_size_px)
         if square not in self.corpus.sizes_px(self.image_size_px):
             raise ValueError(
-                f"image_size_px {self.image_size_px} is not a multiple of corpus.cleaning.framing.step_px: the square "
+                f"image_size_px {self.image_size_px} is not a multiple of corpus.pixels.framing.step_px: the square "
                 "is one of the buckets"
             )
         return self

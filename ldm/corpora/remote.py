@@ -75,9 +75,13 @@ def write(url: str, path: Path) -> int:
     return len(entries)
 
 
-@lru_cache(maxsize=4)
 def entries(path: Path) -> dict[str, Entry]:
     """The files of a manifest by name. ConfigError: it is not one, with the number of the line that is wrong."""
+    return _entries(path.resolve(), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _entries(path: Path, _: int) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     with path.open("rb") as file:
         next(file, None)
@@ -94,7 +98,9 @@ def read(path: Path, name: str, offset: int, size: int | None) -> bytes:
         Rejected: UNREADABLE, the file is gone or may not be read; CHANGED, it is another one than the manifest says.
         MachineError: its place cannot be reached.
     """
-    url, length = _checked(path, name)
+    entry = entries(path)[name]
+    url, length = f"{url_of(path)}/{name}", entry.size
+    _check(url, length, entry.etag)
     end = length if size is None else min(offset + size, length)
     if offset >= end:
         return b""
@@ -106,14 +112,12 @@ def read(path: Path, name: str, offset: int, size: int | None) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _checked(path: Path, name: str) -> tuple[str, int]:
-    """URL and size of a file, which is as its manifest says."""
-    entry, url = entries(path)[name], f"{url_of(path)}/{name}"
+def _check(url: str, size: int, etag: str) -> None:
+    """Rejected: the file is not as its manifest says."""
     system, place = _opened(url)
     system.invalidate_cache()
-    if _state(_tried(url, partial(system.info, place))) != (entry.size, entry.etag):
-        raise Rejected("CHANGED", f"{url}: its size or ETag is another than in {path.name}; run `ldm manifest` again")
-    return url, entry.size
+    if _state(_tried(url, partial(system.info, place))) != (size, etag):
+        raise Rejected("CHANGED", f"{url}: its size or ETag is another than in its manifest; run `ldm manifest` again")
 
 
 def sha256(path: Path, name: str) -> str:
@@ -122,9 +126,13 @@ def sha256(path: Path, name: str) -> str:
     return hashlib.sha256(json.dumps([url_of(path), name, entry.size, entry.etag]).encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)
 def url_of(path: Path) -> str:
     """The URL of a manifest. ConfigError: it is not a manifest."""
+    return _url_of(path.resolve(), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _url_of(path: Path, _: int) -> str:
     with path.open("rb") as file:
         return _parsed(_Head, file.readline(), path, 1).url
 

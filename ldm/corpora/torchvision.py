@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.core.errors import ConfigError, MachineError
-from ldm.corpora import framing
+from ldm.corpora import framing, spelling
 from ldm.corpora.pairs import Pair, class_claim, key_of, split_of
 from ldm.corpora.params import Arguments, TorchvisionParams
 
@@ -40,7 +40,7 @@ def _all_pairs(params: TorchvisionParams, parts: dict[str, Any], size_px: int) -
             yield Pair(
                 key=key,
                 image=framing.resized(np.asarray(image.convert("RGB")), params.resampling, (size_px, size_px)),
-                captions=[params.caption.format(name)],
+                captions=[spelling.clean(params.caption.format(name))],
                 claims=[class_claim(name)],
                 scene=None,
                 split="held_out" if part == "held-out" else split_of(key, params.val_fraction, params.seed),

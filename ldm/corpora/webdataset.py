@@ -1,10 +1,9 @@
 """A user's tars in the layout that img2dataset writes: KEY.jpg (jpeg, png, webp), KEY.txt, KEY.json side by side.
 
-The caption is KEY.txt, or "caption" in KEY.json. Other parts, and files that are not tars, are not
-read. Nothing is extracted: members are read by offset, and their names become keys, never paths.
+Captions are where the params say, such as KEY.txt, or "caption" in KEY.json. Other parts, and files that are not
+tars, are not read. Nothing is extracted: members are read by offset, and their names become keys, never paths.
 """
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -14,10 +13,10 @@ from typing import Any
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.corpora import cleaning
+from ldm.corpora import captions, cleaning
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
-from ldm.corpora.params import WebdatasetParams
+from ldm.corpora.user_params import WebdatasetParams
 
 _NAME = re.compile(r"((?:[^/]+/)*[^./][^./]*)\.([^/]+)")
 _BLOCK = 512
@@ -115,16 +114,16 @@ def _pair(
     key, source = _key(name, stem), _source(name, stem)
     try:
         facts = _facts(tar, parts, params)
-        caption = _caption(tar, parts, facts, params) if is_captioned else ""
+        texts = _captions(tar, parts, facts, params) if is_captioned else [""]
         image = _image(parts)
     except Rejected as error:
         return Rejection(key, error.reason, error.detail, source)
     url = {"url": facts["url"]} if isinstance(facts.get("url"), str) else {}
     return Pair(
         key=key,
-        image=partial(cleaning.read_and_clean, str(tar), image.offset_data, image.size, params.cleaning, size_px),
-        captions=[caption],
-        claims=[None],
+        image=partial(cleaning.read_and_clean, str(tar), image.offset_data, image.size, params.pixels, size_px),
+        captions=texts,
+        claims=[None] * len(texts),
         scene=None,
         split=ByContent(params.val_fraction, params.seed),
         source=source | url,
@@ -133,26 +132,16 @@ def _pair(
 
 
 def _facts(tar: Path, parts: Parts, params: WebdatasetParams) -> Mapping[str, Any]:
-    if "json" not in parts:
-        return {}
-    try:
-        facts = json.loads(_text(tar, parts["json"], params))
-    except (ValueError, RecursionError):
-        raise Rejected("BAD_JSON", parts["json"].name) from None
-    if not isinstance(facts, dict):
-        raise Rejected("BAD_JSON", f"{parts['json'].name} is not a mapping")
-    return facts
+    return captions.fields_of(_read(tar, parts["json"], params), parts["json"].name) if "json" in parts else {}
 
 
-def _caption(tar: Path, parts: Parts, facts: Mapping[str, Any], params: WebdatasetParams) -> str:
-    raw = _text(tar, parts["txt"], params) if "txt" in parts else facts.get("caption")
-    if not isinstance(raw, str):
-        raise Rejected("MISSING_CAPTION", "neither txt nor a caption in json")
-    return cleaning.clean_caption(raw, params.cleaning)
+def _captions(tar: Path, parts: Parts, facts: Mapping[str, Any], params: WebdatasetParams) -> list[str]:
+    texts = {f".{suffix}": partial(_read, tar, member, params) for suffix, member in parts.items()}
+    return captions.take(texts, lambda: facts, params.captions)
 
 
 def _image(parts: Parts) -> tarfile.TarInfo:
-    suffixes = [suffix for suffix in cleaning.IMAGE_SUFFIXES if suffix in parts]
+    suffixes = [suffix for suffix in cleaning.SUFFIXES if suffix in parts]
     if not suffixes:
         raise Rejected("MISSING_IMAGE", f"parts {', '.join(parts)}")
     if len(suffixes) > 1:
@@ -160,8 +149,8 @@ def _image(parts: Parts) -> tarfile.TarInfo:
     return parts[suffixes[0]]
 
 
-def _text(tar: Path, member: tarfile.TarInfo, params: WebdatasetParams) -> str:
-    return cleaning.decode_text(cleaning.read(str(tar), member.offset_data, member.size, params.cleaning))
+def _read(tar: Path, member: tarfile.TarInfo, params: WebdatasetParams) -> bytes:
+    return cleaning.read(str(tar), member.offset_data, member.size, params.pixels)
 
 
 def _key(tar_name: str, name: str) -> str:

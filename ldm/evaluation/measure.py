@@ -4,8 +4,9 @@ reference set of training images.
 Each measurement depends on one image (and its prompt) alone, so the work is cut into units that any process may do.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -40,6 +41,9 @@ Measured = Mapping[str, Mapping[str, Tensor]]
 REAL, DECODED = "real_", "decoded_"
 """Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
+Origin = tuple[str, int]
+"""A split, and the number of a sample in it."""
+_NUM_AT_ONCE = 4096
 _NUM_COLUMNS = 8
 """Columns of the picture of pairs; even, so that both images of a pair are in one row."""
 
@@ -62,11 +66,10 @@ class Subject:
 
 
 class RealImages:
-    """The image shards of all splits, with access by key."""
+    """The image shards of all splits."""
 
     def __init__(self, directory: Path, splits: Sequence[str]) -> None:
         self._splits = {split: Shards(directory / split) for split in splits}
-        self._numbers = {split: {key: i for i, key in enumerate(s.keys)} for split, s in self._splits.items()}
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -78,17 +81,22 @@ class RealImages:
         """Height and width of the images of all buckets."""
         return {size for shards in self._splits.values() for size in shards.image_sizes_px}
 
-    def keys(self, split: str) -> list[str]:
-        """Keys of a split, in order."""
-        return self._splits[split].keys
+    def count(self, split: str) -> int:
+        """Number of samples in a split."""
+        return len(self._splits[split])
 
-    def png(self, split: str, key: str) -> bytes:
-        """The image of one sample, as PNG. IntegrityError: there is no such sample."""
-        number = self._numbers[split].get(key)
-        if number is None:
-            where, fix = str(self._splits[split].directory), "run `dvc repro sample`"
-            raise IntegrityError(where, f"no sample {key}", "the images that the prompts come from", fix)
+    def png(self, origin: Origin) -> bytes:
+        """The image of one sample, as PNG."""
+        split, number = origin
         return self._splits[split][number]["png"]
+
+    def origin(self, prompt: Prompt) -> Origin:
+        """Where the real image of a prompt is. IntegrityError: it is no longer there."""
+        shards, number = self._splits[prompt.split], prompt.sample
+        if number is None or number >= len(shards) or shards.keys[number] != prompt.key:
+            found, expected = f"no sample {prompt.key} at {number}", "the images that the prompts come from"
+            raise IntegrityError(str(shards.directory), found, expected, "run `dvc repro sample`")
+        return prompt.split, number
 
 
 def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
@@ -100,47 +108,47 @@ def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateP
     chosen = [Subject(name, len(part), part.png, part.prompts, decoded=False) for name, part in samples.items()]
     for name in [name for name in SETS if name in samples]:
         prompts = samples[name].prompts
-        chosen.append(_real(REAL + name, _origins(prompts), real, prompts))
-        chosen.append(_real(DECODED + name, _origins(prompts), real, prompts, decoded=True))
+        chosen.append(_real(REAL + name, _origins(prompts, real), real, prompts))
+        chosen.append(_real(DECODED + name, _origins(prompts, real), real, prompts, decoded=True))
     sweep = next((part.prompts for name, part in samples.items() if name not in SETS), None)
     if sweep is not None:
-        chosen.append(_real(REAL_SWEEP, _origins(sweep), real, sweep))
-    prompted = {(prompt.split, prompt.key) for part in samples.values() for prompt in part.prompts}
+        chosen.append(_real(REAL_SWEEP, _origins(sweep, real), real, sweep))
+    prompted = {origin for part in samples.values() for origin in _origins(part.prompts, real)}
     chosen.append(_real(REFERENCE, _reference(real, prompted, params.num_reference_images), real))
     if isinstance(params.accuracy, RetrievalParams):
         chosen.append(_real(GALLERY, _gallery(samples, real, params.accuracy), real))
     return chosen
 
 
-def _origins(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
-    return [(prompt.split, prompt.key) for prompt in prompts]
+def _origins(prompts: Sequence[Prompt], real: RealImages) -> list[Origin]:
+    return [real.origin(prompt) for prompt in prompts]
 
 
 def _real(
     name: str,
-    origins: Sequence[tuple[str, str]],
+    origins: Sequence[Origin],
     real: RealImages,
     prompts: list[Prompt] | None = None,
     decoded: bool = False,
 ) -> Subject:
-    return Subject(name, len(origins), lambda i: real.png(*origins[i]), prompts, decoded)
+    return Subject(name, len(origins), lambda i: real.png(origins[i]), prompts, decoded)
 
 
-def _reference(real: RealImages, prompted: set[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    free = [origin for origin in _scattered(real, "train") if origin not in prompted][:count]
+def _reference(real: RealImages, prompted: set[Origin], count: int) -> list[Origin]:
+    free = list(islice((origin for origin in _scattered(real, "train") if origin not in prompted), count))
     if len(free) < 2:
-        found = f"{len(free)} of {len(real.keys('train'))} training images have given no prompt"
+        found = f"{len(free)} of {real.count('train')} training images have given no prompt"
         fix = "lower sample.num_prompts_seen, or take sample.seen_split: val"
         raise ConfigError("params.yaml: evaluate.num_reference_images", found, "at least two", fix)
     return free
 
 
-def _gallery(samples: Mapping[str, Samples], real: RealImages, params: RetrievalParams) -> list[tuple[str, str]]:
-    """(split, key) of the images to search: the real images of the prompts, in their order, then others from training
-    and validation."""
-    own = _origins(samples[SEEN].prompts[: params.num_prompts])
-    others = [*_scattered(real, "train"), *_scattered(real, "val")]
-    return list(dict.fromkeys([*own, *others]))[: max(params.num_images, len(own))]
+def _gallery(samples: Mapping[str, Samples], real: RealImages, params: RetrievalParams) -> list[Origin]:
+    """The images to search: the real images of the prompts, in their order, then others from training and
+    validation."""
+    own = dict.fromkeys(_origins(samples[SEEN].prompts[: params.num_prompts], real))
+    others = (origin for origin in chain(_scattered(real, "train"), _scattered(real, "val")) if origin not in own)
+    return [*own, *islice(others, max(0, params.num_images - len(own)))]
 
 
 def matching(
@@ -153,17 +161,17 @@ def matching(
 
     captions: split (train and val) -> the captions of every image, in the order of the images.
     """
-    by_key = {split: dict(zip(real.keys(split), texts, strict=True)) for split, texts in captions.items()}
-    gallery = [set(by_key[split][key]) for split, key in _gallery(samples, real, params)]
+    gallery = [set(captions[split][number]) for split, number in _gallery(samples, real, params)]
     prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
     return torch.tensor([[prompt in texts for texts in gallery] for prompt in prompts])
 
 
-def _scattered(real: RealImages, split: str) -> list[tuple[str, str]]:
+def _scattered(real: RealImages, split: str) -> Iterator[Origin]:
     """Samples of a split in a fixed random order, so that the first few represent all, even in a sorted corpus."""
-    keys = real.keys(split)
-    order = randomness.order(np.arange(len(keys), dtype=np.int64), len(keys), randomness.key(0, "scattered", split))
-    return [(split, keys[i]) for i in order.tolist()]
+    count, seed = real.count(split), randomness.key(0, "scattered", split)
+    for start in range(0, count, _NUM_AT_ONCE):
+        positions = np.arange(start, min(start + _NUM_AT_ONCE, count), dtype=np.int64)
+        yield from ((split, number) for number in randomness.order(positions, count, seed).tolist())
 
 
 @dataclass(frozen=True)
@@ -291,6 +299,6 @@ def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) ->
     for name, title in shown(samples).items():
         part = samples[name]
         for i, prompt in enumerate(part.prompts[:count]):
-            cells += [part.png(i), real.png(prompt.split, prompt.key)]
+            cells += [part.png(i), real.png(real.origin(prompt))]
             captions += [f"{title}: {prompt.prompt}", "real"]
     return images.grid(images.planes(cells), _NUM_COLUMNS, captions)

@@ -25,8 +25,8 @@ def learn(params: ClassifierOracleParams, pictures: Shards, captions: Shards) ->
     """
     from sklearn.svm import SVC
 
-    order = randomness.order(np.arange(len(pictures), dtype=np.int64), len(pictures), randomness.key(0, "classifier"))
-    chosen = order[: params.num_images].tolist()
+    positions = np.arange(min(params.num_images, len(pictures)), dtype=np.int64)
+    chosen = randomness.order(positions, len(pictures), randomness.key(0, "classifier")).tolist()
     claims = [json.loads(captions[i]["json"])["claims"][0] for i in chosen]
     labelled = [(i, claim["class"]) for i, claim in zip(chosen, claims, strict=True) if claim and "class" in claim]
     names = sorted({name for _, name in labelled})

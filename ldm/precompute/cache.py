@@ -1,7 +1,8 @@
 """Caches of computed tensors: contiguous safetensors shards of rows, an index of their hashes, and a passport.
 
 Any process may write any shard, so a cache does not depend on how many of them there were. Reading maps the files into
-memory: only the rows that are gathered are read.
+memory: only the rows that are gathered are read. A shard is hashed before its first row is gathered, unless this
+machine has hashed it already.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor
 
-from ldm.core import artifact
+from ldm.core import artifact, hashes
 from ldm.core.errors import IntegrityError, NumericsError
 
 _INDEX = "index.json"
@@ -75,8 +76,8 @@ class CacheWriter:
         """Write index and passport, once all shards are there. files: names of further files in the folder that belong
         to the cache."""
         shards = [self._describe(_shard_name(number)) for number in range(num_shards)]
-        hashes = {name: artifact.sha256_file(self.directory / name) for name in files}
-        index = _Index(format=1, num_rows=sum(shard.num_rows for shard in shards), shards=shards, files=hashes)
+        others = {name: artifact.sha256_file(self.directory / name) for name in files}
+        index = _Index(format=1, num_rows=sum(shard.num_rows for shard in shards), shards=shards, files=others)
         artifact.write_json(self.directory / _INDEX, index.model_dump())
         return artifact.write_passport(
             self.directory, self.kind, config, inputs, facts, artifact.sha256_file(self.directory / _INDEX)
@@ -89,11 +90,10 @@ class CacheWriter:
 
 
 class Cache:
-    """A cache for reading. IntegrityError: it is missing, of another kind, or corrupt (both hashes are named)."""
+    """A cache for reading. IntegrityError: it is missing, of another kind, or its index is corrupt; on gathering, a
+    shard is missing or corrupt (both hashes are named)."""
 
-    def __init__(self, directory: Path, kind: artifact.Kind, is_hashed_on_use: bool = False) -> None:
-        """is_hashed_on_use: hash a shard when its first row is gathered, for readers of a few rows; else hash all
-        shards now, so that a long run does not fail halfway."""
+    def __init__(self, directory: Path, kind: artifact.Kind) -> None:
         self.directory = directory
         self.passport = artifact.read_passport(directory, kind)
         index = _read_index(directory / _INDEX, self.passport.content_sha256)
@@ -101,13 +101,21 @@ class Cache:
             artifact.check_file(directory / name, sha256)
         self._shards = index.shards
         self._opened: dict[int, dict[str, Tensor]] = {}
-        for number in range(0 if is_hashed_on_use else len(index.shards)):
-            self._open(number)
         self._starts = np.cumsum([0, *(shard.num_rows for shard in index.shards)])
         assert self._starts[-1] == index.num_rows, f"{directory}: index.json contradicts itself"
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def files(self) -> list[tuple[Path, str]]:
+        """Every shard with its SHA-256."""
+        return [(self.directory / shard.name, shard.sha256) for shard in self._shards]
+
+    def verify(self) -> None:
+        """Hash every shard now, whatever this machine remembers. IntegrityError: one is missing or damaged."""
+        for path, sha256 in self.files:
+            hashes.check_file(path, sha256)
 
     def gather(self, name: str, rows: Int[np.ndarray, "b"]) -> Tensor:
         """Rows of the tensor `name`, in the given order and the stored dtype: [b, ...]."""
@@ -123,10 +131,10 @@ class Cache:
         return out
 
     def _open(self, number: int) -> dict[str, Tensor]:
-        """Tensors of a shard, hashed the first time."""
+        """Tensors of a shard, which is hashed once per machine."""
         if number not in self._opened:
             path = self.directory / self._shards[number].name
-            artifact.check_file(path, self._shards[number].sha256)
+            hashes.check_once(path, self._shards[number].sha256)
             self._opened[number] = artifact.open_tensors(path)
         return self._opened[number]
 

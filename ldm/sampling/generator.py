@@ -17,6 +17,8 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
+from ldm.core.params import Precision
+from ldm.corpora import spelling
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
@@ -174,8 +176,10 @@ class Generator:
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions: as `embed_text` has stored them, and the others as `text_encoder` makes them.
-        IntegrityError: one was not stored, and nothing encodes it."""
+        """The condition of captions: as `embed_text` has stored them, and the others as `text_encoder` makes them, of
+        their text as `ldm.corpora.spelling` cleans it. So a prompt that is typed like a caption of a user's corpus gets
+        the tokens of that caption. IntegrityError: one was not stored, and nothing encodes it."""
+        captions = [text if text in self.embeddings else spelling.clean(text) for text in captions]
         stored = [i for i, caption in enumerate(captions) if caption in self.embeddings]
         if self.text_encoder is None or len(stored) == len(captions):
             return self._stored(captions)

@@ -9,9 +9,10 @@ from ldm.core.config import BESIDE, Section, from_values
 from ldm.core.params import Precision
 from ldm.sampling.grids import Spacing
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams, GuidanceParams
-from ldm.sampling.prompts import MAX_CHARACTERS
 from ldm.sampling.samplers import SamplerParams
 
+MAX_CHARACTERS = 10**5
+"""Limit of one prompt, thousands of times what a text encoder reads: its PNG carries it."""
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]

@@ -124,7 +124,8 @@ def _prompts_at(
     prompts: list[Prompt] = []
     for number, sample in enumerate(chosen[buckets.argsort(kind="stable")].tolist(), first_number):
         record = json.loads(captions[sample]["json"])
-        prompts.append(Prompt(record["captions"][0], record["claims"][0], number, split, captions.keys[sample]))
+        key = captions.keys[sample]
+        prompts.append(Prompt(record["captions"][0], record["claims"][0], number, split, key, sample))
     return prompts, [captions.buckets.sizes_px[bucket] for bucket in sorted(buckets.tolist())]
 
 
@@ -184,7 +185,7 @@ def grid(folder: Path, params: SampleParams) -> "Image":
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(path.name for path in folder.iterdir()).items():
-        samples = shards.Shards(folder / name, verify=False)
+        samples = shards.Shards(folder / name)
         count = min(len(samples), params.num_grid_rows * params.num_grid_columns)
         whole_rows = count - count % params.num_grid_columns or count
         cells += [samples[i]["png"] for i in range(whole_rows)]

@@ -3,15 +3,14 @@ caption has."""
 
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.core.errors import ConfigError
+from ldm.corpora import spelling
+from ldm.sampling.params import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"
-MAX_CHARACTERS = 10**5
-"""Limit of one prompt, thousands of times what a text encoder reads: its PNG carries it."""
 _SHOWN_CHARACTERS = 60
 _WORD = re.compile(r"(?<!\w['\u2019])\b[^\W\d_]+")
 """A word is letters only; the s of "cat's" is not one."""
@@ -105,4 +104,4 @@ def _is_encodable(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text).lower()
+    return spelling.clean(text).lower()

@@ -1,7 +1,7 @@
 """Samples on disk: images in shards, with prompt, claim and origin.
 
 A folder of samples holds one split of shards per set of prompts (parts png, and json {"prompt", "claim",
-"prompt_number", "split", "key"}), `grid.png` and a passport with the hash of every set.
+"prompt_number", "split", "key", "sample"}), `grid.png` and a passport with the hash of every set.
 """
 
 import json
@@ -31,6 +31,8 @@ class Prompt:
     """Number of the noise it starts from."""
     split: str
     key: str
+    sample: int | None = None
+    """Number of the sample in its split; None in samples of former commits, which did not store it."""
 
 
 def shown(names: Iterable[str]) -> dict[str, str]:

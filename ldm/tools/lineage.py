@@ -67,9 +67,9 @@ def _chain(paths: PathsParams) -> tuple[_Link, ...]:
         _Link("encode_latents", "latents_train", f"{paths.latents}/train", _latents),
         _Link("encode_latents", "latents_val", f"{paths.latents}/val", _latents, split="val"),
         _Link("train_clip", "clip", paths.clip, lambda folder: clip.load(folder)[1]),
-        _Link("embed_text", "embeddings", paths.embeddings, lambda folder: TextEmbeddings(folder).passport),
+        _Link("embed_text", "embeddings", paths.embeddings, _embeddings),
         _Link("train_unet", "unet", paths.unet, partial(_weights, kind=UNET)),
-        _Link("sample", "samples", paths.samples, lambda folder: samples.read(folder)[0]),
+        _Link("sample", "samples", paths.samples, _samples),
         _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
     )
 
@@ -91,7 +91,10 @@ def _check_inputs(link: _Link, folder: Path, passport: Passport, hashes: Mapping
 
 def _shards(folder: Path, kind: str) -> Passport:
     passport = artifact.read_passport(folder, artifact.Kind(kind))
-    splits = {split: Shards(folder / split).sha256 for split in SPLITS}
+    shards = {split: Shards(folder / split) for split in SPLITS}
+    for split in shards.values():
+        split.verify()
+    splits = {name: split.sha256 for name, split in shards.items()}
     if passport.facts["splits"] != splits:
         fix = "run `dvc checkout` to get a good copy, or `dvc repro` to write it again"
         raise IntegrityError(str(folder), f"splits {splits}", f"splits {passport.facts['splits']}", fix)
@@ -103,7 +106,23 @@ def _weights(folder: Path, kind: artifact.Kind) -> Passport:
 
 
 def _latents(folder: Path) -> Passport:
-    return Cache(folder, LATENTS).passport
+    cache = Cache(folder, LATENTS)
+    cache.verify()
+    return cache.passport
+
+
+def _embeddings(folder: Path) -> Passport:
+    embeddings = TextEmbeddings(folder)
+    for path, sha256 in embeddings.files:
+        artifact.check_file(path, sha256)
+    return embeddings.passport
+
+
+def _samples(folder: Path) -> Passport:
+    passport, sets = samples.read(folder)
+    for name in sets:
+        Shards(folder / name).verify()
+    return passport
 
 
 def _evaluation(folder: Path) -> Passport:

@@ -21,6 +21,7 @@ from ldm.compute import attention
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
+from ldm.corpora import spelling
 from ldm.denoiser.model.condition import Condition
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
@@ -70,7 +71,7 @@ class Pipeline:
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
         attention.select(document.read(MachineParams, "machine").attention, where)
-        embeddings = TextEmbeddings(root / paths.embeddings, is_hashed_on_use=True)
+        embeddings = TextEmbeddings(root / paths.embeddings)
         model, clip_passport = load_text(root / paths.clip)
         artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
         facts = embeddings.passport.facts
@@ -92,7 +93,7 @@ class Pipeline:
         return self.generator.condition(prompts)
 
     def _warn_of_cuts(self, texts: Sequence[str], stacklevel: int) -> None:
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(map(spelling.clean, texts)))
         counts = self.encode.model.num_tokens(distinct).tolist()
         long = [
             (text, count) for text, count in zip(distinct, counts, strict=True) if count > self.encode.context_tokens

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.compute.state import Run, State, read
 from ldm.core import artifact
@@ -28,21 +30,31 @@ _EMBEDDINGS = ("00000.safetensors", "captions.json", "null.safetensors", "index.
 def shards(folder: Path, trials: int, seed: int) -> Result:
     """A bit of a webdataset shard."""
     training_data.write_images(folder)
-    return _one_by_one(sorted((folder / "train").iterdir()), lambda: Shards(folder / "train"), trials, seed)
+    return _one_by_one(sorted((folder / "train").iterdir()), lambda: list(Shards(folder / "train")), trials, seed)
 
 
 def latents(folder: Path, trials: int, seed: int) -> Result:
     """A bit of the latent cache or its index."""
     training_data.write_latents(folder, "0" * 64)
     paths = [folder / "train" / name for name in ("00000.safetensors", "index.json", "passport.json")]
-    return _one_by_one(paths, lambda: Cache(folder / "train", LATENTS), trials, seed)
+
+    def read() -> None:
+        cache = Cache(folder / "train", LATENTS)
+        cache.gather("mean", np.arange(len(cache)))
+
+    return _one_by_one(paths, read, trials, seed)
 
 
 def embeddings(folder: Path, trials: int, seed: int) -> Result:
     """A bit of the text cache: rows, captions, null embedding or index."""
     training_data.write_embeddings(folder)
     paths = [folder / name for name in _EMBEDDINGS]
-    return _one_by_one(paths, lambda: TextEmbeddings(folder), trials, seed)
+
+    def read() -> None:
+        embeddings = TextEmbeddings(folder)
+        embeddings.tokens(np.arange(len(embeddings)))
+
+    return _one_by_one(paths, read, trials, seed)
 
 
 def models(folder: Path, trials: int, seed: int) -> Result:

@@ -26,6 +26,17 @@ _NUM_ROWS = 64
 """Images measured at once, if no training says how many fit."""
 
 
+def open_splits(folder: Path, is_trained: bool, accelerator: Accelerator) -> dict[str, Shards]:
+    """The images of `train` and `val`. All of them are checked before a training; else a tar is when it is read.
+
+    IntegrityError: one is missing or damaged.
+    """
+    splits = {name: Shards(folder / name) for name in ("train", "val")}
+    if is_trained:
+        process.check_files([file for split in splits.values() for file in split.files], accelerator)
+    return splits
+
+
 class ImageBatches:
     """Images and posterior noise of any step, drawn for the global batch, then cut to the `rows` of this process."""
 

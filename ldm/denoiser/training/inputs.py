@@ -124,6 +124,8 @@ class Inputs:
     image_size_px: int
     """Side of a square with as many pixels as the largest bucket."""
     sha256: dict[str, str]
+    files: list[tuple[Path, str]]
+    """Every shard that a training reads, with its SHA-256."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -152,14 +154,16 @@ def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Pa
     caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
     scale = LatentScale.from_facts(caches["train"].passport.facts["latent_scale"])
     pairs: dict[str, LatentsAndCaptions] = {}
+    files = text.files
     for split, cache in caches.items():
         artifact.check_input(cache.directory, cache.passport, "autoencoder", passport.content_sha256)
         texts = Captions(captions / split)
         sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
+        files += [*cache.files, *texts.shards.files]
         pairs[split] = LatentsAndCaptions(cache, texts, text, scale, takes_pooled)
     area = max(height * width for _, height, width in pairs["train"].latent_shapes)
     size_px = math.isqrt(area) * decoder.factor
-    return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256)
+    return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256, files)
 
 
 def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:

@@ -48,9 +48,8 @@ class KeptRows:
 class TextEmbeddings:
     """Embeddings of all captions of a corpus as `embed_text` stored them, and the null embedding for "no caption"."""
 
-    def __init__(self, directory: Path, is_hashed_on_use: bool = False) -> None:
-        """is_hashed_on_use: see `Cache`."""
-        self._cache = Cache(directory, KIND, is_hashed_on_use)
+    def __init__(self, directory: Path) -> None:
+        self._cache = Cache(directory, KIND)
         self.passport = self._cache.passport
         captions: list[str] = json.loads((directory / CAPTIONS).read_text(encoding="utf-8"))
         self._rows = {caption: row for row, caption in enumerate(captions)}
@@ -60,6 +59,11 @@ class TextEmbeddings:
 
     def __len__(self) -> int:
         return len(self._cache)
+
+    @property
+    def files(self) -> list[tuple[Path, str]]:
+        """Every shard with its SHA-256."""
+        return self._cache.files
 
     def __contains__(self, caption: str) -> bool:
         return caption in self._rows

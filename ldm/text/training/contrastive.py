@@ -2,7 +2,7 @@
 matches images and captions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class Batches:
         self._captions, self._batch_size, self._seed = captions, batch_size, seed
         self._group_size = 2 if twins_together else 1
         self._num_groups = len(captions) // self._group_size
-        num_distinct = len({text for texts in captions for text in texts})
+        num_distinct = _num_distinct(captions, max(2, batch_size))
         if num_distinct < 2:
             fix = "write captions that differ, or take a trained CLIP by another kind of train_clip.source"
             raise ConfigError("train_clip", f"{num_distinct} distinct caption in all", "at least 2", fix)
@@ -128,6 +128,16 @@ class Batches:
             return [texts[0] for texts in choices]
         rank = randomness.key(self._seed, "caption", step, group)
         return [texts[rank % len(texts)] for texts in choices]
+
+
+def _num_distinct(captions: Iterable[Iterable[str]], most: int) -> int:
+    """How many different captions there are, or `most`, which is told without reading the others."""
+    found: set[str] = set()
+    for texts in captions:
+        found.update(texts)
+        if len(found) >= most:
+            return most
+    return len(found)
 
 
 def _follow(passed: dict[int, int], first: int) -> int:

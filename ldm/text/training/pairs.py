@@ -1,6 +1,7 @@
 """Images and captions of a split for training a CLIP, and its validation metrics."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -21,32 +22,42 @@ _BATCH_SIZE = 256
 
 
 class ImagesAndCaptions:
-    """Images of one split, read from disk, and its captions, held in memory."""
+    """Images of one split and its captions, both read when they are asked for."""
 
     def __init__(self, image_shards: Path, captions: Path) -> None:
         self.images = Shards(image_shards)
         self.captions = Captions(captions)
         self.captions.check_keys(self.images)
 
+    @property
+    def files(self) -> list[tuple[Path, str]]:
+        """Every shard with its SHA-256."""
+        return [*self.images.files, *self.captions.shards.files]
+
     def pixels(self, samples: Sequence[int], size_px: int) -> Tensor:
         """Images of samples, uint8 [b, 3, h, w]. If the split has several sizes, their centre squares of `size_px`
         pixels, since a CLIP sees squares."""
         if len(self.images.buckets) == 1:
             return self.images.images(samples)
-        return images.to_squares([self.images[sample]["png"] for sample in samples], size_px)
+        return images.to_squares([sample["png"] for sample in self.images.read(samples)], size_px)
+
 
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
         """At most `count` samples with distinct first captions, each the first of its caption, and these captions."""
-        first = {texts[0]: sample for sample, texts in reversed(list(enumerate(self.captions.texts)))}
-        samples = sorted(first.values())[:count]
-        return samples, [self.captions.texts[sample][0] for sample in samples]
+        first: dict[str, int] = {}
+        for sample, texts in enumerate(self.captions.texts):
+            if len(first) == count:
+                break
+            first.setdefault(texts[0], sample)
+        return list(first.values()), list(first)
 
     def twins(self, count: int) -> tuple[list[int], list[str]]:
         """The first pairs 2i, 2i + 1 with different first captions, at most `count` samples, and these captions."""
-        texts = [texts[0] for texts in self.captions.texts]
-        firsts = [i for i in range(0, len(texts) - 1, 2) if texts[i] != texts[i + 1]][: count // 2]
-        samples = [sample for i in firsts for sample in (i, i + 1)]
-        return samples, [texts[sample] for sample in samples]
+        texts = enumerate(texts[0] for texts in self.captions.texts)
+        pairs = zip(texts, texts, strict=False)
+        differ = islice((pair for pair in pairs if pair[0][1] != pair[1][1]), count // 2)
+        found = list(chain.from_iterable(differ))
+        return [sample for sample, _ in found], [text for _, text in found]
 
 
 def measure(

@@ -111,10 +111,10 @@ def _shapes(params: Params) -> Iterator[Finding]:
     wrong = [f"{height} x {width}" for height, width in sizes_px if height % multiple or width % multiple]
     if len(sizes_px) > 1 and wrong:
         found = f"found buckets of {', '.join(wrong)}; {reason}"
-        yield "prepare.corpus.cleaning.framing.step_px", found, f"set it to a multiple of {multiple}"
+        yield "prepare.corpus.pixels.framing.step_px", found, f"set it to a multiple of {multiple}"
     if len(sizes_px) > 1 and unet.position_embedding:
         found = f"found true; expected false: prepare makes images of {len(sizes_px)} sizes, and positions fit one"
-        fix = "set it to false, or prepare.corpus.cleaning.framing.kind to square"
+        fix = "set it to false, or prepare.corpus.pixels.framing.kind to square"
         yield "train_unet.network.position_embedding", found, fix
     if drawn is not None and (drawn[0] % multiple or drawn[1] % multiple):
         yield "sample.drawing.size_px", f"found {list(drawn)}; {reason}", "change it, or set it to null"

@@ -15,12 +15,12 @@ from ldm.core.errors import ConfigError
 from ldm.core.params import Size
 from ldm.corpora import cleaning, framing
 from ldm.corpora.pairs import Rejected
-from ldm.corpora.params import CleaningParams, SquareParams
+from ldm.corpora.pixels_params import PixelParams, SquareParams
 from ldm.tools.tasks import masks
 
 _WHITE = 128
 """Least value of a pixel of a mask that counts as white."""
-_ANY = CleaningParams(
+_ANY = PixelParams(
     min_side_px=1,
     max_pixels=89_478_485,
     max_bytes=2**28,
@@ -29,7 +29,6 @@ _ANY = CleaningParams(
     deep_greyscale="scale",
     resampling="area",
     framing=SquareParams(kind="square", crop="centre"),
-    max_caption_characters=1,
 )
 """What is accepted: all that can be decoded. Transparent images are laid on white."""
 
