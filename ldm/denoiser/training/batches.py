@@ -24,14 +24,14 @@ class LatentBatches:
         samples = randomness.order(positions, len(self._pairs), training.seed)
         # Two noises per sample: one selects the posterior sample, the other is that of the forward process.
         both = torch.randn(self._noise_shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
-        condition = self._pairs.condition(samples, training.seed, positions // len(self._pairs))
+        captions = self._pairs.captions(samples, training.seed, positions // len(self._pairs))
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         return {
             "z0": self._pairs.latents(samples, both[0]),
             "noise": both[1] + self._offset(step)[rows] if self._params.diffusion.offset_noise else both[1],
             "t": self._times(step)[rows],
             "dropped": dropped,
-            **condition.with_rows(dropped, self._pairs.null_condition).parts,
+            **self._pairs.text.parts(captions, dropped),
         }
 
     def keys(self, step: int) -> list[str]:

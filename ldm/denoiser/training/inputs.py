@@ -1,6 +1,5 @@
 """Inputs of a denoiser's training: latents paired with the conditions of their captions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,41 +18,34 @@ from ldm.autoencoder.model.network import Autoencoder, Posterior
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.params import Precision
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.training.texts import OnlineTexts, StoredTexts, Texts
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model.captions import Captions
+from ldm.text.model.clip import load as load_clip
 
 Samples = npt.NDArray[np.int64]
 
 _WHERE = "params.yaml: train_unet.network"
+_CPU = torch.device("cpu")
 
 
 class LatentsAndCaptions:
-    """Latents of one split with the embeddings of their captions.
+    """Latents of one split with its captions. IntegrityError: they differ in number."""
 
-    Conditions hold pooled features only if `takes_pooled`, since reading them takes a third of the time that reading
-    the tokens takes. IntegrityError: latents and captions differ in number, or a caption was not embedded.
-    """
-
-    def __init__(
-        self, latents: Cache, captions: Captions, embeddings: TextEmbeddings, scale: LatentScale, takes_pooled: bool
-    ) -> None:
+    def __init__(self, latents: Cache, captions: Captions, text: Texts, scale: LatentScale) -> None:
         if len(latents) != len(captions):
             expected = f"{len(captions)}, as there are samples in {captions.directory}"
             raise IntegrityError(str(latents.directory), f"{len(latents)} latents", expected, "run `dvc repro`")
-        self.embeddings, self.scale = embeddings, scale
-        self._latents, self._takes_pooled = latents, takes_pooled
-        null_pooled = embeddings.null_pooled[None] if takes_pooled else None
-        self.null_condition = Condition(embeddings.null_tokens[None], pooled=null_pooled)
-        """The condition "no caption", of one row."""
-        self._texts, self.keys = captions.texts, captions.keys
-        self._rows = [embeddings.rows(texts) for texts in captions.texts]
+        self.text, self.scale, self.keys = text, scale, captions.keys
+        self._latents, self._captions = latents, captions
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._captions)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -66,24 +58,18 @@ class LatentsAndCaptions:
         mean, log_variance = (self._latents.gather(name, samples).float() for name in ("mean", "log_variance"))
         return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
 
-    def condition(self, samples: Samples, seed: int, epochs: Samples) -> Condition:
-        """The condition of one caption per sample, chosen by (seed, sample, epoch)."""
-        numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
-        rows = [self._rows[i][randomness.key(seed, "caption", i, e) % len(self._rows[i])] for i, e in numbers]
-        return self._condition(rows)
+    def captions(self, samples: Samples, seed: int, epochs: Samples) -> list[str]:
+        """One caption per sample, chosen by (seed, sample, epoch)."""
+        own = ((i, epoch, self._captions.texts[i]) for i, epoch in zip(samples.tolist(), epochs.tolist(), strict=True))
+        return [texts[randomness.key(seed, "caption", i, epoch) % len(texts)] for i, epoch, texts in own]
 
     def first_captions(self, num: int) -> list[str]:
         """The first caption of each of the first `num` samples."""
-        return [texts[0] for texts in self._texts[:num]]
+        return [texts[0] for texts in self._captions.texts[:num]]
 
     def first_condition(self, num: int) -> Condition:
         """The condition of `first_captions`."""
-        return self._condition([rows[0] for rows in self._rows[:num]])
-
-    def _condition(self, rows: Sequence[int]) -> Condition:
-        numbers = np.array(rows, dtype=np.int64)
-        pooled = self.embeddings.pooled(numbers) if self._takes_pooled else None
-        return Condition(self.embeddings.tokens(numbers), pooled=pooled)
+        return self.text.condition(self.first_captions(num))
 
 
 @dataclass(frozen=True)
@@ -92,6 +78,7 @@ class Inputs:
 
     train: LatentsAndCaptions
     val: LatentsAndCaptions
+    embeddings: TextEmbeddings
     autoencoder: Autoencoder
     image_size_px: int
     sha256: dict[str, str]
@@ -104,43 +91,69 @@ class Inputs:
         channels, height, _ = self.train.latent_shape
         return {
             "latent_scale": self.train.scale.to_facts(),
-            "null_sha256": self.train.embeddings.passport.facts["null_sha256"],
-            "context_tokens": len(self.train.embeddings.null_tokens),
+            "null_sha256": self.embeddings.passport.facts["null_sha256"],
+            "context_tokens": self.embeddings.num_tokens,
             "factor": self.image_size_px // height,
             "image_size_px": self.image_size_px,
             "latent_channels": channels,
         }
 
 
-def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path, *, takes_pooled: bool) -> Inputs:
-    """Read the inputs of a training, and compare their passports.
+def load_inputs(
+    latents: Path,
+    captions: Path,
+    embeddings: Path,
+    autoencoder: Path,
+    clip: Path,
+    *,
+    takes_pooled: bool,
+    device: torch.device = _CPU,
+) -> Inputs:
+    """Read the inputs of a training, and compare their passports. The CLIP is read only if it encodes captions in the
+    training step.
 
-    takes_pooled: whether the network reads pooled text features.
+    takes_pooled: whether the network reads pooled text features. device: where the CLIP computes.
 
-    IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
+    IntegrityError: one is missing or corrupt, the latents were made by another autoencoder, the embeddings by another
+    CLIP, or a caption was not embedded.
     """
-    decoder, passport = networks.load(autoencoder, torch.device("cpu"))
-    text = TextEmbeddings(embeddings)
-    sha256 = {"autoencoder": passport.content_sha256, "embeddings": text.passport.content_sha256}
+    decoder, passport = networks.load(autoencoder, _CPU)
+    stored = TextEmbeddings(embeddings)
+    sha256 = {"autoencoder": passport.content_sha256, "embeddings": stored.passport.content_sha256}
     # The scale of the training latents applies to both splits.
     caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
     scale = LatentScale.from_facts(caches["train"].passport.facts["latent_scale"])
     pairs: dict[str, LatentsAndCaptions] = {}
-    files = text.files
+    files = stored.files
     for split, cache in caches.items():
         artifact.check_input(cache.directory, cache.passport, "autoencoder", passport.content_sha256)
-        texts = Captions(captions / split)
-        sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
-        files += [*cache.files, *texts.shards.files]
-        pairs[split] = LatentsAndCaptions(cache, texts, text, scale, takes_pooled)
+        told = Captions(captions / split)
+        sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": told.sha256}
+        texts: Texts = StoredTexts(stored, takes_pooled)
+        if split == "train" and stored.is_online:
+            texts = _online(stored, clip, told, takes_pooled, device)
+        else:
+            stored.check_holds(split, told)
+        files += [*cache.files, *told.shards.files]
+        pairs[split] = LatentsAndCaptions(cache, told, texts, scale)
     size_px = pairs["train"].latent_shape[1] * decoder.factor
-    return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256, files)
+    return Inputs(pairs["train"], pairs["val"], stored, decoder, size_px, sha256, files)
+
+
+def _online(
+    embeddings: TextEmbeddings, clip: Path, captions: Captions, takes_pooled: bool, device: torch.device
+) -> OnlineTexts:
+    """The encoder of the embeddings for the training captions that they were made for."""
+    # Their longest caption may have decided how many tokens are kept.
+    artifact.check_input(embeddings.directory, embeddings.passport, "captions_train", captions.sha256)
+    precision: Precision = embeddings.passport.config["train_split"]["precision"]
+    return OnlineTexts(embeddings.encoder(*load_clip(clip), device, precision), takes_pooled)
 
 
 def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     """ConfigError unless the network takes latents and contexts of these shapes."""
     network, (channels, height, width) = params.network, inputs.train.latent_shape
-    num_tokens, context_width = inputs.train.embeddings.null_tokens.shape
+    _, num_tokens, context_width = inputs.embeddings.null["tokens"].shape
     wanted = [
         ("latent_channels", network.latent_channels, channels, "the latents"),
         ("latent_size", network.latent_size, max(height, width), "the latents"),
