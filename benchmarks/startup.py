@@ -34,11 +34,12 @@ from ldm.denoiser.training.params import TrainUNetParams
 from ldm.evaluation.measure import RealImages, units
 from ldm.evaluation.measure import subjects as subjects_of
 from ldm.evaluation.params import EvaluateParams
-from ldm.precompute.cache import CacheWriter
+from ldm.precompute.cache import CacheWriter, Lookup
 from ldm.sampling import plan
 from ldm.sampling.params import SampleParams
-from ldm.text.embedding.embeddings import CAPTIONS, NULL
+from ldm.text.embedding.embeddings import INDEX, NULL, WORDS
 from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
+from ldm.text.embedding.words import words_of
 from ldm.text.training.contrastive import Batches
 from ldm.text.training.pairs import ImagesAndCaptions
 
@@ -106,10 +107,12 @@ def _write_embeddings(folder: Path, captions: Path) -> None:
     null = {name: part[0] for name, part in rows.items()}
     writer.write_shard(0, rows)
     artifact.write_tensors(folder / NULL, null)
-    artifact.write_json(folder / CAPTIONS, texts())
+    artifact.write_tensors(folder / INDEX, Lookup.columns(Lookup.digests(texts())))
+    artifact.write_json(folder / WORDS, sorted(words_of(texts())))
     inputs = {f"captions_{split}": Shards(captions / split).sha256 for split in SPLITS}
     facts = {"null_sha256": artifact.sha256_tensors(null), "context_tokens": 4}
-    writer.finish(1, {}, inputs, facts, files=[CAPTIONS, NULL])
+    made_with = {"padding": "attended", "train_split": {"kind": "stored"}}
+    writer.finish(1, made_with, inputs, facts, files=[INDEX, NULL, WORDS])
 
 
 def train_autoencoder(root: Path) -> None:
@@ -123,19 +126,19 @@ def train_clip(root: Path) -> None:
     pairs, val = (ImagesAndCaptions(root / "images" / split, root / "captions" / split) for split in ("train", "val"))
     process.check_files([*pairs.files, *val.files], _accelerator())
     samples, _ = Batches(pairs.captions.texts, _BATCH_SIZE, 0, twins_together=False).at_step(0)
-    pairs.pixels(samples)
+    pairs.pixels(samples, _SIDE_PX)
 
 
 def train_clip_pretrained(root: Path) -> None:
     """Validation pairs of a CLIP from elsewhere."""
     _, val = (ImagesAndCaptions(root / "images" / split, root / "captions" / split) for split in ("train", "val"))
-    val.pixels(val.distinct(_BATCH_SIZE)[0])
+    val.pixels(val.distinct(_BATCH_SIZE)[0], _SIDE_PX)
 
 
 def train_unet(root: Path) -> None:
     """Latents, captions and embeddings, all checked, and a batch."""
     params = config.read(TrainUNetParams, "train_unet")
-    folders = [root / name for name in ("latents", "captions", "embeddings", "autoencoder")]
+    folders = [root / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip")]
     inputs = load_inputs(*folders, takes_pooled=False)
     process.check_files(inputs.files, _accelerator())
     batches = LatentBatches(inputs.train, params)

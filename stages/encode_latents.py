@@ -57,7 +57,8 @@ def main() -> str:
             }
             for split in SPLITS:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}
-                writers[split].finish(shards[split].num_shards, params.model_dump(), inputs, facts)
+                sha256 = [run.file(key)[1] for key in shards[split].shard_sha256]
+                writers[split].finish(len(sha256), params.model_dump(), inputs, facts, sha256=sha256)
             artifact.write_json(results / "metrics.json", latents.metrics(scale, scaled))
             run.retain([key for split in SPLITS for key in shards[split].shard_sha256])
             summary = ", ".join(f"{len(shards[split])} {split}" for split in SPLITS)

@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
 from ldm.core import stage
 
 # isort: split
-
-from torch import Tensor
 
 from ldm.compute import fingerprint, process, state
 from ldm.core import config, workspace
@@ -21,15 +18,17 @@ from ldm.sampling import plan, samples
 from ldm.sampling.generator import Generator
 from ldm.sampling.params import SampleParams
 from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.model import clip
 
 
 def main() -> str:
     params = config.read(SampleParams, "sample")
-    paths = config.read(PathsParams, "paths")
-    machine = config.read(MachineParams, "machine")
+    paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     accelerator = process.start(params.drawing.precision, machine)
     embeddings = TextEmbeddings(Path(paths.embeddings))
-    generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, accelerator.device)
+    device = accelerator.device
+    encoder = embeddings.encoder(*clip.load(Path(paths.clip)), device) if embeddings.is_online else None
+    generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, device, text_encoder=encoder)
     generator.check_latents(Path(paths.latents))
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}
     sets = plan.choose(captions, params)
@@ -39,19 +38,16 @@ def main() -> str:
         generator.check_drawing(drawing)
     models = generator.made_from(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
-    made_by = fingerprint.of(__file__, params, {**inputs, "device": accelerator.device.type})
+    made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})
     run = state.Run(workspace.runs(paths.runs), "sample", made_by, machine)
     work = {unit.key: unit for unit in plan.units(sets, params.batch_size)}
-
-    def draw(unit: plan.Unit) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return plan.draw(unit, generator, params.drawing)
 
     def pictures_of(unit: plan.Unit) -> plan.Pictures:
         kept = run.unit(unit.key)
         return plan.pictures(kept.tensors, kept.values)
 
     with run.opened(accelerator):
-        keep_each(run, work, draw, "sample", "batch", accelerator)
+        keep_each(run, work, lambda unit: plan.draw(unit, generator, params.drawing), "sample", "batch", accelerator)
         with process.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:
                 plan.write(folder, sets, pictures_of, params, inputs)

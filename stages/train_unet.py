@@ -15,7 +15,6 @@ from ldm import randomness
 from ldm.compute import fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
-from ldm.denoiser.model.diffusion import DenoisingObjective
 from ldm.denoiser.model.networks import KIND, build
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.inputs import check_fits, load_inputs, prove_attention
@@ -30,8 +29,8 @@ def main() -> str:
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     training = params.training
     accelerator = process.start(training.precision, machine, training.num_accumulation_steps)
-    folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
-    inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
+    folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
+    inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled, device=accelerator.device)
     check_fits(params, inputs)
     process.check_files(inputs.files, accelerator)
 
@@ -41,7 +40,7 @@ def main() -> str:
     sha256 = dict(inputs.sha256)
     if params.init_from is not None:
         sha256["init_from"] = load_weights(unet, params.init_from, params, inputs)
-    objective = DenoisingObjective(unet, params.diffusion)
+    objective = inputs.train.text.objective(unet, params.diffusion)
     if machine.compile:
         unet.compile()
     validation = Validation(inputs.val, params, accelerator)

@@ -17,7 +17,6 @@ from ldm.compute import fingerprint, state
 from ldm.core import artifact, config, stage, workspace
 from ldm.core.config import Section
 from ldm.core.params import Precision
-from ldm.denoiser.model.diffusion import DenoisingObjective
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.networks import build
 from ldm.denoiser.training.batches import LatentBatches
@@ -58,7 +57,7 @@ def file_of(folder: Path, step: int) -> Path:
 def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
     """Train, or go on, with the weights of every checkpoint in a folder. Returns the network."""
     paths, params = this.lab.paths, config.read(TrainUNetParams, "train_unet")
-    folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
+    folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
     first, *_, last = this.params.steps
@@ -76,7 +75,7 @@ def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
 
     made_by = fingerprint.of(str(this.script), params, inputs.sha256)
     run = state.Run(workspace.runs(paths.runs), "study_checkpoints_training", made_by)
-    batches, objective = LatentBatches(inputs.train, params), DenoisingObjective(unet, params.diffusion)
+    batches, objective = LatentBatches(inputs.train, params), inputs.train.text.objective(unet, params.diffusion)
     train(
         objective,
         batches,

@@ -52,7 +52,7 @@ class Pairs:
         samples = np.arange(min(len(split), limit or len(split)))
         shape = (len(samples), *split.latent_shape(samples))
         mean = split.latents(samples, torch.zeros(shape))
-        pooled = split.condition(samples, SEED, np.zeros_like(samples)).pooled
+        pooled = split.text.condition(split.captions(samples, SEED, np.zeros_like(samples))).pooled
         assert pooled is not None
         return cls(mean, split.latents(samples, torch.ones(shape)) - mean, pooled)
 
@@ -122,7 +122,7 @@ def run(
     num_references: int = NUM_REFERENCES,
 ) -> dict[str, Any]:
     """Train, measure and write; returns the metrics. IntegrityError: an input is missing or does not fit."""
-    folders = [Path(path) for path in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder)]
+    folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=True)
     unet = artifact.read_passport(Path(paths.unet), networks.KIND)
     schedule = Schedule(DiffusionParams.model_validate(unet.config["diffusion"]).schedule)
@@ -143,7 +143,7 @@ def _params(inputs: Inputs, channels: Sequence[int], num_references: int) -> Noi
         latent_size=size,
         channels=list(channels),
         norm_groups=NORM_GROUPS,
-        num_features=len(inputs.train.embeddings.null_pooled),
+        num_features=inputs.embeddings.null["pooled"].shape[1],
         num_references=num_references,
     )
 

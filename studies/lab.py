@@ -119,8 +119,7 @@ class Lab:
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Conditions as `ldm generate` makes them of prompts that no stage has embedded."""
-        tokens, pooled = self.pipeline.encode(prompts)
-        return Condition(tokens.float(), pooled=pooled.float())
+        return Condition(**self.pipeline.encode(prompts))
 
     def draw(
         self, prompts: Sequence[str], drawing: DrawingParams, unet: Network | None = None

@@ -2,7 +2,7 @@
 
 from ldm.corpora.params import ShapesParams
 from ldm.corpora.pixels_params import PixelParams, SquareParams
-from ldm.corpora.user_params import CaptionParams, FolderParams
+from ldm.corpora.user_params import CaptionParams, FolderParams, WebdatasetParams
 
 PIXELS = PixelParams(
     min_side_px=8,
@@ -25,6 +25,17 @@ FOLDER = FolderParams(
     kind="folder",
     directory="mine",
     ignore=[],
+    pixels=PIXELS,
+    captions=CAPTIONS,
+    val_fraction=0.3,
+    seed=0,
+)
+WEBDATASET = WebdatasetParams(
+    kind="webdataset",
+    directory=".",
+    damaged_tars="refuse",
+    key_ends_at="first_dot",
+    image_part=None,
     pixels=PIXELS,
     captions=CAPTIONS,
     val_fraction=0.3,

@@ -8,8 +8,8 @@ import torch
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, NumericsError
-from ldm.precompute.cache import Cache, CacheWriter
-from ldm.text.embedding.embeddings import CAPTIONS, NULL, TextEmbeddings
+from ldm.precompute.cache import START, Cache, CacheWriter, Lookup
+from ldm.text.embedding.embeddings import INDEX, NULL, WORDS, TextEmbeddings
 from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
 
 ROWS = torch.arange(7 * 4, dtype=torch.float16).reshape(7, 2, 2)
@@ -108,29 +108,90 @@ def embeddings(directory):
     writer = CacheWriter(directory, EMBEDDINGS)
     tokens, pooled = torch.randn(3, 4, 2).half(), torch.randn(3, 5).half()
     writer.write_shard(0, {"tokens": tokens, "pooled": pooled})
-    artifact.write_json(directory / CAPTIONS, ["b", "ä", "a"])
+    artifact.write_tensors(directory / INDEX, Lookup.columns(Lookup.digests(["b", "ä", "a"])))
+    artifact.write_json(directory / WORDS, ["a", "b", "ä"])
     artifact.write_tensors(directory / NULL, {"tokens": tokens[0] + 1, "pooled": pooled[0] + 1})
-    writer.finish(1, {}, {}, {}, files=[CAPTIONS, NULL])
+    writer.finish(1, {"padding": "attended"}, {}, {}, files=[INDEX, NULL, WORDS])
     return tokens, pooled
 
 
 def test_text_embeddings_are_found_by_caption(tmp_path):
     tokens, pooled = embeddings(tmp_path)
-    found = TextEmbeddings(tmp_path)
-    rows = found.rows(["a", "b", "a"])
-    assert torch.equal(found.tokens(rows), tokens[[2, 0, 2]].float())
-    assert torch.equal(found.pooled(rows), pooled[[2, 0, 2]].float())
-    assert torch.equal(found.null_tokens, (tokens[0] + 1).float())
-    assert torch.equal(found.null_pooled, (pooled[0] + 1).float())
-    assert found.captions == ["b", "ä", "a"]
+    stored = TextEmbeddings(tmp_path)
+    found = stored.parts(stored.rows(["a", "b", "a"]))
+    assert found.keys() == {"tokens", "pooled"}
+    assert torch.equal(found["tokens"], tokens[[2, 0, 2]].float())
+    assert torch.equal(found["pooled"], pooled[[2, 0, 2]].float())
+    assert stored.parts(np.array([1]), with_pooled=False).keys() == {"tokens"}
+    assert torch.equal(stored.null["tokens"], (tokens[:1] + 1).float())
+    assert torch.equal(stored.null["pooled"], (pooled[:1] + 1).float())
+    assert "ä" in stored and "c" not in stored and "" not in stored
     with pytest.raises(IntegrityError, match="no embedding of 'c'"):
-        found.rows(["a", "c"])
+        stored.rows(["a", "c"])
 
 
-@pytest.mark.parametrize("name", [CAPTIONS, NULL])
+@pytest.mark.parametrize("name", [INDEX, WORDS, NULL])
 def test_changed_side_files_are_refused(tmp_path, name):
     embeddings(tmp_path)
     path = tmp_path / name
-    path.write_bytes(path.read_bytes().replace(b"b", b"c", 1) + b" ")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(IntegrityError, match=name):
         TextEmbeddings(tmp_path)
+
+
+def test_rows_of_different_lengths_are_stored_without_padding(tmp_path):
+    lengths, rng = [3, 1, 4, 2, 1], np.random.default_rng(0)
+    rows = [torch.from_numpy(rng.normal(size=(length, 2))).half() for length in lengths]
+    writer = CacheWriter(tmp_path, LATENTS)
+    for number, part in enumerate((rows[:2], rows[2:])):
+        starts = torch.tensor([0, *itertools.accumulate(len(row) for row in part)])
+        writer.write_shard(number, {"x": torch.cat(part), START: starts, "pooled": torch.zeros(len(part))})
+    writer.finish(2, {}, {}, {})
+    cache = Cache(tmp_path, LATENTS)
+    assert len(cache) == 5
+    asked = np.array([4, 2, 0, 2, 1])
+    found, is_there = cache.gather_padded("x", asked, 5)
+    assert found.shape == (5, 5, 2) and found.dtype == torch.float16
+    assert is_there.sum(1).tolist() == [lengths[row] for row in asked]
+    for row, padded, there in zip(asked, found, is_there, strict=True):
+        assert torch.equal(padded[there], rows[row]) and not padded[~there].any()
+    assert sum(len(artifact.open_tensors(path)["x"]) for path in tmp_path.glob("0*")) == sum(lengths)
+
+
+def test_a_linked_shard_is_the_file_itself(tmp_path, monkeypatch):
+    write(tmp_path / "one")
+    for name in ("linked", "copied"):
+        writer = CacheWriter(tmp_path / name, LATENTS)
+        paths = sorted((tmp_path / "one").glob("0*"))
+        for number, path in enumerate(paths):
+            writer.link_shard(number, path)
+        hashes = [artifact.sha256_file(path) for path in paths]
+        writer.finish(3, {"precision": "fp32"}, {"autoencoder": "aa"}, {"factor": 8}, sha256=hashes)
+        for path in (tmp_path / "one").iterdir():
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes()
+        is_one = [(tmp_path / name / path.name).samefile(path) for path in paths]
+        assert is_one == [name == "linked"] * 3
+
+        def refuse(*_):
+            raise OSError("no links here")
+
+        monkeypatch.setattr("os.link", refuse)
+
+
+def test_lookup_finds_every_text_and_no_other():
+    texts = [f"text {number}" for number in range(1000)]
+    lookup = Lookup(Lookup.columns(Lookup.digests(texts)))
+    order = np.random.default_rng(0).permutation(1000)
+    assert lookup.rows([texts[row] for row in order]).tolist() == order.tolist()
+    assert (lookup.rows([f"other {number}" for number in range(1000)]) == -1).all()
+    assert lookup.rows([]).shape == (0,)
+    assert Lookup(Lookup.columns(Lookup.digests([]))).rows(["a"]).tolist() == [-1]
+    assert np.unique(Lookup.digests(texts)).size == 2000
+
+
+def test_lookup_tells_texts_apart_that_share_half_of_a_hash(monkeypatch):
+    """As one pair in 10^19 does."""
+    halves = {"a": (5, 1), "b": (5, -2), "c": (5, 7), "d": (-5, 1), "e": (9, 0), "no": (5, 3), "last": (9, 4)}
+    monkeypatch.setattr(Lookup, "digests", staticmethod(lambda texts: np.array([halves[t] for t in texts])))
+    lookup = Lookup(Lookup.columns(Lookup.digests(list("abcde"))))
+    assert lookup.rows(["e", "c", "no", "a", "last", "b", "d"]).tolist() == [4, 2, -1, 0, -1, 1, 3]

@@ -111,9 +111,10 @@ def test_latents_and_embeddings(expected: dict[str, Tensor]) -> None:
             rows = cache.gather(name, np.array([0, count - 1]))
             assert torch.equal(rows, expected[f"latents.{split}.{name}"])
     embeddings = TextEmbeddings(FORMER / "data/embeddings")
-    assert len(embeddings) == 22 and embeddings.captions[1] == "a big red star on the left"
-    assert torch.equal(embeddings.tokens(np.array([0, 21])), expected["embeddings.tokens"])
-    assert torch.equal(embeddings.null_tokens, expected["embeddings.null_tokens"])
+    assert len(embeddings) == 22 and embeddings.rows(["a big red star on the left"]).tolist() == [1]
+    assert not embeddings.is_masked and not embeddings.is_online and "star" in embeddings.texts[1]
+    assert torch.equal(embeddings.parts(np.array([0, 21]))["tokens"], expected["embeddings.tokens"])
+    assert torch.equal(embeddings.null["tokens"][0], expected["embeddings.null_tokens"])
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import SampleParams
 from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.model.captions import Captions
 from ldm.tools import pipeline
 from tests import trained_data
 from tests.kinds import KINDS
@@ -117,16 +118,16 @@ def test_other_samplers(loaded, settings):
 
 def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root):
     stored = TextEmbeddings(root / "data/embeddings")
-    captions = stored.captions[:3]
-    found, rows = loaded.embed([captions[0], "a thing of no corpus", *captions[1:]]), stored.rows(captions)
-    for name, expected in (("tokens", stored.tokens(rows)), ("pooled", stored.pooled(rows))):
+    captions = [texts[0] for texts in Captions(root / "data/captions/train").texts[:3]]
+    found = loaded.embed([captions[0], "a thing of no corpus", *captions[1:]])
+    for name, expected in stored.parts(stored.rows(captions)).items():
         assert torch.equal(found.parts[name][[0, 2, 3]], expected)
         assert torch.equal(loaded.generator.condition(captions).parts[name], expected)
     typed = loaded.generator.condition([f"  {captions[0]}\u200b\n".replace(" ", "\t ")])
     assert torch.equal(typed.parts["tokens"], stored.tokens(rows[:1])), "a prompt is cleaned as captions are"
     null = loaded.embed([""])
     for name, part in loaded.generator.null_condition.parts.items():
-        assert torch.equal(part[0], {"tokens": stored.null_tokens, "pooled": stored.null_pooled}[name])
+        assert torch.equal(part, stored.null[name])
         assert torch.allclose(null.parts[name], part, atol=2e-3)
 
 
@@ -266,7 +267,7 @@ def test_write_writes_the_images_of_a_call_as_pngs(loaded, tmp_path):
 
 
 def test_a_shard_of_embeddings_is_hashed_when_a_prompt_is_in_it(copy):
-    stored = TextEmbeddings(copy / "data/embeddings").captions[0]
+    stored = Captions(copy / "data/captions/train").texts[0][0]
     path = copy / "data/embeddings/00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     damaged = pipeline.Pipeline.load(str(copy))

@@ -49,7 +49,7 @@ def test_another_number_of_passes(tmp_path: Path, precision: str) -> None:
 def test_what_is_drawn_depends_on_nothing_else(tmp_path: Path) -> None:
     """Any cut of the global batch into processes and passes, and any number of threads, gives its rows."""
     write_all(tmp_path)
-    folders = [tmp_path / name for name in ("latents", "captions", "embeddings", "autoencoder")]
+    folders = [tmp_path / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip")]
     chosen = unet_params()
     batches = LatentBatches(load_inputs(*folders, takes_pooled=False).train, chosen)
     size, before = chosen.training.batch_size, torch.get_num_threads()

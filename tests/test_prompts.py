@@ -1,5 +1,4 @@
 import io
-import time
 
 import pytest
 
@@ -66,36 +65,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, path):
     (tmp_path / "p.txt").write_text("a")
     with pytest.raises(ConfigError, match=r"cannot be read .*\nfix: "):
         prompts.read(path)
-
-
-CAPTIONS = ["A small red circle, above a blue-green square", "a café (closed)", "it's a star"]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "words"),
-    [
-        ("a cat sitting on a RED circle", ["cat", "sitting", "on"]),
-        ("a red circle's square. (Closed!) blue, green", []),
-        ("a blue_green CAFE\u0301", []),
-        ("'dog' “cow” cat's cat 3", ["dog", "cow", "cat"]),
-        ("", []),
-        ("ed ircl", ["ed", "ircl"]),
-    ],
-)
-def test_words_that_no_caption_has(prompt, words):
-    assert prompts.unknown_words([prompt, prompt], CAPTIONS) == words
-
-
-def test_a_word_is_known_however_it_is_typed():
-    captions = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 caf\u00e9"]
-    assert prompts.unknown_words(["cafe\u0301 \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645\u200f"], captions) == []
-
-
-def test_words_of_a_large_corpus_are_found_quickly():
-    captions = [f"a small {colour} circle above a large {colour} square" for colour in ("red", "blue")] * 100_000
-    start = time.process_time()
-    assert prompts.unknown_words(["a cat"] * 1000, captions) == ["cat"]
-    assert time.process_time() - start < 1.5
 
 
 def test_texts_in_messages_are_one_short_line():

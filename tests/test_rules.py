@@ -180,16 +180,15 @@ def test_the_library_imports_by_statements_only() -> None:
 
 def test_work_is_shared_and_kept_in_one_way() -> None:
     """What one process does is said by `process.share_of`, and units of work are kept by `work`; the passes
-    of a training, whose weights are those of all processes, are shared by its loop. `KeptRows` finds captions in units
-    of former runs."""
-    sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept|kept_keys)\(")
+    of a training, whose weights are those of all processes, are shared by its loop."""
+    sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept)\(")
 
     def using(pattern: re.Pattern[str]) -> set[str]:
         files = [*LIBRARY, *SCRIPTS.values()]
         return {name(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
 
     assert using(sharing) == {"ldm/compute/process.py", "ldm/training/loop.py"}
-    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py", "ldm/text/embedding/embeddings.py"}
+    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py"}
     stages = {stage for stage, script in SCRIPTS.items() if "ldm/precompute/work.py" in files_of(script, ROOT)}
     assert stages == {"prepare", "encode_latents", "embed_text", "sample", "evaluate"}
 

@@ -107,7 +107,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inputs_of(made: Path) -> tuple[LatentsAndCaptions, TrainUNetParams]:
     """The training split as `train_unet` reads it, and its section of the params."""
-    folders = [made / "data" / name for name in ("latents", "captions", "embeddings", "autoencoder")]
+    folders = [made / "data" / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip")]
     params = config.read(TrainUNetParams, "train_unet", made / "params.yaml")
     return load_inputs(*folders, takes_pooled=False).train, params
 

@@ -32,7 +32,7 @@ SHAPES = {
     "seed": 0,
 }
 FOLDER = corpora.FOLDER.model_dump()
-TARS = {name: value for name, value in FOLDER.items() if name != "ignore"} | {"kind": "webdataset"}
+TARS = corpora.WEBDATASET.model_dump() | {"directory": "mine"}
 
 
 def _params(root: Path, corpus: dict, num_workers: int = 0, **changes) -> None:

@@ -25,8 +25,7 @@ from ldm.compute import fingerprint
 from ldm.core import artifact, images, shards
 from ldm.core.errors import ConfigError, IntegrityError, Stopped
 from ldm.precompute.cache import Cache
-from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embedding.embeddings import TextEmbeddings, TextEncoder
 from ldm.text.model import clip
 from ldm.text.model.params import ClipParams
 from ldm.tools import runs
@@ -87,7 +86,14 @@ PARAMS: dict[str, Any] = {
         "source": {"kind": "train", "network": CLIP, "training": TRAINING, "twins_together": True},
         "num_validation_pairs": 4,
     },
-    "embed_text": {"layer": "last", "norm": True, "context_tokens": None, "batch_size": 3, "num_captions_per_shard": 5},
+    "embed_text": {
+        "layer": "last",
+        "norm": True,
+        "context_tokens": None,
+        "padding": "attended",
+        "train_split": {"kind": "stored"},
+        "batch_size": 3,
+    },
     "encode_latents": {"batch_size": 3, "precision": "fp32", "mirrored": False, "statistics_tolerance": 1.0},
 }
 
@@ -249,17 +255,17 @@ def test_embeddings_are_those_of_the_encoder(here: Path):
     texts = {text for split, count in COUNTS.items() for number in range(count) for text in texts_of(number)}
     model, passport = clip.load(Path("data/clip"))
     embeddings = TextEmbeddings(Path("data/embeddings"))
-    assert embeddings.captions == sorted(texts)
+    assert len(embeddings) == len(texts) and set(embeddings.texts) == {word for text in texts for word in text.split()}
     longest = int(model.num_tokens(sorted(texts)).max())
     context_tokens = min(12, -(-longest // 8) * 8)
-    assert embeddings.null_tokens.shape == (context_tokens, 16)
+    assert embeddings.num_tokens == context_tokens and not embeddings.is_online
     for caption in sorted(texts)[::5]:
         tokens, pooled = model.encode_text(model.tokenise([caption]), "last", True)
-        row = embeddings.rows([caption])
-        assert torch.allclose(embeddings.tokens(row), tokens[:, :context_tokens], atol=3e-3)
-        assert torch.allclose(embeddings.pooled(row), pooled, atol=1e-3)
+        found = embeddings.parts(embeddings.rows([caption]))
+        assert torch.allclose(found["tokens"], tokens[:, :context_tokens], atol=3e-3)
+        assert torch.allclose(found["pooled"], pooled, atol=1e-3)
     null, _ = model.encode_text(model.tokenise([""]), "last", True)
-    assert torch.allclose(embeddings.null_tokens, null[0, :context_tokens], atol=3e-3)
+    assert torch.allclose(embeddings.null["tokens"], null[:, :context_tokens], atol=3e-3)
     facts = embeddings.passport.facts
     assert facts["encoder_sha256"] == embeddings.passport.inputs["clip"] == passport.content_sha256
     assert (facts["context_tokens"], facts["context_width"], facts["num_truncated"]) == (context_tokens, 16, 0)
@@ -278,7 +284,7 @@ def test_cut_captions_end_in_the_end_token_and_are_counted(here: Path):
     ids[0, 3], ids[0, 4:] = ids.max(), 0
     embeddings = TextEmbeddings(Path("data/embeddings"))
     expected = model.encode_text(ids, "last", True)[0][:, :4]
-    assert torch.allclose(embeddings.tokens(embeddings.rows([caption])), expected, atol=3e-3)
+    assert torch.allclose(embeddings.parts(embeddings.rows([caption]))["tokens"], expected, atol=3e-3)
 
 
 def test_embed_text_refuses_what_the_encoder_has_not(here: Path):
@@ -374,10 +380,9 @@ def test_a_stopped_precompute_goes_on_with_what_is_missing(here: Path, name: str
     with counted(name) as third:
         run(name)
     assert contents(out) == whole
-    # The null embedding is one row, and is not kept.
-    assert third == ([1] if name == "embed_text" else [])
+    assert third == []
     total = {"encode_latents": NUM_ENCODED, "embed_text": len(all_captions())}[name]
-    assert sum(first) + sum(second) - len(third) == total
+    assert sum(first) + sum(second) == total
 
 
 def all_captions() -> list[str]:
@@ -419,7 +424,7 @@ def test_an_added_shard_is_encoded_alone_to_the_bytes_of_a_fresh_run(here: Path)
     for name in ("encode_latents", "embed_text"):
         with counted(name) as sizes[name]:
             run(name)
-    assert sizes == {"encode_latents": [3], "embed_text": [4, 1]}
+    assert sizes == {"encode_latents": [3], "embed_text": [4]}
     incremental = contents("data/latents") | contents("data/embeddings")
     shutil.rmtree("runs")
     for name in ("encode_latents", "embed_text"):
@@ -453,9 +458,7 @@ def test_what_was_encoded_outlives_edits_of_unrelated_code(here: Path, name: str
         with pytest.MonkeyPatch.context() as patch, counted(name) as sizes:
             patch.setattr(fingerprint, "sha256_code", lambda path, e=edited: "1" * 64 if path == e else honest(path))
             run(name)
-        # The null embedding is one row, and is not kept.
-        is_kept = sizes == ([1] if name == "embed_text" else [])
-        assert is_kept == (file in UNRELATED), file
+        assert (sizes == []) == (file in UNRELATED), file
 
 
 def test_two_processes_train_to_the_losses_of_one(here: Path):

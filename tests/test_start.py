@@ -24,7 +24,7 @@ PARAMS = unet_params()
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     root = tmp_path_factory.mktemp("inputs")
     write_all(root)
-    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder"))
+    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
     return load_inputs(*folders, takes_pooled=False)
 
 

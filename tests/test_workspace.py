@@ -14,7 +14,7 @@ from ldm.denoiser.training.start import load_weights
 from ldm.evaluation import spaces
 from ldm.evaluation.params import InceptionSpaceParams
 from ldm.text.training.pretrained import from_file, from_folder
-from tests.corpora import CAPTIONS, FOLDER, PIXELS
+from tests.corpora import CAPTIONS, FOLDER, PIXELS, WEBDATASET
 
 CORPUS = SimpleNamespace(directory=".", pixels=PIXELS, captions=CAPTIONS, val_fraction=0.3, seed=0)
 
@@ -28,7 +28,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "folder": lambda path: folder.units(FOLDER, 16, Files.below(path, ".")),
     "no images": lambda path: folder.units(FOLDER, 16, _empty(path)),
     "no tables": lambda path: parquet.units(CORPUS, 16, _empty(path)),
-    "webdataset": lambda path: webdataset.units(CORPUS, 16, Files.below(path, ".")),
+    "webdataset": lambda path: webdataset.units(WEBDATASET, 16, Files.below(path, ".")),
     "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
     "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),
     "unet": lambda path: load_weights(None, SimpleNamespace(directory=path), None, None),

@@ -14,8 +14,8 @@ from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.core import artifact, images, shards
 from ldm.denoiser.training.params import TrainUNetParams
-from ldm.precompute.cache import CacheWriter
-from ldm.text.embedding.embeddings import CAPTIONS, NULL
+from ldm.precompute.cache import CacheWriter, Lookup
+from ldm.text.embedding.embeddings import INDEX, NULL, WORDS
 from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
 from tests.kinds import KINDS
 from tests.toy_training import DEFAULTS
@@ -133,9 +133,11 @@ def write_embeddings(directory: Path) -> None:
     writer.write_shard(0, {"tokens": tokens, "pooled": tokens[:, 0]})
     null = {"tokens": torch.full((NUM_TOKENS, WIDTH), 7.0).half(), "pooled": torch.zeros(WIDTH).half()}
     artifact.write_tensors(directory / NULL, null)
-    artifact.write_json(directory / CAPTIONS, captions)
+    artifact.write_tensors(directory / INDEX, Lookup.columns(Lookup.digests(captions)))
+    artifact.write_json(directory / WORDS, ["train", "val"])
     facts = {"null_sha256": artifact.sha256_tensors(null), "context_tokens": NUM_TOKENS}
-    writer.finish(1, {}, {}, facts, files=[CAPTIONS, NULL])
+    config = {"padding": "attended", "train_split": {"kind": "stored"}}
+    writer.finish(1, config, {}, facts, files=[INDEX, NULL, WORDS])
 
 
 def write_all(root: Path) -> None:

@@ -198,9 +198,7 @@ class Run:
 
     def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
         """Keep one finished unit of work, durably, under a key that says what it was computed from within this run.
-
-        Raises as `commit` does.
-        """
+        Raises as `commit` does."""
         self._publish(f"unit-{key}", State(0, dict(tensors), dict(values or {})))
 
     def kept(self, key: str) -> State | None:
@@ -226,6 +224,11 @@ class Run:
     def kept_keys(self) -> list[str]:
         """Keys of all units, sorted."""
         return sorted(path.name.removeprefix("unit-") for path in self.directory.glob("unit-*"))
+
+    def file(self, key: str) -> tuple[Path, str]:
+        """The safetensors of a kept unit, and their SHA-256 as it was when they were kept and verified."""
+        directory = self.directory / f"unit-{key}"
+        return directory / _TENSORS, json.loads((directory / _MANIFEST).read_bytes())[_TENSORS]
 
     def retain(self, keys: Collection[str]) -> None:
         """Drop all units but these, and the directories of the stage's former runs. What made the newest result
@@ -303,8 +306,7 @@ def held(run: Path) -> Generator[None]:
 
 def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
     """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
-    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each.
-    """
+    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each."""
     request = stage / REQUEST
     asked = stage / json.loads(request.read_bytes())["state"] if request.exists() else None
     spared = (spare, asked and asked.parent)

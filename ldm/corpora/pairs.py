@@ -92,5 +92,5 @@ def key_of(name: str) -> str:
     """A shard key for any file name: the name if it is a legal key, else its legal characters and a hash of it."""
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         return name
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')[:60]}-{digest}"

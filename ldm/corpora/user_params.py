@@ -84,6 +84,21 @@ class WebdatasetParams(FilesCorpus):
 
     kind: Literal["webdataset"]
     """Which corpus this is."""
+    damaged_tars: Literal["refuse", "salvage", "skip"]
+    """If a tar is damaged: nothing is done until it is repaired or removed; what is whole in it is taken; or all of its
+    samples are rejected. Every tar is looked over before work starts, and all damaged ones are named."""
+    key_ends_at: Literal["first_dot", "last_dot"]
+    """Where the key of a sample ends in the name of a member. webdataset's rule is the first dot: `1.seg.png` is part
+    `seg.png` of sample 1. With the last dot `22.05.jpg` is part `jpg` of sample 22.05."""
+    image_part: Annotated[str, Field(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*$")] | None
+    """Part that holds the picture, such as `jpg` where masks are beside as `png`, or `input.jpg` of members
+    KEY.input.jpg; null = the one part with the suffix of a picture."""
+
+    @model_validator(mode="after")
+    def _check_dots(self) -> Self:
+        if self.key_ends_at == "last_dot" and "." in (self.image_part or ""):
+            raise ValueError(f"image_part {self.image_part} has a dot, which no part has with key_ends_at: last_dot")
+        return self
 
 
 class ParquetParams(FilesCorpus):

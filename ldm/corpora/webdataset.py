@@ -1,163 +1,229 @@
-"""A user's tars in the layout that img2dataset writes: KEY.jpg (jpeg, png, webp), KEY.txt, KEY.json side by side.
+"""A user's tars in the layout that img2dataset writes: KEY.jpg, KEY.txt and KEY.json side by side.
 
-Captions are where the params say, such as KEY.txt, or "caption" in KEY.json. Other parts, and files that are not
-tars, are not read. Nothing is extracted: members are read by offset, and their names become keys, never paths.
+Captions are where the params say, such as KEY.txt, or "caption" in KEY.json. Read are NAME.tar, and NAME.tar.gz or
+NAME.tgz, in any case. Other files, hidden ones, and other parts of a sample are not read. Nothing is extracted: members
+are read by offset, and their names become keys, never paths.
 """
 
 import re
-import tarfile
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.corpora import captions, cleaning
-from ldm.corpora.files import Files
+from ldm.core.progress import each
+from ldm.corpora import captions, cleaning, tar_samples, unpacked
+from ldm.corpora.files import File, Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
+from ldm.corpora.pixels_params import PixelParams
+from ldm.corpora.tar_samples import Sample
+from ldm.corpora.tars import BLOCK, Contents, Member, Scan, printable
+from ldm.corpora.unpacked import Plain
 from ldm.corpora.user_params import WebdatasetParams
 
-_NAME = re.compile(r"((?:[^/]+/)*[^./][^./]*)\.([^/]+)")
-_BLOCK = 512
-
-Parts = dict[str, tarfile.TarInfo]
+_TAR = re.compile(r"(.+?)\.(tar(\.(gz|bz2|xz|zst|lz4|lzma|z))?|tgz|tbz2?|txz|tzst)(?=/|$)", re.IGNORECASE)
+_FIX = (
+    "fetch them again or move them out of the folder; or let prepare.corpus.damaged_tars be `salvage`, to take the "
+    "samples that are whole, or `skip`; `ldm salvage TAR` lists what can be read"
+)
+_DOUBTFUL = "are read to their end, but may have lost samples"
 
 
 def units(params: WebdatasetParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
-    """Every tar, ordered by name, with its samples by first appearance. Captions are not read if the corpus is not
+    """A unit for each tar, by name; all of them are looked over first. Captions are not read if the corpus is not
     captioned.
 
-    Reasons of rejections, besides those of `ldm.corpora.cleaning`: MISSING_IMAGE, MISSING_CAPTION, DUPLICATE_MEMBER
-    (the first one counts), TWO_IMAGES, BAD_JSON, and for members BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH.
+    Reasons of rejections, besides those of `ldm.corpora.cleaning` and `captions`: MISSING_IMAGE, TWO_IMAGES, BAD_JSON;
+    DUPLICATE_MEMBER (the first one counts), BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH, DOTTED_KEY; and
+    DAMAGED_MEMBER, DAMAGED_TAR.
 
     Raises:
-        ConfigError: there is no tar in the folder.
-        IntegrityError: a tar is damaged or cut short.
+        ConfigError: there is no tar, or there are two of one name.
+        IntegrityError: tars are damaged, and the params refuse those.
     """
-    names = [file.name for file in files.list() if file.name.endswith(".tar")]
-    if not names:
+    tars = _tars(files)
+    if not tars:
         fix = workspace.left_behind(files.root) or "put img2dataset's tars there, or name another folder"
-        raise ConfigError(f"prepare.corpus.directory: {files.root}", "no *.tar in it", "a folder of tars", fix)
+        raise ConfigError(_where(files), "no *.tar in it", "a folder of tars", fix)
+    _look_over(params, files, tars)
     return [
-        Unit(name, files.sha256_of([name]), partial(_items, name, params, size_px, files, is_captioned))
-        for name in names
+        Unit(
+            tar.file.name, files.sha256_of([tar.file.name]), partial(_items, params, size_px, files, tar, is_captioned)
+        )
+        for tar in tars
     ]
 
 
-def _items(
-    name: str, params: WebdatasetParams, size_px: int, files: Files, is_captioned: bool
-) -> Iterator[Pair | Rejection]:
-    tar = files.root / name
-    samples, rejections = _samples(tar, name)
-    yield from rejections
-    for key, parts in samples.items():
-        yield _pair(tar, name, key, parts, params, size_px, is_captioned)
+class _Tar(NamedTuple):
+    """A tar of the corpus."""
+
+    stem: str
+    """Its path without suffix, and group of its samples."""
+    file: File
+
+    def look(self, files: Files, is_deep: bool) -> tuple[Contents, Scan]:
+        return unpacked.look(files, self.file.name, self.file.size, is_deep)
+
+    def look_over(self, files: Files) -> Scan:
+        """What costs little: all headers, but only the end of a remote tar, unless that shows that it is cut."""
+        if files.is_remote and (self.file.name.lower().endswith("gz") or self._has_end(files)):
+            return Scan()
+        return self.look(files, is_deep=False)[1]
+
+    def _has_end(self, files: Files) -> bool:
+        try:
+            end = files.read(self.file.name, max(0, self.file.size - 2 * BLOCK), 2 * BLOCK)
+        except Rejected:
+            return False
+        return len(end) == 2 * BLOCK and not end.strip(b"\0")
 
 
-def members(path: Path) -> list[tarfile.TarInfo]:
-    """All members of an uncompressed tar, which must end in zeros that reach to the end of the file.
-
-    Raises:
-        IntegrityError: the tar is damaged or cut short; Python's tarfile alone would return what it can read.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            infos, end = tar.getmembers(), tar.offset
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise _damaged(path, str(error)) from None
-    # tarfile stops silently at the first damaged header; a whole tar goes on in zeros from there.
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read()
-    if len(rest) < 2 * _BLOCK or path.stat().st_size % _BLOCK or rest.strip(b"\0"):
-        raise _damaged(path, f"no zeros to the end of the file from byte {end} on, after {len(infos)} members")
-    return infos
+def _where(files: Files) -> str:
+    return f"prepare.corpus.directory: {files.root}"
 
 
-def _damaged(path: Path, found: str) -> IntegrityError:
-    return IntegrityError(str(path), found, "a whole, uncompressed tar", "fetch it again, or move it out of the folder")
-
-
-def _samples(path: Path, name: str) -> tuple[dict[str, Parts], list[Rejection]]:
-    samples: dict[str, Parts] = {}
-    rejections: list[Rejection] = []
-    for member in members(path):
-        if member.isdir():
+def _tars(files: Files) -> list[_Tar]:
+    """All tars that are not hidden. A folder with the name of a tar is listed as an empty one, to be named."""
+    found: dict[str, _Tar] = {}
+    for file in files.list():
+        match = _TAR.match(file.name)
+        if match is None or any(part.startswith(".") for part in file.name.split("/")):
             continue
-        match = _NAME.fullmatch(member.name)
-        problem = _problem(member, match)
-        if match is not None and problem is None:
-            parts = samples.setdefault(match[1], {})
-            problem = "DUPLICATE_MEMBER" if match[2].lower() in parts else None
-            parts.setdefault(match[2].lower(), member)
-        if problem is not None:
-            source = _source(name, member.name)
-            rejections.append(Rejection(_key(name, member.name), problem, f"member {member.name!r}", source))
-    return samples, rejections
+        tar = _Tar(match[1], file if match.end() == len(file.name) else File(match[0], 0))
+        other = found.setdefault(tar.stem, tar)
+        if other.file.name != tar.file.name:
+            expected, fix = "one tar of a name, since samples are named after it", "rename or remove one of them"
+            raise ConfigError(_where(files), f"{other.file.name} and {tar.file.name}", expected, fix)
+    # The order of all samples by name: a/1 stands behind a-b/1, as "/" does behind "-".
+    return sorted(found.values(), key=lambda tar: f"{tar.stem}/")
 
 
-def _problem(member: tarfile.TarInfo, match: re.Match[str] | None) -> str | None:
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "UNSAFE_PATH"
-    if not member.isreg() or member.issparse():
-        return "BAD_TYPE"
-    # webdataset keeps names in double underscores for itself.
-    if match is None or match[1].rpartition("/")[2].startswith("__"):
-        return "BAD_NAME"
-    return None
+def _look_over(params: WebdatasetParams, files: Files, tars: Sequence[_Tar]) -> None:
+    """Find out which tars are damaged before anything is decoded."""
+    damaged: list[str] = []
+    doubtful: list[str] = []
+    for tar in each(tars, "prepare: tars looked over", "tar", len(tars)):
+        found = tar.look_over(files)
+        if found.damages:
+            damaged.append(f"{printable(tar.file.name)} ({_first(found)})")
+        elif found.doubts:
+            doubtful.append(f"{printable(tar.file.name)} ({', '.join(found.doubts)})")
+    if doubtful:
+        print(f"note: {len(doubtful)} of {len(tars)} tars {_DOUBTFUL}: {', '.join(doubtful)}", file=sys.stderr)
+    if damaged and params.damaged_tars == "refuse":
+        count = f"{len(damaged)} of {len(tars)} tars damaged"
+        raise IntegrityError(str(files.root), f"{count}: {', '.join(damaged)}", "whole tars", _FIX)
 
 
-def _pair(
-    tar: Path, name: str, stem: str, parts: Parts, params: WebdatasetParams, size_px: int, is_captioned: bool
-) -> Pair | Rejection:
-    key, source = _key(name, stem), _source(name, stem)
-    try:
-        facts = _facts(tar, parts, params)
-        texts = _captions(tar, parts, facts, params) if is_captioned else [""]
-        image = _image(parts)
-    except Rejected as error:
-        return Rejection(key, error.reason, error.detail, source)
-    url = {"url": facts["url"]} if isinstance(facts.get("url"), str) else {}
-    return Pair(
-        key=key,
-        image=partial(cleaning.read_and_clean, str(tar), image.offset_data, image.size, params.pixels, size_px),
-        captions=texts,
-        claims=[None] * len(texts),
-        scene=None,
-        split=ByContent(params.val_fraction, params.seed),
-        source=source | url,
-        group=name,
-    )
+def _first(found: Scan) -> str:
+    first, more = found.damages[0], len(found.damages) - 1
+    return f"byte {first.offset}: {first.found}" + (f", and {more} more places" if more else "")
 
 
-def _facts(tar: Path, parts: Parts, params: WebdatasetParams) -> Mapping[str, Any]:
-    return captions.fields_of(_read(tar, parts["json"], params), parts["json"].name) if "json" in parts else {}
+def _items(
+    params: WebdatasetParams, size_px: int, files: Files, tar: _Tar, is_captioned: bool
+) -> Iterator[Pair | Rejection]:
+    """Every sample of a tar by key, after its damaged places of which no name is left."""
+    contents, found = tar.look(files, is_deep=True)
+    reader = _Reader(params, size_px, files, tar, contents, is_captioned)
+    for damage in found.damages:
+        if not damage.name:
+            yield reader.rejection(
+                f"@{damage.offset}", Rejected("DAMAGED_TAR", f"byte {damage.offset}: {damage.found}")
+            )
+    is_left_out = bool(found.damages) and params.damaged_tars != "salvage"
+    for key, sample in tar_samples.samples(found, params).items():
+        if is_left_out:
+            yield reader.rejection(key, Rejected("DAMAGED_TAR", f"the whole tar is left out; {_first(found)}"))
+        else:
+            yield from reader.items(key, sample)
 
 
-def _captions(tar: Path, parts: Parts, facts: Mapping[str, Any], params: WebdatasetParams) -> list[str]:
-    texts = {f".{suffix}": partial(_read, tar, member, params) for suffix, member in parts.items()}
-    return captions.take(texts, lambda: facts, params.captions)
+@dataclass(frozen=True)
+class _Reader:
+    """Makes pairs of the samples of one tar."""
+
+    params: WebdatasetParams
+    size_px: int
+    files: Files
+    tar: _Tar
+    contents: Contents
+    is_captioned: bool
+
+    def items(self, key: str, sample: Sample) -> Iterator[Pair | Rejection]:
+        """The pair, and a rejection of what stands under its key besides; or one rejection of both."""
+        try:
+            if sample.is_damaged:
+                raise sample.problems[-1]
+            yield self._pair(key, sample)
+        except Rejected as error:
+            is_missing = error.reason in ("MISSING_IMAGE", "MISSING_CAPTION")
+            yield self.rejection(key, sample.problems[0] if is_missing and sample.problems else error)
+        else:
+            if sample.problems:
+                details = "; ".join(problem.detail for problem in sample.problems)
+                yield self.rejection(key, Rejected(sample.problems[0].reason, details))
+
+    def rejection(self, key: str, error: Rejected) -> Rejection:
+        """Of the sample with a key."""
+        return Rejection(self._key(key), error.reason, printable(error.detail), self._source(key))
+
+    def _pair(self, key: str, sample: Sample) -> Pair:
+        fields = self._fields(sample)
+        texts = self._captions(sample, fields) if self.is_captioned else [""]
+        image = self._image(tar_samples.picture(sample, self.params))
+        url = {"url": fields["url"]} if isinstance(fields.get("url"), str) else {}
+        return Pair(
+            key=self._key(key),
+            image=image,
+            captions=texts,
+            claims=[None] * len(texts),
+            scene=None,
+            split=ByContent(self.params.val_fraction, self.params.seed),
+            source=self._source(key) | url,
+            group=self.tar.stem,
+        )
+
+    def _fields(self, sample: Sample) -> Mapping[str, Any]:
+        member = sample.parts.get("json")
+        return {} if member is None else captions.fields_of(self._read(member), member.name)
+
+    def _captions(self, sample: Sample, fields: Mapping[str, Any]) -> list[str]:
+        texts = {f".{part}": partial(self._read, member) for part, member in sample.parts.items()}
+        return captions.take(texts, lambda: fields, self.params.captions)
+
+    def _image(self, member: Member) -> Callable[[], UInt8[np.ndarray, "h w 3"]]:
+        if isinstance(self.contents, Plain):
+            where = (self.files, self.tar.file.name, member.offset, member.size)
+            return partial(_decoded, *where, self.params.pixels, self.size_px)
+        # Other processes would have to unpack everything before it.
+        return partial(cleaning.clean, self._read(member), self.params.pixels, self.size_px)
+
+    def _read(self, member: Member) -> bytes:
+        _check(member.size, self.params.pixels)
+        return self.contents.read(member.offset, member.size)
+
+    def _key(self, key: str) -> str:
+        # A tar may stand beside a folder of tars with its name: the second "/" tells a.tar, b/1 from a/b.tar, 1.
+        return key_of(f"{self.tar.stem}/{key}" if "/" not in key else f"{self.tar.stem}//{key}")
+
+    def _source(self, key: str) -> dict[str, Any]:
+        return {"corpus": "webdataset", "tar": printable(self.tar.file.name), "key": printable(key)}
 
 
-def _image(parts: Parts) -> tarfile.TarInfo:
-    suffixes = [suffix for suffix in cleaning.SUFFIXES if suffix in parts]
-    if not suffixes:
-        raise Rejected("MISSING_IMAGE", f"parts {', '.join(parts)}")
-    if len(suffixes) > 1:
-        raise Rejected("TWO_IMAGES", f"parts {', '.join(suffixes)}")
-    return parts[suffixes[0]]
+def _decoded(
+    files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    _check(size, params)
+    return cleaning.clean(files.read(name, offset, size), params, size_px)
 
 
-def _read(tar: Path, member: tarfile.TarInfo, params: WebdatasetParams) -> bytes:
-    return cleaning.read(str(tar), member.offset_data, member.size, params.pixels)
-
-
-def _key(tar_name: str, name: str) -> str:
-    # Tars may repeat each other's keys, so the tar is part of the key.
-    return key_of(f"{tar_name.removesuffix('.tar')}-{name}")
-
-
-def _source(tar_name: str, name: str) -> dict[str, Any]:
-    printable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return {"corpus": "webdataset", "tar": tar_name, "key": printable}
+def _check(size: int, params: PixelParams) -> None:
+    if size > params.max_bytes:
+        raise Rejected("TOO_MANY_BYTES", f"{size} bytes")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -17,7 +17,6 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import Precision
 from ldm.corpora import spelling
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition
@@ -29,10 +28,7 @@ from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParam
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers import propagation
-from ldm.text.embedding.embeddings import TextEmbeddings
-
-if TYPE_CHECKING:
-    from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embedding.embeddings import TextEmbeddings, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Generator:
     passport: artifact.Passport
     directory: Path
     device: torch.device
-    text_encoder: "TextEncoder | None"
+    text_encoder: TextEncoder | None
     guides: models.Guides
 
     @classmethod
@@ -62,7 +58,7 @@ class Generator:
         embeddings: TextEmbeddings,
         device: torch.device,
         root: Path = Path(),
-        text_encoder: "TextEncoder | None" = None,
+        text_encoder: TextEncoder | None = None,
     ) -> Self:
         """Load both networks from their folders. Folders that settings name are below `root`.
 
@@ -82,7 +78,7 @@ class Generator:
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
             embeddings=embeddings,
-            null_condition=Condition(embeddings.null_tokens[None], pooled=embeddings.null_pooled[None]).to(device),
+            null_condition=Condition(**embeddings.null).to(device),
             passport=passport,
             directory=unet,
             device=device,
@@ -184,15 +180,13 @@ class Generator:
         if self.text_encoder is None or len(stored) == len(captions):
             return self._stored(captions)
         # All captions of a batch are encoded, so that the bits of one do not depend on which others are stored.
-        tokens, pooled = self.text_encoder(captions)
-        encoded = Condition(tokens.float(), pooled=pooled.float())
+        encoded = Condition(**self.text_encoder(captions))
         if not stored:
             return encoded
         return encoded.with_rows(torch.tensor(stored), self._stored([captions[i] for i in stored]))
 
     def _stored(self, captions: Sequence[str]) -> Condition:
-        rows = self.embeddings.rows(captions)
-        return Condition(self.embeddings.tokens(rows), pooled=self.embeddings.pooled(rows))
+        return Condition(**self.embeddings.parts(self.embeddings.rows(captions)))
 
     @torch.no_grad()
     def __call__(

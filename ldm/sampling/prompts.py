@@ -1,19 +1,14 @@
-"""Prompts, before any model is loaded: which are accepted, how they are read from a file, and which of their words no
-caption has."""
+"""Prompts, before any model is loaded: which are accepted, and how they are read from a file."""
 
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ldm.core.errors import ConfigError
-from ldm.corpora import spelling
 from ldm.sampling.params import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"
 _SHOWN_CHARACTERS = 60
-_WORD = re.compile(r"(?<!\w['\u2019])\b[^\W\d_]+")
-"""A word is letters only; the s of "cat's" is not one."""
 
 
 def texts_of(prompts: str | Iterable[str]) -> list[str]:
@@ -75,15 +70,6 @@ def _bytes_of(path: str) -> bytes:
     raise ConfigError(path, f"cannot be read ({reason})", "a file with one prompt per line", "name one")
 
 
-def unknown_words(prompts: Iterable[str], captions: Iterable[str]) -> list[str]:
-    """Words of prompts that no caption has, in the order of the prompts; upper and lower case are the same."""
-    # Splitting at spaces first leaves the slower pattern a small set, however many captions there are.
-    pieces = set(_plain("\n".join(captions)).split())
-    known = {word for piece in pieces for word in _WORD.findall(piece)}
-    asked = (word for prompt in prompts for word in _WORD.findall(_plain(prompt)))
-    return [word for word in dict.fromkeys(asked) if word not in known]
-
-
 def shortened(text: str) -> str:
     """A text on one line of at most 60 characters, for messages."""
     line = on_one_line(text)
@@ -101,7 +87,3 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _plain(text: str) -> str:
-    return spelling.clean(text).lower()

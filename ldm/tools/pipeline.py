@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ldm.compute import attention
-from ldm.core import artifact, config
+from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
 from ldm.corpora import spelling
@@ -26,9 +26,9 @@ from ldm.denoiser.model.condition import Condition
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams, SampleParams
-from ldm.sampling.prompts import shortened, texts_of, unknown_words
-from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.embedding.encoder import TextEncoder
+from ldm.sampling.prompts import shortened, texts_of
+from ldm.text.embedding.embeddings import TextEmbeddings, TextEncoder
+from ldm.text.embedding.words import unknown_words
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
 from ldm.tools.tasks import pictures
@@ -72,10 +72,7 @@ class Pipeline:
             )
         attention.select(document.read(MachineParams, "machine").attention, where)
         embeddings = TextEmbeddings(root / paths.embeddings)
-        model, clip_passport = load_text(root / paths.clip)
-        artifact.check_input(root / paths.embeddings, embeddings.passport, "clip", clip_passport.content_sha256)
-        facts = embeddings.passport.facts
-        encode = TextEncoder(model.to(where), facts["layer"], facts["norm"], facts["context_tokens"], where)
+        encode = embeddings.encoder(*load_text(root / paths.clip), where)
         generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where, root, encode)
         generator.prove_attention(params.drawing)
         return cls(
@@ -105,7 +102,7 @@ class Pipeline:
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """Words that no caption of the corpus has, and that the models therefore cannot know."""
-        return unknown_words(texts, self.generator.embeddings.captions)
+        return unknown_words(map(spelling.clean, texts), self.generator.embeddings.texts)
 
     def __call__(
         self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any

@@ -1,6 +1,6 @@
 """All checks by name."""
 
-from tests.reliability import commits, disagreements, flips, kills, numbers, preparing, safeguards, sharing
+from tests.reliability import commits, disagreements, flips, kills, numbers, preparing, safeguards, sharing, tars
 from tests.reliability.report import Check
 
 CHECKS = {
@@ -76,6 +76,19 @@ CHECKS = {
     "flipped_model": Check("of trained weights", flips.models, 60, 1000),
     "flipped_cache_object": Check("of DVC's cache: `ldm verify` names it", flips.cache_objects, 40, 1000),
     "flipped_remote_object": Check("of a DVC remote: `ldm verify --remote` names it", flips.remote_objects, 40, 1000),
+    "mutated_tars": Check(
+        "a user's tar, flipped, overwritten, cut, spliced, reordered, doubled, zeroed or with an edited header: it is "
+        "refused with file and byte, or each sample is taken as it was, or rejected, or lost in a damage that is told",
+        tars.user_tars,
+        250,
+        5000,
+    ),
+    "mutated_shards": Check(
+        "the same for a shard of `prepare` or its index: refused, or read as it was",
+        tars.own_shards,
+        250,
+        5000,
+    ),
     "poisoned": Check(
         "NaN, infinity or a spike in a random row of a batch: the update leaves every weight alone, and decisions are "
         "the same after a stop",

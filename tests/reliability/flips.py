@@ -24,7 +24,14 @@ from tests.reliability import workspace
 from tests.reliability.report import Result
 
 _NUM_FILES_AT_ONCE = 40
-_EMBEDDINGS = ("00000.safetensors", "captions.json", "null.safetensors", "index.json", "passport.json")
+_EMBEDDINGS = (
+    "00000.safetensors",
+    "captions.safetensors",
+    "null.safetensors",
+    "words.json",
+    "index.json",
+    "passport.json",
+)
 
 
 def shards(folder: Path, trials: int, seed: int) -> Result:
@@ -52,7 +59,7 @@ def embeddings(folder: Path, trials: int, seed: int) -> Result:
 
     def read() -> None:
         embeddings = TextEmbeddings(folder)
-        embeddings.tokens(np.arange(len(embeddings)))
+        embeddings.parts(np.arange(len(embeddings)))
 
     return _one_by_one(paths, read, trials, seed)
 

@@ -56,7 +56,6 @@ def for_precompute(root: Path) -> Path:
     source = {"kind": "train", "network": trained_data.CLIP, "training": training, "twins_together": False}
     trained_data.change(root, "train_clip", source=source, num_validation_pairs=4)
     trained_data.change(root, "encode_latents", statistics_tolerance=1.0, precision="fp32")
-    trained_data.change(root, "embed_text", num_captions_per_shard=16)
     return root
 
 

@@ -68,5 +68,5 @@ def write_shards(
 
     keep_each(run, work, compute, f"encode_latents {shards.directory.name}", "shard", accelerator)
     for number in process.share_of(range(shards.num_shards), accelerator):
-        writer.write_shard(number, run.unit(shards.shard_sha256[number]).tensors)
+        writer.link_shard(number, run.file(shards.shard_sha256[number])[0])
     ranks.wait()

@@ -27,18 +27,15 @@ class LatentBatches:
         # Two noises per sample: one selects the posterior sample, the other is that of the forward process.
         shape = 2, training.batch_size, *self._latent_shapes[draw.bucket]
         both = torch.randn(shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
-        mirrored = None
-        if self._mirroring is not None:
-            captions = self._pairs.captions(samples, training.seed, draw.epochs[rows])
-            mirrored = self._mirroring(samples, draw.epochs[rows], captions)
-        condition = self._pairs.condition(samples, training.seed, draw.epochs[rows])
+        captions = self._pairs.captions(samples, training.seed, draw.epochs[rows])
+        mirrored = None if self._mirroring is None else self._mirroring(samples, draw.epochs[rows], captions)
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         return {
             "z0": self._pairs.latents(samples, both[0], mirrored),
             "noise": both[1] + self._offset(step)[rows] if self._params.diffusion.offset_noise else both[1],
             "t": self._times(step)[rows],
             "dropped": dropped,
-            **condition.with_rows(dropped, self._pairs.null_condition).parts,
+            **self._pairs.text.parts(captions, dropped),
         }
 
     def keys(self, step: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Inputs of a denoiser's training: latents paired with the conditions of their captions."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,41 +19,34 @@ from ldm.autoencoder.model.network import Autoencoder, Posterior
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.params import Precision
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.training.texts import OnlineTexts, StoredTexts, Texts
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model.captions import Captions
+from ldm.text.model.clip import load as load_clip
 
 Samples = npt.NDArray[np.int64]
 
 _WHERE = "params.yaml: train_unet.network"
+_CPU = torch.device("cpu")
 
 
 class LatentsAndCaptions:
-    """Latents of one split with the embeddings of their captions.
+    """Latents of one split with its captions. IntegrityError: they differ in number."""
 
-    Conditions hold pooled features only if `takes_pooled`, since reading them takes a third of the time that reading
-    the tokens takes. IntegrityError: latents and captions differ in number, or a caption was not embedded.
-    """
-
-    def __init__(
-        self, latents: Cache, captions: Captions, embeddings: TextEmbeddings, scale: LatentScale, takes_pooled: bool
-    ) -> None:
+    def __init__(self, latents: Cache, captions: Captions, text: Texts, scale: LatentScale) -> None:
         if len(latents) != len(captions):
             expected = f"{len(captions)}, as there are samples in {captions.directory}"
             raise IntegrityError(str(latents.directory), f"{len(latents)} latents", expected, "run `dvc repro`")
-        self.embeddings, self.scale = embeddings, scale
-        self._latents, self._takes_pooled = latents, takes_pooled
-        null_pooled = embeddings.null_pooled[None] if takes_pooled else None
-        self.null_condition = Condition(embeddings.null_tokens[None], pooled=null_pooled)
-        """The condition "no caption", of one row."""
-        self._texts, self.keys, self.buckets = captions.texts, captions.keys, captions.buckets
-        self._rows = [embeddings.rows(texts) for texts in captions.texts]
+        self.text, self.scale, self.keys, self.buckets = text, scale, captions.keys, captions.buckets
+        self._latents, self._captions = latents, captions
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._captions)
 
     @property
     def has_mirrored(self) -> bool:
@@ -86,32 +78,18 @@ class LatentsAndCaptions:
             found[torch.from_numpy(mirrored)] = self._latents.gather(f"{name}_mirrored", samples[mirrored])
         return found
 
-    def condition(self, samples: Samples, seed: int, epochs: Samples) -> Condition:
-        """The condition of one caption per sample, chosen by (seed, sample, epoch)."""
-        chosen = self._choices(samples, seed, epochs)
-        return self._condition([self._rows[i][place] for i, place in zip(samples.tolist(), chosen, strict=True)])
-
     def captions(self, samples: Samples, seed: int, epochs: Samples) -> list[str]:
-        """The captions whose condition is `condition`."""
-        chosen = self._choices(samples, seed, epochs)
-        return [self._texts[i][place] for i, place in zip(samples.tolist(), chosen, strict=True)]
-
-    def _choices(self, samples: Samples, seed: int, epochs: Samples) -> list[int]:
-        numbers = zip(samples.tolist(), epochs.tolist(), strict=True)
-        return [randomness.key(seed, "caption", i, e) % len(self._texts[i]) for i, e in numbers]
+        """One caption per sample, chosen by (seed, sample, epoch)."""
+        own = ((i, epoch, self._captions.texts[i]) for i, epoch in zip(samples.tolist(), epochs.tolist(), strict=True))
+        return [texts[randomness.key(seed, "caption", i, epoch) % len(texts)] for i, epoch, texts in own]
 
     def first_captions(self, samples: Samples) -> list[str]:
         """The first caption of each sample."""
-        return [self._texts[i][0] for i in samples.tolist()]
+        return [texts[0] for texts in self._captions.texts.at(samples.tolist())]
 
     def first_condition(self, samples: Samples) -> Condition:
         """The condition of `first_captions`."""
-        return self._condition([self._rows[i][0] for i in samples.tolist()])
-
-    def _condition(self, rows: Sequence[int]) -> Condition:
-        numbers = np.array(rows, dtype=np.int64)
-        pooled = self.embeddings.pooled(numbers) if self._takes_pooled else None
-        return Condition(self.embeddings.tokens(numbers), pooled=pooled)
+        return self.text.condition(self.first_captions(samples))
 
 
 @dataclass(frozen=True)
@@ -120,6 +98,7 @@ class Inputs:
 
     train: LatentsAndCaptions
     val: LatentsAndCaptions
+    embeddings: TextEmbeddings
     autoencoder: Autoencoder
     image_size_px: int
     """Side of a square with as many pixels as the largest bucket."""
@@ -132,38 +111,64 @@ class Inputs:
         """Facts for the passport, which users of the trained denoiser compare with their own inputs."""
         return {
             "latent_scale": self.train.scale.to_facts(),
-            "null_sha256": self.train.embeddings.passport.facts["null_sha256"],
-            "context_tokens": len(self.train.embeddings.null_tokens),
+            "null_sha256": self.embeddings.passport.facts["null_sha256"],
+            "context_tokens": self.embeddings.num_tokens,
             "factor": self.autoencoder.factor,
             "image_size_px": self.image_size_px,
             "latent_channels": self.train.latent_shapes[0][0],
         }
 
 
-def load_inputs(latents: Path, captions: Path, embeddings: Path, autoencoder: Path, *, takes_pooled: bool) -> Inputs:
-    """Read the inputs of a training, and compare their passports.
+def load_inputs(
+    latents: Path,
+    captions: Path,
+    embeddings: Path,
+    autoencoder: Path,
+    clip: Path,
+    *,
+    takes_pooled: bool,
+    device: torch.device = _CPU,
+) -> Inputs:
+    """Read the inputs of a training, and compare their passports. The CLIP is read only if it encodes captions in the
+    training step.
 
-    takes_pooled: whether the network reads pooled text features.
+    takes_pooled: whether the network reads pooled text features. device: where the CLIP computes.
 
-    IntegrityError: one is missing or corrupt, or the latents were made by another autoencoder.
+    IntegrityError: one is missing or corrupt, the latents were made by another autoencoder, the embeddings by another
+    CLIP, or a caption was not embedded.
     """
-    decoder, passport = networks.load(autoencoder, torch.device("cpu"))
-    text = TextEmbeddings(embeddings)
-    sha256 = {"autoencoder": passport.content_sha256, "embeddings": text.passport.content_sha256}
+    decoder, passport = networks.load(autoencoder, _CPU)
+    stored = TextEmbeddings(embeddings)
+    sha256 = {"autoencoder": passport.content_sha256, "embeddings": stored.passport.content_sha256}
     # The scale of the training latents applies to both splits.
     caches = {split: Cache(latents / split, LATENTS) for split in ("train", "val")}
     scale = LatentScale.from_facts(caches["train"].passport.facts["latent_scale"])
     pairs: dict[str, LatentsAndCaptions] = {}
-    files = text.files
+    files = stored.files
     for split, cache in caches.items():
         artifact.check_input(cache.directory, cache.passport, "autoencoder", passport.content_sha256)
-        texts = Captions(captions / split)
-        sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": texts.sha256}
-        files += [*cache.files, *texts.shards.files]
-        pairs[split] = LatentsAndCaptions(cache, texts, text, scale, takes_pooled)
+        told = Captions(captions / split)
+        sha256 |= {f"latents_{split}": cache.passport.content_sha256, f"captions_{split}": told.sha256}
+        texts: Texts = StoredTexts(stored, takes_pooled)
+        if split == "train" and stored.is_online:
+            texts = _online(stored, clip, told, takes_pooled, device)
+        else:
+            stored.check_holds(split, told)
+        files += [*cache.files, *told.shards.files]
+        pairs[split] = LatentsAndCaptions(cache, told, texts, scale)
     area = max(height * width for _, height, width in pairs["train"].latent_shapes)
     size_px = math.isqrt(area) * decoder.factor
-    return Inputs(pairs["train"], pairs["val"], decoder, size_px, sha256, files)
+    return Inputs(pairs["train"], pairs["val"], stored, decoder, size_px, sha256, files)
+
+
+def _online(
+    embeddings: TextEmbeddings, clip: Path, captions: Captions, takes_pooled: bool, device: torch.device
+) -> OnlineTexts:
+    """The encoder of the embeddings for the training captions that they were made for."""
+    # Their longest caption may have decided how many tokens are kept.
+    artifact.check_input(embeddings.directory, embeddings.passport, "captions_train", captions.sha256)
+    precision: Precision = embeddings.passport.config["train_split"]["precision"]
+    return OnlineTexts(embeddings.encoder(*load_clip(clip), device, precision), takes_pooled)
 
 
 def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
@@ -171,7 +176,7 @@ def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:
     network, shapes = params.network, inputs.train.latent_shapes
     # Buckets have at most the area of the square that `latent_size` means, and perhaps none has exactly that.
     latent_size = max(shapes[0][1:]) if len(shapes) == 1 else network.latent_size
-    num_tokens, context_width = inputs.train.embeddings.null_tokens.shape
+    _, num_tokens, context_width = inputs.embeddings.null["tokens"].shape
     wanted = [
         ("latent_channels", network.latent_channels, shapes[0][0], "the latents"),
         ("latent_size", network.latent_size, latent_size, "the latents"),

@@ -1,94 +1,175 @@
-"""Text embeddings of a corpus: rows that a run has kept, and the artefact that stage `embed_text` wrote."""
+"""Texts to what a UNet is conditioned on: looked up where stage `embed_text` has stored it, else computed by the text
+encoder that made the stored ones.
+
+`parts` of some texts are named as in `ldm.denoiser.model.condition.Condition`: `tokens` [b, n, d] and `pooled` [b, f]
+in float32, and `mask` [b, n] if padding is masked: True for real tokens, start and end included.
+"""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from ldm.compute.state import Run
+from ldm.compute.precision import autocast
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
-from ldm.precompute.cache import Cache
+from ldm.core.params import Precision
+from ldm.precompute.cache import START, Cache, Lookup
+from ldm.text.model import clip
+from ldm.text.model.captions import Captions
 
-KIND = artifact.Kind("embeddings")
-CAPTIONS = "captions.json"
+INDEX = "captions.safetensors"
+"""Columns of a `Lookup` of captions."""
+WORDS = "words.json"
 NULL = "null.safetensors"
+_FORMER_CAPTIONS = "captions.json"
+"""In format 1, instead of both: all captions, in the order of their rows."""
+_CHECKED_AT_ONCE = 1000
 
 
-class KeptRows:
-    """Rows that a run has kept, by caption: from this run, and from earlier ones with the same encoder and
-    settings."""
+def _with_padding(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 stored all captions, with the states of their padding."""
+    rest = {name: value for name, value in config.items() if name != "num_captions_per_shard"}
+    return {**rest, "padding": "attended", "train_split": {"kind": "stored"}}
 
-    def __init__(self, run: Run) -> None:
-        self._units: dict[str, dict[str, Tensor]] = {}
-        self._places: dict[str, tuple[str, int]] = {}
-        for key in run.kept_keys():
-            if (unit := run.kept(key)) is not None:
-                self._units[key] = unit.tensors
-                self._places |= {caption: (key, row) for row, caption in enumerate(unit.values["captions"])}
 
-    def __contains__(self, caption: str) -> bool:
-        return caption in self._places
+KIND = artifact.Kind("embeddings", (_with_padding,))
 
-    def gather(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Every tensor, with one row per caption."""
-        places = [self._places[caption] for caption in captions]
-        names = next(iter(self._units.values())).keys()
-        return {name: torch.stack([self._units[key][name][row] for key, row in places]) for name in names}
 
-    def keys_of(self, captions: Sequence[str]) -> set[str]:
-        """Keys of the units that hold these captions."""
-        return {self._places[caption][0] for caption in captions}
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP, and which of its token states a UNet attends to."""
+
+    model: clip.Clip
+    layer: clip.Layer
+    norm: bool
+    context_tokens: int
+    is_masked: bool
+    """Whether padding is masked; else the UNet attends to its states."""
+    device: torch.device
+    precision: Precision = "fp32"
+
+    def ids(self, texts: Sequence[str]) -> Int[Tensor, "b m"]:
+        """Token ids of texts, on the CPU. A text of more than `context_tokens` is cut."""
+        return self.model.tokenise(texts, self.context_tokens)
+
+    @torch.no_grad()
+    def encode(self, ids: Int[Tensor, "b m"]) -> dict[str, Tensor]:
+        """The parts of texts, on the device of the encoder, with states and features rounded to float16 as `embed_text`
+        stores them, also where it has not."""
+        with autocast(self.device, self.precision):
+            states, pooled = self.model.encode_text(ids.to(self.device), self.layer, self.norm)
+        parts = {"tokens": states[:, : self.context_tokens].half().float(), "pooled": pooled.half().float()}
+        if not self.is_masked:
+            return parts
+        mask = self.mask(ids.to(self.device))
+        return parts | {"tokens": parts["tokens"] * mask[..., None], "mask": mask}
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The parts of one batch of texts, on the CPU."""
+        return {name: part.cpu() for name, part in self.encode(self.ids(texts)).items()}
+
+    def mask(self, ids: Int[Tensor, "b m"]) -> Tensor:
+        """True up to the end token, which has the largest id: [b, n]. Id 0 is also that of a "!"."""
+        return torch.arange(self.context_tokens, device=ids.device) <= ids.argmax(1, keepdim=True)
+
+    def in_batches(self, texts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
+        """Rows of a cache for any number of texts: `pooled` [b, f] and `tokens` in float16. If padding is masked, the
+        real tokens of all texts one after another [t, d], and `start`; else [b, n, d]."""
+        batches: list[dict[str, Tensor]] = []
+        for first in range(0, len(texts), batch_size):
+            part = texts[first : first + batch_size]
+            # All batches have one size, so that the bits of a state do not depend on how many other captions are new.
+            parts = self([*part, *[""] * (batch_size - len(part))])
+            batches.append({name: tensor[: len(part)] for name, tensor in parts.items()})
+        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        tokens, rows = whole["tokens"].half(), {"pooled": whole["pooled"].half()}
+        if not self.is_masked:
+            return rows | {"tokens": tokens}
+        starts = torch.nn.functional.pad(whole["mask"].sum(1).cumsum(0), (1, 0))
+        return rows | {"tokens": tokens[whole["mask"]], START: starts}
 
 
 class TextEmbeddings:
-    """Embeddings of all captions of a corpus as `embed_text` stored them, and the null embedding for "no caption"."""
+    """Embeddings of the captions of a corpus as `embed_text` stored them, and those of "", which means no caption."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._cache = Cache(directory, KIND)
         self.passport = self._cache.passport
-        captions: list[str] = json.loads((directory / CAPTIONS).read_text(encoding="utf-8"))
-        self._rows = {caption: row for row, caption in enumerate(captions)}
         null = artifact.open_tensors(directory / NULL)
-        self.null_tokens: Float[Tensor, "n d"] = null["tokens"].float()
-        self.null_pooled: Float[Tensor, " f"] = null["pooled"].float()
+        self.is_masked = self.passport.config.get("padding") == "masked"
+        self.null: dict[str, Tensor] = {
+            name: part[None] if name == "mask" else part[None].float() for name, part in null.items()
+        }
+        """The parts of "", in one row."""
+        # `texts` need not be captions: they have all words of the corpus.
+        if self.passport.format_version == 1:
+            self.texts: list[str] = json.loads((directory / _FORMER_CAPTIONS).read_text(encoding="utf-8"))
+            columns = Lookup.columns(Lookup.digests(self.texts))
+        else:
+            self.texts = json.loads((directory / WORDS).read_text(encoding="utf-8"))
+            columns = artifact.open_tensors(directory / INDEX)
+        self._lookup = Lookup(columns)
 
     def __len__(self) -> int:
         return len(self._cache)
 
     @property
     def files(self) -> list[tuple[Path, str]]:
-        """Every shard with its SHA-256."""
+        """As of `Cache`."""
         return self._cache.files
 
     def __contains__(self, caption: str) -> bool:
-        return caption in self._rows
+        return bool(self._lookup.rows([caption])[0] >= 0)
 
     @property
-    def captions(self) -> list[str]:
-        """All captions, in the order of their rows."""
-        return list(self._rows)
+    def is_online(self) -> bool:
+        """Whether captions of the split `train` are encoded in the training step; none of them need be here."""
+        return self.passport.config["train_split"]["kind"] == "online"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a text, padding included."""
+        return self.null["tokens"].shape[1]
 
     def rows(self, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
         """Row numbers of captions. IntegrityError: one of them was not embedded."""
-        missing = next((caption for caption in captions if caption not in self._rows), None)
-        if missing is not None:
-            raise IntegrityError(
-                str(self._cache.directory),
-                f"no embedding of {missing!r}",
-                "every caption of the corpus",
-                "run `dvc repro embed_text`",
-            )
-        return np.array([self._rows[caption] for caption in captions], dtype=np.int64)
+        rows = self._lookup.rows(captions)
+        if (missing := np.flatnonzero(rows < 0)).size:
+            found, expected = f"no embedding of {captions[missing[0]]!r}", "every caption of the corpus"
+            raise IntegrityError(str(self.directory), found, expected, "run `dvc repro embed_text`")
+        return rows
 
-    def tokens(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b n d"]:
-        """Token states of rows, in float32."""
-        return self._cache.gather("tokens", rows).float()
+    def parts(self, rows: Int[np.ndarray, "b"], *, with_pooled: bool = True) -> dict[str, Tensor]:
+        """The parts of stored captions. Features have length 1 up to the rounding of float16."""
+        parts: dict[str, Tensor] = {}
+        if self.is_masked:
+            tokens, parts["mask"] = self._cache.gather_padded("tokens", rows, self.num_tokens)
+        else:
+            tokens = self._cache.gather("tokens", rows)
+        parts["tokens"] = tokens.float()
+        return parts | ({"pooled": self._cache.gather("pooled", rows).float()} if with_pooled else {})
 
-    def pooled(self, rows: Int[np.ndarray, "b"]) -> Float[Tensor, "b f"]:
-        """Pooled features of rows, in float32; their length is 1 up to the rounding of float16."""
-        return self._cache.gather("pooled", rows).float()
+    def check_holds(self, split: str, captions: Captions) -> None:
+        """IntegrityError unless all captions of a split are here."""
+        if self.passport.inputs.get(f"captions_{split}") == captions.sha256:
+            return
+        # Others than it was made of; those of a stage that DVC has frozen may still be here.
+        for first in range(0, len(captions), _CHECKED_AT_ONCE):
+            self.rows([text for texts in captions.texts[first : first + _CHECKED_AT_ONCE] for text in texts])
+
+    def encoder(
+        self, model: clip.Clip, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
+    ) -> TextEncoder:
+        """The encoder that made these embeddings. IntegrityError: it was another CLIP than the one given."""
+        artifact.check_input(self.directory, self.passport, "clip", passport.content_sha256)
+        facts = self.passport.facts
+        states = facts["layer"], facts["norm"], facts["context_tokens"], self.is_masked
+        return TextEncoder(model.to(device), *states, device, precision)

@@ -1,10 +1,28 @@
-"""Section `embed_text`: which states of the text encoder the UNet attends to, and how they are computed."""
+"""Section `embed_text`: which states of the text encoder the UNet attends to, and where they are computed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ldm.core.config import BESIDE, Section
+from ldm.core.config import Section
+from ldm.core.params import Precision
+
+
+class StoredParams(Section):
+    """Captions are encoded once, and their states are read in the training."""
+
+    kind: Literal["stored"]
+    """Two bytes a number: 158 kB for each caption of 77 tokens and 1024 numbers."""
+
+
+class OnlineParams(Section):
+    """Captions are encoded anew in each training step, by the frozen encoder. Nothing is stored, and each process holds
+    the encoder."""
+
+    kind: Literal["online"]
+    """Losses equal those of `stored` up to rounding, if the precision is fp32."""
+    precision: Precision
+    """Number type of the encoder's matrix products. bf16 is several times faster on a GPU."""
 
 
 class EmbedTextParams(Section):
@@ -17,7 +35,10 @@ class EmbedTextParams(Section):
     context_tokens: int | None = Field(ge=3, le=1024)
     """Tokens per caption, start and end included; longer captions are cut. null = those of the longest caption, rounded
     up to a multiple of 8. Models compatible with Stable Diffusion need 77."""
+    padding: Literal["attended", "masked"]
+    """Whether the UNet attends to the states after the end token, as Stable Diffusion does, or not. masked stores those
+    of real tokens only."""
+    train_split: Annotated[StoredParams | OnlineParams, Field(discriminator="kind")]
+    """What becomes of captions that only the split `train` has. All others are stored."""
     batch_size: int = Field(gt=0, le=2**16)
-    """Captions per batch of the encoder."""
-    num_captions_per_shard: int = Field(gt=0, le=2**20, json_schema_extra=BESIDE)
-    """Captions per file of the cache; a file is also the unit of work that is shared among processes."""
+    """Captions per batch of the encoder in this stage."""

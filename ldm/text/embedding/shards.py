@@ -1,9 +1,11 @@
-"""Encode all captions of a corpus to token states, shard by shard, and count their tokens."""
+"""Encode captions of a corpus to token states: one shard for each shard of captions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ldm.compute import process, ranks
@@ -11,13 +13,13 @@ from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.precompute.cache import CacheWriter
+from ldm.core.shards import SPLITS
+from ldm.precompute.cache import CacheWriter, Lookup
 from ldm.precompute.work import keep_each
-from ldm.text.embedding.embeddings import CAPTIONS, KIND, NULL, KeptRows
-from ldm.text.embedding.encoder import TextEncoder
+from ldm.text.embedding.embeddings import INDEX, KIND, NULL, WORDS, TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
+from ldm.text.embedding.survey import Piece, Survey
 from ldm.text.model import clip
-from ldm.text.model.captions import Captions
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Counts:
     """Counts of captions and tokens: the metrics of stage `embed_text`."""
 
     num_captions: int
+    """Different captions of all splits."""
+    num_stored: int
+    """Those of them whose states are stored."""
     num_truncated: int
     """Captions with more tokens than are kept."""
     longest_tokens: int
@@ -33,22 +38,41 @@ class Counts:
     """Tokens kept per caption."""
 
 
-def distinct(splits: Iterable[Captions]) -> list[str]:
-    """All distinct captions of the splits, sorted."""
-    return sorted({text for split in splits for texts in split.texts for text in texts})
+def pieces(survey: Survey, params: EmbedTextParams) -> list[Piece]:
+    """The captions to store."""
+    is_online = params.train_split.kind == "online"
+    return survey.pieces([split for split in SPLITS if split != "train" or not is_online])
 
 
-def count(captions: Sequence[str], params: EmbedTextParams, model: clip.Clip) -> Counts:
-    """Count the tokens of captions, and decide how many are kept. ConfigError: see `context_tokens_of`."""
-    num_tokens = model.num_tokens(captions)
+def count(survey: Survey, stored: list[Piece], params: EmbedTextParams, model: clip.Clip) -> Counts:
+    """Count the tokens of captions, and decide how many are kept."""
+    num_tokens = survey.num_tokens[survey.distinct]
     longest = int(num_tokens.max())
-    context_tokens = context_tokens_of(params, model, longest)
-    return Counts(len(captions), int((num_tokens > context_tokens).sum()), longest, context_tokens)
+    kept = context_tokens_of(params, model, longest)
+    num_stored = sum(len(piece.places) for piece in stored)
+    return Counts(len(num_tokens), num_stored, int((num_tokens > kept).sum()), longest, kept)
+
+
+def check_fits(params: EmbedTextParams, model: clip.Clip) -> None:
+    """ConfigError: more tokens than the encoder reads, or the encoder has no penultimate layer."""
+    if params.layer == "penultimate" and model.model_cfg["text_cfg"]["layers"] < 2:
+        raise ConfigError(
+            "params.yaml: embed_text.layer", "penultimate", "last: the encoder has one layer", "set layer: last"
+        )
+    if params.context_tokens is not None and params.context_tokens > model.context_length:
+        expected = f"at most {model.context_length}, the context length of the encoder"
+        raise ConfigError("params.yaml: embed_text.context_tokens", str(params.context_tokens), expected, "lower it")
+
+
+def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:
+    """Tokens kept per caption."""
+    return params.context_tokens or min(-(-longest // 8) * 8, model.context_length)
 
 
 def write(
     folder: Path,
-    captions: Sequence[str],
+    survey: Survey,
+    stored: list[Piece],
     counts: Counts,
     encoder: TextEncoder,
     params: EmbedTextParams,
@@ -56,68 +80,38 @@ def write(
     accelerator: Accelerator,
     run: Run,
 ) -> None:
-    """Write the whole artefact: shards, captions, the null embedding and the passport. Each process does its share.
+    """Write the whole artefact: shards, the columns that find captions in them, words, the embedding of "" and the
+    passport. Captions that `run` has kept are not encoded again. Each process does its share.
 
     inputs: name -> SHA-256, including that of the CLIP as `clip`.
     """
+    work = {piece.key(counts.context_tokens): piece for piece in stored}
 
-    def encode(part: Sequence[str]) -> dict[str, Tensor]:
-        return encoder.in_batches(part, params.batch_size)
+    def encode(piece: Piece) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return encoder.in_batches(piece.texts, params.batch_size), {}
 
+    keep_each(run, work, encode, "embed_text", "shard", accelerator)
     writer = CacheWriter(folder, KIND)
-    num_shards = write_shards(writer, captions, encode, params.num_captions_per_shard, accelerator, run)
-    if accelerator.is_main_process:
-        null = {name: tensor[0] for name, tensor in encode([""]).items()}
-        artifact.write_tensors(folder / NULL, null)
-        artifact.write_json(folder / CAPTIONS, list(captions))
-        facts = {
-            "encoder_sha256": inputs["clip"],
-            "layer": params.layer,
-            "norm": params.norm,
-            "context_tokens": counts.context_tokens,
-            "context_width": encoder.model.context_width,
-            "null_sha256": artifact.sha256_tensors(null),
-            "num_truncated": counts.num_truncated,
-        }
-        writer.finish(num_shards, params.model_dump(), inputs, facts, files=[CAPTIONS, NULL])
-
-
-def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:
-    """Tokens kept per caption. ConfigError: more than the encoder reads, or the encoder has no penultimate layer."""
-    if params.layer == "penultimate" and model.model_cfg["text_cfg"]["layers"] < 2:
-        raise ConfigError(
-            "params.yaml: embed_text.layer", "penultimate", "last: the encoder has one layer", "set layer: last"
-        )
-    if params.context_tokens is None:
-        return min(-(-longest // 8) * 8, model.context_length)
-    if params.context_tokens > model.context_length:
-        expected = f"at most {model.context_length}, the context length of the encoder"
-        raise ConfigError("params.yaml: embed_text.context_tokens", str(params.context_tokens), expected, "lower it")
-    return params.context_tokens
-
-
-def write_shards(
-    writer: CacheWriter,
-    captions: Sequence[str],
-    encode: Callable[[Sequence[str]], dict[str, Tensor]],
-    num_per_shard: int,
-    accelerator: Accelerator,
-    run: Run,
-) -> int:
-    """Write the shards of all captions. Captions that `run` has kept are reused, the others are encoded now. Each
-    process does its share. Returns the number of shards."""
-    kept = KeptRows(run)
-    new = [caption for caption in captions if caption not in kept]
+    for number, key in process.share_of(list(enumerate(work)), accelerator):
+        writer.link_shard(number, run.file(key)[0])
     ranks.wait()
-    parts = [new[start : start + num_per_shard] for start in range(0, len(new), num_per_shard)]
-    work = {artifact.sha256_json(part): part for part in parts}
-    keep_each(run, work, lambda part: (encode(part), {"captions": part}), "embed_text", "shard", accelerator)
-    # Read again: the new captions are kept now too.
-    kept = KeptRows(run)
-    starts = range(0, len(captions), num_per_shard)
-    for number, start in process.share_of(list(enumerate(starts)), accelerator):
-        writer.write_shard(number, kept.gather(captions[start : start + num_per_shard]))
-    ranks.wait()
-    if accelerator.is_main_process:
-        run.retain(kept.keys_of(captions))
-    return len(starts)
+    if not accelerator.is_main_process:
+        return
+    run.retain([*survey.keys, *work])
+    # As the first row of a batch of the usual size, like every caption.
+    null = {name: part[0] for name, part in encoder([""] * params.batch_size).items()}
+    null = {name: part.half() if part.is_floating_point() else part for name, part in null.items()}
+    artifact.write_tensors(folder / NULL, null)
+    artifact.write_tensors(folder / INDEX, Lookup.columns(np.concatenate([piece.digests for piece in stored])))
+    artifact.write_json(folder / WORDS, survey.words)
+    facts = {
+        "encoder_sha256": inputs["clip"],
+        "layer": params.layer,
+        "norm": params.norm,
+        "context_tokens": counts.context_tokens,
+        "context_width": encoder.model.context_width,
+        "null_sha256": artifact.sha256_tensors(null),
+        "num_truncated": counts.num_truncated,
+    }
+    sha256 = [run.file(key)[1] for key in work]
+    writer.finish(len(work), params.model_dump(), inputs, facts, files=[INDEX, NULL, WORDS], sha256=sha256)
