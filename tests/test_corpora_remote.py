@@ -16,6 +16,7 @@ from ldm.corpora import remote
 from ldm.corpora.files import File, Files
 from ldm.corpora.pairs import Rejected
 from ldm.tools import cli
+from ldm.tools.cli import manifest as command
 from tests.s3 import served
 
 CONTENT = {"2.txt": b"two", "a/1.bin": bytes(range(256)) * 40, "a/empty": b""}
@@ -174,3 +175,4 @@ def test_the_command_writes_a_manifest_where_dvc_looks(
     assert "it exists" in capsys.readouterr().err
     assert cli.main(["manifest", "s3://bucket/mine", "--overwrite"]) == 0
     assert cli.main(["manifest", "s3://bucket/mine", "--output", "x.txt"]) == 2
+    assert command._path("s3://bucket/my data/") == Path("data/source/my-data.jsonl")
