@@ -41,7 +41,6 @@ class ImagesAndCaptions:
             return self.images.images(samples)
         return images.to_squares([sample["png"] for sample in self.images.read(samples)], size_px)
 
-
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
         """At most `count` samples with distinct first captions, each the first of its caption, and these captions."""
         first: dict[str, int] = {}
