@@ -16,7 +16,8 @@ from ldm import randomness
 from ldm.core import shards
 from ldm.core.buckets import Buckets
 from ldm.core.images import encode_png
-from ldm.corpora import cleaning, framing
+from ldm.corpora import framing
+from ldm.corpora import pixels as decoding
 from ldm.corpora.params import PrepareParams
 from ldm.corpora.pixels_params import BucketsParams, SquareParams
 from ldm.randomness import Order
@@ -104,7 +105,7 @@ def test_a_random_crop_depends_on_the_file_alone_and_reaches_all_places() -> Non
         params = PIXELS.model_copy(
             update={"framing": SquareParams(kind="square", crop="random"), "max_aspect_ratio": 20}
         )
-        one, again = (cleaning.clean(stream.getvalue(), params, 20) for _ in range(2))
+        one, again = (decoding.clean(stream.getvalue(), params, 20).pixels for _ in range(2))
         assert (one == again).all()
         places.append(int(one[0, 0, 0]))
     assert len(set(places)) > 20 and min(places) < 40 and max(places) > 140 and 70 < np.mean(places) < 110

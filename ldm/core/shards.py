@@ -2,8 +2,8 @@
 
 A split is a folder of `00000.tar`, `00001.tar`, ..., of `ends.npy` (where each sample ends in its tar) and `index.json`
 (sample count, size and SHA-256 of each tar; in a split of several image sizes also the one that all images of a tar
-have). Sample KEY with parts "json" and "png" is two neighbouring members of a
-tar, KEY.json and KEY.png. A reader maps 4 bytes per sample, and opens and hashes only the tars that it reads from.
+have). Sample KEY with parts "json" and "webp" is two neighbouring members of a tar, KEY.json and KEY.webp. A reader
+maps 4 bytes per sample, and opens and hashes only the tars that it reads from.
 """
 
 import os
@@ -190,12 +190,16 @@ class Shards:
     def image_sizes_px(self) -> list[Size]:
         """Height and width of the images of every bucket."""
         firsts = [int(self.buckets.samples(bucket, np.zeros(1, np.int64))[0]) for bucket in range(len(self.buckets))]
-        pixels = [images.decode_png(self[first]["png"]) for first in firsts]
+        pixels = [images.decode(self.image(first)) for first in firsts]
         return [(image.shape[0], image.shape[1]) for image in pixels]
 
     def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
-        """The decoded images of samples of one bucket: their parts `png`."""
-        return images.to_tensor([sample["png"] for sample in self.read(numbers)])
+        """The decoded images of samples of one bucket."""
+        return images.to_tensor([_image(sample) for sample in self.read(numbers)])
+
+    def image(self, i: int) -> bytes:
+        """The encoded image of a sample."""
+        return _image(self[i])
 
     def verify(self) -> None:
         """Hash every tar now, whatever this machine remembers. IntegrityError: one is missing or damaged."""
@@ -233,3 +237,8 @@ class Shards:
             hashes.check_once(Path(path), facts.sha256)
             self._checked.add(shard)
         return path
+
+
+def _image(sample: Mapping[str, bytes]) -> bytes:
+    """The part `webp`, or `png` as in samples and in shards of former versions."""
+    return sample["webp" if "webp" in sample else "png"]

@@ -14,7 +14,7 @@ from ldm.core.params import Size
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
-from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection
+from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection
 from ldm.corpora.workers import Lost
 
 
@@ -33,6 +33,8 @@ class Sample:
     """Height and width of its image; None in a corpus of one size."""
     likeness: Likeness | None
     """None if its split does not depend on what it shows."""
+    notes: list[str]
+    """Its format and what was done to its pixels: the `notes` of `Picture`."""
     image: dict[str, bytes]
     """The encoded image, under the name of its part."""
 
@@ -59,11 +61,12 @@ def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
         image = item.image() if callable(item.image) else item.image
     except Rejected as error:
         return Rejection(item.key, error.reason, error.detail, item.source)
-    size_px = image.shape[0], image.shape[1]
-    assert size_px in sizes_px and image.shape[2:] == (3,), f"{item.key}: {image.shape}"
+    picture = image if isinstance(image, Picture) else Picture(image)
+    size_px = picture.pixels.shape[0], picture.pixels.shape[1]
+    assert size_px in sizes_px and picture.pixels.shape[2:] == (3,), f"{item.key}: {picture.pixels.shape}"
     assert 0 < len(item.captions) == len(item.claims), f"{item.key}: {item.captions} {item.claims}"
     rule = item.split
-    alike = likeness.of(image) if isinstance(rule, ByContent) else None
+    alike = likeness.of(picture.pixels) if isinstance(rule, ByContent) else None
     return Sample(
         key=item.key,
         split=likeness.split(alike, rule) if isinstance(rule, ByContent) and alike else rule,  # pyright: ignore[reportArgumentType]
@@ -74,7 +77,8 @@ def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
         source=item.source,
         size_px=size_px if len(sizes_px) > 1 else None,
         likeness=alike,
-        image={"png": images.encode_png(image)},
+        notes=list(picture.notes),
+        image={"webp": images.encode(picture.pixels)},
     )
 
 

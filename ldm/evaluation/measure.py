@@ -86,9 +86,9 @@ class RealImages:
         return len(self._splits[split])
 
     def png(self, origin: Origin) -> bytes:
-        """The image of one sample, as PNG."""
+        """The image of one sample, encoded."""
         split, number = origin
-        return self._splits[split][number]["png"]
+        return self._splits[split].image(number)
 
     def origin(self, prompt: Prompt) -> Origin:
         """Where the real image of a prompt is. IntegrityError: it is no longer there."""
@@ -232,7 +232,7 @@ class Instruments:
 
     def _measure(self, subject: Subject, rows: range) -> dict[str, Tensor]:
         """Images of each size are one batch; the results are in the order of `rows`."""
-        arrays = [images.decode_png(subject.png(i)) for i in rows]
+        arrays = [images.decode(subject.png(i)) for i in rows]
         sizes = {array.shape: [i for i, other in enumerate(arrays) if other.shape == array.shape] for array in arrays}
         parts = [
             self._measure_batch(subject, [rows[i] for i in places], images.stacked([arrays[i] for i in places]))

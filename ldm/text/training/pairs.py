@@ -39,7 +39,7 @@ class ImagesAndCaptions:
         pixels, since a CLIP sees squares."""
         if len(self.images.buckets) == 1:
             return self.images.images(samples)
-        return images.to_squares([sample["png"] for sample in self.images.read(samples)], size_px)
+        return images.to_squares([self.images.image(sample) for sample in samples], size_px)
 
     def distinct(self, count: int) -> tuple[list[int], list[str]]:
         """At most `count` samples with distinct first captions, each the first of its caption, and these captions."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from ldm.core import system
 from ldm.core.errors import ConfigError
 from ldm.core.params import Size
-from ldm.corpora import cleaning, framing
+from ldm.corpora import framing
+from ldm.corpora import pixels as decoding
 from ldm.corpora.pairs import Rejected
 from ldm.corpora.pixels_params import PixelParams, SquareParams
 from ldm.tools.tasks import masks
@@ -21,6 +22,7 @@ from ldm.tools.tasks import masks
 _WHITE = 128
 """Least value of a pixel of a mask that counts as white."""
 _ANY = PixelParams(
+    formats=["png", "jpeg", "webp"],
     min_side_px=1,
     max_pixels=89_478_485,
     max_bytes=2**28,
@@ -82,7 +84,7 @@ def read(path: Path) -> Picture:
     fix = "name a PNG, JPEG or WebP file of one image"
     try:
         data = path.read_bytes()
-        return Picture(cleaning.whole(data, _ANY), hashlib.sha256(data).hexdigest(), str(path))
+        return Picture(decoding.whole(data, _ANY).pixels, hashlib.sha256(data).hexdigest(), str(path))
     except OSError as error:
         raise system.explain(error, str(path), ConfigError) from None
     except Rejected as error:
