@@ -31,7 +31,7 @@ def main() -> str:
     accelerator = process.start(params.precision, machine)
     autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
-    size_px = int(images.decode_png(shards["train"][0]["png"]).shape[0])
+    size_px = int(images.decode(shards["train"].image(0)).shape[0])
     shapes = autoencoder.attention_shapes(size_px // autoencoder.factor)
     attention.prove(accelerator.device, shapes, params.precision, trains=False)
     inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}

@@ -5,6 +5,7 @@ from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.user_params import CaptionParams, FolderParams, WebdatasetParams
 
 PIXELS = PixelParams(
+    formats=["jpeg", "png", "webp", "avif", "gif", "tiff", "bmp", "heic", "jxl"],
     min_side_px=8,
     max_pixels=1_000_000,
     max_bytes=100_000,

@@ -38,7 +38,7 @@ def running(*places: str) -> set[str]:
         (["ldm/text"], {"train_clip", "embed_text", "train_unet", "sample", "evaluate"}),
         (["ldm/text/training"], {"train_clip"}),
         (["ldm/evaluation", "ldm/oracles"], {"evaluate"}),
-        (["ldm/corpora/preparation.py", "ldm/corpora/cleaning.py"], {"prepare"}),
+        (["ldm/corpora/preparation.py", "ldm/corpora/pixels.py"], {"prepare"}),
         (["ldm/corpora"], {"prepare", "evaluate", "sample"}),
         (["ldm/corpora/spelling.py"], {"prepare", "sample"}),
     ],

@@ -56,7 +56,7 @@ def _parquet(source: Path, values: list[Any]) -> None:
 
 
 def _levels(found: list[Pair | Rejection]) -> list[int]:
-    return [int(item.image()[0, 0, 0]) for item in found if isinstance(item, Pair) and callable(item.image)]
+    return [int(item.image().pixels[0, 0, 0]) for item in found if isinstance(item, Pair) and callable(item.image)]
 
 
 def test_a_folder_of_parquet_files_is_a_dataset(tmp_path: Path) -> None:

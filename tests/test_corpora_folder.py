@@ -72,7 +72,7 @@ def test_images_with_captions_in_order_of_names(mine: Path) -> None:
     assert [pair.claims for pair in pairs] == [[None, None], [None]]
     for pair, colour in zip(pairs, [(0, 0, 255), (255, 0, 0)], strict=True):
         assert callable(pair.image)
-        assert np.array_equal(pair.image(), np.full((16, 16, 3), colour, np.uint8))
+        assert np.array_equal(pair.image().pixels, np.full((16, 16, 3), colour, np.uint8))
 
 
 def test_texts_are_found_under_all_their_names(mine: Path) -> None:

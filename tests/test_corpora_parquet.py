@@ -45,7 +45,7 @@ def _read(root: Path, is_captioned: bool = True, **changes: Any) -> list[Pair | 
 
 def _level(item: Pair | Rejection) -> int:
     assert isinstance(item, Pair) and callable(item.image), item
-    return int(item.image()[0, 0, 0])
+    return int(item.image().pixels[0, 0, 0])
 
 
 def test_bytes_structures_and_paths_are_images(mine: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_same_pictures_are_the_same_samples_as_in_folders(mine: Path) -> Non
     for one, other in zip(here, there, strict=True):
         assert isinstance(one, Pair) and isinstance(other, Pair) and callable(one.image) and callable(other.image)
         assert (one.key, one.group, one.split, one.captions) == (other.key, other.group, other.split, other.captions)
-        assert np.array_equal(one.image(), other.image())
+        assert np.array_equal(one.image().pixels, other.image().pixels)
 
 
 def test_rows_that_share_a_path_are_all_there(mine: Path) -> None:

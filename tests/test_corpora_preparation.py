@@ -10,7 +10,7 @@ from ldm.core import images
 from ldm.core.errors import RejectedError
 from ldm.core.shards import Shards
 from ldm.corpora import preparation
-from ldm.corpora.pairs import Pair, Rejected, Rejection
+from ldm.corpora.pairs import Pair, Picture, Rejected, Rejection
 from ldm.corpora.params import PrepareParams
 from tests.corpora import FOLDER
 
@@ -59,7 +59,7 @@ def test_shards_hold_every_accepted_pair_under_equal_keys(tmp_path):
         numbers = [pair.source["number"] for pair in pairs if pair.source["number"] % 25 != 24]
         assert pictures.keys == texts.keys == [f"k{number}" for number in numbers]
         for i, number in enumerate(numbers):
-            assert np.array_equal(images.decode_png(pictures[i]["png"]), _paint(number))
+            assert np.array_equal(images.decode(pictures.image(i)), _paint(number))
             assert json.loads(pictures[i]["json"]) == {
                 "scene": {"number": number},
             }
@@ -118,7 +118,19 @@ def test_of_equal_keys_the_first_is_kept(tmp_path):
 def test_arrays_are_taken_as_well_as_functions(tmp_path):
     array = _paint(7)
     _prepare(tmp_path, [Pair("one", array, ["a"], [None], None, "train", {})])
-    assert np.array_equal(images.decode_png(Shards(tmp_path / "images" / "train")[0]["png"]), array)
+    assert np.array_equal(images.decode(Shards(tmp_path / "images" / "train").image(0)), array)
+
+
+def test_formats_and_conversions_of_accepted_pictures_are_counted(tmp_path):
+    def picture(*notes: str) -> Pair:
+        made = Picture(np.zeros((8, 8, 3), np.uint8), notes)
+        return Pair(f"k{len(notes)}", lambda: made, ["a"], [None], None, "train", {})
+
+    items = [picture("jpeg"), picture("jpeg", "icc_profile"), picture("png", "deep", "turned"), picture("jpeg")]
+    report = _prepare(tmp_path, items)
+    expected = {"deep": 1, "icc_profile": 1, "jpeg": 2, "png": 1, "turned": 1}
+    assert report.pictures == expected, "the last one is a duplicate"
+    assert json.loads((tmp_path / "results/report.json").read_text())["pictures"] == expected
 
 
 def test_a_corpus_that_draws_another_size_is_our_bug(tmp_path):

@@ -11,7 +11,7 @@ from ldm.corpora.report import Distinct, Report
 
 def _sample(key: str, looks: str, pixels: str) -> Sample:
     alike = Likeness(looks, pixels)
-    return Sample(key, "train", "", ["a caption"], [None], None, {}, alike, {"png": b"x"})
+    return Sample(key, "train", "", ["a caption"], [None], None, {}, alike, ["png"], {"webp": b"x"})
 
 
 def test_a_set_of_texts_counts_each_once_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def _rejected(root: Path, **changes: object) -> list[tuple[str, str]]:
 
 def _colour(pair: Pair | Rejection) -> tuple[int, ...]:
     assert isinstance(pair, Pair) and callable(pair.image)
-    return tuple(pair.image()[8, 8].tolist())
+    return tuple(pair.image().pixels[8, 8].tolist())
 
 
 GOOD = _sample("000")
@@ -97,7 +97,7 @@ def test_samples_of_all_tars_in_order(tmp_path):
     assert [pair.group for pair in pairs] == ["00000", "00001", "00001"]
     assert pairs[1].source == {"corpus": "webdataset", "tar": "00001.tar", "key": "a", "url": "https://example.org/1"}
     for pair, colour in zip(pairs, [LIME, BLUE, RED], strict=True):
-        assert np.abs(pair.image().astype(int) - colour).max() <= 4
+        assert np.abs(pair.image().pixels.astype(int) - colour).max() <= 4
 
 
 def test_a_unit_is_named_by_its_tar_and_changes_with_its_bytes_and_its_name(tmp_path):
@@ -148,7 +148,7 @@ def test_the_same_samples_in_folders_and_in_tars_have_equal_keys_groups_and_orde
     assert len(tars) == len(files) == 8
     for one, other in zip(tars, files, strict=True):
         assert (one.key, one.group, one.captions, one.split) == (other.key, other.group, other.captions, other.split)
-        assert (one.image() == other.image()).all()
+        assert (one.image().pixels == other.image().pixels).all()
 
 
 CASES = {

@@ -22,12 +22,23 @@ def test_png_round_trip_is_exact_and_its_bytes_are_repeatable():
     assert images.encode_png(image.copy()) == data
 
 
+@pytest.mark.parametrize("size_px", [1, 24, 257])
+def test_images_of_shards_are_exact_and_smaller_than_png(size_px):
+    smooth = (np.add.outer(np.arange(size_px), np.arange(size_px))[..., None] // np.array([2, 3, 5])).astype(np.uint8)
+    assert len(images.encode(smooth)) < len(images.encode_png(smooth))
+    for image in (_noise(0, size_px), smooth):
+        data = images.encode(image)
+        assert np.array_equal(images.decode(data), image) and images.encode(image.copy()) == data
+        assert np.array_equal(images.decode(images.encode_png(image)), image), "as in shards of former versions"
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((3, 4, 4), np.uint8)]
 )
 def test_only_rgb_bytes_are_encoded(image):
-    with pytest.raises(AssertionError):
-        images.encode_png(image)
+    for encode in (images.encode, images.encode_png):
+        with pytest.raises(AssertionError):
+            encode(image)
 
 
 def test_a_whole_png_is_read_and_any_damage_is_named():

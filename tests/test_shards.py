@@ -37,6 +37,14 @@ def _read_all(split):
     return list(shards.Shards(split))
 
 
+def test_images_are_read_from_webp_and_png_alike(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    for part, encode in (("webp", images.encode), ("png", images.encode_png)):
+        shards.write(tmp_path / part, [(f"{i}", {"json": b"{}", part: encode(p)}) for i, p in enumerate(pixels)], 2)
+        batch = shards.Shards(tmp_path / part).images([2, 0])
+        assert np.array_equal(batch.permute(0, 2, 3, 1), pixels[[2, 0]])
+
+
 def test_samples_come_back_in_order_with_every_byte(split):
     read = shards.Shards(split)
     assert len(read) == 25 and read.num_shards == 3

@@ -220,9 +220,9 @@ def replace_samples_by_real_images(here: Path) -> None:
     (here / "data/samples").unlink()
 
     def pictures(unit: plan.Unit) -> plan.Pictures:
-        pngs = [images[p.split][images[p.split].keys.index(p.key)]["png"] for p in unit.prompts]
+        encoded = [images[p.split].image(images[p.split].keys.index(p.key)) for p in unit.prompts]
         texts, numbers = [p.prompt for p in unit.prompts], [p.prompt_number for p in unit.prompts]
-        return to_tensor(pngs), Origin.of_batch(texts, numbers, {}, {})
+        return to_tensor(encoded), Origin.of_batch(texts, numbers, {}, {})
 
     plan.write(here / "data/samples", sets, pictures, params, passport.inputs)
 

@@ -1,8 +1,8 @@
 """Webdataset tars with an index: written deterministically, read strictly, any sample at random.
 
 A split is a folder of `00000.tar`, `00001.tar`, ..., of `ends.npy` (where each sample ends in its tar) and `index.json`
-(sample count, size and SHA-256 of each tar). Sample KEY with parts "json" and "png" is two neighbouring members of a
-tar, KEY.json and KEY.png. A reader maps 4 bytes per sample, and opens and hashes only the tars that it reads from.
+(sample count, size and SHA-256 of each tar). Sample KEY with parts "json" and "webp" is two neighbouring members of a
+tar, KEY.json and KEY.webp. A reader maps 4 bytes per sample, and opens and hashes only the tars that it reads from.
 """
 
 import os
@@ -167,8 +167,12 @@ class Shards:
             yield {name.partition(".")[2]: data[begin:stop] for name, begin, stop, _ in members}
 
     def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
-        """The decoded images of samples: their parts `png`."""
-        return images.to_tensor([sample["png"] for sample in self.read(numbers)])
+        """The decoded images of samples."""
+        return images.to_tensor([_image(sample) for sample in self.read(numbers)])
+
+    def image(self, i: int) -> bytes:
+        """The encoded image of a sample."""
+        return _image(self[i])
 
     def verify(self) -> None:
         """Hash every tar now, whatever this machine remembers. IntegrityError: one is missing or damaged."""
@@ -206,3 +210,8 @@ class Shards:
             hashes.check_once(Path(path), facts.sha256)
             self._checked.add(shard)
         return path
+
+
+def _image(sample: Mapping[str, bytes]) -> bytes:
+    """The part `webp`, or `png` as in samples and in shards of former versions."""
+    return sample["webp" if "webp" in sample else "png"]

@@ -18,13 +18,13 @@ from typing import Any
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
-from ldm.corpora import captions, cleaning, metadata
+from ldm.corpora import captions, metadata, pixels
 from ldm.corpora.files import File, Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
 from ldm.corpora.slices import slices
 from ldm.corpora.user_params import FolderParams
 
-_IMAGES = tuple(f".{suffix}" for suffix in cleaning.SUFFIXES)
+_IMAGES = tuple(f".{suffix}" for suffix in pixels.SUFFIXES)
 _TEXTS = (".txt", ".caption")
 _JSON = ".json"
 
@@ -106,7 +106,7 @@ def _item(sample: _Sample, params: FolderParams, size_px: int, files: Files, is_
         return Rejection(key, error.reason, _printable(error.detail), source)
     return Pair(
         key=key,
-        image=partial(cleaning.read_image, files, image.name, 0, image.size, params.pixels, size_px),
+        image=partial(pixels.read, files, image.name, 0, image.size, params.pixels, size_px),
         captions=texts,
         claims=[None] * len(texts),
         scene=None,

@@ -9,10 +9,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from ldm.corpora import pixels
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
 from ldm.corpora.params import DigitsParams, OpenMojiParams, PrepareParams, ShapesParams, TorchvisionParams
-from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
+from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, UserCorpus, WebdatasetParams
 
 
 def units(params: PrepareParams, source: Path) -> list[Unit]:
@@ -40,6 +41,8 @@ def _without_captions(items: Callable[[], Iterable[Pair | Rejection]]) -> Iterat
 
 def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit]:
     corpus, size_px = params.corpus, params.image_size_px
+    if isinstance(corpus, UserCorpus):
+        pixels.require(corpus.pixels)
     match corpus:
         case ShapesParams():
             from ldm.corpora import shapes

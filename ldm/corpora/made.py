@@ -13,7 +13,7 @@ from ldm.core import images
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
-from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection
+from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection
 from ldm.corpora.workers import Lost
 
 
@@ -30,6 +30,8 @@ class Sample:
     source: dict[str, Any]
     likeness: Likeness | None
     """None if its split does not depend on what it shows."""
+    notes: list[str]
+    """Its format and what was done to its pixels: the `notes` of `Picture`."""
     image: dict[str, bytes]
     """The encoded image, under the name of its part."""
 
@@ -56,10 +58,11 @@ def make(item: Pair | Rejection, size_px: int) -> Made:
         image = item.image() if callable(item.image) else item.image
     except Rejected as error:
         return Rejection(item.key, error.reason, error.detail, item.source)
-    assert image.shape == (size_px, size_px, 3), f"{item.key}: {image.shape}"
+    picture = image if isinstance(image, Picture) else Picture(image)
+    assert picture.pixels.shape == (size_px, size_px, 3), f"{item.key}: {picture.pixels.shape}"
     assert 0 < len(item.captions) == len(item.claims), f"{item.key}: {item.captions} {item.claims}"
     rule = item.split
-    alike = likeness.of(image) if isinstance(rule, ByContent) else None
+    alike = likeness.of(picture.pixels) if isinstance(rule, ByContent) else None
     return Sample(
         key=item.key,
         split=likeness.split(alike, rule) if isinstance(rule, ByContent) and alike else rule,  # pyright: ignore[reportArgumentType]
@@ -69,7 +72,8 @@ def make(item: Pair | Rejection, size_px: int) -> Made:
         scene=item.scene,
         source=item.source,
         likeness=alike,
-        image={"png": images.encode_png(image)},
+        notes=list(picture.notes),
+        image={"webp": images.encode(picture.pixels)},
     )
 
 

@@ -21,6 +21,15 @@ class Rejected(Exception):
         self.detail = detail
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Pixels of an image, and what the report counts about it."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    notes: tuple[str, ...] = ()
+    """Its format and what was done to its pixels, such as "jpeg" or "icc_profile"."""
+
+
 @dataclass(frozen=True)
 class ByContent:
     """A split that what a picture shows decides, and not its name: equal pictures are always in the same one."""
@@ -37,7 +46,7 @@ class Pair:
 
     key: str
     """Letters, digits, "-" and "_", at most 80; equal in image and caption shards."""
-    image: UInt8[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"]]
+    image: UInt8[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"] | Picture]
     """Square pixels, or a picklable function that makes them in a worker process; it may raise `Rejected`."""
     captions: list[str]
     """At least one."""

@@ -114,5 +114,5 @@ class _Examples:
         """Draw the samples with their first captions; nothing if there are none."""
         ranked = sorted(self._chosen, reverse=True)
         if ranked:
-            cells = np.stack([images.decode_png(data) for _, data, _ in ranked]).transpose(0, 3, 1, 2)
+            cells = np.stack([images.decode(data) for _, data, _ in ranked]).transpose(0, 3, 1, 2)
             images.grid(cells, math.ceil(math.sqrt(len(ranked))), [text for *_, text in ranked]).save(path)

@@ -75,6 +75,8 @@ class Report:
     """By reason."""
     first_rejected: dict[str, str] = field(default_factory=dict[str, str])
     """One example of each reason."""
+    pictures: Counter[str] = field(default_factory=Counter[str])
+    """How many accepted pictures had a format, or needed a conversion: the `notes` of `Picture`."""
     splits: dict[Split, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
     keys: Distinct = field(default_factory=Distinct)
     """Of accepted samples."""
@@ -98,6 +100,7 @@ class Report:
             self.first_rejected.setdefault(item.reason, f"{item.key}: {item.detail}")
         else:
             self.splits[item.split].add(item.captions)
+            self.pictures.update(item.notes)
             self._compare(item.likeness)
         return item
 
@@ -131,6 +134,7 @@ class Report:
             "num_seen": self.num_seen,
             "num_rejected": self.num_rejected.total(),
             "rejected": dict(sorted(self.num_rejected.items())),
+            "pictures": dict(sorted(self.pictures.items())),
             "num_equal_pictures": self.num_compared - len(self.pixels),
             "num_near_duplicates": len(self.pixels) - len(self.looks),
             "splits": {name: _printable(split) for name, split in self.splits.items()},

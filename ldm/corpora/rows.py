@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ldm.corpora import captions, cleaning
+from ldm.corpora import captions, pixels
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, key_of
 from ldm.corpora.pixels_params import PixelParams
@@ -67,14 +67,14 @@ class Table:
         )
 
     def _image(self, data: bytes | None, path: str | None) -> Callable[[], Any]:
-        pixels = self.params.pixels
+        params = self.params.pixels
         if data is not None:
-            if len(data) > pixels.max_bytes:
+            if len(data) > params.max_bytes:
                 raise Rejected("TOO_MANY_BYTES", f"{len(data)} bytes")
-            return partial(cleaning.clean, data, pixels, self.size_px)
+            return partial(pixels.clean, data, params, self.size_px)
         if path is None or self.files is None:
             raise Rejected("MISSING_IMAGE", f"no image in column {self.params.image}")
-        return partial(_read, self.files, self._file(path), pixels, self.size_px)
+        return partial(_read, self.files, self._file(path), params, self.size_px)
 
     def _captions(self, row: Row) -> list[str]:
         fields = {name: value for name, value in row.items() if name != self.params.image}
@@ -115,4 +115,4 @@ def _read(files: Files, name: str, params: PixelParams, size_px: int) -> Any:
     data = files.read(name, 0, params.max_bytes + 1)
     if len(data) > params.max_bytes:
         raise Rejected("TOO_MANY_BYTES", f"{name}: more than {params.max_bytes} bytes")
-    return cleaning.clean(data, params, size_px)
+    return pixels.clean(data, params, size_px)

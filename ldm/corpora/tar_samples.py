@@ -9,7 +9,7 @@ import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from ldm.corpora import cleaning
+from ldm.corpora import pixels
 from ldm.corpora.pairs import Rejected
 from ldm.corpora.tars import Member, Scan
 from ldm.corpora.user_params import WebdatasetParams
@@ -60,7 +60,7 @@ def samples(found: Scan, params: WebdatasetParams) -> dict[str, Sample]:
 
 def picture(sample: Sample, params: WebdatasetParams) -> Member:
     """The member that holds the picture of a sample. Rejected: MISSING_IMAGE, TWO_IMAGES."""
-    suffixes = [params.image_part] if params.image_part is not None else cleaning.SUFFIXES
+    suffixes = [params.image_part] if params.image_part is not None else pixels.SUFFIXES
     pictures = [suffix for suffix in suffixes if suffix in sample.parts]
     if not pictures:
         wanted = f"no part {params.image_part}; " if params.image_part is not None else ""
@@ -112,7 +112,7 @@ def _name_dots(key: str, taken: defaultdict[str, Sample]) -> None:
     picture KEY.jpg, was meant to be a sample.
     """
     parts = taken[key].parts
-    pictures = [part for part in parts if part.rpartition(".")[2] in cleaning.SUFFIXES]
+    pictures = [part for part in parts if part.rpartition(".")[2] in pixels.SUFFIXES]
     dotted = [part for part in pictures if "." in part]
     for part in dotted:
         middle = part.rpartition(".")[0]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.core.errors import ConfigError, MachineError
-from ldm.corpora import cleaning, spelling
+from ldm.corpora import pixels, spelling
 from ldm.corpora.pairs import Pair, class_claim, key_of, split_of
 from ldm.corpora.params import Arguments, TorchvisionParams
 
@@ -39,7 +39,7 @@ def _all_pairs(params: TorchvisionParams, parts: dict[str, Any], size_px: int) -
             name = names[label] if names else str(label)
             yield Pair(
                 key=key,
-                image=cleaning.square(np.asarray(image.convert("RGB")), params.resampling, size_px),
+                image=pixels.square(np.asarray(image.convert("RGB")), params.resampling, size_px),
                 captions=[spelling.clean(params.caption.format(name))],
                 claims=[class_claim(name)],
                 scene=None,

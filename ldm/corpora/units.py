@@ -4,7 +4,7 @@ and beyond: a stopped `prepare` goes on, and a tar that is added costs its own w
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any
 
@@ -25,16 +25,26 @@ _AROUND = frozenset(f"code.ldm/corpora/{name}.py" for name in ("preparation", "r
 """Code that arranges samples, and changes none."""
 
 
+_CODECS = ("pillow", "imagehash", "pillow-heif", "pillow-jxl-plugin")
+"""Packages that make pixels, or tell them apart; the last two may be missing."""
+
+
 def made_by(script: str, params: PrepareParams) -> dict[str, Any]:
     """The fingerprint of all units: the params, code and packages that make samples what they are."""
-    codecs = {name: version(name) for name in ("pillow", "imagehash")}
-    found = fingerprint.of(script, params, codecs)
+    found = fingerprint.of(script, params, {name: _version(name) for name in _CODECS})
     drawing = ("code.ldm/corpora/", "code.ldm/core/images.py")
     return {
         key: value
         for key, value in found.items()
         if not key.startswith("code.") or (key.startswith(drawing) and key not in _AROUND)
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def make(

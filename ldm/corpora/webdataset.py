@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.progress import each
-from ldm.corpora import captions, cleaning, tar_samples, unpacked
+from ldm.corpora import captions, pixels, tar_samples, unpacked
 from ldm.corpora.files import File, Files
-from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
+from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection, Unit, key_of
 from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.tar_samples import Sample
 from ldm.corpora.tars import BLOCK, Contents, Member, Scan, printable
@@ -39,7 +37,7 @@ def units(params: WebdatasetParams, size_px: int, files: Files, is_captioned: bo
     """A unit for each tar, by name; all of them are looked over first. Captions are not read if the corpus is not
     captioned.
 
-    Reasons of rejections, besides those of `ldm.corpora.cleaning` and `captions`: MISSING_IMAGE, TWO_IMAGES, BAD_JSON;
+    Reasons of rejections, besides those of `ldm.corpora.pixels` and `captions`: MISSING_IMAGE, TWO_IMAGES, BAD_JSON;
     DUPLICATE_MEMBER (the first one counts), BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH, DOTTED_KEY; and
     DAMAGED_MEMBER, DAMAGED_TAR.
 
@@ -198,12 +196,12 @@ class _Reader:
         texts = {f".{part}": partial(self._read, member) for part, member in sample.parts.items()}
         return captions.take(texts, lambda: fields, self.params.captions)
 
-    def _image(self, member: Member) -> Callable[[], UInt8[np.ndarray, "h w 3"]]:
+    def _image(self, member: Member) -> Callable[[], Picture]:
         if isinstance(self.contents, Plain):
             where = (self.files, self.tar.file.name, member.offset, member.size)
             return partial(_decoded, *where, self.params.pixels, self.size_px)
         # Other processes would have to unpack everything before it.
-        return partial(cleaning.clean, self._read(member), self.params.pixels, self.size_px)
+        return partial(pixels.clean, self._read(member), self.params.pixels, self.size_px)
 
     def _read(self, member: Member) -> bytes:
         _check(member.size, self.params.pixels)
@@ -219,9 +217,9 @@ class _Reader:
 
 def _decoded(
     files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int
-) -> UInt8[np.ndarray, "h w 3"]:
+) -> Picture:
     _check(size, params)
-    return cleaning.clean(files.read(name, offset, size), params, size_px)
+    return pixels.clean(files.read(name, offset, size), params, size_px)
 
 
 def _check(size: int, params: PixelParams) -> None:

@@ -80,9 +80,9 @@ class RealImages:
         return len(self._splits[split])
 
     def png(self, origin: Origin) -> bytes:
-        """The image of one sample, as PNG."""
+        """The image of one sample, encoded."""
         split, number = origin
-        return self._splits[split][number]["png"]
+        return self._splits[split].image(number)
 
     def origin(self, prompt: Prompt) -> Origin:
         """Where the real image of a prompt is. IntegrityError: it is no longer there."""

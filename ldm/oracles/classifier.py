@@ -34,7 +34,7 @@ def learn(params: ClassifierOracleParams, pictures: Shards, captions: Shards) ->
         found = f"captions that claim {len(names)} classes"
         fix = "write {kind: retrieval, ...} or {kind: none}, or take a corpus of classes"
         raise ConfigError("params.yaml: evaluate.accuracy.kind: classifier", found, "at least two classes", fix)
-    pixels = np.stack([_features(images.decode_png(pictures[i]["png"])) for i, _ in labelled])
+    pixels = np.stack([_features(images.decode(pictures.image(i))) for i, _ in labelled])
     model = SVC(C=params.cost).fit(pixels, [name for _, name in labelled])
 
     def check(image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim]) -> list[dict[str, bool]]:

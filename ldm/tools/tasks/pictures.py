@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.core import system
 from ldm.core.errors import ConfigError
-from ldm.corpora import cleaning
+from ldm.corpora import pixels as decoding
 from ldm.corpora.pairs import Rejected
 from ldm.corpora.pixels_params import PixelParams
 from ldm.tools.tasks import masks
@@ -20,6 +20,7 @@ from ldm.tools.tasks import masks
 _WHITE = 128
 """Least value of a pixel of a mask that counts as white."""
 _ANY = PixelParams(
+    formats=["png", "jpeg", "webp"],
     min_side_px=1,
     max_pixels=89_478_485,
     max_bytes=2**28,
@@ -80,7 +81,7 @@ def read(path: Path) -> Picture:
     fix = "name a PNG, JPEG or WebP file of one image"
     try:
         data = path.read_bytes()
-        return Picture(cleaning.whole(data, _ANY), hashlib.sha256(data).hexdigest(), str(path))
+        return Picture(decoding.whole(data, _ANY).pixels, hashlib.sha256(data).hexdigest(), str(path))
     except OSError as error:
         raise system.explain(error, str(path), ConfigError) from None
     except Rejected as error:
@@ -96,7 +97,7 @@ def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
 
 def fitted(picture: Picture, size_px: int) -> UInt8[Tensor, "3 h w"]:
     """The centre square, resized as stage `prepare` does; an image of that size stays as it is in every bit."""
-    return torch.from_numpy(cleaning.square(picture.pixels, _ANY.resampling, size_px).transpose(2, 0, 1).copy())
+    return torch.from_numpy(decoding.square(picture.pixels, _ANY.resampling, size_px).transpose(2, 0, 1).copy())
 
 
 def white(mask: Picture, size_px: int) -> Bool[Tensor, "1 h w"]:
