@@ -10,18 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ldm.core.params import PathsParams
-from tests.corpora import CAPTIONS, PIXELS
+from tests import corpora
 from tests.training_data import KEPT
 
-WEBDATASET = {
-    "kind": "webdataset",
-    "directory": ".",
-    "pixels": PIXELS.model_dump(),
-    "captions": CAPTIONS.model_dump(),
-    "val_fraction": 0.3,
-    "seed": 0,
-}
-FOLDER = WEBDATASET | {"kind": "folder", "ignore": []}
+WEBDATASET = corpora.WEBDATASET.model_dump()
+FOLDER = corpora.FOLDER.model_dump() | {"directory": "."}
 
 
 def picture(seed: int) -> bytes:

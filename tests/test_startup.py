@@ -13,7 +13,6 @@ from tests.stage_scripts import forget_accelerator
 
 COUNTS = (10_000, 100_000)
 MOST_BYTES_PER_SAMPLE = 16
-GROWING = [start for start in STARTS if start != "train_unet"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_a_synthetic_corpus_is_a_split_like_others(corpora: list[Path]) -> None:
     shards.verify()
 
 
-@pytest.mark.parametrize("start", GROWING)
+@pytest.mark.parametrize("start", STARTS)
 def test_memory_hardly_grows_with_the_corpus(corpora: list[Path], start: str) -> None:
     """Besides 4 bytes per sample of a split that are mapped, not held."""
     few, many = (peak_bytes(start, root) for root in corpora)

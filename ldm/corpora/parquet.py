@@ -42,7 +42,9 @@ def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool 
     # The order of all samples by name: a/1 stands behind a-b/1, as "/" does behind "-".
     found.sort(key=lambda file: f"{_stem(file)}/")
     make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
-    return [Unit(file.name, files.sha256(file.name), partial(make, file)) for file in found]
+    # Rows may name images that lie beside.
+    beside = [file.name for file in files.list() if file not in found]
+    return [Unit(file.name, files.sha256_of([file.name, *beside]), partial(make, file)) for file in found]
 
 
 def _items(
