@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import get_args
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import UInt16
 from PIL import AvifImagePlugin, Image, ImageCms, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -181,9 +181,7 @@ def _jpeg_as_it_is(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -
         return _finished(whole, image.info.get("icc_profile"), ["jpeg"], params, turn=turn)
 
 
-def _enough(
-    size: tuple[int, int], turn: int, params: PixelParams, sizes_px: Sequence[Size]
-) -> tuple[int, int] | None:
+def _enough(size: tuple[int, int], turn: int, params: PixelParams, sizes_px: Sequence[Size]) -> tuple[int, int] | None:
     """Width and height of a JPEG, as it lies in its file, that are enough for the nearest of the sizes."""
     if not sizes_px:
         return None
