@@ -23,7 +23,7 @@ from ldm.core import images
 from ldm.core.shards import Writer
 from ldm.corpora import pixels
 from ldm.corpora.files import Files
-from ldm.corpora.pixels_params import PixelParams
+from ldm.corpora.pixels_params import PixelParams, SquareParams
 
 SOURCE_PX = 512
 PARAMS = PixelParams(
@@ -35,6 +35,7 @@ PARAMS = PixelParams(
     background="#ffffff",
     deep_greyscale="reject",
     resampling="lanczos",
+    framing=SquareParams(kind="square", crop="centre"),
 )
 
 

@@ -260,9 +260,24 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(monkeypatch, resampl
 
 
 def test_an_image_of_twice_the_target_is_decoded_in_full():
-    data = _file(Image.fromarray(_noise(64, 64)), "JPEG")
-    assert pixels.whole(data, PIXELS, 64).pixels.shape == pixels.whole(data, PIXELS, 33).pixels.shape == (64, 64, 3)
-    assert pixels.whole(data, PIXELS, 32).pixels.shape == (32, 32, 3)
+    data, params = _file(Image.fromarray(_noise(64, 64)), "JPEG"), PIXELS.model_copy(update={"resampling": "lanczos"})
+    shapes = [pixels.whole(data, params, [(side, side)]).pixels.shape for side in (32, 17, 16)]
+    assert shapes == [(64, 64, 3), (64, 64, 3), (32, 32, 3)]
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_a_picture_for_a_bucket_is_decoded_at_twice_the_size_of_that_bucket(turn: int):
+    """Upright, the picture has 96 x 160 px. Half of that is twice a bucket of 24 x 40, and less than twice 32 x 32."""
+    stored = _noise(96, 160) if turn == 6 else _noise(160, 96)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data, params = (
+        _file(Image.fromarray(stored), "JPEG", exif=exif),
+        PIXELS.model_copy(update={"resampling": "lanczos"}),
+    )
+    wide, square, tall = (24, 40), (32, 32), (40, 24)
+    shapes = [pixels.whole(data, params, sizes).pixels.shape for sizes in ([wide], [wide, square, tall], [square], ())]
+    assert shapes == [(48, 80, 3), (48, 80, 3), (96, 160, 3), (96, 160, 3)]
 
 
 def test_a_phone_of_200_megapixels_is_allowed_where_the_params_say_so():

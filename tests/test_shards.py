@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from ldm.core import hashes, shards, shards_index
+from ldm.core import hashes, images, shards, shards_index
 from ldm.core.errors import IntegrityError
 
 SAMPLES = [(f"key-{i:03d}", {"json": b"{}" * i, "png": bytes(range(i % 256)) * 5}) for i in range(25)]
