@@ -13,7 +13,7 @@ from ldm.core import images
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
-from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection
+from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection, size_notes
 from ldm.corpora.workers import Lost
 
 
@@ -58,7 +58,7 @@ def make(item: Pair | Rejection, size_px: int) -> Made:
         image = item.image() if callable(item.image) else item.image
     except Rejected as error:
         return Rejection(item.key, error.reason, error.detail, item.source)
-    picture = image if isinstance(image, Picture) else Picture(image)
+    picture = image if isinstance(image, Picture) else Picture(image, size_notes(*image.shape[1::-1]))
     assert picture.pixels.shape == (size_px, size_px, 3), f"{item.key}: {picture.pixels.shape}"
     assert 0 < len(item.captions) == len(item.claims), f"{item.key}: {item.captions} {item.claims}"
     rule = item.split

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.progress import each
@@ -215,9 +214,7 @@ class _Reader:
         return {"corpus": "webdataset", "tar": printable(self.tar.file.name), "key": printable(key)}
 
 
-def _decoded(
-    files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int
-) -> Picture:
+def _decoded(files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int) -> Picture:
     _check(size, params)
     return pixels.clean(files.read(name, offset, size), params, size_px)
 
