@@ -57,7 +57,7 @@ def test_every_format_is_told_by_content_decoded_if_allowed_and_else_named(name)
     data = saved(SMOOTH, KINDS[name])
     assert containers.format_of(data) == name
     picture = pixels.whole(data, PIXELS)
-    assert picture.notes == (name,) and np.abs(picture.pixels.astype(int) - SMOOTH).mean() < 6
+    assert picture.notes[0] == name and np.abs(picture.pixels.astype(int) - SMOOTH).mean() < 6
     others = [other for other in KINDS if other != name]
     with pytest.raises(Rejected, match=f"FORMAT.*{name}, and the params allow"):
         pixels.whole(data, PIXELS.model_copy(update={"formats": others}))

@@ -1,17 +1,19 @@
 """The account of a corpus, and sets in few bytes."""
 
+from dataclasses import replace
+
 import pytest
 
 from ldm.corpora import report
 from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Sample
-from ldm.corpora.pairs import Rejection
+from ldm.corpora.pairs import Rejection, size_notes
 from ldm.corpora.report import Distinct, Report
 
 
 def _sample(key: str, looks: str, pixels: str) -> Sample:
     alike = Likeness(looks, pixels)
-    return Sample(key, "train", "", ["a caption"], [None], None, {}, alike, ["png"], {"webp": b"x"})
+    return Sample(key, "train", "", ["a caption"], [None], None, {}, None, alike, ["png"], {"webp": b"x"})
 
 
 def test_a_set_of_texts_counts_each_once_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +39,21 @@ def test_of_equal_keys_the_first_is_accepted() -> None:
     again = account.add(second)
     assert isinstance(again, Rejection) and again.reason == "DUPLICATE_KEY"
     assert account.num_seen == 2 and account.num_rejected == {"DUPLICATE_KEY": 1}
+
+
+def test_tables_count_sizes_words_and_reasons_and_name_pairs_that_look_alike() -> None:
+    account = Report()
+    for key, looks, pixels, size in (
+        ("k0", "a", "1", (640, 480)),
+        ("k1", "a", "2", (500, 900)),
+        ("k2", "b", "3", (64, 64)),
+    ):
+        sample = _sample(key, looks, pixels)
+        account.add(replace(sample, notes=["png", *size_notes(*size)], captions=["a", "b c"], claims=[None, None]))
+    account.add(_sample("k3", "a", "1"))
+    account.add(Rejection("bad", "BROKEN", "", {}))
+    tables = {name: rows for name, (_, rows) in account.tables().items()}
+    assert tables["sides"] == [(64, 1), (256, 2)] and tables["aspects"] == [(1, 1), (1.25, 1), (1.75, 1)]
+    assert tables["caption_words"] == [(1, 3), (2, 4)]
+    assert tables["rejected"] == [("BROKEN", 1)] and tables["near_duplicates"] == [("k0", "k1")]
+    assert account.to_json()["pictures"] == {"png": 4}

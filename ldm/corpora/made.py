@@ -14,7 +14,7 @@ from ldm.core.params import Size
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
-from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection
+from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection, size_notes
 from ldm.corpora.workers import Lost
 
 
@@ -61,7 +61,7 @@ def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
         image = item.image() if callable(item.image) else item.image
     except Rejected as error:
         return Rejection(item.key, error.reason, error.detail, item.source)
-    picture = image if isinstance(image, Picture) else Picture(image)
+    picture = image if isinstance(image, Picture) else Picture(image, size_notes(*image.shape[1::-1]))
     size_px = picture.pixels.shape[0], picture.pixels.shape[1]
     assert size_px in sizes_px and picture.pixels.shape[2:] == (3,), f"{item.key}: {picture.pixels.shape}"
     assert 0 < len(item.captions) == len(item.claims), f"{item.key}: {item.captions} {item.claims}"

@@ -11,6 +11,9 @@ from jaxtyping import UInt8
 
 from ldm.core.shards import Split
 
+SIDE, ASPECT = "side_px=", "aspect="
+"""How `size_notes` begin."""
+
 
 class Rejected(Exception):
     """Why a sample cannot be used: a reason code, which is counted, and details."""
@@ -27,7 +30,13 @@ class Picture:
 
     pixels: UInt8[np.ndarray, "h w 3"]
     notes: tuple[str, ...] = ()
-    """Its format and what was done to its pixels, such as "jpeg" or "icc_profile"."""
+    """Its format and what was done to its pixels, such as "jpeg" or "icc_profile", and its `size_notes`."""
+
+
+def size_notes(width: int, height: int) -> tuple[str, str]:
+    """The least power of two that the shorter side has, and longer over shorter side, rounded down to quarters."""
+    short, long = sorted((width, height))
+    return f"{SIDE}{1 << short.bit_length() - 1}", f"{ASPECT}{long * 4 // short / 4:g}"
 
 
 @dataclass(frozen=True)

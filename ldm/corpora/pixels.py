@@ -29,7 +29,7 @@ from ldm.core.errors import MachineError
 from ldm.core.params import Size
 from ldm.corpora import containers, framing
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import Picture, Rejected
+from ldm.corpora.pairs import Picture, Rejected, size_notes
 from ldm.corpora.pixels_params import Format, PixelParams
 
 SUFFIXES = containers.SUFFIXES
@@ -50,7 +50,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ENOUGH = {"area": 8, "lanczos": 2}
+ENOUGH = {"area": 8, "lanczos": 2}
 """A JPEG may be decoded at a half, a fourth or an eighth if that is this many times the target: the difference of the
 resized images is then a fraction of a level. Pillow's mean over an area takes whole pixels, so it needs more."""
 _SRGB_LEVELS = 2
@@ -117,7 +117,8 @@ def _format(data: bytes, params: PixelParams) -> Format:
     raise Rejected("NOT_IMAGE", f"{name or 'unknown'}, first bytes {data[:8].hex() or 'none'}")
 
 
-def _check_size(size: tuple[int, int], params: PixelParams) -> None:
+def _checked(size: tuple[int, int], params: PixelParams) -> tuple[str, str]:
+    """The notes of a size, if the params allow it."""
     short, long = sorted(size)
     shape = f"{size[0]} x {size[1]} px"
     if short * long > params.max_pixels:
@@ -126,6 +127,7 @@ def _check_size(size: tuple[int, int], params: PixelParams) -> None:
         raise Rejected("TOO_SMALL", shape)
     if long > short * params.max_aspect_ratio:
         raise Rejected("TOO_NARROW", shape)
+    return size_notes(*size)
 
 
 def _check_frames(count: int) -> None:
@@ -137,10 +139,10 @@ def _png(data: bytes, params: PixelParams) -> Picture:
     png = containers.png(data)
     _check_frames(png.num_frames)
     with PngImageFile(io.BytesIO(png.data)) as image:
-        _check_size(image.size, params)
+        sizes = _checked(image.size, params)
         if png.bits == 16 and png.colour in (0, 4) and params.deep_greyscale == "reject":
             raise Rejected("MODE_16BIT", "16-bit greyscale")
-        notes = ["png", *(["deep"] if png.bits == 16 and image.mode != "I;16" else [])]
+        notes = ["png", *sizes, *(["deep"] if png.bits == 16 and image.mode != "I;16" else [])]
         if png.transparent is None:
             return _finished(image, png.profile, notes, params)
         opaque = np.any(_values(image, png) != png.transparent, axis=2)
@@ -170,7 +172,7 @@ def _jpeg(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -> Picture
 
 def _jpeg_as_it_is(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -> Picture:
     with JpegImageFile(io.BytesIO(data)) as image:
-        _check_size(image.size, params)
+        sizes = _checked(image.size, params)
         turn = _orientation(image)
         enough = _enough(image.size, turn, params, sizes_px)
         _, exact = (enough and image.draft(None, enough)) or ("", (0, 0, *image.size))
@@ -178,7 +180,7 @@ def _jpeg_as_it_is(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -
         # The last row and column of a smaller picture may stand for less than a pixel, which would shift the centre.
         size = round(exact[2]), round(exact[3])
         whole = image if exact[2:] == image.size else image.resize(size, Image.Resampling.LANCZOS, box=exact)
-        return _finished(whole, image.info.get("icc_profile"), ["jpeg"], params, turn=turn)
+        return _finished(whole, image.info.get("icc_profile"), ["jpeg", *sizes], params, turn=turn)
 
 
 def _enough(size: tuple[int, int], turn: int, params: PixelParams, sizes_px: Sequence[Size]) -> tuple[int, int] | None:
@@ -187,22 +189,22 @@ def _enough(size: tuple[int, int], turn: int, params: PixelParams, sizes_px: Seq
         return None
     is_lying = turn in (5, 6, 7, 8)
     width, height = size[::-1] if is_lying else size
-    height, width = (_ENOUGH[params.resampling] * side for side in framing.nearest((height, width), sizes_px))
+    height, width = (ENOUGH[params.resampling] * side for side in framing.nearest((height, width), sizes_px))
     return (height, width) if is_lying else (width, height)
 
 
 def _other(data: bytes, kind: Format, params: PixelParams) -> Picture:
     if kind == "jxl":
-        _check_size(containers.jxl_size(data), params)
+        _checked(containers.jxl_size(data), params)
     with _opened(data, kind) as image:
-        _check_size(image.size, params)
+        sizes = _checked(image.size, params)
         if kind != "heic":  # a phone's picture may carry others; the first is the one it shows
             _check_frames(getattr(image, "n_frames", 1))
         if isinstance(image, TiffImageFile) and int(image.tag_v2.get(_SUBFILE, 0)) & 1:
             raise Rejected("FORMAT", "tiff that begins with a thumbnail, such as a camera's raw file")
         # A JPEG XL is decoded upright, unless it is a JPEG in another coat.
         turn = 1 if kind == "jxl" and not getattr(image, "jpeg", False) else None
-        return _finished(image, image.info.get("icc_profile"), [kind], params, turn=turn)
+        return _finished(image, image.info.get("icc_profile"), [kind, *sizes], params, turn=turn)
 
 
 def _opened(data: bytes, kind: Format) -> ImageFile.ImageFile:

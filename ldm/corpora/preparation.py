@@ -1,5 +1,6 @@
 """Pairs of any corpus -> image shards, caption shards, and an account of every sample seen."""
 
+import csv
 import hashlib
 import heapq
 import json
@@ -49,7 +50,7 @@ def make(
 def write(
     items: Iterable[Made], image_shards: Path, caption_shards: Path, results: Path, params: PrepareParams
 ) -> Report:
-    """Write shards of all splits, `rejected.jsonl`, `report.json` and `examples.png`.
+    """Write shards of all splits, `rejected.jsonl`, `report.json`, its tables as CSVs, and `examples.png`.
 
     Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY.
     """
@@ -72,6 +73,9 @@ def write(
             texts.write(item.key, item.caption_parts, item.group, item.size_px)
             examples.add(item)
     (results / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    for name, (columns, rows) in report.tables().items():
+        with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     examples.draw(results / "examples.png")
     return report
 

@@ -13,9 +13,10 @@ from ldm.core.errors import RejectedError
 from ldm.core.shards import SPLITS, Split
 from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Made, Sample
-from ldm.corpora.pairs import Rejection
+from ldm.corpora.pairs import ASPECT, SIDE, Rejection
 
 _FEW = 1 << 20
+_NUM_COMPARED, _NUM_PAIRS = 1 << 16, 1000
 
 
 class Distinct:
@@ -82,6 +83,10 @@ class Report:
     """Of accepted samples."""
     looks: Distinct = field(default_factory=Distinct)
     pixels: Distinct = field(default_factory=Distinct)
+    first_alike: dict[str, str] = field(default_factory=dict[str, str])
+    """Of the first `_NUM_COMPARED` looks: the key of the first sample, to name pairs of near-duplicates."""
+    alike: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Keys of near-duplicates, `_NUM_PAIRS` pairs at most."""
     num_compared: int = 0
     """Samples whose split depends on what they show; of these, `looks` and `pixels` hold the hashes."""
 
@@ -101,14 +106,18 @@ class Report:
         else:
             self.splits[item.split].add(item.captions)
             self.pictures.update(item.notes)
-            self._compare(item.likeness)
+            self._compare(item.key, item.likeness)
         return item
 
-    def _compare(self, likeness: Likeness | None) -> None:
-        if likeness is not None:
-            self.num_compared += 1
-            self.looks.add(likeness.looks)
-            self.pixels.add(likeness.pixels)
+    def _compare(self, key: str, likeness: Likeness | None) -> None:
+        if likeness is None:
+            return
+        self.num_compared += 1
+        is_new_look, is_new = self.looks.add(likeness.looks), self.pixels.add(likeness.pixels)
+        if is_new_look and len(self.first_alike) < _NUM_COMPARED:
+            self.first_alike[likeness.looks] = key
+        elif is_new and likeness.looks in self.first_alike and len(self.alike) < _NUM_PAIRS:
+            self.alike.append((self.first_alike[likeness.looks], key))
 
     def check(self, max_reject_fraction: float, rejected_file: Path) -> None:
         """Refuse a corpus with too few usable samples.
@@ -134,11 +143,27 @@ class Report:
             "num_seen": self.num_seen,
             "num_rejected": self.num_rejected.total(),
             "rejected": dict(sorted(self.num_rejected.items())),
-            "pictures": dict(sorted(self.pictures.items())),
+            "pictures": {name: self.pictures[name] for name in sorted(self.pictures) if "=" not in name},
             "num_equal_pictures": self.num_compared - len(self.pixels),
             "num_near_duplicates": len(self.pixels) - len(self.looks),
             "splits": {name: _printable(split) for name, split in self.splits.items()},
         }
+
+    def tables(self) -> dict[str, tuple[tuple[str, str], list[tuple[Any, Any]]]]:
+        """What the CSVs beside `report.json` hold, by name: two columns and their rows. Counts are of accepted samples,
+        over all splits."""
+        words = sum((split.caption_words for split in self.splits.values()), Counter[int]())
+        return {
+            "sides": (("shorter_side_px", "pictures"), self._counted(SIDE)),
+            "aspects": (("longer_over_shorter", "pictures"), self._counted(ASPECT)),
+            "caption_words": (("words", "captions"), sorted(words.items())),
+            "rejected": (("reason", "samples"), self.num_rejected.most_common()),
+            "near_duplicates": (("first", "alike"), list(self.alike)),
+        }
+
+    def _counted(self, prefix: str) -> list[tuple[float, int]]:
+        found = {name.removeprefix(prefix): n for name, n in self.pictures.items() if name.startswith(prefix)}
+        return sorted((float(value), count) for value, count in found.items())
 
 
 def _printable(split: SplitReport) -> dict[str, Any]:
