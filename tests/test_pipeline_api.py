@@ -124,7 +124,9 @@ def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root)
         assert torch.equal(found.parts[name][[0, 2, 3]], expected)
         assert torch.equal(loaded.generator.condition(captions).parts[name], expected)
     typed = loaded.generator.condition([f"  {captions[0]}\u200b\n".replace(" ", "\t ")])
-    assert torch.equal(typed.parts["tokens"], stored.tokens(rows[:1])), "a prompt is cleaned as captions are"
+    assert torch.equal(typed.parts["tokens"], stored.parts(stored.rows(captions[:1]))["tokens"]), (
+        "a prompt is cleaned as captions are"
+    )
     null = loaded.embed([""])
     for name, part in loaded.generator.null_condition.parts.items():
         assert torch.equal(part, stored.null[name])
