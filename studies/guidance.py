@@ -18,7 +18,7 @@ from ldm.core.config import Section
 from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
 from ldm.sampling.params import DrawingParams
-from studies import intervals, study
+from studies import classifier, intervals, study
 from studies.lab import CHECKS
 from studies.rows import Row, interval
 
@@ -68,6 +68,8 @@ def measures(measured: Mapping[str, Tensor], real: Float[Tensor, "n f"]) -> dict
 
 def main() -> str:
     this = study.start(GuidanceParams, "guidance", __file__)
+    if not classifier.OUTPUT.is_dir():
+        classifier.run(classifier.OUTPUT, this.lab.paths)
     cases = this.lab.cases("unseen", this.params.num_prompts)
     real = this.lab.features(cases.images)
 

@@ -16,6 +16,7 @@ from ldm.sampling.generator import Generator
 from ldm.sampling.guidance import models
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
+from ldm.text.model.captions import Captions
 from ldm.tools import cli, pipeline
 from tests import stage_scripts, trained_data
 
@@ -45,8 +46,8 @@ def test_both_forms_of_classifier_free_guidance_make_the_same_image(loaded: pipe
     assert not torch.equal(loaded(PROMPTS, guidance_scale=3), unguided)
 
 
-def test_a_negative_prompt_takes_the_place_of_no_prompt(loaded: pipeline.Pipeline):
-    stored = loaded.generator.embeddings.captions[0]
+def test_a_negative_prompt_takes_the_place_of_no_prompt(loaded: pipeline.Pipeline, root: Path):
+    stored = Captions(root / "data/captions/train").texts[0][0]
     for negative in (stored, "a thing of no corpus"):
         found = loaded(PROMPTS, guidance_scale=3, negative_prompt=negative)
         assert not torch.equal(found, loaded(PROMPTS, guidance_scale=3))

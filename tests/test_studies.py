@@ -22,7 +22,6 @@ from tests.stage_scripts import forget_accelerator
 
 PIPELINE = YAML(typ="safe", pure=True).load((ROOT / STUDIES).read_text())
 SCRIPTS = stage_scripts(ROOT, STUDIES)
-WITH_PAGE = [name for name in SCRIPTS if name != "classifier"]  # which is a model that a study draws with
 
 
 def features(seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -166,17 +165,17 @@ def test_a_study_that_is_stopped_goes_on_and_has_written_the_rows_before(tmp_pat
 def test_a_study_depends_on_the_code_that_it_imports(stage: str) -> None:
     listed = [dep for dep in PIPELINE["stages"][stage]["deps"] if not dep.startswith("${")]
     assert listed == covered(files_of(SCRIPTS[stage], ROOT)), "run `make deps`"
-    assert any(file == "studies/study.py" for file in listed) == (stage in WITH_PAGE)
+    assert any(file == "studies/study.py" for file in listed)
 
 
-@pytest.mark.parametrize("stage", WITH_PAGE)
+@pytest.mark.parametrize("stage", SCRIPTS)
 def test_a_study_has_its_section_its_page_and_a_file_that_git_keeps(stage: str) -> None:
     entry = PIPELINE["stages"][stage]
     assert entry["cmd"] == f"python -m studies.{stage}" and entry["wdir"] == ".."
     assert {"studies/params.yaml": [stage]} in entry["params"]
     assert entry["outs"] == [{f"docs/studies/{stage}.json": {"cache": False}}]
     assert stage in page.PICTURES and f"<!-- {stage} -->" in page.PAGE.read_text(encoding="utf-8")
-    assert set(config.Document(ROOT / study.PARAMS).data) == set(WITH_PAGE)
+    assert set(config.Document(ROOT / study.PARAMS).data) == set(SCRIPTS)
 
 
 def test_the_page_says_what_the_results_say() -> None:
