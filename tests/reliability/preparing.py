@@ -49,8 +49,7 @@ def killed(folder: Path, trials: int, seed: int) -> Result:
         is_good &= code == 0 and outputs(root) == whole and before.items() <= kept(root).items()
         done, passed = done + num_kills, passed + num_kills * is_good
         counts["runs"] += 1
-        if not is_good:
-            failures.append(f"exit {code}; {(root / 'said.txt').read_text()[-500:]}")
+        failures += [] if is_good else [_said(root, code)]
         _forget(root)
     return Result(done, passed, dict(counts), tuple(failures))
 
@@ -70,8 +69,7 @@ def killed_workers(folder: Path, trials: int, seed: int) -> Result:
         is_good = code == 0 and outputs(root) == whole
         done, passed = done + num_kills, passed + num_kills * is_good
         counts["runs"] += 1
-        if not is_good:
-            failures.append(f"exit {code}; {(root / 'said.txt').read_text()[-500:]}")
+        failures += [] if is_good else [_said(root, code)]
         _forget(root)
     return Result(done, passed, dict(counts), tuple(failures))
 
@@ -108,7 +106,7 @@ def grown(folder: Path, trials: int, seed: int) -> Result:
         after = kept(root)
         num_made = len(after.keys() - before.keys())
         if not (code == 0 and before.items() <= after.items() and num_made == _NUM_PARTS // _NUM_TARS):
-            failures.append(f"exit {code}, {num_made} parts; {(root / 'said.txt').read_text()[-500:]}")
+            failures.append(f"{num_made} parts; {_said(root, code)}")
     return Result(trials, trials - len(failures), {}, tuple(failures))
 
 
@@ -122,6 +120,10 @@ def _whole(root: Path) -> tuple[Path, dict[str, bytes]]:
     whole = outputs(root)
     _forget(root)
     return root, whole
+
+
+def _said(root: Path, code: int) -> str:
+    return f"exit {code}; {(root / 'said.txt').read_text()[-500:]}"
 
 
 def _forget(root: Path) -> None:
