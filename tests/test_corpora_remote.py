@@ -3,10 +3,12 @@
 import http.server
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,3 +178,17 @@ def test_the_command_writes_a_manifest_where_dvc_looks(
     assert cli.main(["manifest", "s3://bucket/mine", "--overwrite"]) == 0
     assert cli.main(["manifest", "s3://bucket/mine", "--output", "x.txt"]) == 2
     assert command._path("s3://bucket/my data/") == Path("data/source/my-data.jsonl")
+
+
+def test_without_the_package_for_s3_other_places_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("botocore", "botocore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(remote, "_opened", lambda _: (SimpleNamespace(find=_missing), ""))
+    with pytest.raises(ConfigError, match="no such place"):
+        list(remote.listed("file:///nowhere"))
+
+
+def _missing(*_: object, **__: object) -> None:
+    raise FileNotFoundError(2, "no such place")

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -182,8 +183,11 @@ def _is_unreached(error: OSError) -> bool:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    # Libraries below fsspec raise errors of their own; they come with its S3 file system.
+    # Libraries below fsspec raise errors of their own. That of S3 is an extra.
     from aiohttp import ClientError
+
+    if find_spec("botocore") is None:
+        return OSError, ClientError
     from botocore.exceptions import BotoCoreError
 
     return OSError, ClientError, BotoCoreError

@@ -24,8 +24,6 @@ _CHUNK = 128
 _CHUNKS_PER_WORKER = 3
 """Chunks that may wait, done, for one before them that takes longer."""
 _SECONDS_BETWEEN_LOOKS = 0.2
-
-
 _TRIES = 2
 """For an item alone: the system may end any process, when memory is short."""
 
