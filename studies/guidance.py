@@ -68,7 +68,8 @@ def measures(measured: Mapping[str, Tensor], real: Float[Tensor, "n f"]) -> dict
 
 def main() -> str:
     this = study.start(GuidanceParams, "guidance", __file__)
-    if not classifier.OUTPUT.is_dir():
+    drawings = {named(settings): this.lab.drawing.changed(settings) for settings in this.params.settings}
+    if any(drawing.guidance.kind == "classifier" for drawing in drawings.values()) and not classifier.OUTPUT.is_dir():
         classifier.run(classifier.OUTPUT, this.lab.paths)
     cases = this.lab.cases("unseen", this.params.num_prompts)
     real = this.lab.features(cases.images)
@@ -83,8 +84,7 @@ def main() -> str:
         numbers = {name: interval(value) for name, value in measures(measured, real).items()}
         return {"scale": drawing.guidance_scale, "count": 2 * len(cases), **numbers}
 
-    work = {named(settings): this.lab.drawing.changed(settings) for settings in this.params.settings}
-    return this.run(work, compute, row, {"cases": cases.sha256})
+    return this.run(drawings, compute, row, {"cases": cases.sha256})
 
 
 if __name__ == "__main__":
