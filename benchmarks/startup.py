@@ -24,7 +24,7 @@ from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.params import IdentityParams
 from ldm.autoencoder.training.reconstruction import open_splits
-from ldm.compute import process
+from ldm.compute import devices, process
 from ldm.core import artifact, config, hashes, images, shards, shards_index
 from ldm.core.params import MachineParams
 from ldm.core.shards import SPLITS, Shards
@@ -182,7 +182,7 @@ STARTS: dict[str, Callable[[Path], None]] = {
 
 
 def _accelerator() -> process.Accelerator:
-    return process.start("fp32", config.read(MachineParams, "machine"))
+    return devices.start("fp32", config.read(MachineParams, "machine"))
 
 
 def _scattered(count: int) -> list[int]:

@@ -11,7 +11,7 @@ from ldm.core import stage
 
 from dataclasses import asdict
 
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
@@ -27,7 +27,7 @@ def main() -> str:
     params = config.read(EmbedTextParams, "embed_text")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = process.start("fp32", machine)
+    accelerator = devices.start("fp32", machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
     model, clip_passport = clip.load(Path(paths.clip))
     shards.check_fits(params, model)

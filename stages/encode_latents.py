@@ -16,7 +16,7 @@ from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.encoding.shards import prove_attention, write_shards
 from ldm.autoencoder.model import networks
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import Shards
@@ -29,7 +29,7 @@ def main() -> str:
     params = config.read(EncodeLatentsParams, "encode_latents")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = process.start(params.precision, machine)
+    accelerator = devices.start(params.precision, machine)
     autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     sizes_px = {size for split in SPLITS for size in shards[split].image_sizes_px}

@@ -12,7 +12,7 @@ from ldm.core import stage
 
 from torch import Tensor
 
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
@@ -27,7 +27,7 @@ def main() -> str:
     params = config.read(EvaluateParams, "evaluate")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = process.start("fp32", machine)
+    accelerator = devices.start("fp32", machine)
     device = accelerator.device
     learned_from = Path(paths.images) / "train", Path(paths.captions) / "train"
     instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), learned_from, device)

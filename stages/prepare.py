@@ -21,7 +21,7 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     images, captions, results = Path(paths.images), Path(paths.captions), Path(paths.prepare_results)
-    accelerator = process.join()
+    accelerator = process.join(cpu=True)  # no device and no torch threads
     run = state.Run(workspace.runs(paths.runs), "prepare", units.made_by(__file__, params), machine)
     summary = ""
     with run.opened(accelerator):

@@ -9,7 +9,7 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS, Shards
@@ -24,7 +24,7 @@ from ldm.text.model import clip
 def main() -> str:
     params = config.read(SampleParams, "sample")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
-    accelerator = process.start(params.drawing.precision, machine)
+    accelerator = devices.start(params.drawing.precision, machine)
     embeddings = TextEmbeddings(Path(paths.embeddings))
     device = accelerator.device
     encoder = embeddings.encoder(*clip.load(Path(paths.clip)), device) if embeddings.is_online else None

@@ -16,7 +16,7 @@ from ldm.autoencoder.model.network import ReconstructionObjective
 from ldm.autoencoder.model.networks import KIND, build
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement, open_splits, prove_attention
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.training.loop import train
@@ -26,7 +26,7 @@ def main() -> str:
     params = config.read(TrainAutoencoderParams, "train_autoencoder")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     network, training = params.network, params.training
-    accelerator = process.start(params.precision, machine, training.num_accumulation_steps if training else 1)
+    accelerator = devices.start(params.precision, machine, training.num_accumulation_steps if training else 1)
     splits = open_splits(Path(paths.images), training is not None, accelerator)
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()}
     run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)

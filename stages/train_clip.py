@@ -12,7 +12,7 @@ from ldm.core import stage
 
 import torch
 
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.text.training import sources
@@ -25,7 +25,7 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     source = params.source
-    accelerator = process.start(source.training.precision if isinstance(source, TrainedClipParams) else "fp32", machine)
+    accelerator = devices.start(source.training.precision if isinstance(source, TrainedClipParams) else "fp32", machine)
     folders = Path(paths.images), Path(paths.captions)
     pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     if isinstance(source, TrainedClipParams):

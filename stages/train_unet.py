@@ -12,7 +12,7 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.networks import KIND, build
@@ -28,7 +28,7 @@ def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     training = params.training
-    accelerator = process.start(training.precision, machine, training.num_accumulation_steps)
+    accelerator = devices.start(training.precision, machine, training.num_accumulation_steps)
     folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled, device=accelerator.device)
     check_fits(params, inputs)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ldm.compute import fingerprint, process, state
+from ldm.compute import devices, fingerprint, state
 from ldm.compute.process import Accelerator
 from ldm.core import artifact, config, workspace
 from ldm.core.config import Section
@@ -104,7 +104,7 @@ def start(params: type[P], name: str, script: str, precision: Precision = "fp32"
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     workers = Workers()
-    accelerator = process.start(precision, config.read(MachineParams, "machine"))
+    accelerator = devices.start(precision, config.read(MachineParams, "machine"))
     if options.device and accelerator.device.type != options.device:
         raise MachineError("--device", options.device, "a device of this machine", "leave it out")
     lab = Lab.load(workers, accelerator.device)

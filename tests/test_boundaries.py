@@ -29,7 +29,7 @@ def running(*places: str) -> set[str]:
         (["ldm/denoiser"], {"train_unet", "sample"}),
         (["ldm/denoiser/training"], {"train_unet"}),
         (["ldm/compute"], COMPUTING),
-        (["ldm/compute/attention.py"], COMPUTING),
+        (["ldm/compute/attention.py", "ldm/compute/devices.py", "ldm/compute/cores.py"], COMPUTING - {"prepare"}),
         (["ldm/sampling/samplers", "ldm/sampling/generator.py"], {"sample"}),
         (["ldm/sampling"], {"sample", "evaluate"}),
         (["ldm/training/loop.py", "ldm/training/params.py"], TRAININGS),

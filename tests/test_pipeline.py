@@ -47,7 +47,7 @@ TRAININGS = {"train_autoencoder", "train_clip", "train_unet"}
     ("file", "stages"),
     [
         ("denoiser/model/params", {"check", "train_unet", "sample"}),
-        ("compute/attention", {"prepare", *TRAININGS, "encode_latents", "embed_text", "sample", "evaluate"}),
+        ("compute/attention", {*TRAININGS, "encode_latents", "embed_text", "sample", "evaluate"}),
         ("training/params", {"check", *TRAININGS}),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ldm.compute import cores, process
+from ldm.compute import cores, devices
 from ldm.core import stage
 from ldm.core.errors import IntegrityError, MachineError, Stopped
 from ldm.core.params import MachineParams
@@ -26,7 +26,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 ONE_PROCESS = """
 import sys
 sys.path.insert(0, {root!r})
-from ldm.compute import cores, process
+from ldm.compute import cores, devices, process
 cores.free_threads = lambda num_threads: num_threads  # whatever else runs here
 from ldm.core.params import MachineParams
 
@@ -34,7 +34,7 @@ machine = MachineParams(
     threads=None, num_workers=0, attention="math", compile=False,
     num_kept_runs=None, max_run_age_days=None, keep_finished_states=False,
 )
-accelerator = process.start("fp32", machine)
+accelerator = devices.start("fp32", machine)
 import torch
 print(accelerator.num_processes, accelerator.mixed_precision, torch.get_num_threads())
 """
@@ -44,13 +44,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
-from ldm.compute import process
+from ldm.compute import devices, process
 from ldm.core import stage
 from ldm.core.params import MachineParams
 
 def main():
     machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})
-    accelerator = process.start("fp32", machine)
+    accelerator = devices.start("fp32", machine)
     assert torch.get_num_threads() == 2
     with process.output(Path("out"), accelerator) as folder:
         (folder / str(accelerator.process_index)).write_text(str(list(process.share_of(range(5), accelerator))))
@@ -303,7 +303,7 @@ def test_a_launcher_config_may_not_change_the_result(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(MachineError, match=words):
-        process.start("fp32", MACHINE, num_accumulation_steps=2)
+        devices.start("fp32", MACHINE, num_accumulation_steps=2)
 
 
 @pytest.mark.parametrize("answer", ["no", "bf16"])
@@ -315,7 +315,7 @@ def test_the_params_overrule_what_a_launcher_config_says(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", answer)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    accelerator = process.start(precision, MACHINE, num_accumulation_steps=3)
+    accelerator = devices.start(precision, MACHINE, num_accumulation_steps=3)
     assert accelerator.mixed_precision == mixed_precision
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from ldm.compute import process
+from ldm.compute import devices
 from ldm.core import config
 from ldm.core.params import MachineParams
 from ldm.evaluation.metrics import Estimate
@@ -130,7 +130,7 @@ def test_a_study_that_is_stopped_goes_on_and_has_written_the_rows_before(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     forget_accelerator()
-    accelerator = process.start("fp32", config.read(MachineParams, "machine", ROOT / "params.yaml"))
+    accelerator = devices.start("fp32", config.read(MachineParams, "machine", ROOT / "params.yaml"))
     lab = SimpleNamespace(
         device=torch.device("cpu"),
         inputs={},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.compute import process
+from ldm.compute import devices, process
 from ldm.compute.state import Run
 from ldm.core.errors import IntegrityError, Stopped
 from ldm.core.params import MachineParams
@@ -23,7 +23,7 @@ WORK = {f"unit-{number}": number for number in range(5)}
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> process.Accelerator:
     forget_accelerator()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    return process.start("fp32", MACHINE)
+    return devices.start("fp32", MACHINE)
 
 
 def keep(run: Run, accelerator: process.Accelerator, stop_at: int | None = None) -> list[int]:

@@ -1,58 +1,25 @@
-"""One process of a launch: what it computes with, and its share of the work."""
+"""One process of a launch: its share of the work, and what it waits for."""
 
-import os
 import socket
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import GradientAccumulationPlugin
 
-from ldm.compute import attention, cores, ranks
+from ldm.compute import ranks
 from ldm.core import hashes, stage
-from ldm.core.errors import IntegrityError, MachineError
-from ldm.core.params import MachineParams, Precision
+from ldm.core.errors import IntegrityError
 from ldm.core.progress import each
 
 T = TypeVar("T")
 
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
-
-def start(precision: Precision, machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
-    """Join the other processes of this launch, set threads and the attention backend, and print them in one line.
-
-    Precision, accumulation and compilation come from the params, whatever the launcher's config says about them.
-
-    Raises:
-        MachineError: the launcher's config asks for what params files do not offer: fp16 or fp8, a model split over
-            processes, another accumulation; or the attention backend cannot run here.
-    """
-    _refuse_launcher_config(num_accumulation_steps)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),
-        dynamo_backend="no",  # `machine.compile` says what is compiled
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)],
-    )
+def join(**settings: Any) -> Accelerator:
+    """Join the other processes of this launch. settings: those of accelerate's Accelerator."""
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)], **settings)
     ranks.wait()  # creates the group with the long timeout, while all processes are here
-    num_threads = _set_threads(machine, accelerator)
-    torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in varying order
-    backend = attention.select(machine.attention, accelerator.device)
-    processes = f"{accelerator.device.type} x {accelerator.num_processes}"
-    accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
-    return accelerator
-
-
-def join() -> Accelerator:
-    """Join the other processes of this launch for work that needs no device and no torch threads."""
-    accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)])
-    ranks.wait()
     return accelerator
 
 
@@ -102,36 +69,3 @@ def check_files(files: Sequence[tuple[Path, str]], accelerator: Accelerator) -> 
             found.append(error.args)
     if problems := [problem for each_found in ranks.gather(found) for problem in each_found]:
         raise IntegrityError.many([IntegrityError(*problem) for problem in problems])
-
-
-def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:
-    """Set CPU threads, equally many on every process, with a notice if other programs leave fewer cores than usual."""
-    usual, num_threads = cores.threads(machine), cores.asked_threads(machine)
-    if num_threads is None and accelerator.device.type == "cpu":
-        # The others wait meanwhile: one that still starts would look like other work.
-        num_threads = ranks.from_main(cores.free_threads(usual) if accelerator.is_main_process else None)
-    num_threads = num_threads or usual
-    torch.set_num_threads(num_threads)
-    if num_threads < usual and accelerator.is_main_process:
-        why = f"other work keeps cores busy: {num_threads} of {usual} threads, which is faster beside it"
-        print(f"{why}, with other last bits than {usual} (machine.threads: {usual} keeps them)", file=sys.stderr)
-    return num_threads
-
-
-def _refuse_launcher_config(num_accumulation_steps: int) -> None:
-    """The params decide what is computed. A setting of the launcher that they override does no harm ("no" or bf16); one
-    that params cannot express is refused, since it would have no effect."""
-    if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _SHARDED):
-        expected = "whole models, data parallel: MULTI_GPU, or 'NO' for one process"
-        fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
-        raise MachineError("accelerate config", "a model split over processes", expected, fix)
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16"):
-        fix = "set mixed_precision: 'no' in the accelerate config; the params file decides"
-        expected = "'no' or bf16"
-        raise MachineError("accelerate config", f"mixed_precision: {asked}", expected, fix)
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation not in ("1", str(num_accumulation_steps)):
-        fix = "set gradient_accumulation_steps: 1 in the accelerate config; the params file decides"
-        expected = f"{num_accumulation_steps} as in the params file, or 1"
-        raise MachineError("accelerate config", f"gradient_accumulation_steps: {accumulation}", expected, fix)
