@@ -151,7 +151,7 @@ def test_packages_form_few_layers_without_a_circle() -> None:
     for path in LIBRARY:
         arrows[box(path)] |= {box(file) for file in imported_files(path, ROOT)} - {box(path), "__init__.py"}
     arrows.pop("__init__.py")  # the lazy `from ldm import Pipeline`
-    assert len(arrows) <= 14
+    assert len(arrows) <= 15
     assert list(TopologicalSorter(arrows).static_order())  # CycleError names a circle
 
 
