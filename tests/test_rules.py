@@ -45,7 +45,7 @@ DOORS = {
     ),
     "yaml": ("ldm/tools/check/launch_config.py",),
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),
-    "safetensors": ("ldm/core/artifact.py", "ldm/precompute/cache.py", "ldm/compute/state.py"),
+    "safetensors": ("ldm/core/artifact.py", "ldm/precompute/cache.py", "ldm/compute/state.py", "ldm/exchange/files.py"),
     "webdataset": ("ldm/core/shards.py", "ldm/corpora/webdataset.py"),
     "matplotlib": ("ldm/training/plots.py", "ldm/tools/figures/style.py"),
     "torchmetrics": ("ldm/evaluation/metrics.py",),
@@ -140,7 +140,10 @@ def test_a_stage_reads_only_what_an_earlier_stage_writes() -> None:
 
 
 def test_dvc_yaml_is_short_and_readable() -> None:
-    assert sum(not dep.startswith("${") for stage in DVC["stages"].values() for dep in stage["deps"]) <= 12 * len(DVC["stages"]) + 5
+    assert (
+        sum(not dep.startswith("${") for stage in DVC["stages"].values() for dep in stage["deps"])
+        <= 12 * len(DVC["stages"]) + 5
+    )
 
 
 def test_packages_form_few_layers_without_a_circle() -> None:
@@ -276,7 +279,9 @@ def test_files_and_functions_are_short() -> None:
 
 
 def test_code_neither_pickles_nor_swallows() -> None:
-    forbidden = re.compile(r"\bimport pickle\b|torch\.load\(|except Exception|except:|# *(?:TODO|FIXME)")
+    forbidden = re.compile(
+        r"\bimport pickle\b|torch\.load\((?!.*weights_only=True)|except Exception|except:|# *(?:TODO|FIXME)"
+    )
     for path in [*LIBRARY, *SCRIPTS.values()]:
         found = forbidden.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{name(path)}: {found}"
