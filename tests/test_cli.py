@@ -32,7 +32,7 @@ class FakePipeline:
     stops_after = 10**6
 
     @classmethod
-    def load(cls, device=None):
+    def load(cls, directory=".", device=None):
         return cls()
 
     def unknown_words(self, texts):
@@ -48,7 +48,8 @@ class FakePipeline:
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path) -> list[tuple[list[str], int, dict]]:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "Pipeline", FakePipeline)
     monkeypatch.setattr(FakePipeline, "asked", [])
@@ -133,7 +134,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(asked, monkeypatch
     assert cli.main(["generate", *arguments]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: ")
-    assert [path.name for path in Path().iterdir()] == ["params.yaml"]
+    assert {path.name for path in Path().iterdir()} == {"params.yaml", "paths.yaml"}
 
 
 def test_a_folder_is_not_left_behind_when_there_are_no_models(tmp_path, monkeypatch):
@@ -228,10 +229,11 @@ def test_the_module_is_the_command():
 
 
 def test_debugging_keeps_the_traceback(tmp_path, monkeypatch):
-    def refuse(device=None):
+    def refuse(directory=".", device=None):
         raise IntegrityError("here", "this", "that", "do so")
 
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline.Pipeline, "load", refuse)
     assert cli.main(["generate", "x", "--output", str(tmp_path)]) == 4

@@ -65,7 +65,7 @@ def test_autoguidance_asks_both_models_with_the_prompt(loaded: pipeline.Pipeline
     own, alone = loaded(PROMPTS, guidance_scale=1), loaded(PROMPTS, guidance_scale=0, **AUTO)
     assert torch.equal(loaded(PROMPTS, guidance_scale=1, **AUTO), own)
     generator = loaded.generator
-    worse = Generator.load(root / WORSE, root / "data/autoencoder", generator.embeddings, torch.device("cpu"))
+    worse = Generator.load(root / WORSE, root / "data/autoencoder", generator.text, torch.device("cpu"))
     drawing = loaded.drawing.changed({"guidance_scale": 1})
     assert torch.equal(worse(generator.condition(PROMPTS), range(2), drawing), alone)
     guided = loaded(PROMPTS, guidance_scale=2, **AUTO)

@@ -88,8 +88,8 @@ def test_a_sampler_that_the_schedule_rules_out_is_refused_and_nothing_written(lo
 
 
 def test_an_image_of_a_batch_is_that_of_its_own_row(root, loaded):
-    embeddings = loaded.generator.embeddings
-    generator = Generator.load(root / "data/unet", root / "data/autoencoder", embeddings, torch.device("cpu"))
+    text = loaded.generator.text
+    generator = Generator.load(root / "data/unet", root / "data/autoencoder", text, torch.device("cpu"))
     assert generator.image_size_px(loaded.drawing) == (64, 64) and generator.inputs == loaded.generator.inputs
     prompts = ["a red star", "a blue cross", "a green square"]
     condition, backwards = loaded.embed(prompts), loaded.embed(prompts[::-1])
@@ -116,17 +116,19 @@ def test_other_samplers(loaded, settings):
     assert not torch.equal(loaded("a red star", num_steps=5, **settings), loaded("a red star", num_steps=5))
 
 
-def test_embedding_a_caption_of_the_corpus_gives_the_stored_states(loaded, root):
+def test_captions_of_the_corpus_are_looked_up_where_they_are_stored_and_else_encoded_alike(loaded, root):
     stored = TextEmbeddings(root / "data/embeddings")
     captions = [texts[0] for texts in Captions(root / "data/captions/train").texts[:3]]
-    found = loaded.embed([captions[0], "a thing of no corpus", *captions[1:]])
+    looking = dataclasses.replace(loaded.generator, stored=stored)
+    found = looking.condition([captions[0], "a thing of no corpus", *captions[1:]])
     for name, expected in stored.parts(stored.rows(captions)).items():
         assert torch.equal(found.parts[name][[0, 2, 3]], expected)
-        assert torch.equal(loaded.generator.condition(captions).parts[name], expected)
-    typed = loaded.generator.condition([f"  {captions[0]}\u200b\n".replace(" ", "\t ")])
-    assert torch.equal(typed.parts["tokens"], stored.parts(stored.rows(captions[:1]))["tokens"]), (
-        "a prompt is cleaned as captions are"
-    )
+        assert torch.equal(looking.condition(captions).parts[name], expected)
+        assert torch.allclose(loaded.embed(captions).parts[name].to(expected.dtype), expected, atol=2e-3)
+    typed = f"  {captions[0]}\u200b\n".replace(" ", "\t ")
+    for generator in (loaded.generator, looking):
+        tokens = [generator.condition([text]).parts["tokens"] for text in (typed, captions[0])]
+        assert torch.equal(*tokens), "a prompt is cleaned as captions are"
     null = loaded.embed([""])
     for name, part in loaded.generator.null_condition.parts.items():
         assert torch.equal(part, stored.null[name])
@@ -268,14 +270,15 @@ def test_write_writes_the_images_of_a_call_as_pngs(loaded, tmp_path):
     assert again == [paths[1]] and paths[1].read_bytes() != before[1] and paths[0].read_bytes() == before[0]
 
 
-def test_a_shard_of_embeddings_is_hashed_when_a_prompt_is_in_it(copy):
+def test_a_shard_of_embeddings_is_hashed_when_an_image_was_made_from_it(copy):
     stored = Captions(copy / "data/captions/train").texts[0][0]
     path = copy / "data/embeddings/00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     damaged = pipeline.Pipeline.load(str(copy))
-    assert damaged("no caption of the corpus").shape == (1, 3, 64, 64)
+    origin = Origin.read(next(damaged.pngs(stored)), "here")
+    assert origin.encoded and torch.equal(damaged.replay(origin), damaged(stored)[0])
     with pytest.raises(IntegrityError, match=r"00000\.safetensors"):
-        damaged(stored)
+        damaged.replay(origin.model_copy(update={"encoded": False}))
 
 
 def test_defaults_are_those_of_the_params_file(loaded, root):

@@ -11,7 +11,7 @@ tensor [entries, ...]; the tensor `start` [rows + 1] of the same shard says wher
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,14 +112,12 @@ class CacheWriter:
 
 class Cache:
     """A cache for reading. IntegrityError: it is missing, of another kind, or its index is corrupt; on gathering, a
-    shard is missing or corrupt (both hashes are named)."""
+    shard is missing or corrupt (both hashes are named). Nothing else need be there."""
 
     def __init__(self, directory: Path, kind: artifact.Kind) -> None:
         self.directory = directory
         self.passport = artifact.read_passport(directory, kind)
         index = _read_index(directory / _INDEX, self.passport.content_sha256)
-        for name, sha256 in index.files.items():
-            hashes.check_once(directory / name, sha256)
         self._shards = index.shards
         self._files = {**{shard.name: shard.sha256 for shard in index.shards}, **index.files}
         self._opened: dict[int, dict[str, Tensor]] = {}
@@ -133,6 +131,19 @@ class Cache:
     def files(self) -> list[tuple[Path, str]]:
         """Every file besides index and passport, with its SHA-256."""
         return [(self.directory / name, sha256) for name, sha256 in self._files.items()]
+
+    def file(self, name: str) -> Path:
+        """A further file of the cache. IntegrityError: it is missing or damaged."""
+        path = self.directory / name
+        hashes.check_once(path, self._files[name])
+        return path
+
+    def copy(self, directory: Path, files: Collection[str]) -> None:
+        """Copy the cache without its shards, and with these further files, into a new folder. IntegrityError: as
+        `file`."""
+        directory.mkdir(parents=True)
+        for path in (self.directory / artifact.PASSPORT, self.directory / _INDEX, *map(self.file, files)):
+            shutil.copyfile(path, directory / path.name)
 
     def verify(self) -> None:
         """Hash every shard now, whatever this machine remembers. IntegrityError: one is missing or damaged."""

@@ -28,13 +28,13 @@ from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierFreeParam
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers import propagation
-from ldm.text.embedding.embeddings import TextEmbeddings, TextEncoder
+from ldm.text.embedding.embeddings import TextContext, TextEmbeddings, TextEncoder
 
 
 @dataclass(frozen=True)
 class Generator:
-    """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `embeddings` are
-    those that the UNet was trained with; `text_encoder` encodes prompts that they do not hold (None = those are
+    """UNet and autoencoder as a function from conditions to images. `passport` is that of the UNet; `text` says how it
+    was told captions. A prompt is looked up in `stored` (None = none is) and else encoded by `text_encoder` (None =
     refused). `guides` are the other models that settings name."""
 
     unet: Network
@@ -42,7 +42,8 @@ class Generator:
     schedule: Schedule
     prediction: Prediction
     scale: LatentScale
-    embeddings: TextEmbeddings
+    text: TextContext
+    stored: TextEmbeddings | None
     null_condition: Condition
     passport: artifact.Passport
     directory: Path
@@ -55,12 +56,13 @@ class Generator:
         cls,
         unet: Path,
         autoencoder: Path,
-        embeddings: TextEmbeddings,
+        text: TextContext,
         device: torch.device,
         root: Path = Path(),
         text_encoder: TextEncoder | None = None,
     ) -> Self:
-        """Load both networks from their folders. Folders that settings name are below `root`.
+        """Load both networks from their folders. Folders that settings name are below `root`. Captions are looked up if
+        `text` holds them.
 
         IntegrityError: one is missing or corrupt, or the UNet was trained on latents of another autoencoder or with
         other embeddings.
@@ -68,7 +70,7 @@ class Generator:
         decoder, of_decoder = autoencoder_network.load(autoencoder, device)
         network, diffusion, passport = networks.load(unet, device)
         artifact.check_input(unet, passport, "autoencoder", of_decoder.content_sha256)
-        artifact.check_input(unet, passport, "embeddings", embeddings.passport.content_sha256)
+        artifact.check_input(unet, passport, "embeddings", text.passport.content_sha256)
         schedule = Schedule(diffusion.schedule)
         traits = models.traits_of(schedule, network.latent_shape, passport)
         return cls(
@@ -77,8 +79,9 @@ class Generator:
             schedule=schedule,
             prediction=diffusion.prediction,
             scale=LatentScale.from_facts(passport.facts["latent_scale"]).to(device),
-            embeddings=embeddings,
-            null_condition=Condition(**embeddings.null).to(device),
+            text=text,
+            stored=text if isinstance(text, TextEmbeddings) else None,
+            null_condition=Condition(**text.null).to(device),
             passport=passport,
             directory=unet,
             device=device,
@@ -116,7 +119,8 @@ class Generator:
 
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
         """The origin record of each image in a batch."""
-        return Origin.of_batch(prompts, prompt_numbers, drawing.model_dump(mode="json"), self.made_from(drawing))
+        settings, encoded = drawing.model_dump(mode="json"), self.stored is None
+        return Origin.of_batch(prompts, prompt_numbers, settings, self.made_from(drawing), encoded)
 
     def check_latents(self, folder: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""
@@ -172,21 +176,22 @@ class Generator:
         attention.prove(self.device, decoder, "fp32", trains=False)
 
     def condition(self, captions: Sequence[str]) -> Condition:
-        """The condition of captions: as `embed_text` has stored them, and the others as `text_encoder` makes them, of
-        their text as `ldm.corpora.spelling` cleans it. So a prompt that is typed like a caption of a user's corpus gets
-        the tokens of that caption. IntegrityError: one was not stored, and nothing encodes it."""
-        captions = [text if text in self.embeddings else spelling.clean(text) for text in captions]
-        stored = [i for i, caption in enumerate(captions) if caption in self.embeddings]
+        """The condition of captions: as `embed_text` has stored them where they are looked up, and the others as
+        `text_encoder` makes them, of their text as `ldm.corpora.spelling` cleans it. So a prompt that is typed like a
+        caption of a user's corpus gets the tokens of that caption. IntegrityError: one was not stored, and nothing
+        encodes it."""
+        if self.stored is None:
+            assert self.text_encoder is not None, "prompts are looked up or encoded"
+            return Condition(**self.text_encoder([spelling.clean(text) for text in captions]))
+        captions = [text if text in self.stored else spelling.clean(text) for text in captions]
+        stored = [i for i, caption in enumerate(captions) if caption in self.stored]
         if self.text_encoder is None or len(stored) == len(captions):
-            return self._stored(captions)
+            return _looked_up(captions, self.stored)
         # All captions of a batch are encoded, so that the bits of one do not depend on which others are stored.
         encoded = Condition(**self.text_encoder(captions))
         if not stored:
             return encoded
-        return encoded.with_rows(torch.tensor(stored), self._stored([captions[i] for i in stored]))
-
-    def _stored(self, captions: Sequence[str]) -> Condition:
-        return Condition(**self.embeddings.parts(self.embeddings.rows(captions)))
+        return encoded.with_rows(torch.tensor(stored), _looked_up([captions[i] for i in stored], self.stored))
 
     @torch.no_grad()
     def __call__(
@@ -272,3 +277,7 @@ class Generator:
         fresh = trajectory.prompt_noise_at_step(drawing.seed, prompt_numbers, shape)
         z = trajectory.start(self.schedule, noise, times[0])
         return trajectory.follow(samplers.build(drawing.sampler), denoise, self.schedule, z, times, fresh)
+
+
+def _looked_up(captions: Sequence[str], stored: TextEmbeddings) -> Condition:
+    return Condition(**stored.parts(stored.rows(captions)))

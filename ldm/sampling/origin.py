@@ -26,6 +26,9 @@ class Origin(BaseModel):
     """Its noise is that of (settings["seed"], prompt_number)."""
     settings: dict[str, Any]
     """The fields of `DrawingParams` that it was made with."""
+    encoded: bool = False
+    """Whether its prompt was encoded as it was drawn, also where `embed_text` has stored it, since the last bits of
+    both may differ; False = what was stored was taken."""
     batch_size: int = Field(ge=1, le=100_000)
     position: int = Field(ge=0, lt=100_000)
     models: dict[str, str]
@@ -50,6 +53,7 @@ class Origin(BaseModel):
         prompt_numbers: Sequence[int],
         settings: dict[str, Any],
         models: dict[str, str],
+        encoded: bool = False,
     ) -> list[Self]:
         """One per image of a batch."""
         return [
@@ -60,6 +64,7 @@ class Origin(BaseModel):
                 batch_size=len(prompts),
                 position=position,
                 models=models,
+                encoded=encoded,
             )
             for position, (prompt, number) in enumerate(zip(prompts, prompt_numbers, strict=True))
         ]

@@ -1,7 +1,7 @@
 """Text in, images out: the trained artefacts, checked against each other and put together.
 
 from ldm import Pipeline
-pipeline = Pipeline.load()
+pipeline = Pipeline.load()  # or Pipeline.load("data/model"), a folder that needs no repository
 images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
 paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)
 images = pipeline.inpaint("photo.png", "mask.png", "a red circle above a blue square", num_resamplings=5)
@@ -9,7 +9,7 @@ images = pipeline.inpaint("photo.png", "mask.png", "a red circle above a blue sq
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,17 +20,17 @@ from torch import Tensor
 from ldm.compute import attention
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
-from ldm.core.params import MachineParams, PathsParams
 from ldm.corpora import spelling
 from ldm.denoiser.model.condition import Condition
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
-from ldm.sampling.params import DrawingParams, SampleParams
+from ldm.sampling.params import DrawingParams
 from ldm.sampling.prompts import shortened, texts_of
-from ldm.text.embedding.embeddings import TextEmbeddings, TextEncoder
+from ldm.text.embedding.embeddings import TextContext, TextEmbeddings, TextEncoder
 from ldm.text.embedding.words import unknown_words
 from ldm.text.tower import load_text
 from ldm.tools import png_folder
+from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import pictures
 from ldm.tools.tasks.draw import Batch, Work, again
 from ldm.tools.tasks.params import TaskParams, TasksParams
@@ -43,48 +43,48 @@ MAX_START_NUMBER = 10**9
 @dataclass(frozen=True)
 class Pipeline:
     """A generator and the text encoder that it was trained with. `drawing` holds the settings that a call does not
-    name."""
+    name. `captions` is where `embed_text` has stored captions, for images that were made from these; None = nowhere."""
 
     generator: Generator
     encode: TextEncoder
     drawing: DrawingParams
     batch_size: int
     tasks: TasksParams
+    captions: Path | None
 
     @classmethod
-    def load(cls, root: str | Path = ".", device: str | torch.device | None = None) -> Self:
-        """The artefacts of the repository at `root`, found through its paths.yaml, on a GPU if there is one.
+    def load(cls, directory: str | Path = ".", device: str | torch.device | None = None) -> Self:
+        """The model in a model folder, which stage `model` writes, or in the repository at `directory`, found through
+        its paths.yaml; on a GPU if there is one. Captions of training are not read.
 
         Raises:
-            ConfigError: paths.yaml or params.yaml is missing or wrong.
-            IntegrityError: an artefact is missing or corrupt, or was not made from the others present. A shard of
-                the embeddings is hashed when a prompt is in it.
+            ConfigError: it is neither, or paths.yaml or params.yaml is wrong.
+            IntegrityError: an artefact is missing or corrupt, or was not made from the others present.
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
-        root = Path(root)
-        document = config.Document(root / config.PARAMS)
-        paths = config.read(PathsParams, "paths", root / config.PATHS)
-        params = document.read(SampleParams, "sample")
+        parts = Parts.of(Path(directory))
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if where.type == "cuda" and not torch.cuda.is_available():
             raise MachineError(
                 "device", "cuda", "a GPU that this torch can use", "take cpu, or install torch for the GPU"
             )
-        attention.select(document.read(MachineParams, "machine").attention, where)
-        embeddings = TextEmbeddings(root / paths.embeddings)
-        encode = embeddings.encoder(*load_text(root / paths.clip), where)
-        generator = Generator.load(root / paths.unet, root / paths.autoencoder, embeddings, where, root, encode)
-        generator.prove_attention(params.drawing)
+        attention.select(parts.machine.attention, where)
+        text = TextContext(parts.text)
+        encode = text.encoder(*load_text(parts.clip), where)
+        generator = Generator.load(parts.unet, parts.autoencoder, text, where, parts.root, encode)
+        parts.check(generator.passport)
+        generator.prove_attention(parts.drawing)
         return cls(
             generator=generator,
             encode=encode,
-            drawing=params.drawing,
-            batch_size=params.batch_size,
-            tasks=document.read(TasksParams, "tasks"),
+            drawing=parts.drawing,
+            batch_size=parts.batch_size,
+            tasks=parts.tasks,
+            captions=parts.text if parts.has_captions else None,
         )
 
     def embed(self, prompts: Sequence[str]) -> Condition:
-        """Tokens and pooled features of prompts as `embed_text` stores them, and those it has stored where it has; a
+        """Tokens and pooled features of prompts, which equal those that `embed_text` stores up to their last bits; a
         prompt that is too long is cut, with a warning."""
         self._warn_of_cuts(prompts, 3)
         return self.generator.condition(prompts)
@@ -101,8 +101,10 @@ class Pipeline:
             warnings.warn(f"{cut}: {shortened(text)!r}{others}", stacklevel=stacklevel)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words that no caption of the corpus has, and that the models therefore cannot know."""
-        return unknown_words(map(spelling.clean, texts), self.generator.embeddings.texts)
+        """Words that no caption of the corpus has, and that the models therefore cannot know; none if the words of the
+        corpus did not travel with the model."""
+        known = self.generator.text.texts
+        return [] if known is None else unknown_words(map(spelling.clean, texts), known)
 
     def __call__(
         self, prompts: str | Iterable[str], batch_size: int | None = None, **settings: Any
@@ -298,7 +300,7 @@ class Pipeline:
 
         Raises:
             ConfigError: the pictures are not those that it was made from.
-            IntegrityError: it was made by other models than these.
+            IntegrityError: it was made by other models than these, or from stored captions, which are not here.
         """
         drawing = origin.drawing(self.drawing, "replay")
         for name, sha256 in self.generator.made_from(drawing).items():
@@ -306,7 +308,16 @@ class Pipeline:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
         texts, numbers = [origin.prompt] * origin.batch_size, [origin.prompt_number] * origin.batch_size
-        return self._drawn(texts, numbers, drawing, again(origin, given, "replay"))[origin.position]
+        work, pipeline = again(origin, given, "replay"), self if origin.encoded else self._with_captions()
+        return pipeline._drawn(texts, numbers, drawing, work)[origin.position]
+
+    def _with_captions(self) -> Self:
+        """The pipeline that looks up stored captions."""
+        if self.captions is None:
+            found = "an image that may be made from a stored caption, as those of stage `sample` are"
+            fix = "replay it in the repository of the model"
+            raise IntegrityError("replay", found, "one whose prompt was encoded: a model folder has no captions", fix)
+        return replace(self, generator=replace(self.generator, stored=TextEmbeddings(self.captions)))
 
     def _pngs(
         self,

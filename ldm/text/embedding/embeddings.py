@@ -96,27 +96,61 @@ class TextEncoder:
         return rows | {"tokens": tokens[whole["mask"]], START: starts}
 
 
-class TextEmbeddings:
-    """Embeddings of the captions of a corpus as `embed_text` stored them, and those of "", which means no caption."""
+class TextContext:
+    """What prompts need of the artefact of `embed_text`: how texts are encoded, the parts of "", which means no
+    caption, and which words captions have. The captions themselves need not be there."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._cache = Cache(directory, KIND)
         self.passport = self._cache.passport
-        null = artifact.open_tensors(directory / NULL)
+        null = artifact.open_tensors(self._cache.file(NULL))
         self.is_masked = self.passport.config.get("padding") == "masked"
         self.null: dict[str, Tensor] = {
             name: part[None] if name == "mask" else part[None].float() for name, part in null.items()
         }
         """The parts of "", in one row."""
-        # `texts` need not be captions: they have all words of the corpus.
-        if self.passport.format_version == 1:
-            self.texts: list[str] = json.loads((directory / _FORMER_CAPTIONS).read_text(encoding="utf-8"))
-            columns = Lookup.columns(Lookup.digests(self.texts))
-        else:
-            self.texts = json.loads((directory / WORDS).read_text(encoding="utf-8"))
-            columns = artifact.open_tensors(directory / INDEX)
+        names = _FORMER_CAPTIONS if self.passport.format_version == 1 else WORDS
+        self.texts: list[str] | None = self._list(names) if (directory / names).exists() else None
+        """Texts that have all words of the corpus, of one word each but in format 1; None = they did not travel."""
+
+    def _list(self, name: str) -> list[str]:
+        return json.loads(self._cache.file(name).read_text(encoding="utf-8"))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a text, padding included."""
+        return self.null["tokens"].shape[1]
+
+    def encoder(
+        self, model: clip.Clip, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
+    ) -> TextEncoder:
+        """The encoder that made these embeddings. IntegrityError: it was another CLIP than the one given."""
+        artifact.check_input(self.directory, self.passport, "clip", passport.content_sha256)
+        facts = self.passport.facts
+        states = facts["layer"], facts["norm"], facts["context_tokens"], self.is_masked
+        return TextEncoder(model.to(device), *states, device, precision)
+
+    def copy(self, directory: Path, with_words: bool) -> None:
+        """Copy it without captions into a new folder, for `TextContext`. IntegrityError: a file is missing or
+        damaged."""
+        has_words = with_words and self.passport.format_version > 1
+        self._cache.copy(directory, [NULL, *([WORDS] if has_words else [])])
+
+
+class TextEmbeddings(TextContext):
+    """Embeddings of the captions of a corpus as `embed_text` stored them, and those of "", which means no caption."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        # Format 1 had no columns; they follow from the captions.
+        is_former = self.passport.format_version == 1
+        self.texts = self._list(_FORMER_CAPTIONS if is_former else WORDS)
+        columns = Lookup.columns(Lookup.digests(self.texts)) if is_former else self._columns()
         self._lookup = Lookup(columns)
+
+    def _columns(self) -> dict[str, Tensor]:
+        return artifact.open_tensors(self._cache.file(INDEX))
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -133,11 +167,6 @@ class TextEmbeddings:
     def is_online(self) -> bool:
         """Whether captions of the split `train` are encoded in the training step; none of them need be here."""
         return self.passport.config["train_split"]["kind"] == "online"
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of a text, padding included."""
-        return self.null["tokens"].shape[1]
 
     def rows(self, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
         """Row numbers of captions. IntegrityError: one of them was not embedded."""
@@ -164,12 +193,3 @@ class TextEmbeddings:
         # Others than it was made of; those of a stage that DVC has frozen may still be here.
         for first in range(0, len(captions), _CHECKED_AT_ONCE):
             self.rows([text for texts in captions.texts[first : first + _CHECKED_AT_ONCE] for text in texts])
-
-    def encoder(
-        self, model: clip.Clip, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
-    ) -> TextEncoder:
-        """The encoder that made these embeddings. IntegrityError: it was another CLIP than the one given."""
-        artifact.check_input(self.directory, self.passport, "clip", passport.content_sha256)
-        facts = self.passport.facts
-        states = facts["layer"], facts["norm"], facts["context_tokens"], self.is_masked
-        return TextEncoder(model.to(device), *states, device, precision)

@@ -12,6 +12,7 @@ from ldm.evaluation.params import EvaluateParams
 from ldm.sampling.params import SampleParams
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.training.params import TrainClipParams
+from ldm.tools.model.params import ModelParams
 from ldm.tools.tasks.params import TasksParams
 
 SECTIONS: dict[str, type[config.Section]] = {
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type[config.Section]] = {
     "train_unet": TrainUNetParams,
     "sample": SampleParams,
     "evaluate": EvaluateParams,
+    "model": ModelParams,
     "tasks": TasksParams,
 }
 """Sections of a params file; the section `paths` has its own file."""
@@ -43,6 +45,7 @@ class Params:
     train_unet: TrainUNetParams
     sample: SampleParams
     evaluate: EvaluateParams
+    model: ModelParams
     tasks: TasksParams
 
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.core import config
 from ldm.core.errors import ConfigError, Interrupted
 from ldm.sampling import prompts, samplers
 from ldm.sampling.params import DrawingParams
 from ldm.tools.cli import options as forms
+from ldm.tools.model.parts import Parts
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -49,6 +49,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """An option per field of a drawing, `--eta`, and the device."""
     forms.add_fields(parser, DrawingParams)
     parser.add_argument("--eta", type=float, metavar="X", help="eta of the sampler, for one that has it")
+    add_model(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model draws, and on which device."""
+    about = (
+        "a model folder (data/model, or a copy of it), whose settings count; default: the artefacts of the repository"
+    )
+    parser.add_argument("--model", type=Path, default=Path(), metavar="DIR", help=f"{about} in the working folder")
     add_device(parser)
 
 
@@ -89,7 +98,7 @@ def _check_eta(kind: str) -> None:
         raise ConfigError("--eta", f"sampler {kind}, which has no eta", f"one of {', '.join(having)}", fix)
 
 
-def load(options: argparse.Namespace, document: config.Document, num_threads: int | None = None) -> "Pipeline":
+def load(options: argparse.Namespace, parts: Parts, num_threads: int | None = None) -> "Pipeline":
     """Load the pipeline with as many threads as the stages use, unless `num_threads` is given.
 
     The last bits of an image depend on the number of threads.
@@ -97,12 +106,10 @@ def load(options: argparse.Namespace, document: config.Document, num_threads: in
     import torch
 
     from ldm.compute import cores
-    from ldm.core.params import MachineParams
     from ldm.tools import pipeline
 
-    machine = document.read(MachineParams, "machine")
-    torch.set_num_threads(num_threads or cores.threads(machine))
-    return pipeline.Pipeline.load(device=options.device)
+    torch.set_num_threads(num_threads or cores.threads(parts.machine))
+    return pipeline.Pipeline.load(parts.root, options.device)
 
 
 def hint(pipeline: "Pipeline", texts: list[str]) -> None:

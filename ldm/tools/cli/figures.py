@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ldm.core import config
 from ldm.tools.cli import drawing
 from ldm.tools.cli.options import Commands
+from ldm.tools.model.parts import Parts
 
 
 def add(commands: Commands) -> None:
@@ -32,7 +32,7 @@ def _figures(options: argparse.Namespace) -> None:
     from ldm.tools.figures.models import Trained
 
     def load() -> Trained:
-        return Trained.of(drawing.load(options, config.Document()), Path())
+        return Trained.of(drawing.load(options, Parts.of(Path())), Path())
 
     names = book.selected(options.only, options.toys)
     with drawing.plain_warnings():

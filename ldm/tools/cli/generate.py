@@ -2,14 +2,14 @@
 
 import argparse
 
-from ldm.core import config
-from ldm.sampling.params import SampleParams
 from ldm.tools.cli import drawing
 from ldm.tools.cli.options import Commands
+from ldm.tools.model.parts import Parts
 
 EXAMPLES = """examples:
   ldm generate "a small red circle above a large blue square" --output pictures
   ldm generate --prompts-file prompts.txt --num-images 4 --seed 1 --output pictures
+  ldm generate "a red star" --model DIR --output pictures    # DIR: a model folder, which needs no repository
   ldm replay pictures/0000.png
 """
 
@@ -29,10 +29,10 @@ Files are 0000.png, 0001.png, ...; in a folder that has such files, numbers go o
 
 
 def _generate(options: argparse.Namespace) -> None:
-    texts, document = drawing.texts_of(options), config.Document()
+    texts, parts = drawing.texts_of(options), Parts.of(options.model)
     # Refuse bad settings before the networks are loaded.
-    settings = drawing.settings_of(options, document.read(SampleParams, "sample").drawing)
+    settings = drawing.settings_of(options, parts.drawing)
     with drawing.opened(options, len(texts)) as folder:
-        pipeline = drawing.load(options, document)
+        pipeline = drawing.load(options, parts)
         drawing.hint(pipeline, texts)
         drawing.write(pipeline.pngs(texts, options.start_number, **settings), texts, folder)

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.sampling import prompts
 from ldm.tools.cli import drawing, tasks
 from ldm.tools.cli import options as forms
+from ldm.tools.model.parts import Parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ def add(commands: forms.Commands) -> None:
         tasks.add_picture(parser, name, required=False)
     add("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted; a name that is free")
     add("--overwrite", action="store_true", help="replace what has the name of --output")
-    drawing.add_device(parser)
+    drawing.add_model(parser)
     add("--threads", type=forms.whole(1, 4096), metavar="N", help="CPU threads of the process that made it")
     parser.set_defaults(command=_replay)
 
@@ -36,7 +36,6 @@ def add(commands: forms.Commands) -> None:
 def _replay(options: argparse.Namespace) -> None:
     from ldm.core import images
     from ldm.sampling.origin import Origin
-    from ldm.sampling.params import SampleParams
     from ldm.tools import png_folder
     from ldm.tools.tasks import draw
 
@@ -45,14 +44,14 @@ def _replay(options: argparse.Namespace) -> None:
     png = _read(options.png)
     origin = Origin.read(png, where)
     found = images.read_png(png, where)
-    document = config.Document()
-    origin.drawing(document.read(SampleParams, "sample").drawing, where)
+    parts = Parts.of(options.model)
+    origin.drawing(parts.drawing, where)
     given = tasks.given(options)
     draw.again(origin, given, where)
     if options.output is not None:
         png_folder.check_new(options.output, options.overwrite)
     with drawing.plain_warnings():
-        pipeline = drawing.load(options, document, options.threads)
+        pipeline = drawing.load(options, parts, options.threads)
     # Make the image again, and compare every value.
     again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()
     if found.shape != again.shape:

@@ -8,13 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.sampling import prompts
-from ldm.sampling.params import SampleParams
 from ldm.tools.cli import drawing
 from ldm.tools.cli import options as forms
-from ldm.tools.tasks.params import ScoreParams, TasksParams
+from ldm.tools.model.parts import Parts
+from ldm.tools.tasks.params import ScoreParams
 
 
 def add(commands: forms.Commands) -> None:
@@ -31,7 +30,7 @@ def add(commands: forms.Commands) -> None:
     add("--overwrite", action="store_true", help="replace what has the name of --output")
     add("--seed", type=int, default=argparse.SUPPRESS, metavar="N", help="seed of noises and probes")
     forms.add_fields(parser, ScoreParams)
-    drawing.add_device(parser)
+    drawing.add_model(parser)
     parser.set_defaults(command=_score)
 
 
@@ -40,11 +39,11 @@ def _score(options: argparse.Namespace) -> None:
     from ldm.tools.tasks import pictures
 
     # Refuse bad settings and pictures before the networks are loaded.
-    document, output = config.Document(), options.output
+    parts, output = Parts.of(options.model), options.output
     own = forms.given(options, ScoreParams)
     seed = {"seed": options.seed} if hasattr(options, "seed") else {}
-    document.read(SampleParams, "sample").drawing.changed(seed)
-    document.read(TasksParams, "tasks").score.changed(own)
+    parts.drawing.changed(seed)
+    parts.tasks.score.changed(own)
     prompts.texts_of(options.prompt)
     if output is not None:
         if output.suffix not in (".csv", ".json"):
@@ -52,7 +51,7 @@ def _score(options: argparse.Namespace) -> None:
         png_folder.check_new(output, options.overwrite)
     images = [pictures.read(path) for path in options.images]
     with drawing.plain_warnings():
-        pipeline = drawing.load(options, document)
+        pipeline = drawing.load(options, parts)
         found = pipeline.score(images, [options.prompt] * len(images), **own, **seed)
     columns = {name: [float(value) for value in values] for name, values in found.items()}
     rows = [

@@ -4,12 +4,10 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING
 
-from ldm.core import config
-from ldm.sampling.params import SampleParams
 from ldm.tools.cli import drawing
 from ldm.tools.cli import options as forms
+from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import masks, params
-from ldm.tools.tasks.params import TasksParams
 
 if TYPE_CHECKING:
     from ldm.tools.tasks.pictures import Picture
@@ -53,18 +51,18 @@ def given(options: argparse.Namespace) -> "dict[str, Picture]":
 
 
 def _perform(options: argparse.Namespace) -> None:
-    model, document = params.class_of(options.task), config.Document()
+    model, parts = params.class_of(options.task), Parts.of(options.model)
     texts = drawing.texts_of(options, is_needed=model.needs_prompt())
     # Refuse bad settings and pictures before the networks are loaded.
     own = forms.given(options, model)
-    task: params.TaskParams = getattr(document.read(TasksParams, "tasks"), options.task).changed(own)
-    others = task.changes(document.read(SampleParams, "sample").drawing)
+    task: params.TaskParams = getattr(parts.tasks, options.task).changed(own)
+    others = task.changes(parts.drawing)
     settings, row = drawing.settings_of(options, others), given(options)
     task.check(others.changed(settings).num_steps)
     task.check_inputs(row.keys())
     shown = [text for text in texts for _ in range(task.num_per_prompt)]
     with drawing.opened(options, len(shown)) as folder:
-        pipeline = drawing.load(options, document)
+        pipeline = drawing.load(options, parts)
         drawing.hint(pipeline, [*texts, task.second_prompt or ""])
         pngs = pipeline.task_pngs(options.task, texts, row, options.start_number, **own, **settings)
         drawing.write(pngs, shown, folder)

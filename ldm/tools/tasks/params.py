@@ -1,4 +1,4 @@
-"""Section `tasks`: settings of what a trained model does besides text to image. No stage reads it.
+"""Section `tasks`: settings of what a trained model does besides text to image. Stage `model` stores them with it.
 
 A field of `TasksParams` is a task: a verb of `ldm` and a method of `Pipeline`. `ldm.tools.tasks.draw` performs those
 that draw.

@@ -1,0 +1,37 @@
+"""Stage `model`: all that inference needs, in one folder that works without this repository."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
+
+from ldm.core import stage
+
+# isort: split
+
+from ldm.compute import process
+from ldm.core import config
+from ldm.core.params import MachineParams, PathsParams
+from ldm.sampling.params import SampleParams
+from ldm.tools.model import folder
+from ldm.tools.model.params import ModelParams
+from ldm.tools.model.parts import Parts
+from ldm.tools.tasks.params import TasksParams
+
+
+def main() -> str:
+    params, paths = config.read(ModelParams, "model"), config.read(PathsParams, "paths")
+    sample, tasks = config.read(SampleParams, "sample"), config.read(TasksParams, "tasks")
+    accelerator = process.join(cpu=True)  # no device and no torch threads
+    unet, autoencoder = Path(paths.unet), Path(paths.autoencoder)
+    clip, embeddings = Path(paths.clip), Path(paths.embeddings)
+    machine = config.read(MachineParams, "machine")
+    parts = Parts.of_artefacts(unet, autoencoder, clip, embeddings, sample, tasks, machine)
+    with process.output(Path(paths.model), accelerator) as model:
+        if accelerator.is_main_process:
+            folder.write(model, parts, params.with_words)
+    return f"model: {folder.num_bytes(Path(paths.model)) / 1e6:.1f} MB -> {paths.model}"
+
+
+if __name__ == "__main__":
+    stage.run(main)
