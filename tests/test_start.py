@@ -29,7 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def init_from(directory: Path, *may_differ: str) -> InitFromParams:
-    return InitFromParams.model_validate({"directory": str(directory), "may_differ": may_differ})
+    return InitFromParams.model_validate({"path": str(directory), "may_differ": may_differ})
 
 
 def write(

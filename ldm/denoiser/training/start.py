@@ -22,7 +22,7 @@ def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetPa
     IntegrityError: it is missing or corrupt. ConfigError: it has another network, or was trained with other traits that
     `init_from.may_differ` does not name; every difference is listed.
     """
-    directory = Path(init_from.directory)
+    directory = Path(init_from.path)
     if not directory.is_dir():
         fix = workspace.left_behind(directory) or "correct train_unet.init_from, or bring it back by `dvc pull`"
         raise IntegrityError(str(directory), "no such folder", "a trained UNet", fix)
