@@ -91,14 +91,14 @@ def read(path: Path, part: str | None = None) -> Source:
     return Source(path, tensors, config, {file.name: sha256_file(file) for file in parts})
 
 
-def load(source: Source, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load all weights of a network, which `source` has under these names. IntegrityError: names or shapes do not fit,
-    or values are not finite."""
+def load(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load all weights of a network, which were read from `path`. IntegrityError: names or shapes do not fit, or values
+    are not finite."""
     if misfits := unfit(tensors, network.state_dict()):
         fix = "fetch the whole file again, or that of a network of this kind"
-        raise IntegrityError(str(source.path), misfits, "the weights of this network, no more and no fewer", fix)
+        raise IntegrityError(str(path), misfits, "the weights of this network, no more and no fewer", fix)
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise IntegrityError(str(source.path), f"{_few(broken)} not finite", "numbers", _FETCH)
+        raise IntegrityError(str(path), f"{_few(broken)} not finite", "numbers", _FETCH)
     network.load_state_dict(dict(tensors))
 
 

@@ -55,7 +55,7 @@ def load(source: PretrainedAutoencoderParams) -> tuple[Autoencoder, StoredParams
     params, tensors = _understood(found, config)
     _check_stated(source, params)
     network = networks.build(params)
-    files.load(found, network, tensors)
+    files.load(path, network, tensors)
     return network.eval(), params, found
 
 
