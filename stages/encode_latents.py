@@ -14,7 +14,7 @@ from ldm.core import stage
 from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
-from ldm.autoencoder.encoding.shards import prove_attention, write_shards
+from ldm.autoencoder.encoding.shards import prove_attention, scales, write_shards
 from ldm.autoencoder.model import networks
 from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
@@ -47,8 +47,7 @@ def main() -> str:
             write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
-            scale, scaled = measured["train"], measured["val"].relative_to(measured["train"])
-            latents.check_scaled(scaled, params.statistics_tolerance, f"{paths.images}/val")
+            scale, scaled = scales(params, measured["train"], measured["val"], f"{paths.images}/val")
             facts = {
                 "latent_scale": scale.to_facts(),
                 "autoencoder_sha256": passport.content_sha256,

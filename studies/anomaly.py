@@ -86,8 +86,9 @@ def params_without(params: AnomalyParams, base: Mapping[str, Any]) -> dict[str, 
     changed = copy.deepcopy(dict(base))
     changed["prepare"]["corpus"] |= {"num_train": params.num_train, "num_unseen": 2, "num_held_out": 2}
     changed["encode_latents"]["statistics_tolerance"] = 0.2  # it changes no latent, and this autoencoder trains less
-    for name, num_steps in (("train_autoencoder", params.autoencoder_steps), ("train_unet", params.unet_steps)):
-        changed[name]["training"] |= {
+    owners = changed["train_autoencoder"]["source"], changed["train_unet"]
+    for owner, num_steps in zip(owners, (params.autoencoder_steps, params.unet_steps), strict=True):
+        owner["training"] |= {
             "num_steps": num_steps,
             "num_warmup_steps": min(100, num_steps // 2),
             "validate_every_steps": num_steps,

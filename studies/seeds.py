@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"
 CLONES = ROOT / "runs/studies"
 SEEDS = {
-    "autoencoder": "train_autoencoder.training.seed",
+    "autoencoder": "train_autoencoder.source.training.seed",
     "clip": "train_clip.source.training.seed",
     "unet": "train_unet.training.seed",
     "sampling": "sample.drawing.seed",

@@ -20,7 +20,7 @@ from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 
 BINARIES = Path(sys.executable).parent
-TRAININGS = ("train_autoencoder__training", "train_clip__source__training", "train_unet__training")
+TRAININGS = ("train_autoencoder__source__training", "train_clip__source__training", "train_unet__training")
 
 
 class Repository:

@@ -22,11 +22,13 @@ from tests.test_stages_training import write_params
 from tests.training_data import AUTOENCODER, NUM_SAMPLES, write_all
 
 CPU = torch.device("cpu")
-SECTION = AUTOENCODER | {
+SOURCE = {
+    "kind": "train",
     "network": {"kind": "identity", "latent_channels": 3},
     "reconstruction": None,
     "training": None,
 }
+TRAINED = AUTOENCODER["source"]
 
 
 def identity(latent_channels: int) -> IdentityAutoencoder:
@@ -83,9 +85,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_stage_trains_nothing_and_says_that_nothing_is_lost(workspace: Path) -> None:
     hashes: set[str] = set()
     for channels in (1, 3):
-        write_params(
-            workspace, train_autoencoder=SECTION | {"network": {"kind": "identity", "latent_channels": channels}}
-        )
+        source = SOURCE | {"network": {"kind": "identity", "latent_channels": channels}}
+        write_params(workspace, train_autoencoder=AUTOENCODER | {"source": source})
         script("train_autoencoder").main()
         network, passport = networks.load(workspace / "data/autoencoder", CPU)
         assert passport.facts == {"factor": 1, "latent_channels": channels}
@@ -103,22 +104,22 @@ def test_the_stage_trains_nothing_and_says_that_nothing_is_lost(workspace: Path)
     ("changes", "said"),
     [
         (
-            {"training": AUTOENCODER["training"]},
+            {"training": TRAINED["training"]},
             "training has values; expected null: network.kind identity has nothing",
         ),
-        ({"network": AUTOENCODER["network"]}, "reconstruction has null; expected values: network.kind kl has weights"),
+        ({"network": TRAINED["network"]}, "reconstruction has null; expected values: network.kind kl has weights"),
         (
             {"network": {"kind": "identity", "latent_channels": 2}},
-            r"train_autoencoder.network.latent_channels: found 2; expected one of 1, 3",
+            r"train_autoencoder.source.network.latent_channels: found 2; expected one of 1, 3",
         ),
         (
-            {"network": SECTION["network"] | {"channels": [8]}},
-            r"train_autoencoder.network.channels: unknown key; expected one of kind, latent_channels",
+            {"network": SOURCE["network"] | {"channels": [8]}},
+            r"train_autoencoder.source.network.channels: unknown key; expected one of kind, latent_channels",
         ),
     ],
 )
 def test_keys_that_mean_nothing_are_refused(workspace: Path, changes: dict[str, object], said: str) -> None:
-    write_params(workspace, train_autoencoder=SECTION | changes)
+    write_params(workspace, train_autoencoder=AUTOENCODER | {"source": SOURCE | changes})
     with pytest.raises(ConfigError, match=said):
         script("train_autoencoder").main()
-    TrainAutoencoderParams.model_validate(SECTION)
+    TrainAutoencoderParams.model_validate(AUTOENCODER | {"source": SOURCE})

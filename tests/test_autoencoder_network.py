@@ -19,6 +19,7 @@ TINY = {
     "num_res_blocks": 1,
     "latent_channels": 4,
     "middle_attention": True,
+    "quant_conv": True,
     "norm_groups": 4,
 }
 LOSS = {
@@ -33,6 +34,7 @@ TOPOLOGIES = [
     ({"channels": [32, 64, 128, 128], "num_res_blocks": 2, "norm_groups": 32}, (2, 32, 48)),
     ({"channels": [16, 24, 32], "latent_channels": 3, "norm_groups": 8}, (1, 40, 24)),
     ({"channels": [16], "middle_attention": False}, (2, 8, 8)),
+    ({"channels": [16, 32], "latent_channels": 16, "quant_conv": False}, (2, 8, 8)),
 ]
 
 
@@ -62,6 +64,8 @@ def theirs(params: KLAutoencoderParams) -> diffusers.AutoencoderKL:
         latent_channels=params.latent_channels,
         norm_num_groups=params.norm_groups,
         mid_block_add_attention=params.middle_attention,
+        use_quant_conv=params.quant_conv,
+        use_post_quant_conv=params.quant_conv,
     )
 
 

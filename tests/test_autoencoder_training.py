@@ -11,7 +11,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from ldm import randomness
 from ldm.autoencoder.model.network import ReconstructionObjective, to_image, to_signal
 from ldm.autoencoder.model.networks import build
-from ldm.autoencoder.model.params import ReconstructionParams
+from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
 from ldm.autoencoder.training import reconstruction
 from ldm.core import images
 from ldm.core.shards import Shards
@@ -19,8 +19,9 @@ from ldm.training.params import TrainingParams
 from tests.toy_training import accelerator
 from tests.training_data import AUTOENCODER, NUM_SAMPLES, autoencoder_params, write_images
 
-TRAINING = TrainingParams.model_validate_json(json.dumps(AUTOENCODER["training"]))
-LOSS = ReconstructionParams.model_validate(AUTOENCODER["reconstruction"])
+TRAINING = TrainingParams.model_validate_json(json.dumps(AUTOENCODER["source"]["training"]))
+NETWORK = KLAutoencoderParams.model_validate(AUTOENCODER["source"]["network"])
+LOSS = ReconstructionParams.model_validate(AUTOENCODER["source"]["reconstruction"])
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,7 @@ def test_ssim_agrees_with_scipy():
 
 
 def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[str, Shards]):
-    params = autoencoder_params()
-    batches = reconstruction.ImageBatches(splits["train"], params.network, TRAINING)
+    batches = reconstruction.ImageBatches(splits["train"], NETWORK, TRAINING)
     whole = batches(3, slice(0, 8))
     samples = randomness.order(np.arange(24, 32), NUM_SAMPLES["train"], 0)
     expected = images.to_tensor([splits["train"][i]["png"] for i in samples])
@@ -99,7 +99,7 @@ def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[s
 def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     params = autoencoder_params()
     torch.manual_seed(0)
-    autoencoder = build(params.network).eval()
+    autoencoder = build(NETWORK).eval()
     measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
     image = splits["val"].images(range(6))
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):
     params = autoencoder_params()
     measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
-    measurement.draw(build(params.network), tmp_path / "picture.png")
+    measurement.draw(build(NETWORK), tmp_path / "picture.png")
     image = splits["val"].images(range(1))
     with Image.open(tmp_path / "picture.png") as picture:
         drawn = np.asarray(picture)[4 : 4 + 128, 4 : 4 + 128]

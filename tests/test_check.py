@@ -58,7 +58,7 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
         (
             {"prepare.image_size_px": 30},
             "prepare.image_size_px: found 30; expected a multiple of 4, the pixels per latent of "
-            "train_autoencoder.network (patch_px x 2^(levels - 1))",
+            "train_autoencoder.source (patch_px x 2^(levels - 1))",
         ),
         (
             {"prepare.image_size_px": 64},
@@ -66,8 +66,8 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "pixels per latent",
         ),
         (
-            {"train_autoencoder.network.latent_channels": 4},
-            "train_unet.network.latent_channels: found 8; expected 4 as in train_autoencoder.network",
+            {"train_autoencoder.source.network.latent_channels": 4},
+            "train_unet.network.latent_channels: found 8; expected 4 as in train_autoencoder.source",
         ),
         (
             {"train_clip.source.network.text.width": 64},
@@ -87,18 +87,19 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "may keep",
         ),
         (
-            {"train_unet.init_from": {"directory": "other/unet", "may_differ": []}},
-            "train_unet.init_from.directory: found other/unet; expected a path in data/models/unet, the folder where "
+            {"train_unet.init_from": {"path": "other/unet", "may_differ": []}},
+            "train_unet.init_from.path: found other/unet; expected a path in data/models/unet, the folder where "
             "DVC sees that weights changed",
         ),
         (
-            {"train_autoencoder.reconstruction.num_gradient_scales": 6},
-            "train_autoencoder.reconstruction.num_gradient_scales: found 6; expected at most 5: every scale halves "
+            {"train_autoencoder.source.reconstruction.num_gradient_scales": 6},
+            "train_autoencoder.source.reconstruction.num_gradient_scales: found 6; expected at most 5: every scale "
+            "halves "
             "prepare.image_size_px 32, and two pixels make a gradient",
         ),
         (
-            {"train_unet.init_from": {"directory": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
-            "train_unet.init_from.directory: found data/models/unet/../../unet; expected a path in data/models/unet, "
+            {"train_unet.init_from": {"path": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
+            "train_unet.init_from.path: found data/models/unet/../../unet; expected a path in data/models/unet, "
             "the folder where DVC sees that weights changed",
         ),
         (
@@ -408,7 +409,7 @@ def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
     ("key", "kinds"),
     [
         ("train_clip.source.kind", "file, folder, open_clip, train, untrained"),
-        ("train_autoencoder.network.kind", "identity, kl"),
+        ("train_autoencoder.source.network.kind", "identity, kl"),
         ("train_unet.network.kind", "unet"),
     ],
 )

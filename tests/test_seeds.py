@@ -79,7 +79,7 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     run = seeds.Run({"autoencoder": 4, "clip": 3, "unet": 2, "sampling": 1})
     found = seeds.do(run)
     assert (found["commit"], found["metrics"]) == ("abc", {"scene_accuracy_unseen": 0.5})
-    owners = changed["train_autoencoder"], changed["train_clip"]["source"], changed["train_unet"]
+    owners = changed["train_autoencoder"]["source"], changed["train_clip"]["source"], changed["train_unet"]
     assert [owner["training"]["seed"] for owner in owners] == [4, 3, 2]
     assert changed["sample"]["drawing"]["seed"] == 1 and changed["num_lines"] == 5
     assert changed["machine"]["threads"] is None and "threads" not in found

@@ -37,7 +37,7 @@ VALUES: dict[str, Any] = {
     "prepare__corpus__pixels__framing": {"kind": "buckets", "step_px": 8, "max_aspect_ratio": 2.0, "crop": "centre"},
     "prepare__corpus__val_fraction": 0.3,
     "prepare__num_samples_per_shard": 8,
-    "train_autoencoder__network__channels": [16],
+    "train_autoencoder__source__network__channels": [16],
     "train_autoencoder__num_validation_samples": 9,
     "train_autoencoder__num_pictures": 6,
     "encode_latents__statistics_tolerance": 1.0,
@@ -70,7 +70,7 @@ VALUES: dict[str, Any] = {
     "evaluate__num_pairs": 3,
 } | {
     f"{section}__training__{key}": value
-    for section in ("train_autoencoder", "train_clip__source", "train_unet")
+    for section in ("train_autoencoder__source", "train_clip__source", "train_unet")
     for key, value in TRAINING.items()
 }
 

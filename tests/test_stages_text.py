@@ -46,6 +46,7 @@ AUTOENCODER = {
     "num_res_blocks": 1,
     "latent_channels": 2,
     "middle_attention": False,
+    "quant_conv": True,
     "norm_groups": 4,
 }
 TRAINING = {
@@ -94,7 +95,13 @@ PARAMS: dict[str, Any] = {
         "train_split": {"kind": "stored"},
         "batch_size": 3,
     },
-    "encode_latents": {"batch_size": 3, "precision": "fp32", "mirrored": False, "statistics_tolerance": 1.0},
+    "encode_latents": {
+        "batch_size": 3,
+        "precision": "fp32",
+        "mirrored": False,
+        "scale": {"kind": "measured"},
+        "statistics_tolerance": 1.0,
+    },
 }
 
 

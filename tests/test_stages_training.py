@@ -228,13 +228,16 @@ def test_a_finished_training_is_extended_and_its_passport_says_so(workspace: Pat
     short = artifact.read_passport(workspace / "data" / OUT[name], KINDS[OUT[name]])
     assert "resumed_from" not in short.facts
     state = next((workspace / "runs" / name).glob("*/step-000000006"))
-    changed = params | {"training": params["training"] | {"num_steps": 9}, "num_pictures": 1}
+    owner = params.get("source", params)
+    longer = {"training": owner["training"] | {"num_steps": 9}}
+    changed = params | ({"source": owner | longer} if owner is not params else longer) | {"num_pictures": 1}
     write_params(workspace, machine=kept, **{name: changed})
     runs.ask(workspace / "runs", name)
     script(name).main()
     passport = artifact.read_passport(workspace / "data" / OUT[name], KINDS[OUT[name]])
     sha256 = artifact.sha256_file(state / "manifest.json")
-    differs = {"params.training.num_steps": [6, 9]}
+    key = f"params.{'' if owner is params else 'source.'}training.num_steps"
+    differs = {key: [6, 9]}
     assert passport.facts["resumed_from"] == [{"step": 6, "manifest_sha256": sha256, "differs": differs}]
     rows = (workspace / "data" / f"{OUT[name]}_results" / "curves.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "3", "6", "9"]
@@ -252,7 +255,7 @@ def test_another_seed_gives_other_weights(workspace: Path):
 def test_training_goes_on_from_a_trained_unet(workspace: Path):
     script("train_unet").main()
     (workspace / "data/unet").rename(workspace / "models")
-    init_from = {"directory": "models", "may_differ": []}
+    init_from = {"path": "models", "may_differ": []}
     write_params(workspace, train_unet=UNET | {"init_from": init_from})
     script("train_unet").main()
     passport = artifact.read_passport(workspace / "data/unet", KINDS["unet"])

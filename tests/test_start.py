@@ -29,7 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def init_from(directory: Path, *may_differ: str) -> InitFromParams:
-    return InitFromParams.model_validate({"directory": str(directory), "may_differ": may_differ})
+    return InitFromParams.model_validate({"path": str(directory), "may_differ": may_differ})
 
 
 def write(
@@ -136,7 +136,7 @@ def test_a_network_of_another_shape_is_refused_whatever_may_differ(inputs: Input
 
 
 def test_a_missing_folder_and_a_passport_that_says_too_little_are_integrity_errors(inputs: Inputs, tmp_path: Path):
-    missing = r"no such folder; expected a trained UNet\nfix: correct train_unet\.init_from"
+    missing = r"no such file or folder; expected a trained UNet\nfix: correct train_unet\.init_from"
     with pytest.raises(IntegrityError, match=missing):
         load_weights(UNet(PARAMS.network), init_from(tmp_path / "none"), PARAMS, inputs)
     written = write(tmp_path, inputs)
@@ -144,3 +144,22 @@ def test_a_missing_folder_and_a_passport_that_says_too_little_are_integrity_erro
     artifact.write_passport(tmp_path, KINDS["unet"], written.config, written.inputs, facts, written.content_sha256)
     with pytest.raises(IntegrityError, match="no key 'latent_scale'"):
         load_weights(UNet(PARAMS.network), init_from(tmp_path), PARAMS, inputs)
+
+
+def test_latents_of_another_size_take_the_positions_interpolated(inputs: Inputs, tmp_path: Path):
+    write(tmp_path, inputs)
+    trained = artifact.read(tmp_path, KINDS["unet"])[1]
+    params = unet_params(network={"latent_size": 8, "gradient_checkpointing": True})
+    larger = UNet(params.network)
+    load_weights(larger, init_from(tmp_path), params, inputs)
+    found = larger.state_dict()
+    positions = found.pop("position_embedding")
+    expected = torch.nn.functional.interpolate(trained["position_embedding"], (8, 8), mode="bicubic")
+    assert positions.shape == (1, 16, 8, 8) and torch.equal(positions, expected)
+    assert all(torch.equal(weight, trained[name]) for name, weight in found.items())
+
+
+def test_heads_of_one_width_are_those_of_a_list(inputs: Inputs, tmp_path: Path):
+    write(tmp_path, inputs)
+    params = unet_params(network={"head_width": [8, 8]})
+    load_weights(UNet(params.network), init_from(tmp_path), params, inputs)

@@ -172,7 +172,7 @@ def test_experiments_in_a_copy_find_own_images(own: Repository) -> None:
 
 
 def test_a_stopped_experiment_goes_on_though_its_copy_is_gone(own: Repository) -> None:
-    init_from = "{directory:data/models/unet/mine,may_differ:[]}"
+    init_from = "{path:data/models/unet/mine,may_differ:[]}"
     values = {"init_from": init_from, "training.num_steps": 40, "training.save_every_steps": 2}
     settings = [word for key, value in values.items() for word in ("-S", f"train_unet.{key}={value}")]
     experiment = ["dvc", "exp", "run", "--temp", "--name", "stopped", *settings, "train_unet"]

@@ -300,6 +300,7 @@ def test_a_level_without_attention_needs_no_fitting_head_width_unless_it_is_the_
 
 def test_the_autoencoder_factor_counts_patch_and_levels():
     fields = {"kind": "kl", "num_res_blocks": 1, "latent_channels": 4, "middle_attention": False, "norm_groups": 4}
+    fields |= {"quant_conv": True}
     params = KLAutoencoderParams.model_validate(fields | {"patch_px": 4, "channels": [8, 8, 8]})
     assert params.factor == 16
     with pytest.raises(ValidationError, match="channels 10 is not a multiple of norm_groups 4"):

@@ -42,6 +42,7 @@ AUTOENCODER = {
     "num_res_blocks": 1,
     "latent_channels": 4,
     "middle_attention": False,
+    "quant_conv": True,
     "norm_groups": 4,
 }
 UNET = {

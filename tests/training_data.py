@@ -26,23 +26,27 @@ SIZE_PX, CHANNELS, LATENT_SIZE, NUM_TOKENS, WIDTH = 16, 4, 4, 5, 8
 KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30}
 """What section machine says of old runs."""
 AUTOENCODER: dict[str, Any] = {
-    "network": {
-        "kind": "kl",
-        "patch_px": 2,
-        "channels": [8, 16],
-        "num_res_blocks": 1,
-        "latent_channels": CHANNELS,
-        "middle_attention": True,
-        "norm_groups": 4,
+    "source": {
+        "kind": "train",
+        "network": {
+            "kind": "kl",
+            "patch_px": 2,
+            "channels": [8, 16],
+            "num_res_blocks": 1,
+            "latent_channels": CHANNELS,
+            "middle_attention": True,
+            "quant_conv": True,
+            "norm_groups": 4,
+        },
+        "reconstruction": {
+            "error": "l1",
+            "kl_weight": 1e-4,
+            "learned_log_variance": True,
+            "gradient_weight": 1.0,
+            "num_gradient_scales": 2,
+        },
+        "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "num_accumulation_steps": 2},
     },
-    "reconstruction": {
-        "error": "l1",
-        "kl_weight": 1e-4,
-        "learned_log_variance": True,
-        "gradient_weight": 1.0,
-        "num_gradient_scales": 2,
-    },
-    "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "num_accumulation_steps": 2},
     "num_validation_samples": 4,
     "num_pictures": 3,
 }
@@ -111,7 +115,7 @@ def write_captions(directory: Path) -> None:
 
 
 def write_autoencoder(directory: Path) -> str:
-    params = KLAutoencoderParams.model_validate(AUTOENCODER["network"])
+    params = KLAutoencoderParams.model_validate(AUTOENCODER["source"]["network"])
     torch.manual_seed(0)
     config, tensors = params.model_dump(mode="json"), KLAutoencoder(params).state_dict()
     return artifact.write(directory, KINDS["autoencoder"], config, tensors, {}, {}).content_sha256

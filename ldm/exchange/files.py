@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.core import workspace
 from ldm.core.artifact import sha256_json
@@ -89,6 +89,27 @@ def read(path: Path, part: str | None = None) -> Source:
     for file in parts:
         tensors |= _tensors(file)
     return Source(path, tensors, config, {file.name: sha256_file(file) for file in parts})
+
+
+def load(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load all weights of a network, which were read from `path`. IntegrityError: names or shapes do not fit, or values
+    are not finite."""
+    if misfits := unfit(tensors, network.state_dict()):
+        fix = "fetch the whole file again, or that of a network of this kind"
+        raise IntegrityError(str(path), misfits, "the weights of this network, no more and no fewer", fix)
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise IntegrityError(str(path), f"{_few(broken)} not finite", "numbers", _FETCH)
+    network.load_state_dict(dict(tensors))
+
+
+def unfit(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> str:
+    """What does not fit a network's state dict, with names, on one line; empty if all does."""
+    missing = [name for name in network if name not in tensors]
+    unknown = [name for name in tensors if name not in network]
+    both = [(name, tensors[name].shape, network[name].shape) for name in network if name in tensors]
+    other = [f"{name} {_by(theirs)} instead of {_by(ours)}" for name, theirs, ours in both if theirs != ours]
+    parts = {"missing": missing, "unknown": unknown, "of another shape": other}
+    return "; ".join(f"{what}: {_few(some)}" for what, some in parts.items() if some)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -190,6 +211,10 @@ def _unwrapped(path: Path, content: object) -> dict[str, Tensor]:
         found = f"a mapping without tensors ({_few([str(name) for name in values]) or 'empty'})"
         raise IntegrityError(str(path), found, "tensors by name", _CONVERT)
     return tensors
+
+
+def _by(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def _beside(folder: Path) -> str:

@@ -33,10 +33,11 @@ def for_training(root: Path, **training: Any) -> Path:
     given = YAML(typ="safe").load((ROOT / "paths.yaml").read_text())
     paths = {key: f"other/{Path(value).name}" for key, value in given["paths"].items()}
     paths |= {name: f"data/{name}" for name in NAMES} | {"runs": "runs", "autoencoder": "data/autoencoder"}
+    source = training_data.AUTOENCODER["source"]
     sections = {
         "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | training_data.KEPT,
         "train_autoencoder": training_data.AUTOENCODER
-        | {"training": training_data.AUTOENCODER["training"] | {"num_accumulation_steps": 1} | training},
+        | {"source": source | {"training": source["training"] | {"num_accumulation_steps": 1} | training}},
         "train_unet": training_data.UNET | {"training": training_data.UNET["training"] | training},
     }
     (root / "params.yaml").write_text(json.dumps(sections))

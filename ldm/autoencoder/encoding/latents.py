@@ -7,7 +7,7 @@ depends on the KL weight.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,13 @@ from torch import Tensor
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 
-KIND = artifact.Kind("latents")
+
+def with_scale(config: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade the config of latents from format 1, whose scale was always measured, to format 2."""
+    return {**config, "scale": {"kind": "measured"}}
+
+
+KIND = artifact.Kind("latents", (with_scale,))
 """Kind of the artefact that holds cached latents."""
 
 

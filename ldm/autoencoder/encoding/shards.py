@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.encoding.params import EncodeLatentsParams
+from ldm.autoencoder.encoding.latents import LatentScale, check_scaled
+from ldm.autoencoder.encoding.params import EncodeLatentsParams, MeasuredScaleParams, StatedScaleParams
 from ldm.autoencoder.model.network import Autoencoder, to_signal
 from ldm.compute import attention, process, ranks
 from ldm.compute.precision import autocast
@@ -48,6 +49,24 @@ def encode(
             parts.setdefault(f"mean{ending}", []).append(posterior.mean.half().cpu())
             parts.setdefault(f"log_variance{ending}", []).append(posterior.log_variance.half().cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def scales(
+    params: EncodeLatentsParams, train: LatentScale, val: LatentScale, where: str
+) -> tuple[LatentScale, LatentScale]:
+    """The scale that the params ask for, and that of validation latents after they were normalised with it.
+
+    train, val: as measured. where: the validation images. IntegrityError: a measured scale does not fit them.
+    """
+    match params.scale:
+        case MeasuredScaleParams():
+            scaled = val.relative_to(train)
+            check_scaled(scaled, params.statistics_tolerance, where)
+            return train, scaled
+        case StatedScaleParams(factor=factor, shift=shift):
+            ones = torch.ones_like(train.mean)
+            stated = LatentScale(shift * ones, ones / factor)
+            return stated, val.relative_to(stated)
 
 
 def write_shards(

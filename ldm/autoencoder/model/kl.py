@@ -27,8 +27,9 @@ class KLAutoencoder(Autoencoder):
         self._middle_width = params.channels[-1] if params.middle_attention else None
         self.encoder = Encoder(params)
         self.decoder = Decoder(params)
-        self.quant_conv = nn.Conv2d(2 * params.latent_channels, 2 * params.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(params.latent_channels, params.latent_channels, 1)
+        channels, has_convs = params.latent_channels, params.quant_conv
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if has_convs else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if has_convs else nn.Identity()
 
     def attention_shapes(self, height: int, width: int) -> list[Shape]:
         """Shapes of its attention on latents of this size: one head over all positions, or none at all."""

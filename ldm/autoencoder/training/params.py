@@ -1,6 +1,6 @@
-"""Section `train_autoencoder`: the autoencoder, its loss and its training."""
+"""Section `train_autoencoder`: the autoencoder, trained on the corpus or brought, its loss and its training."""
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,23 +10,26 @@ from ldm.core.params import Precision
 from ldm.training.params import TrainingParams
 
 
-class TrainAutoencoderParams(Section):
-    """Section `train_autoencoder` of params.yaml."""
+class TrainedAutoencoderParams(Section):
+    """An autoencoder that is trained on the corpus."""
 
+    kind: Literal["train"]
+    """Where the autoencoder comes from."""
     network: AutoencoderParams
     reconstruction: ReconstructionParams | None
     """The loss; null for a network without weights, which is not trained."""
     training: TrainingParams | None
     """How it is trained; null for a network without weights."""
-    num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
-    """Validation images that the curves are measured on (fewer if the split has fewer); the metrics use all of them."""
-    num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
-    """Validation images shown beside their reconstructions."""
 
     @property
-    def precision(self) -> Precision:
-        """Precision of the training; float32 if there is none."""
-        return self.training.precision if self.training else "fp32"
+    def factor(self) -> int:
+        """Side in pixels of the square that one latent position covers."""
+        return self.network.factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.network.latent_channels
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -37,3 +40,54 @@ class TrainAutoencoderParams(Section):
                 found, expected = ("null", "values") if is_trained else ("values", "null")
                 raise ValueError(f"{key} has {found}; expected {expected}: {reason}")
         return self
+
+
+class PretrainedAutoencoderParams(Section):
+    """An autoencoder that others have trained: Stable Diffusion's, SDXL's, those of SD3 and FLUX with 16 channels, or a
+    DC-AE. Its decoder alone may be trained further, so that latents keep their meaning."""
+
+    kind: Literal["pretrained"]
+    """Where the autoencoder comes from."""
+    path: Annotated[str, Field(min_length=1)]
+    """A folder as diffusers writes it, of the autoencoder or of a whole pipeline, or a single file; below the folder
+    `autoencoder` of `paths.models`."""
+    factor: int = Field(ge=1, le=128)
+    """Side in pixels of the square that one of its latent positions covers (8 for Stable Diffusion)."""
+    latent_channels: int = Field(ge=1, le=256)
+    """Channels of its latents (4 for Stable Diffusion and SDXL, 16 for SD3 and FLUX, 32 for a DC-AE)."""
+    reconstruction: ReconstructionParams | None
+    """The loss of the decoder; null = the autoencoder stays as it is."""
+    training: TrainingParams | None
+    """How the decoder is trained; null = the autoencoder stays as it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.reconstruction is None) != (self.training is None):
+            raise ValueError("one of reconstruction and training is null; expected both or neither")
+        return self
+
+
+class TrainAutoencoderParams(Section):
+    """Section `train_autoencoder` of params.yaml."""
+
+    source: TrainedAutoencoderParams | PretrainedAutoencoderParams = Field(discriminator="kind")
+    """Where the autoencoder comes from."""
+    num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
+    """Validation images that the curves are measured on (fewer if the split has fewer); the metrics use all of them."""
+    num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
+    """Validation images shown beside their reconstructions."""
+
+    @property
+    def training(self) -> TrainingParams | None:
+        """How it is trained, if it is."""
+        return self.source.training
+
+    @property
+    def reconstruction(self) -> ReconstructionParams | None:
+        """Its loss, if it is trained."""
+        return self.source.reconstruction
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the training; float32 if there is none."""
+        return self.training.precision if self.training else "fp32"

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
-from ldm.autoencoder.model.params import AutoencoderParams
+from ldm.autoencoder.model.params import StoredParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.compute import attention, process
 from ldm.compute.process import Accelerator
@@ -40,7 +40,7 @@ def open_splits(folder: Path, is_trained: bool, accelerator: Accelerator) -> dic
 class ImageBatches:
     """Images and posterior noise of any step, drawn for the global batch, then cut to the `rows` of this process."""
 
-    def __init__(self, shards: Shards, network: AutoencoderParams, training: TrainingParams) -> None:
+    def __init__(self, shards: Shards, network: StoredParams, training: TrainingParams) -> None:
         self._shards, self._params = shards, training
         self._order = Order(shards.buckets, training.batch_size, training.seed)
         self._channels = network.latent_channels

@@ -100,6 +100,8 @@ class Inputs:
     val: LatentsAndCaptions
     embeddings: TextEmbeddings
     autoencoder: Autoencoder
+    autoencoder_source: str | None
+    """SHA-256 of the file that the autoencoder was brought as; None = it was trained here."""
     image_size_px: int
     """Side of a square with as many pixels as the largest bucket."""
     sha256: dict[str, str]
@@ -158,7 +160,8 @@ def load_inputs(
         pairs[split] = LatentsAndCaptions(cache, told, texts, scale)
     area = max(height * width for _, height, width in pairs["train"].latent_shapes)
     size_px = math.isqrt(area) * decoder.factor
-    return Inputs(pairs["train"], pairs["val"], stored, decoder, size_px, sha256, files)
+    brought = passport.inputs.get("source")
+    return Inputs(pairs["train"], pairs["val"], stored, decoder, brought, size_px, sha256, files)
 
 
 def _online(

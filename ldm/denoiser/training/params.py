@@ -12,10 +12,12 @@ Trait = Literal["schedule", "prediction", "text_encoder", "autoencoder", "latent
 
 
 class InitFromParams(Section):
-    """A trained denoiser to start from. It must have the same network params as the one to train."""
+    """A trained denoiser to start from: one of this project, or the UNet of Stable Diffusion 1 or 2. Its weights must
+    fit the network to train. Latents may have another size; where they have more channels, what is new starts at
+    zero."""
 
-    directory: str
-    """Its folder, below the folder `unet` of `paths.models`."""
+    path: str
+    """Its folder, that of a pipeline of diffusers, or a single file; below the folder `unet` of `paths.models`."""
     may_differ: list[Trait]
     """Traits that may differ from those it was trained with: `schedule` and `prediction`, which are those of
     `diffusion`; `text_encoder` (compared by the null embedding, which depends on the CLIP, the settings of `embed_text`

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
@@ -65,7 +66,7 @@ def _error(where: str, text: str, fix: str) -> ConfigError:
 
 def _sizes(params: Params) -> Iterator[Finding]:
     """Sizes must agree from image to latent to the levels of the UNet."""
-    autoencoder, unet = params.train_autoencoder.network, params.train_unet.network
+    autoencoder, unet = params.train_autoencoder.source, params.train_unet.network
     image_size_px = params.prepare.image_size_px
     factor = autoencoder.factor
     reconstruction = params.train_autoencoder.reconstruction
@@ -74,7 +75,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
     if side_px >> (scales - 1) < 2:
         side = f"prepare.image_size_px {side_px}" if side_px == image_size_px else f"{side_px} px of a bucket"
         yield (
-            "train_autoencoder.reconstruction.num_gradient_scales",
+            "train_autoencoder.source.reconstruction.num_gradient_scales",
             f"found {scales}; expected at most {side_px.bit_length() - 1}: every scale halves "
             f"{side}, and two pixels make a gradient",
             "lower it, or raise prepare.image_size_px",
@@ -83,7 +84,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
         yield (
             "prepare.image_size_px",
             f"found {image_size_px}; expected a multiple of {factor}, the pixels per latent of "
-            "train_autoencoder.network (patch_px x 2^(levels - 1))",
+            "train_autoencoder.source (patch_px x 2^(levels - 1))",
             f"set it to {max(1, round(image_size_px / factor)) * factor}, or give the autoencoder other levels",
         )
         return
@@ -97,7 +98,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
     if unet.latent_channels != autoencoder.latent_channels:
         yield (
             "train_unet.network.latent_channels",
-            f"found {unet.latent_channels}; expected {autoencoder.latent_channels} as in train_autoencoder.network",
+            f"found {unet.latent_channels}; expected {autoencoder.latent_channels} as in train_autoencoder.source",
             f"set it to {autoencoder.latent_channels}, or change the autoencoder",
         )
 
@@ -105,7 +106,7 @@ def _sizes(params: Params) -> Iterator[Finding]:
 def _shapes(params: Params) -> Iterator[Finding]:
     """Networks must take images of every size that `prepare` makes and `sample` draws."""
     unet, image_size_px = params.train_unet.network, params.prepare.image_size_px
-    multiple = params.train_autoencoder.network.factor * unet.size_multiple
+    multiple = params.train_autoencoder.source.factor * unet.size_multiple
     reason = f"expected multiples of {multiple}, the pixels of a position in the lowest level of the UNet"
     sizes_px, drawn = params.prepare.corpus.sizes_px(image_size_px), params.sample.drawing.size_px
     wrong = [f"{height} x {width}" for height, width in sizes_px if height % multiple or width % multiple]
@@ -206,10 +207,13 @@ def _pretrained(params: Params) -> Iterator[Finding]:
 def _weights(params: Params) -> Iterator[Finding]:
     """Weights that users bring must be in the folder where DVC looks for changes."""
     clip, init_from = params.train_clip.source, params.train_unet.init_from
+    autoencoder = params.train_autoencoder.source
     guide = params.sample.drawing.guidance
+    is_brought = isinstance(autoencoder, PretrainedAutoencoderParams)
     places = {
+        "train_autoencoder.source.path": (autoencoder.path if is_brought else None, "autoencoder"),
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
-        "train_unet.init_from.directory": (init_from.directory if init_from is not None else None, "unet"),
+        "train_unet.init_from.path": (init_from.path if init_from is not None else None, "unet"),
         "sample.drawing.guidance.directory": (
             guide.directory if isinstance(guide, AutoguidanceParams | ClassifierParams) else None,
             "guidance",
@@ -231,10 +235,10 @@ def _guidance(params: Params) -> Iterator[Finding]:
     """Guidance by a prediction without a caption needs a network that learned it from dropped captions; a threshold
     needs latents that are pixels."""
     drawing, scales = params.sample.drawing, params.sample.sweep.guidance_scales
-    factor = params.train_autoencoder.network.factor
+    factor = params.train_autoencoder.source.factor
     if drawing.dynamic_threshold is not None and factor > 1:
         found = f"found {drawing.dynamic_threshold:g}; expected null: only values of pixels have limits, and a latent "
-        found += f"of train_autoencoder.network covers {factor} x {factor} of them"
+        found += f"of train_autoencoder.source covers {factor} x {factor} of them"
         yield "sample.drawing.dynamic_threshold", found, "set it to null"
     if params.train_unet.diffusion.caption_dropout > 0:
         return
