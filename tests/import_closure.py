@@ -13,16 +13,21 @@ from ldm.compute.closure import files_of, has_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE, STUDIES = "dvc.yaml", "studies/dvc.yaml"
+QUICK = {"check", "model"}
+"""Stages that take seconds and on which no other stage waits: of a package that they use in good part, they list the
+folder, since a run too many costs less than twenty rows."""
 NOT_LISTED = {"paths", "machine"}  # paths reach dvc.yaml by templating; machine must not change a result
 
 
-def covered(files: list[str], root: Path = ROOT) -> list[str]:
-    """The same files as the fewest entries: a folder of `ldm` in place of its files where all of them are there."""
+def covered(files: list[str], root: Path = ROOT, is_quick: bool = False) -> list[str]:
+    """The same files as the fewest entries: a folder of `ldm` in place of its files where all of them are there, or for
+    a quick stage three of its own."""
     wanted = set(files)
     folders = [path.parent for path in root.joinpath("ldm").rglob("__init__.py") if path.parent != root / "ldm"]
     for folder in sorted(folders):
         inside = {path.relative_to(root).as_posix() for path in tracked(folder) if has_code(path)}
-        if inside <= wanted:
+        num_own = sum((root / name).parent == folder for name in wanted)
+        if inside <= wanted or (is_quick and num_own >= 3):
             wanted = (wanted - inside) | {folder.relative_to(root).as_posix()}
     return [name for name in files if name in wanted] + sorted(wanted - set(files))
 
@@ -73,7 +78,7 @@ def refreshed(root: Path = ROOT, pipeline: str = PIPELINE) -> str:
     for name, script in stage_scripts(root, pipeline).items():
         stage = document["stages"][name]
         if script.is_file():
-            stage["deps"][:] = covered(files_of(script, root), root) + [
+            stage["deps"][:] = covered(files_of(script, root), root, name in QUICK) + [
                 dep for dep in stage["deps"] if dep.startswith("${")
             ]
             if pipeline == PIPELINE:

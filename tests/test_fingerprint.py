@@ -71,7 +71,7 @@ def test_values_of_looking_are_no_part_of_it_either():
         assert before == after
 
 
-WORKING = [stage for stage in stage_scripts() if stage not in ("check", "prepare")]
+WORKING = [stage for stage in stage_scripts() if stage not in {"check", "model", "prepare"}]
 
 
 @pytest.mark.parametrize("stage", WORKING)

@@ -18,6 +18,7 @@ from ldm.compute.closure import files_of, has_code, imported_files
 from ldm.core.params import PathsParams
 from tests.import_closure import (
     NOT_LISTED,
+    QUICK,
     ROOT,
     covered,
     expanded,
@@ -105,10 +106,10 @@ def test_there_is_a_script_for_every_stage_and_a_stage_for_every_script() -> Non
 @pytest.mark.parametrize("stage", SCRIPTS)
 def test_code_deps_are_the_import_closure(stage: str) -> None:
     listed = [dep for dep in DVC["stages"][stage]["deps"] if not dep.startswith("${")]
-    assert listed == covered(files_of(SCRIPTS[stage], ROOT)), "run `make deps`"
-    assert sorted(expanded(listed)) == sorted(files_of(SCRIPTS[stage], ROOT)), (
-        "an entry stands for more than the stage imports"
-    )
+    files = files_of(SCRIPTS[stage], ROOT)
+    assert listed == covered(files, ROOT, stage in QUICK), "run `make deps`"
+    assert set(files) <= set(expanded(listed))
+    assert stage in QUICK or set(files) == set(expanded(listed)), "an entry stands for more than the stage imports"
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)
@@ -141,7 +142,7 @@ def test_a_stage_reads_only_what_an_earlier_stage_writes() -> None:
 
 def test_dvc_yaml_is_short_and_readable() -> None:
     rows = [dep for stage in DVC["stages"].values() for dep in stage["deps"] if not dep.startswith("${")]
-    assert len(rows) <= 16 * len(DVC["stages"])
+    assert len(rows) <= 12.5 * len(DVC["stages"])
 
 
 def test_packages_form_few_layers_without_a_circle() -> None:
