@@ -21,6 +21,7 @@ from ldm.autoencoder.model.network import to_image
 from ldm.autoencoder.training import pretrained
 from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.compute import attention
+from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError, UserError
 from ldm.core.hashes import sha256_file
 from ldm.denoiser.model.condition import Condition
@@ -34,7 +35,12 @@ from ldm.denoiser.training.start import load_weights
 from ldm.exchange import files, names
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers import ancestral
-from tests.training_data import unet_params, write_all
+from ldm.tools.recipe import Recipe
+from tests.import_closure import ROOT
+from tests.kinds import KINDS
+from tests.stage_scripts import script
+from tests.test_stages_training import write_params
+from tests.training_data import AUTOENCODER, UNET, unet_params, write_all
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRAITS = ["schedule", "prediction", "text_encoder", "autoencoder", "latent_scale"]
@@ -52,17 +58,7 @@ SD_2: dict[str, Any] = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
 }
-PUBLISHED_1: dict[str, Any] = {
-    "channels": [320, 640, 1280, 1280],
-    "num_res_blocks": 2,
-    "attention_levels": [True, True, True, False],
-    "num_transformer_layers": 1,
-    "head_width": [40, 80, 160, 160],
-    "linear_projection": False,
-    "context_width": 768,
-    "norm_groups": 32,
-    "latent_size": 64,
-}
+PUBLISHED_1: dict[str, Any] = Recipe("stable-diffusion", ROOT).data["train_unet"]["network"]
 PUBLISHED_2 = PUBLISHED_1 | {"head_width": 64, "linear_projection": True, "context_width": 1024}
 
 
@@ -335,6 +331,35 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path, inputs: Inputs) ->
     (tmp_path / "unet/config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(IntegrityError, match="_class_name FluxTransformer2DModel; expected a UNet of diffusers"):
         start(tmp_path / "unet", inputs)
+
+
+def test_stages_start_from_one_folder_and_only_the_text_is_vouched_for(
+    tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale that `encode_latents` states and the autoencoder that was brought are those of the UNet's pipeline."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    write_all(tmp_path / "data")
+    write_pipeline(tmp_path / "sd", vae={"scaling_factor": 0.18215})
+    source = {"kind": "pretrained", "path": "sd", "factor": 1, "latent_channels": 4}
+    autoencoder = {"source": source | {"reconstruction": None, "training": None}}
+    stated = {"kind": "stated", "factor": 0.18215, "shift": 0.0}
+    encode = {"batch_size": 4, "precision": "fp32", "mirrored": False, "scale": stated, "statistics_tolerance": 1e-6}
+    network = UNET["network"] | OURS | {"latent_size": 16}
+    unet = UNET | {"network": network, "init_from": {"path": "sd", "may_differ": ["text_encoder"]}}
+    unet["diffusion"] = UNET["diffusion"] | {"schedule": "scaled_linear", "prediction": "eps"}
+    write_params(tmp_path, train_autoencoder=AUTOENCODER | autoencoder, encode_latents=encode, train_unet=unet)
+    for stage in ("train_autoencoder", "encode_latents", "train_unet"):
+        script(stage).main()
+    latents = artifact.read_passport(tmp_path / "data/latents/train", KINDS["latents"])
+    assert latents.facts["latent_scale"] == {"mean": [0.0] * 4, "std": [1 / 0.18215] * 4}
+    assert latents.config["scale"] == stated
+    passport = artifact.read_passport(tmp_path / "data/unet", KINDS["unet"])
+    assert passport.inputs["init_from"] == sha256_file(tmp_path / "sd/unet" / WEIGHTS)
+    write_params(tmp_path, train_unet=unet | {"init_from": {"path": "sd", "may_differ": []}})
+    with pytest.raises(ConfigError, match=r"init_from: text_encoder .*whose files do not tell it") as caught:
+        script("train_unet").main()
+    assert len(str(caught.value).splitlines()) == 2
 
 
 @torch.no_grad()
