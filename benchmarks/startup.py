@@ -31,9 +31,10 @@ from ldm.core.shards import SPLITS, Shards
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.inputs import load_inputs
 from ldm.denoiser.training.params import TrainUNetParams
-from ldm.evaluation.measure import RealImages, units
 from ldm.evaluation.measure import subjects as subjects_of
+from ldm.evaluation.measure import units
 from ldm.evaluation.params import EvaluateParams
+from ldm.evaluation.real_images import RealImages
 from ldm.precompute.cache import CacheWriter, Lookup
 from ldm.sampling import plan
 from ldm.sampling.params import SampleParams

@@ -18,6 +18,7 @@ from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
 from ldm.evaluation import measure, report, tables
 from ldm.evaluation.params import EvaluateParams, RetrievalParams
+from ldm.evaluation.real_images import RealImages
 from ldm.precompute.work import keep_each
 from ldm.sampling import samples
 from ldm.text.model.captions import Captions
@@ -33,7 +34,7 @@ def main() -> str:
     instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), learned_from, device)
     passport, sampled = samples.read(Path(paths.samples))
     artifact.check_input(Path(paths.samples), passport, "autoencoder", instruments.sha256["autoencoder"])
-    real = measure.RealImages(Path(paths.images), SPLITS)
+    real = RealImages(Path(paths.images), SPLITS)
     instruments.prove_attention(real.sizes_px)
     work = measure.units(measure.subjects(sampled, real, params), params.num_samples_per_unit)
     inputs = {"samples": passport.content_sha256, **instruments.sha256, **real.sha256}

@@ -15,6 +15,7 @@ from ldm.corpora import shapes
 from ldm.corpora.params import ShapesParams
 from ldm.evaluation import measure, spaces
 from ldm.evaluation.params import EvaluateParams, RetrievalParams
+from ldm.evaluation.real_images import RealImages
 from ldm.oracles import shapes as oracle
 from ldm.oracles.oracle import NOT_STATED
 from ldm.sampling.samples import Prompt
@@ -67,12 +68,12 @@ def params(**changes) -> EvaluateParams:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory) -> measure.RealImages:
+def real(tmp_path_factory) -> RealImages:
     folder = tmp_path_factory.mktemp("images")
     for split, count in COUNTS.items():
         keys = [shapes.pair_at(i, split, CORPUS_PARAMS, 64).key for i in range(count)]
         write(folder / split, [(key, {"png": png(i, split)}) for i, key in enumerate(keys)], 5)
-    return measure.RealImages(folder, SPLITS)
+    return RealImages(folder, SPLITS)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ reference set of training images.
 Each measurement depends on one image (and its prompt) alone, so the work is cut into units that any process may do.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from ldm import randomness
 from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
 from ldm.core import images
-from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.errors import ConfigError
 from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics, spaces
 from ldm.evaluation.params import EvaluateParams, NoAccuracyParams, RetrievalParams
+from ldm.evaluation.real_images import Origin, RealImages, scattered
 from ldm.evaluation.spaces import FeatureSpace
 from ldm.oracles import kinds
 from ldm.oracles.oracle import Oracle
@@ -41,9 +41,6 @@ Measured = Mapping[str, Mapping[str, Tensor]]
 REAL, DECODED = "real_", "decoded_"
 """Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
-Origin = tuple[str, int]
-"""A split, and the number of a sample in it."""
-_NUM_AT_ONCE = 4096
 _NUM_COLUMNS = 8
 """Columns of the picture of pairs; even, so that both images of a pair are in one row."""
 
@@ -63,40 +60,6 @@ class Subject:
     png: Callable[[int], bytes]
     prompts: list[Prompt] | None
     decoded: bool
-
-
-class RealImages:
-    """The image shards of all splits."""
-
-    def __init__(self, directory: Path, splits: Sequence[str]) -> None:
-        self._splits = {split: Shards(directory / split) for split in splits}
-
-    @property
-    def sha256(self) -> dict[str, str]:
-        """Hash of the index of each split."""
-        return {f"images_{split}": shards.sha256 for split, shards in self._splits.items()}
-
-    @property
-    def sizes_px(self) -> set[Size]:
-        """Height and width of the images of all buckets."""
-        return {size for shards in self._splits.values() for size in shards.image_sizes_px}
-
-    def count(self, split: str) -> int:
-        """Number of samples in a split."""
-        return len(self._splits[split])
-
-    def png(self, origin: Origin) -> bytes:
-        """The image of one sample, encoded."""
-        split, number = origin
-        return self._splits[split].image(number)
-
-    def origin(self, prompt: Prompt) -> Origin:
-        """Where the real image of a prompt is. IntegrityError: it is no longer there."""
-        shards, number = self._splits[prompt.split], prompt.sample
-        if number is None or number >= len(shards) or shards.keys[number] != prompt.key:
-            found, expected = f"no sample {prompt.key} at {number}", "the images that the prompts come from"
-            raise IntegrityError(str(shards.directory), found, expected, "run `dvc repro sample`")
-        return prompt.split, number
 
 
 def subjects(samples: Mapping[str, Samples], real: RealImages, params: EvaluateParams) -> list[Subject]:
@@ -135,7 +98,7 @@ def _real(
 
 
 def _reference(real: RealImages, prompted: set[Origin], count: int) -> list[Origin]:
-    free = list(islice((origin for origin in _scattered(real, "train") if origin not in prompted), count))
+    free = list(islice((origin for origin in scattered(real, "train") if origin not in prompted), count))
     if len(free) < 2:
         found = f"{len(free)} of {real.count('train')} training images have given no prompt"
         fix = "lower sample.num_prompts_seen, or take sample.seen_split: val"
@@ -147,7 +110,7 @@ def _gallery(samples: Mapping[str, Samples], real: RealImages, params: Retrieval
     """The images to search: the real images of the prompts, in their order, then others from training and
     validation."""
     own = dict.fromkeys(_origins(samples[SEEN].prompts[: params.num_prompts], real))
-    others = (origin for origin in chain(_scattered(real, "train"), _scattered(real, "val")) if origin not in own)
+    others = (origin for origin in chain(scattered(real, "train"), scattered(real, "val")) if origin not in own)
     return [*own, *islice(others, max(0, params.num_images - len(own)))]
 
 
@@ -164,14 +127,6 @@ def matching(
     gallery = [set(captions[split][number]) for split, number in _gallery(samples, real, params)]
     prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
     return torch.tensor([[prompt in texts for texts in gallery] for prompt in prompts])
-
-
-def _scattered(real: RealImages, split: str) -> Iterator[Origin]:
-    """Samples of a split in a fixed random order, so that the first few represent all, even in a sorted corpus."""
-    count, seed = real.count(split), randomness.key(0, "scattered", split)
-    for start in range(0, count, _NUM_AT_ONCE):
-        positions = np.arange(start, min(start + _NUM_AT_ONCE, count), dtype=np.int64)
-        yield from ((split, number) for number in randomness.order(positions, count, seed).tolist())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.core.config import Section
+from ldm.core.config import BESIDE, Section
 from ldm.oracles.params import OracleParams
 
 
@@ -45,6 +45,15 @@ class InceptionSpaceParams(Section):
     """State dict of torchvision's network: a safetensors file below the folder `inception` of `paths.models`."""
 
 
+class PixelsSpaceParams(Section):
+    """The pixels themselves, of the image shrunk to a few of them. It needs no network, and finds copies."""
+
+    kind: Literal["pixels"]
+    """Kind of feature space."""
+    size_px: int = Field(ge=1, le=256)
+    """Side to which images are shrunk. Small ones forgive what an autoencoder or a shift of a pixel changes."""
+
+
 FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
 
 
@@ -76,3 +85,23 @@ class EvaluateParams(Section):
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"feature_spaces {kinds} name one twice; expected each kind once: metrics have its name")
         return self
+
+
+class MemorisationParams(Section):
+    """How samples are compared with training images, so that a model that copies them is noticed."""
+
+    space: Annotated[PixelsSpaceParams | ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
+    """Where distances between images are measured."""
+    num_images: int = Field(ge=2, le=10**6)
+    """Samples of each set that are compared, and as many real images in all that no training saw (fewer if there are
+    fewer)."""
+    num_training_images: int = Field(ge=2, le=10**9)
+    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer)."""
+    num_neighbours: int = Field(ge=2, le=1000)
+    """Nearest training images, over whose mean distance that of the nearest one is divided."""
+    quantile: float = Field(gt=0, lt=1)
+    """Share of the real images that are called close: the closest ones. As many samples are close by chance."""
+    max_share: float = Field(ge=0, le=1)
+    """Share of the samples that may be that close before the stage fails; 1 = any."""
+    num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
+    """Samples, and as many real images, shown beside their nearest training images: those that are closest."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ldm.core import artifact, workspace
 from ldm.core.errors import IntegrityError
-from ldm.evaluation.params import FeatureSpaceParams, InceptionSpaceParams, ShapesSpaceParams
+from ldm.evaluation.params import FeatureSpaceParams, InceptionSpaceParams, PixelsSpaceParams, ShapesSpaceParams
 from ldm.text.model.clip import Clip
 
 OWN_CLIP = "own_clip"
@@ -31,7 +31,7 @@ class FeatureSpace:
     name: str
     """Part of the name of every metric in this space."""
     sha256: str
-    """Hash of the extractor's weights."""
+    """Hash of the extractor's weights; "" if it has none."""
     extract: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]
 
 
@@ -41,9 +41,11 @@ def own_clip(clip: Clip, sha256: str) -> FeatureSpace:
     return FeatureSpace(OWN_CLIP, sha256, clip.image_features)
 
 
-def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
+def build(params: FeatureSpaceParams | PixelsSpaceParams, device: torch.device) -> FeatureSpace:
     """Build the space that the params describe. IntegrityError: its weights are missing or of another network."""
     match params:
+        case PixelsSpaceParams(size_px=size_px):
+            return FeatureSpace(params.kind, "", lambda image: _shrunk(image, size_px))
         case ShapesSpaceParams():
             from ldm.oracles import shapes_extractor
 
@@ -52,6 +54,12 @@ def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
             weights = Path(params.weights)
             extract = _inception(weights, device)
             return FeatureSpace(params.kind, artifact.sha256_file(weights), extract)
+
+
+def _shrunk(image: UInt8[Tensor, "b 3 h w"], size_px: int) -> Float[Tensor, "b f"]:
+    """Mean colours of size_px x size_px fields, in 0..1, on a scale on which black and white have distance 1."""
+    fields = functional.adaptive_avg_pool2d(image.float() / 255, size_px).flatten(1)
+    return fields / fields.shape[1] ** 0.5
 
 
 def _inception(weights: Path, device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]:
