@@ -191,9 +191,9 @@ class _Images:
 
 def _unseen(samples: Mapping[str, Samples], real: RealImages, count: int) -> list[Origin]:
     prompts = chain.from_iterable(samples[name].prompts for name in SETS if name in samples)
-    own = (real.origin(prompt) for prompt in prompts)
-    others: Iterator[Origin] = scattered(real, "val")
-    return list(islice(dict.fromkeys(origin for origin in chain(own, others) if origin[0] != "train"), count))
+    own = dict.fromkeys(real.origin(prompt) for prompt in prompts if prompt.split != "train")
+    others = (origin for origin in scattered(real, "val") if origin not in own)
+    return list(islice(chain(own, others), count))
 
 
 def _features(pngs: Sequence[bytes], space: FeatureSpace, device: torch.device) -> Float[Tensor, "b f"]:

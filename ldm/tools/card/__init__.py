@@ -1,0 +1,1 @@
+"""The model card: what somebody who gets a model folder should know about it."""

@@ -1,0 +1,235 @@
+"""The text of a model card: `README.md` of a model folder, as the Hugging Face hub reads it.
+
+Everything that is known is taken from passports and metrics; only what the owner alone can say comes from params.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.core.artifact import Passport
+from ldm.corpora.params import PrepareParams
+from ldm.evaluation.params import MemorisationParams
+from ldm.sampling.params import DrawingParams
+from ldm.tools.card import sources
+from ldm.tools.card.params import CardParams
+
+GRID, NEIGHBOURS = "grid.png", "neighbours.png"
+"""Pictures that the text shows."""
+Numbers = Mapping[str, float | int | str]
+_SCALES = {
+    "own_clip": "this run's own CLIP: they cannot be compared with those of another run",
+    "shapes": "a small fixed network of this project for scenes of shapes: they can be compared between runs",
+    "inception": "torchvision's Inception v3: they can be compared with each other, and not with published FIDs",
+}
+"""Name of a feature space -> whose features distances are of, and what they can be compared with."""
+_ACCURACIES = {
+    "shapes": "a program reads the scene back from the pixels and compares it with the caption",
+    "classifier": "a classifier that learned from real training images names the class of the image",
+    "retrieval": "a sample is right if a real image with its prompt as a caption is among those nearest to it, in the "
+    "features of the run's own CLIP",
+    "none": "nothing says which image is right: distances alone say what samples are worth",
+}
+"""Kind of `evaluate.accuracy` -> when a sample counts as right."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card tells."""
+
+    parts: Mapping[str, Passport]
+    """Passports of `unet`, `autoencoder`, `clip` and `embeddings`."""
+    prepare: PrepareParams
+    counts: Mapping[str, int]
+    """Split -> how many images it has."""
+    drawing: DrawingParams
+    example: str
+    """A prompt that the model can draw."""
+    evaluation: Passport
+    metrics: Numbers
+    """`metrics.json` of the evaluation."""
+    table: str
+    """`table.md` of it."""
+    memorisation: Numbers
+    compared: MemorisationParams
+    refusals: Mapping[str, str | None]
+    """Format of `ldm export` -> why this model cannot have it; None = it can."""
+
+
+def write(facts: Facts, params: CardParams) -> str:
+    """The whole text."""
+    source = sources.of(facts.prepare.corpus)
+    parts = (
+        _head(facts, params, source),
+        f"# {params.title}",
+        f"![Samples, each above its prompt]({GRID})",
+        _summary(facts, source),
+        "## How to use it",
+        *_uses(facts),
+        "## Training data",
+        *_data(facts, params, source),
+        "## How good it is",
+        *_scales(facts),
+        facts.table.strip(),
+        "## Does it copy its training images?",
+        *_memorisation(facts),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in [*_limits(facts), *params.limits]),
+        "## What it was made from",
+        *_origin(facts),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(facts: Facts, params: CardParams, source: sources.Source) -> str:
+    """Metadata for the hub. JSON is YAML."""
+    licence = params.licence or source.licence
+    results = [
+        {"type": name, "name": name.replace("_", " "), "value": facts.metrics[name]} for name in _main_numbers(facts)
+    ]
+    of = {"name": source.name, "type": facts.prepare.corpus.kind}
+    task = {"type": "text-to-image", "name": "Text to image"}
+    model = {"name": params.title, "results": [{"task": task, "dataset": of, "metrics": results}]}
+    values: dict[str, Any] = {
+        **({"license": licence} if licence else {}),
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "latent-diffusion"],
+        "model-index": [model],
+    }
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+
+
+def _main_numbers(facts: Facts) -> list[str]:
+    """Names of metrics that a reader looks for first: accuracies of whole sets, and distances."""
+    names = [name for name, value in facts.metrics.items() if isinstance(value, float)]
+    is_main = [
+        n for n in names if n.startswith(("scene_accuracy_", "class_accuracy_", "retrieval_accuracy", "frechet_"))
+    ]
+    return [n for n in is_main if not n.endswith(("_low", "_high", "_floor", "_objects", "_reconstructed"))]
+
+
+def _summary(facts: Facts, source: sources.Source) -> str:
+    sizes = facts.prepare.corpus.sizes_px(facts.prepare.image_size_px)
+    size = " or ".join(f"{width} x {height}" for height, width in sizes[:4])
+    others = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
+    clip = facts.parts["clip"].facts.get("source", {}).get("kind", "train")
+    told = "a CLIP trained on the same captions" if clip == "train" else f"a CLIP that was brought (`{clip}`)"
+    return (
+        f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise from "
+        f"the latents of an autoencoder, told by {told} what to draw. Above: samples, each above its prompt."
+    )
+
+
+def _uses(facts: Facts) -> Iterator[str]:
+    prompt = json.dumps(facts.example, ensure_ascii=False)
+    yield "With the code that made it, from the command line or from Python:"
+    yield _code("sh", f"ldm generate {prompt} --model FOLDER --output pictures")
+    yield _code("python", f'from ldm import Pipeline\n\nimages = Pipeline.load("FOLDER")([{prompt}], seed=0)')
+    yield "With diffusers:"
+    yield from _exported(facts, "diffusers", "pipeline", _DIFFUSERS.replace("PROMPT", prompt))
+    yield "With ComfyUI, where one file of all weights lies in `models/checkpoints`:"
+    yield from _exported(facts, "single-file", "model.safetensors", None)
+
+
+_DIFFUSERS = """from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("pipeline")
+image = pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE).images[0]"""
+
+
+def _exported(facts: Facts, of: str, output: str, python: str | None) -> Iterator[str]:
+    refusal = facts.refusals[of]
+    if refusal is not None:
+        yield f"Not this model: {refusal}"
+        return
+    yield _code("sh", f"ldm export FOLDER --format {of} --output {output}")
+    if python is not None:
+        drawing = facts.drawing
+        yield _code(
+            "python",
+            python.replace("STEPS", str(drawing.num_steps)).replace("SCALE", f"{drawing.guidance_scale:g}"),
+        )
+
+
+def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[str]:
+    yield params.data or source.text
+    counts = ", ".join(f"{count} `{name}`" for name, count in facts.counts.items() if count)
+    captions = "" if facts.prepare.captions == "corpus" else " They have no captions."
+    yield f"Images: {counts}; only those of `train` are trained on.{captions} None of them is in this folder but for what its pictures show."
+
+
+def _scales(facts: Facts) -> Iterator[str]:
+    kind = facts.evaluation.config["accuracy"]["kind"]
+    yield f"When is a sample right? {_sentence(_ACCURACIES[kind])} Intervals are those of 95 %, over prompts."
+    yield (
+        "*Seen* prompts are of kinds that training has shown, *held out* and *unseen* ones, if there are any, of kinds "
+        "that it has not. Beside each number of samples are those of the real images of the same prompts, which is as "
+        "good as a number can be, and of these images after a round trip through the autoencoder."
+    )
+    names = [name for name in _SCALES if f"{name}_extractor_sha256" in facts.metrics]
+    yield "Distances are 0 between equal sets. Their features are those of:"
+    yield "\n".join(f"- *{name.replace('_', ' ')}*: {_SCALES[name]}." for name in names)
+
+
+def _memorisation(facts: Facts) -> Iterator[str]:
+    numbers, params = facts.memorisation, facts.compared
+    share, low, high = (100 * float(numbers[f"memorised_share{end}"]) for end in ("", "_low", "_high"))
+    most, limit = 100 * params.quantile, 100 * params.max_share
+    yield (
+        f"**{share:.1f} %** of {numbers['num_samples']} samples ({low:.1f} to {high:.1f}) are closer to a training image "
+        f"than {100 - most:g} % of {numbers['num_real']} real images that no training saw; if nothing is copied, {most:g} "
+        f"% are. The model would not have been written with more than {limit:g} %. A sample is closer than a real "
+        f"image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
+    )
+    yield (
+        f"Closeness is the distance to the nearest of {numbers['num_training']} training images, over the mean distance "
+        f"to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples are below "
+        f"{numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}, "
+        f"{_measured_in(params)}. It finds copies of whole images, not of parts, styles or faces."
+    )
+    if params.num_pictures:
+        yield from _NEAREST
+
+
+_NEAREST = (
+    f"![The closest samples and the closest real images, each beside its nearest training image]({NEIGHBOURS})",
+    "*The samples that are closest, then the real images that are, each beside its nearest training image.*",
+)
+
+
+def _measured_in(params: MemorisationParams) -> str:
+    if params.space.kind == "pixels":
+        return f"measured in images of {params.space.size_px} x {params.space.size_px} pixels"
+    return f"measured in features of {_SCALES[params.space.kind].partition(':')[0]}"
+
+
+def _limits(facts: Facts) -> Iterator[str]:
+    tokens = facts.parts["embeddings"].facts.get("context_tokens")
+    yield "It knows the words and the kinds of pictures of its captions, and no others."
+    yield f"It reads {tokens} tokens of a prompt." if tokens else "It reads as much of a prompt as its CLIP does."
+    yield "Other sizes than those of training give worse images, or none."
+    if facts.parts["unet"].facts.get("caption_dropout") == 0:
+        yield "It never learned to draw without a prompt, so classifier-free guidance needs a negative one."
+
+
+def _origin(facts: Facts) -> Iterator[str]:
+    rows = [(name, passport.content_sha256) for name, passport in facts.parts.items()]
+    inputs = {name: sha256 for passport in facts.parts.values() for name, sha256 in passport.inputs.items()}
+    rows += [(name.replace("_", " "), sha256) for name, sha256 in inputs.items() if name not in facts.parts]
+    yield "SHA-256 of its weights and of what they were made from, as the passports in this folder have them:"
+    yield _table(("what", "SHA-256"), [(name, f"`{sha256}`") for name, sha256 in rows])
+    packages = ", ".join(f"{name} {version}" for name, version in facts.parts["unet"].packages.items())
+    yield f"Made with {packages}. `ldm verify` hashes the whole folder."
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
