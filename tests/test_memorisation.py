@@ -16,10 +16,9 @@ from ldm.evaluation.params import MemorisationParams
 from ldm.evaluation.real_images import RealImages
 from ldm.sampling.samples import Prompt
 
-CPU = torch.device("cpu")
 Image = UInt8[np.ndarray, "h w 3"]
 PARAMS = {
-    "space": {"kind": "pixels", "size_px": 8},
+    "size_px": 8,
     "num_images": 60,
     "num_training_images": 1000,
     "num_neighbours": 10,
@@ -63,7 +62,7 @@ def real(tmp_path_factory) -> RealImages:
 
 
 def measured(images: Sequence[Image], real: RealImages, split: str = "val", **changes) -> memorisation.Memorisation:
-    return memorisation.measure({"seen": FakeSamples(images, split)}, real, params(**changes), CPU)
+    return memorisation.measure({"seen": FakeSamples(images, split)}, real, params(**changes))
 
 
 def training(real: RealImages, count: int) -> list[Image]:
@@ -72,9 +71,9 @@ def training(real: RealImages, count: int) -> list[Image]:
 
 def test_neighbours_are_those_of_a_search_at_once() -> None:
     torch.manual_seed(0)
-    queries, others = torch.randn(7, 5), torch.randn(40, 5)
+    queries, others = torch.randn(7, 5).double(), torch.randn(40, 5).double()
     found = memorisation.nearest(queries, others.split(9), 4)
-    distances, numbers = torch.cdist(queries.double(), others.double()).topk(4, largest=False)
+    distances, numbers = torch.cdist(queries, others).topk(4, largest=False)
     assert torch.equal(found.numbers, numbers)
     assert torch.allclose(found.distances, distances)
     assert torch.allclose(found.closeness, distances[:, 0] / distances.mean(1))

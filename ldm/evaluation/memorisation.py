@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from ldm.core import images
 from ldm.core.errors import ConfigError, RejectedError
-from ldm.evaluation import metrics, spaces
+from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
 from ldm.evaluation.params import MemorisationParams
 from ldm.evaluation.real_images import Origin, RealImages, scattered
-from ldm.evaluation.spaces import FeatureSpace
 from ldm.sampling.samples import SETS, Samples
 
 if TYPE_CHECKING:
@@ -52,13 +52,12 @@ def nearest(
 ) -> Neighbours:
     """The nearest training images by Euclidean distance; `training` comes in batches, and none of them is kept. Fewer
     than `num_neighbours` if there are fewer."""
-    features = features.double()
-    distances = torch.empty(len(features), 0, dtype=torch.float64)
+    distances = features.new_empty(len(features), 0)
     numbers = torch.empty(len(features), 0, dtype=torch.int64)
     start = 0
     for batch in training:
         places = torch.arange(start, start + len(batch)).expand(len(features), -1)
-        distances = torch.cat([distances, torch.cdist(features, batch.double())], 1)
+        distances = torch.cat([distances, torch.cdist(features, batch)], 1)
         distances, order = distances.topk(min(num_neighbours, distances.shape[1]), largest=False)
         numbers = torch.cat([numbers, places], 1).gather(1, order)
         start += len(batch)
@@ -148,9 +147,7 @@ class Memorisation:
         return images.grid(images.planes(cells), _NUM_COLUMNS, captions)
 
 
-def measure(
-    samples: Mapping[str, Samples], real: RealImages, params: MemorisationParams, device: torch.device
-) -> Memorisation:
+def measure(samples: Mapping[str, Samples], real: RealImages, params: MemorisationParams) -> Memorisation:
     """Search the training images for those nearest to samples, and for those nearest to real images of other splits.
 
     The real images are those of the prompts, as far as no training saw them, then others of validation. ConfigError:
@@ -167,15 +164,8 @@ def measure(
     if min(len(origins), len(training)) < 2:
         found = f"{len(training)} training images, and {len(origins)} that no training saw"
         raise ConfigError("model.memorisation", found, "at least two of each", "prepare more images")
-    space = spaces.build(params.space, device)
-
-    def features(pngs: Iterable[bytes]) -> Iterator[Float[Tensor, "b f"]]:
-        rest = iter(pngs)
-        while part := list(islice(rest, _NUM_AT_ONCE)):
-            yield _features(part, space, device)
-
-    queries = torch.cat([*features(drawn.pngs + others.pngs)])
-    found = nearest(queries, features(map(real.png, training)), params.num_neighbours)
+    queries = torch.cat(list(_shrunk(drawn.pngs + others.pngs, params.size_px)))
+    found = nearest(queries, _shrunk(map(real.png, training), params.size_px), params.num_neighbours)
     return Memorisation(drawn.compared(found, 0), others.compared(found, len(chosen)), training, params)
 
 
@@ -196,8 +186,10 @@ def _unseen(samples: Mapping[str, Samples], real: RealImages, count: int) -> lis
     return list(islice(chain(own, others), count))
 
 
-def _features(pngs: Sequence[bytes], space: FeatureSpace, device: torch.device) -> Float[Tensor, "b f"]:
-    """Features of images, which are computed together if all have one size."""
-    arrays = [images.decode(png) for png in pngs]
-    batches = [arrays] if len({array.shape for array in arrays}) == 1 else [[array] for array in arrays]
-    return torch.cat([space.extract(images.stacked(batch).to(device)).float().cpu() for batch in batches])
+def _shrunk(pngs: Iterable[bytes], size_px: int) -> Iterator[Float[Tensor, "b f"]]:
+    """Mean colours of size_px x size_px fields of images, in 0..1, batch by batch; black and white have distance 1."""
+    rest = iter(pngs)
+    while arrays := [images.decode(png) for png in islice(rest, _NUM_AT_ONCE)]:
+        planes = [torch.from_numpy(array.copy()).permute(2, 0, 1)[None].double() / 255 for array in arrays]
+        fields = torch.cat([functional.adaptive_avg_pool2d(plane, size_px) for plane in planes]).flatten(1)
+        yield fields / fields.shape[1] ** 0.5

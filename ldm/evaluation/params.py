@@ -37,24 +37,32 @@ class ShapesSpaceParams(Section):
 
 
 class InceptionSpaceParams(Section):
-    """Pooled features of torchvision's Inception v3."""
+    """Pooled features of the Inception network of 2015 with TensorFlow's weights, in which FID is taken (Heusel et al.
+    2017), through the package torch-fidelity. It needs the extra `perceptual`."""
 
     kind: Literal["inception"]
     """Kind of feature space."""
     weights: str
-    """State dict of torchvision's network: a safetensors file below the folder `inception` of `paths.models`."""
+    """torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`, or the same as safetensors, below the folder
+    `inception` of `paths.models`."""
 
 
-class PixelsSpaceParams(Section):
-    """The pixels themselves, of the image shrunk to a few of them. It needs no network, and finds copies."""
+class ClipSpaceParams(Section):
+    """Image features of a CLIP that others trained, in which CMMD is taken too (Jayasumana et al. 2024): that of OpenAI
+    at 336 pixels, for published numbers."""
 
-    kind: Literal["pixels"]
+    kind: Literal["clip"]
     """Kind of feature space."""
-    size_px: int = Field(ge=1, le=256)
-    """Side to which images are shrunk. Small ones forgive what an autoencoder or a shift of a pixel changes."""
+    architecture: str
+    """open_clip's name of it, such as `ViT-L-14-336`."""
+    weights: str
+    """Its weights in open_clip's layout, such as `open_clip_model.safetensors`, below the folder `inception` of
+    `paths.models`."""
+    quick_gelu: bool
+    """Whether it was trained with QuickGELU, as OpenAI's were."""
 
 
-FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
+FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams | ClipSpaceParams, Field(discriminator="kind")]
 
 
 class EvaluateParams(Section):
@@ -90,8 +98,9 @@ class EvaluateParams(Section):
 class MemorisationParams(Section):
     """How samples are compared with training images, so that a model that copies them is noticed."""
 
-    space: Annotated[PixelsSpaceParams | ShapesSpaceParams | InceptionSpaceParams, Field(discriminator="kind")]
-    """Where distances between images are measured."""
+    size_px: int = Field(ge=1, le=256)
+    """Side of the squares to which images are shrunk before their pixels are compared. A small one forgives what an
+    autoencoder or a shift by a pixel changes, and needs less memory."""
     num_images: int = Field(ge=2, le=10**6)
     """Samples of each set that are compared, and as many real images in all that no training saw (fewer if there are
     fewer)."""

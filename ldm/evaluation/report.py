@@ -87,6 +87,8 @@ def build(
         numbers |= _accuracy_numbers(accuracies, sets, oracle) | _pooled_numbers(measured, sets, oracle)
     for space in spaces:
         numbers |= _distances(measured, space.name, sets, params)
+        if space.has_cmmd:
+            numbers |= _cmmds(measured, space.name, sets)
         numbers[f"{space.name}_extractor_sha256"] = space.sha256
     numbers |= _clip_scores(measured, sets)
     if isinstance(params.accuracy, RetrievalParams):
@@ -178,6 +180,14 @@ def _distances(measured: Measured, space: str, sets: Sequence[str], params: Eval
     original, decoded = (torch.cat([measured[p + name][tensor] for name in sets]) for p in (REAL, DECODED))
     numbers[f"frechet_{space}_reconstructed"] = _short(metrics.frechet_distance(decoded, original))
     return numbers
+
+
+def _cmmds(measured: Measured, space: str, sets: Sequence[str]) -> dict[str, Value]:
+    """CMMD from the reference, for the samples and for the real images of the same prompts (`_floor`)."""
+    reference, subjects = measured[REFERENCE][features_in(space)], {name: "" for name in sets}
+    subjects |= {REAL + name: "_floor" for name in sets}
+    distances = {name: metrics.cmmd(measured[name][features_in(space)], reference) for name in subjects}
+    return {f"cmmd_{name.removeprefix(REAL)}{subjects[name]}": _short(value) for name, value in distances.items()}
 
 
 def _clip_score(measured: Mapping[str, Tensor]) -> tuple[Estimate, Estimate]:

@@ -1,27 +1,30 @@
 """Feature spaces, in which images are compared.
 
 A distance means nothing without its feature space. Every space therefore has a name, which becomes part of the names of
-its metrics, and the hash of its weights. Only Inception features give something like an "FID".
+its metrics, and the hash of its weights. Numbers can be put beside published ones in two of them: the Frechet distance
+in `inception` is FID, and the maximum mean discrepancy in `clip`, with OpenAI's weights, is CMMD; both only for as many
+images, of the same size, against the same real ones.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from ldm.core import artifact, workspace
-from ldm.core.errors import IntegrityError
-from ldm.evaluation.params import FeatureSpaceParams, InceptionSpaceParams, PixelsSpaceParams, ShapesSpaceParams
+from ldm.core.errors import IntegrityError, MachineError
+from ldm.evaluation.params import ClipSpaceParams, FeatureSpaceParams, InceptionSpaceParams, ShapesSpaceParams
+from ldm.exchange import files
+from ldm.text import brought
 from ldm.text.model.clip import Clip
 
 OWN_CLIP = "own_clip"
 """Name of the feature space of the run's own CLIP; its distances cannot be compared between runs."""
-_INCEPTION_SIZE_PX = 299
-_NOT_FEATURES = ("fc.", "AuxLogits.")
+_POOLED = "2048"
+"""torch-fidelity's name of the features after the last pooling, of which FID is the distance."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class FeatureSpace:
     name: str
     """Part of the name of every metric in this space."""
     sha256: str
-    """Hash of the extractor's weights; "" if it has none."""
+    """Hash of the extractor's weights."""
     extract: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]
+    has_cmmd: bool = False
+    """Whether CMMD is defined in it."""
 
 
 def own_clip(clip: Clip, sha256: str) -> FeatureSpace:
@@ -41,53 +46,45 @@ def own_clip(clip: Clip, sha256: str) -> FeatureSpace:
     return FeatureSpace(OWN_CLIP, sha256, clip.image_features)
 
 
-def build(params: FeatureSpaceParams | PixelsSpaceParams, device: torch.device) -> FeatureSpace:
-    """Build the space that the params describe. IntegrityError: its weights are missing or of another network."""
+def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
+    """Build the space that the params describe.
+
+    Raises:
+        ConfigError: open_clip has no such architecture.
+        IntegrityError: its weights are missing, damaged, more than tensors, or of another network.
+        MachineError: the package that computes it is missing.
+    """
     match params:
-        case PixelsSpaceParams(size_px=size_px):
-            return FeatureSpace(params.kind, "", lambda image: _shrunk(image, size_px))
         case ShapesSpaceParams():
             from ldm.oracles import shapes_extractor
 
             return FeatureSpace(params.kind, shapes_extractor.WEIGHTS_SHA256, shapes_extractor.load().to(device))
         case InceptionSpaceParams():
-            weights = Path(params.weights)
-            extract = _inception(weights, device)
-            return FeatureSpace(params.kind, artifact.sha256_file(weights), extract)
+            weights = files.read(Path(params.weights))
+            return FeatureSpace(params.kind, weights.sha256, _inception(weights, device))
+        case ClipSpaceParams():
+            weights = files.read(Path(params.weights))
+            model = brought.build(params.architecture, weights, params.quick_gelu).to(device)
+            return FeatureSpace(params.kind, weights.sha256, model.image_features, has_cmmd=True)
 
 
-def _shrunk(image: UInt8[Tensor, "b 3 h w"], size_px: int) -> Float[Tensor, "b f"]:
-    """Mean colours of size_px x size_px fields, in 0..1, on a scale on which black and white have distance 1."""
-    fields = functional.adaptive_avg_pool2d(image.float() / 255, size_px).flatten(1)
-    return fields / fields.shape[1] ** 0.5
-
-
-def _inception(weights: Path, device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]:
-    """Pooled features of torchvision's Inception v3. weights: a safetensors file with its state dict.
-
-    torchvision's network pools differently from that of Heusel et al. 2017, so these distances can be compared with
-    each other, but not with published FIDs.
-    """
-    from torchvision.models import Inception3
-
-    if not weights.is_file():
-        fix = workspace.left_behind(weights) or "save its state dict there by safetensors.torch.save_file"
-        raise IntegrityError(str(weights), "no such file", "weights of torchvision's Inception v3", fix)
-    net = Inception3(num_classes=1, aux_logits=False, transform_input=False, init_weights=False)
-    net.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    tensors = artifact.open_tensors(weights)
-    used = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_FEATURES)}
-    expected = net.state_dict()
-    wrong = sorted(used.keys() ^ expected.keys() or {name for name in used if used[name].shape != expected[name].shape})
-    if wrong:
-        fix = "save torchvision.models.inception_v3's state_dict"
-        raise IntegrityError(str(weights), f"other tensors, {wrong[0]} first", "torchvision's Inception v3", fix)
-    net.load_state_dict(used)
-    net = net.eval().requires_grad_(False).to(device)
-
-    def extract(image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-        size = (_INCEPTION_SIZE_PX, _INCEPTION_SIZE_PX)
-        x = functional.interpolate(image.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-        return net(x / 127.5 - 1)
-
-    return extract
+def _inception(
+    weights: files.Source, device: torch.device
+) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]:
+    """Pooled features of torch-fidelity's Inception, which resizes as TensorFlow did."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        fix = 'pip install "ldm[perceptual]"'
+        raise MachineError("evaluate.feature_spaces", "no package torch-fidelity", "it", fix) from error
+    # The constructor would unpickle the file without a check, or download it; it gets what was read safely instead.
+    copy = io.BytesIO()
+    torch.save(weights.tensors, copy)
+    copy.seek(0)
+    try:
+        net = FeatureExtractorInceptionV3("inception", [_POOLED], feature_extractor_weights_path=copy).to(device)
+    except RuntimeError as error:
+        found = " ".join(str(error).split())[:200]
+        fix = "fetch weights-inception-2015-12-05-6726825d.pth from the releases of torch-fidelity"
+        raise IntegrityError(str(weights.path), f"other tensors ({found})", "torch-fidelity's Inception", fix) from None
+    return lambda image: net(image)[0]

@@ -21,7 +21,8 @@ Numbers = Mapping[str, float | int | str]
 _SCALES = {
     "own_clip": "this run's own CLIP: they cannot be compared with those of another run",
     "shapes": "a small fixed network of this project for scenes of shapes: they can be compared between runs",
-    "inception": "torchvision's Inception v3: they can be compared with each other, and not with published FIDs",
+    "inception": "the Inception network of FID: comparable with FIDs of as many images against the same real ones",
+    "clip": "a CLIP that others trained, in which CMMD is taken; comparable as FID is",
 }
 """Name of a feature space -> whose features distances are of, and what they can be compared with."""
 _ACCURACIES = {
@@ -116,8 +117,8 @@ def _summary(facts: Facts, source: sources.Source) -> str:
     clip = facts.parts["clip"].facts.get("source", {}).get("kind", "train")
     told = "a CLIP trained on the same captions" if clip == "train" else f"a CLIP that was brought (`{clip}`)"
     return (
-        f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise from "
-        f"the latents of an autoencoder, told by {told} what to draw. Above: samples, each above its prompt."
+        f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise "
+        f"from the latents of an autoencoder, told by {told} what to draw. Above: samples, each above its prompt."
     )
 
 
@@ -156,7 +157,10 @@ def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[
     yield params.data or source.text
     counts = ", ".join(f"{count} `{name}`" for name, count in facts.counts.items() if count)
     captions = "" if facts.prepare.captions == "corpus" else " They have no captions."
-    yield f"Images: {counts}; only those of `train` are trained on.{captions} None of them is in this folder but for what its pictures show."
+    yield (
+        f"Images: {counts}; only those of `train` are trained on.{captions} None of them is in this folder but for "
+        "what its pictures show."
+    )
 
 
 def _scales(facts: Facts) -> Iterator[str]:
@@ -177,16 +181,17 @@ def _memorisation(facts: Facts) -> Iterator[str]:
     share, low, high = (100 * float(numbers[f"memorised_share{end}"]) for end in ("", "_low", "_high"))
     most, limit = 100 * params.quantile, 100 * params.max_share
     yield (
-        f"**{share:.1f} %** of {numbers['num_samples']} samples ({low:.1f} to {high:.1f}) are closer to a training image "
-        f"than {100 - most:g} % of {numbers['num_real']} real images that no training saw; if nothing is copied, {most:g} "
-        f"% are. The model would not have been written with more than {limit:g} %. A sample is closer than a real "
-        f"image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
+        f"**{share:.1f} %** of {numbers['num_samples']} samples ({low:.1f} to {high:.1f}) are closer to a training "
+        f"image than {100 - most:g} % of {numbers['num_real']} real images that no training saw; if nothing is copied, "
+        f"{most:g} % are. With more than {limit:g} % the model would not have been written. A sample is closer than a "
+        f"real image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
     )
     yield (
-        f"Closeness is the distance to the nearest of {numbers['num_training']} training images, over the mean distance "
-        f"to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples are below "
-        f"{numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}, "
-        f"{_measured_in(params)}. It finds copies of whole images, not of parts, styles or faces."
+        f"Closeness is the distance to the nearest of {numbers['num_training']} training images, over the mean "
+        f"distance to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples are "
+        f"below {numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}. "
+        f"It is measured on {params.size_px} x {params.size_px} pixels, so it finds copies of whole images, not of "
+        "parts, mirrored ones, styles or faces."
     )
     if params.num_pictures:
         yield from _NEAREST
@@ -196,12 +201,6 @@ _NEAREST = (
     f"![The closest samples and the closest real images, each beside its nearest training image]({NEIGHBOURS})",
     "*The samples that are closest, then the real images that are, each beside its nearest training image.*",
 )
-
-
-def _measured_in(params: MemorisationParams) -> str:
-    if params.space.kind == "pixels":
-        return f"measured in images of {params.space.size_px} x {params.space.size_px} pixels"
-    return f"measured in features of {_SCALES[params.space.kind].partition(':')[0]}"
 
 
 def _limits(facts: Facts) -> Iterator[str]:

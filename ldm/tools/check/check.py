@@ -18,7 +18,7 @@ from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
 from ldm.denoiser.model.params import UniformTimesParams, UniformWeightingParams
-from ldm.evaluation.params import InceptionSpaceParams
+from ldm.evaluation.params import ClipSpaceParams, InceptionSpaceParams
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.ancestral import DDIMParams
@@ -220,7 +220,7 @@ def _weights(params: Params) -> Iterator[Finding]:
         ),
     }
     for i, space in enumerate(params.evaluate.feature_spaces):
-        if isinstance(space, InceptionSpaceParams):
+        if isinstance(space, InceptionSpaceParams | ClipSpaceParams):
             places[f"evaluate.feature_spaces.{i}.weights"] = (space.weights, "inception")
     for key, (place, name) in places.items():
         folder = f"{params.paths.models}/{name}"

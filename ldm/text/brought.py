@@ -1,0 +1,30 @@
+"""A CLIP that others trained, to compare images with: nothing here is read by a training."""
+
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.exchange import files
+from ldm.text.model import layout
+from ldm.text.model.clip import Clip, Preprocess
+
+
+def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
+    """The CLIP of this architecture of open_clip with these weights, frozen.
+
+    ConfigError: open_clip has no such architecture. IntegrityError: the weights are not its own.
+    """
+    import open_clip
+
+    cfg = open_clip.get_model_config(architecture)
+    if cfg is None:
+        fix = "write one of open_clip.list_models(), such as ViT-L-14-336"
+        raise ConfigError("evaluate.feature_spaces", f"architecture {architecture}", "one that open_clip has", fix)
+    model = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
+    try:
+        model.load_state_dict(weights.tensors)
+    except RuntimeError as error:
+        found, expected = layout.why_not_loaded(error), f"weights of {architecture} as open_clip saves them"
+        fix = "name the architecture that they belong to, or bring open_clip_model.safetensors"
+        raise IntegrityError(str(weights.path), found, expected, fix) from None
+    visual = model.visual
+    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+    preprocess = Preprocess(size, visual.image_mean, visual.image_std, "bicubic", "shortest")
+    return Clip(model, cfg, preprocess, None).eval().requires_grad_(False)
