@@ -1,0 +1,54 @@
+"""`ldm benchmark`."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ldm.core import config
+from ldm.core.errors import ConfigError
+from ldm.sampling.params import SampleParams
+from ldm.tools import prompt_suites
+from ldm.tools.cli import drawing
+from ldm.tools.cli.options import Commands, whole
+
+_EXAMPLES = """examples:
+  ldm benchmark geneval geneval/prompts/evaluation_metadata.jsonl --output geneval_images
+  ldm benchmark dpg ELLA/dpg_bench/prompts --output dpg_images
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command to a parser."""
+    about = """Draw the prompts of GenEval or DPG-Bench, and write the images as their own programs read them, which then
+score them. Image j of prompt i starts from the noise i * NUM_IMAGES + j of the seed."""
+    parser = commands.add_parser(
+        "benchmark",
+        help="images for GenEval or DPG-Bench",
+        description=about,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_argument = parser.add_argument
+    add_argument("suite", choices=get_args(prompt_suites.SuiteName))
+    add_argument("source", type=Path, help="evaluation_metadata.jsonl of GenEval, or the folder of DPG's prompts")
+    add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the images, new or empty")
+    add_argument("--resume", action="store_true", help="go on in a folder that has the images of the first prompts")
+    add_argument("--num-images", type=whole(1, 1000), default=4, metavar="N", help="images per prompt (4)")
+    drawing.add_settings(parser)
+    parser.set_defaults(command=_benchmark, name="benchmark")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    suite, document = prompt_suites.read(options.suite, options.source, options.num_images), config.Document()
+    settings = drawing.settings_of(options, document.read(SampleParams, "sample").drawing)
+    directory: Path = options.output
+    if directory.exists() and not options.resume and (directory.is_file() or any(directory.iterdir())):
+        fix = "name another, or add --resume to go on with the same settings"
+        raise ConfigError(str(directory), "something that is there already", "a new or an empty folder", fix)
+    first = suite.num_done(directory)
+    with drawing.plain_warnings():
+        pipeline = drawing.load(options, document)
+        pngs = pipeline.pngs(suite.texts(first), first * suite.num_images, **settings) if suite.texts(first) else ()
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(suite.write(directory, pngs, first), first + 1):
+            print(f"{number} of {len(suite.prompts)}  {path}", flush=True)

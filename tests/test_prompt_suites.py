@@ -1,0 +1,94 @@
+"""Benchmarks' prompts in, and folders as their programs read them out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm.core.errors import ConfigError
+from ldm.core.images import decode_png, encode_png
+from ldm.tools import cli, prompt_suites
+from ldm.tools.cli import benchmark
+
+LINES = [
+    {"tag": "colors", "include": [{"class": "star", "count": 1}], "prompt": f"a {x} star"} for x in ("red", "blue")
+]
+
+
+def metadata(folder: Path) -> Path:
+    path = folder / "evaluation_metadata.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in LINES))
+    return path
+
+
+def pngs(count: int) -> list[bytes]:
+    return [encode_png(np.full((2, 3, 3), i, np.uint8)) for i in range(count)]
+
+
+def test_geneval_gets_the_folders_that_its_readme_describes(tmp_path: Path) -> None:
+    suite = prompt_suites.read("geneval", metadata(tmp_path), 4)
+    assert suite.texts(0) == ["a red star"] * 4 + ["a blue star"] * 4
+    out = tmp_path / "out"
+    assert suite.num_done(out) == 0
+    drawn = pngs(8)
+    assert list(suite.write(out, drawn, 0)) == [out / f"0000{i}/samples/0003.png" for i in range(2)]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == sorted(
+        f"0000{i}/{name}" for i in range(2) for name in ("metadata.jsonl", *(f"samples/000{j}.png" for j in range(4)))
+    )
+    assert json.loads((out / "00001/metadata.jsonl").read_text()) == LINES[1]
+    assert (out / "00001/samples/0002.png").read_bytes() == drawn[6]
+    assert suite.num_done(out) == 2
+
+
+def test_what_is_missing_is_drawn_from_its_own_noise(tmp_path: Path) -> None:
+    suite = prompt_suites.read("geneval", metadata(tmp_path), 2)
+    written = suite.write(tmp_path / "out", pngs(4), 0)
+    next(iter(written))
+    assert suite.num_done(tmp_path / "out") == 1
+    assert suite.texts(1) == ["a blue star"] * 2
+
+
+def test_dpg_gets_a_square_named_like_its_prompt(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("a blue\nstar\n")
+    (tmp_path / "a.txt").write_text("a red star")
+    suite = prompt_suites.read("dpg", tmp_path, 4)
+    assert suite.prompts == ["a red star", "a blue star"]
+    (tmp_path / "out").mkdir()
+    list(suite.write(tmp_path / "out", pngs(8), 0))
+    square = decode_png((tmp_path / "out/b.png").read_bytes())
+    assert square.shape == (4, 6, 3)
+    assert square[::2, ::3, 0].tolist() == [[4, 5], [6, 7]]
+    single = prompt_suites.read("dpg", tmp_path, 1)
+    list(single.write(tmp_path / "out", pngs(2), 0))
+    assert (tmp_path / "out/a.png").read_bytes() == pngs(1)[0]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a star"}\n["no object"]\n')
+    with pytest.raises(ConfigError, match=r"x.jsonl:2: another line"):
+        prompt_suites.read("geneval", tmp_path / "x.jsonl", 4)
+    with pytest.raises(ConfigError, match="no text that can be read"):
+        prompt_suites.read("geneval", tmp_path / "none.jsonl", 4)
+    with pytest.raises(ConfigError, match=r"no \.txt file"):
+        prompt_suites.read("dpg", tmp_path, 4)
+    (tmp_path / "a.txt").write_text("a red star")
+    with pytest.raises(ConfigError, match="expected 1 or 4"):
+        prompt_suites.read("dpg", tmp_path, 3)
+
+
+def test_the_command_draws_what_generate_draws_and_goes_on(root, loaded, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(root)
+    source, out = metadata(tmp_path), tmp_path / "out"
+    command = ["benchmark", "geneval", str(source), "--output", str(out), "--num-images", "2", "--device", "cpu"]
+    assert cli.main(command) == 0
+    expected = list(loaded.pngs(["a red star"] * 2 + ["a blue star"] * 2))
+    names = [f"0000{i}/samples/000{j}.png" for i in range(2) for j in range(2)]
+    for name, png in zip(names, expected, strict=True):
+        assert np.array_equal(decode_png((out / name).read_bytes()), decode_png(png))
+    assert cli.main(command) == 2, "a folder with images is left alone"
+    assert "add --resume" in capsys.readouterr().err
+    (out / names[3]).unlink()
+    assert cli.main([*command, "--resume"]) == 0
+    assert decode_png((out / names[3]).read_bytes()).shape == decode_png(expected[3]).shape
+    assert benchmark.__doc__
