@@ -69,9 +69,9 @@ def measured(oracle: Oracle | None = ORACLE) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
-def made(oracle: Oracle | None = ORACLE, without: tuple[str, ...] = ()) -> report.Report:
+def made(oracle: Oracle | None = ORACLE, without: tuple[str, ...] = (), space: FeatureSpace = SPACE) -> report.Report:
     """The report, `without` some sets."""
-    return report.build(cast("Any", _samples(oracle, without)), measured(oracle), [SPACE], oracle, None, PARAMS)
+    return report.build(cast("Any", _samples(oracle, without)), measured(oracle), [space], oracle, None, PARAMS)
 
 
 def searched(gallery: Tensor, matching: Tensor) -> report.Report:

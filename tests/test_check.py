@@ -391,10 +391,10 @@ def test_a_feature_space_of_one_kind_is_named_once(tmp_path: Path) -> None:
 
 
 def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
-    unknown = {"evaluate.accuracy": {"kind": "shapes", "k": 3}, "evaluate.feature_spaces": [{"kind": "clip"}]}
+    unknown = {"evaluate.accuracy": {"kind": "shapes", "k": 3}, "evaluate.feature_spaces": [{"kind": "vgg"}]}
     assert findings(tmp_path, unknown) == [
         "evaluate.accuracy.k: unknown key; expected one of kind",
-        'evaluate.feature_spaces.0.kind: found "clip"; expected one of inception, shapes',
+        'evaluate.feature_spaces.0.kind: found "vgg"; expected one of clip, inception, shapes',
     ]
 
 

@@ -1,10 +1,12 @@
 """Numbers of a report: each accuracy and distance beside its scale, under the names that its oracle and spaces give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ldm.evaluation import metrics, report
-from tests.report_data import FEATURES, MUSIC, SETS, SUBJECTS, features, made, measured, searched
+from ldm.evaluation import metrics, report, tables
+from tests.report_data import FEATURES, MUSIC, SETS, SPACE, SUBJECTS, features, made, measured, searched
 
 
 def test_accuracies_are_shares_of_what_is_stated():
@@ -47,6 +49,17 @@ def test_distances_name_their_space_and_stand_beside_their_floor():
     assert numbers["own_clip_extractor_sha256"] == "f" * 64
     assert (numbers["num_samples_seen"], numbers["num_reference_images"]) == (12, 30)
     assert not any("fid" in name.lower().split("_") for name in numbers)
+
+
+def test_cmmd_is_taken_where_it_is_defined():
+    found, tensors = made(space=replace(SPACE, has_cmmd=True)), measured()
+    reference = tensors["reference"][FEATURES]
+    for name in SETS:
+        for subject, key in ((name, f"cmmd_{name}"), (f"real_{name}", f"cmmd_{name}_floor")):
+            expected = metrics.cmmd(tensors[subject][FEATURES], reference)
+            assert found.metrics[key] == pytest.approx(expected, rel=1e-5)
+    assert not any(name.startswith("cmmd") for name in made().metrics)
+    assert "| CMMD (clip) |" in tables.main_table(found) and "CMMD" not in tables.main_table(made())
 
 
 def test_clip_scores_stand_beside_those_of_shuffled_captions():

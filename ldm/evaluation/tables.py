@@ -44,6 +44,10 @@ def main_table(report: Report) -> str:
         for label, metric in (("Frechet distance", "frechet"), ("kernel distance", "kid")):
             keys = [(f"{metric}_{space}_{name}", f"{metric}_{space}_{name}_floor") for name in report.sets]
             lines.append(_number_line(f"{label} ({space.replace('_', ' ')})", keys, report))
+    if f"cmmd_{report.sets[0]}" in report.metrics:
+        lines.append(
+            _number_line("CMMD (clip)", [(f"cmmd_{name}", f"cmmd_{name}_floor") for name in report.sets], report)
+        )
     keys = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
     lines.append(_number_line("CLIP score (own clip), own minus other caption", keys, report))
     return "\n".join([*lines, "", "; ".join(_notes(report)), "", *_sweep_lines(report)])

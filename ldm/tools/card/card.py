@@ -4,6 +4,7 @@ Everything that is known is taken from passports and metrics; only what the owne
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,7 @@ def _summary(facts: Facts, source: sources.Source) -> str:
 def _uses(facts: Facts) -> Iterator[str]:
     prompt = json.dumps(facts.example, ensure_ascii=False)
     yield "With the code that made it, from the command line or from Python:"
-    yield _code("sh", f"ldm generate {prompt} --model FOLDER --output pictures")
+    yield _code("sh", f"ldm generate {shlex.quote(facts.example)} --model FOLDER --output pictures")
     yield _code("python", f'from ldm import Pipeline\n\nimages = Pipeline.load("FOLDER")([{prompt}], seed=0)')
     yield "With diffusers:"
     yield from _exported(facts, "diffusers", "pipeline", _DIFFUSERS.replace("PROMPT", prompt))

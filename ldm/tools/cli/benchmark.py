@@ -19,8 +19,8 @@ _EXAMPLES = """examples:
 
 def add(commands: Commands) -> None:
     """Add the command to a parser."""
-    about = """Draw the prompts of GenEval or DPG-Bench, and write the images as their own programs read them, which then
-score them. Image j of prompt i starts from the noise i * NUM_IMAGES + j of the seed."""
+    about = """Draw the prompts of GenEval or DPG-Bench, and write the images as the programs of these read them, which
+then score them. Image j of prompt i starts from the noise i * NUM_IMAGES + j of the seed."""
     parser = commands.add_parser(
         "benchmark",
         help="images for GenEval or DPG-Bench",

@@ -1,0 +1,137 @@
+"""The model card: what it must say, for every corpus, and that the hub can read it."""
+
+import re
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ldm.core import artifact, config
+from ldm.core.artifact import Passport
+from ldm.corpora.params import CorpusParams, PrepareParams, TorchvisionParams
+from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams, MemorisationParams
+from ldm.sampling.params import SampleParams
+from ldm.tools.card import card, sources
+from ldm.tools.card.params import CardParams
+from tests.import_closure import ROOT
+from tests.test_memorisation import PARAMS as COMPARED
+from tests.trained_data import PREPARE
+
+PARAMS = CardParams.model_validate({"title": "Shapes: a test", "licence": None, "data": None, "limits": ["No faces."]})
+NUMBERS = {
+    "memorised_share": 0.0125,
+    "memorised_share_low": 0.01,
+    "memorised_share_high": 0.02,
+    "closer_than_real": 0.4875,
+    "closeness_threshold": 0.5,
+    "closeness_samples": 0.81,
+    "closeness_real": 0.79,
+    "num_samples": 80,
+    "num_real": 60,
+    "num_training": 300,
+}
+METRICS = {
+    "scene_accuracy_seen": 0.9,
+    "scene_accuracy_seen_low": 0.8,
+    "scene_accuracy_seen_2_objects": 0.7,
+    "frechet_shapes_seen": 0.25,
+    "frechet_shapes_seen_floor": 0.1,
+    "shapes_extractor_sha256": "f" * 64,
+    "num_samples_seen": 80,
+}
+TABLE = "|  | seen |\n| --- | --- |\n| whole scene | 90.0 % |\n"
+
+
+def passport(kind: str, number: int, facts: dict[str, Any], **inputs: str) -> Passport:
+    values = {
+        "kind": kind,
+        "format_version": 1,
+        "config": {"accuracy": {"kind": "shapes"}},
+        "inputs": inputs,
+        "content_sha256": str(number) * 64,
+        "facts": facts,
+        "packages": {"torch": "2.10.0"},
+    }
+    return Passport.model_validate(artifact.sealed(values))
+
+
+FACTS = card.Facts(
+    parts={
+        "unet": passport("unet", 1, {"caption_dropout": 0.1}, autoencoder="2" * 64, latents_train="5" * 64),
+        "autoencoder": passport("autoencoder", 2, {}, images_train="6" * 64),
+        "clip": passport("clip", 3, {"source": {"kind": "train"}}),
+        "embeddings": passport("embeddings", 4, {"context_tokens": 24}),
+    },
+    prepare=PrepareParams.model_validate(PREPARE),
+    counts={"train": 300, "val": 60, "unseen": 0, "held_out": 20},
+    drawing=config.read(SampleParams, "sample", ROOT / "params.yaml").drawing,
+    example='a "red" star',
+    evaluation=passport("evaluation", 7, {}),
+    metrics=METRICS,
+    table=TABLE,
+    memorisation=NUMBERS,
+    compared=MemorisationParams.model_validate(COMPARED),
+    refusals={"diffusers": None, "single-file": "its UNet has position_embedding, which Stable Diffusion's has not"},
+)
+
+
+def kinds(union: Any) -> set[str]:
+    """The kinds of a union of params classes."""
+    return {get_args(model.model_fields["kind"].annotation)[0] for model in get_args(union)}
+
+
+def test_the_hub_reads_its_metadata() -> None:
+    data = ModelCard(card.write(FACTS, PARAMS)).data
+    assert (data.license, data.pipeline_tag) == ("apache-2.0", "text-to-image")
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"scene_accuracy_seen": 0.9, "frechet_shapes_seen": 0.25}
+    assert ModelCard(card.write(FACTS, PARAMS.model_copy(update={"licence": "mit"}))).data.license == "mit"
+
+
+def test_it_says_what_a_reader_needs() -> None:
+    text = card.write(FACTS, PARAMS)
+    assert text.count("\n# ") == 1 and "# Shapes: a test" in text
+    assert "300 `train`, 60 `val`, 20 `held_out`" in text and "unseen`," not in text
+    assert TABLE.strip() in text
+    assert "**1.2 %** of 80 samples (1.0 to 2.0)" in text and "than 95 % of 60 real images" in text
+    assert "49 of 100 pairs" in text and "more than 20 %" in text
+    assert "- No faces." in text and "It reads 24 tokens" in text
+    for digit in "123456":
+        assert f"`{digit * 64}`" in text
+    assert {match for match in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)} == {card.GRID, card.NEIGHBOURS}
+
+
+def test_it_shows_three_tools_or_why_not() -> None:
+    text = card.write(FACTS, PARAMS)
+    assert "ldm generate 'a \"red\" star' --model FOLDER" in text
+    assert "ldm export FOLDER --format diffusers" in text and "num_inference_steps=12, guidance_scale=2.5" in text
+    assert "Not this model: its UNet has position_embedding" in text and "--format single-file" not in text
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "card", "exec")
+
+
+def test_pictures_of_training_images_can_be_left_out() -> None:
+    compared = FACTS.compared.model_copy(update={"num_pictures": 0})
+    assert card.NEIGHBOURS not in card.write(replace(FACTS, compared=compared), PARAMS)
+
+
+@pytest.mark.parametrize("corpus", get_args(CorpusParams), ids=lambda model: model.__name__)
+def test_every_corpus_has_a_text_and_a_licence_or_none(corpus: Any) -> None:
+    found = sources.of(corpus.model_construct(dataset="CIFAR10", openmoji_version="17.0.0"))
+    assert found.licence is not None or "**not stated**" in found.text
+
+
+def test_the_owner_may_say_where_images_come_from() -> None:
+    text = card.write(FACTS, PARAMS.model_copy(update={"data": "Photographs of my own, CC BY 4.0."}))
+    assert "Photographs of my own, CC BY 4.0." in text and "drawn at random" not in text
+
+
+def test_a_known_dataset_of_torchvision_has_its_licence() -> None:
+    found = sources.of(TorchvisionParams.model_construct(dataset="FashionMNIST"))
+    assert found.licence == "mit" and "Zalando" in found.text
+
+
+def test_every_space_and_every_accuracy_is_explained() -> None:
+    assert kinds(get_args(FeatureSpaceParams)[0]) | {"own_clip"} == set(card._SCALES)
+    assert kinds(EvaluateParams.model_fields["accuracy"].annotation) == set(card._ACCURACIES)
