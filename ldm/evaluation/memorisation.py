@@ -123,13 +123,13 @@ class Memorisation:
         return short | {f"num_{name}": count for name, count in counts.items()}
 
     def check(self, where: str) -> None:
-        """RejectedError: more samples are close to a training image than the params allow."""
+        """RejectedError: more samples are close to a training image than the params allow, and not by chance."""
         share, limit = self.share, self.params.max_share
-        if share.value > limit:
-            count = round(share.value * share.count)
-            found = f"{count} of {share.count} samples are closer to a training image than {self._most} of real images"
-            fix = f"look at {where}; train for fewer steps, on more or on different images, or raise model.memorisation"
-            raise RejectedError("model.memorisation", found, f"a share of at most {limit:g}", f"{fix}.max_share")
+        if share.low > limit:
+            interval = f"{100 * share.value:.1f} %, {100 * share.low:.1f} to {100 * share.high:.1f}"
+            found = f"{interval} of {share.count} samples are closer to a training image than {self._most} of real ones"
+            fix = f"look at {where}; train for fewer steps, on more or on other images, or raise model.memorisation"
+            raise RejectedError("model.memorisation", found, f"at most {100 * limit:g} %", f"{fix}.max_share")
 
     @property
     def _most(self) -> str:

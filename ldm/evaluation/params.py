@@ -111,7 +111,8 @@ class MemorisationParams(Section):
     quantile: float = Field(gt=0, lt=1)
     """Share of the real images that are called close: the closest ones. As many samples are close by chance."""
     max_share: float = Field(ge=0, le=1)
-    """Share of the samples that may be that close before the stage fails; 1 = any."""
+    """Share of the samples that may be that close: the stage fails where the whole interval of 95 % is above it. 1 =
+    any may."""
     num_pictures: int = Field(ge=0, le=256, json_schema_extra=BESIDE)
     """Samples, and as many real images, shown beside their nearest training images: those that are closest. 0 = none,
     for images that nobody else may see."""

@@ -1,0 +1,84 @@
+"""What a model card is made of: how the samples of a model compare with its training images, its scores, its data."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.core import artifact, stage
+from ldm.core.artifact import Passport
+from ldm.core.shards import SPLITS, Shards
+from ldm.corpora.params import PrepareParams
+from ldm.evaluation import memorisation
+from ldm.evaluation.params import MemorisationParams
+from ldm.evaluation.real_images import RealImages
+from ldm.sampling import samples
+from ldm.sampling.params import DrawingParams
+from ldm.tools.card import card
+from ldm.tools.card.params import CardParams
+
+CARD = "README.md"
+_EVALUATION = artifact.Kind("evaluation")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Folders of what was made beside a model."""
+
+    images: Path
+    samples: Path
+    evaluation: Path
+
+    def compare(self, results: Path, params: MemorisationParams) -> memorisation.Memorisation:
+        """Compare samples with training images, and write numbers and picture into the folder `results`.
+
+        RejectedError: too many samples are copies; what was written stays, since it shows why. ConfigError: there are
+        too few images. IntegrityError: something is missing or damaged.
+        """
+        real = RealImages(self.images, SPLITS)
+        found = memorisation.measure(samples.read(self.samples)[1], real, params)
+        with stage.output(results) as folder:
+            artifact.write_json(folder / "metrics.json", found.numbers())
+            if params.num_pictures:
+                found.picture(real).save(folder / card.NEIGHBOURS)
+        found.check(str(results / card.NEIGHBOURS))
+        return found
+
+    def write_card(
+        self,
+        model: Path,
+        results: Path,
+        parts: Mapping[str, Passport],
+        prepare: PrepareParams,
+        drawing: DrawingParams,
+        compared: memorisation.Memorisation,
+        refusals: Mapping[str, str | None],
+        params: CardParams,
+    ) -> None:
+        """Write the card and its pictures into a model folder.
+
+        parts: passports of `unet`, `autoencoder`, `clip` and `embeddings`. results: where `compare` has written.
+        IntegrityError: the samples are not those of this UNet, or the evaluation not that of these samples.
+        """
+        of_samples, sets = samples.read(self.samples)
+        artifact.check_input(self.samples, of_samples, "unet", parts["unet"].content_sha256)
+        evaluation = artifact.read_passport(self.evaluation, _EVALUATION)
+        artifact.check_input(self.evaluation, evaluation, "samples", of_samples.content_sha256)
+        facts = card.Facts(
+            parts=parts,
+            prepare=prepare,
+            counts={split: len(Shards(self.images / split)) for split in SPLITS},
+            drawing=drawing,
+            example=sets[samples.SEEN].prompts[0].prompt,
+            evaluation=evaluation,
+            metrics=json.loads((self.evaluation / "metrics.json").read_bytes()),
+            table=(self.evaluation / "table.md").read_text(encoding="utf-8"),
+            memorisation=compared.numbers(),
+            compared=compared.params,
+            refusals=refusals,
+        )
+        (model / CARD).write_text(card.write(facts, params), encoding="utf-8")
+        shutil.copyfile(self.samples / "grid.png", model / card.GRID)
+        if compared.params.num_pictures:
+            shutil.copyfile(results / card.NEIGHBOURS, model / card.NEIGHBOURS)
