@@ -10,12 +10,12 @@ from huggingface_hub import ModelCard
 from ldm.core import artifact, config
 from ldm.core.artifact import Passport
 from ldm.corpora.params import CorpusParams, PrepareParams, TorchvisionParams
-from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams, MemorisationParams
+from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams
 from ldm.sampling.params import SampleParams
 from ldm.tools.card import card, sources
-from ldm.tools.card.params import CardParams
+from ldm.tools.card.params import CardParams, MemorisationParams
 from tests.import_closure import ROOT
-from tests.test_memorisation import PARAMS as COMPARED
+from tests.test_card_memorisation import PARAMS as COMPARED
 from tests.trained_data import PREPARE
 
 PARAMS = CardParams.model_validate({"title": "Shapes: a test", "licence": None, "data": None, "limits": ["No faces."]})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.core.config import BESIDE, Section
+from ldm.core.config import Section
 from ldm.oracles.params import OracleParams
 
 
@@ -93,26 +93,3 @@ class EvaluateParams(Section):
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"feature_spaces {kinds} name one twice; expected each kind once: metrics have its name")
         return self
-
-
-class MemorisationParams(Section):
-    """How samples are compared with training images, so that a model that copies them is noticed."""
-
-    size_px: int = Field(ge=1, le=256)
-    """Side of the squares to which images are shrunk before their pixels are compared. A small one forgives what an
-    autoencoder or a shift by a pixel changes, and needs less memory."""
-    num_images: int = Field(ge=2, le=10**6)
-    """Samples of each set that are compared, and as many real images in all that no training saw (fewer if there are
-    fewer)."""
-    num_training_images: int = Field(ge=2, le=10**9)
-    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer)."""
-    num_neighbours: int = Field(ge=2, le=1000)
-    """Nearest training images, over whose mean distance that of the nearest one is divided."""
-    quantile: float = Field(gt=0, lt=1)
-    """Share of the real images that are called close: the closest ones. As many samples are close by chance."""
-    max_share: float = Field(ge=0, le=1)
-    """Share of the samples that may be that close: the stage fails where the whole interval of 95 % is above it. 1 =
-    any may."""
-    num_pictures: int = Field(ge=0, le=256, json_schema_extra=BESIDE)
-    """Samples, and as many real images, shown beside their nearest training images: those that are closest. 0 = none,
-    for images that nobody else may see."""

@@ -1,5 +1,7 @@
 """A CLIP that others trained, to compare images with: nothing here is read by a training."""
 
+from typing import Any
+
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.exchange import files
 from ldm.text.model import layout
@@ -24,7 +26,7 @@ def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
         found, expected = layout.why_not_loaded(error), f"weights of {architecture} as open_clip saves them"
         fix = "name the architecture that they belong to, or bring open_clip_model.safetensors"
         raise IntegrityError(str(weights.path), found, expected, fix) from None
-    visual = model.visual
+    visual: Any = model.visual
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
     preprocess = Preprocess(size, visual.image_mean, visual.image_std, "bicubic", "shortest")
     return Clip(model, cfg, preprocess, None).eval().requires_grad_(False)

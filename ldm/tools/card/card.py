@@ -11,10 +11,9 @@ from typing import Any
 
 from ldm.core.artifact import Passport
 from ldm.corpora.params import PrepareParams
-from ldm.evaluation.params import MemorisationParams
 from ldm.sampling.params import DrawingParams
 from ldm.tools.card import sources
-from ldm.tools.card.params import CardParams
+from ldm.tools.card.params import CardParams, MemorisationParams
 
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
 """Pictures that the text shows."""

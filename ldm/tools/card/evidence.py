@@ -10,13 +10,11 @@ from ldm.core import artifact, stage
 from ldm.core.artifact import Passport
 from ldm.core.shards import SPLITS, Shards
 from ldm.corpora.params import PrepareParams
-from ldm.evaluation import memorisation
-from ldm.evaluation.params import MemorisationParams
 from ldm.evaluation.real_images import RealImages
 from ldm.sampling import samples
 from ldm.sampling.params import DrawingParams
-from ldm.tools.card import card
-from ldm.tools.card.params import CardParams
+from ldm.tools.card import card, memorisation
+from ldm.tools.card.params import CardParams, MemorisationParams
 
 CARD = "README.md"
 _EVALUATION = artifact.Kind("evaluation")

@@ -1,10 +1,10 @@
-"""Params of the model card: what only the owner of a model can say."""
+"""Params of the model card: what only the owner of a model can say, and when samples count as copies."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from ldm.core.config import Section
+from ldm.core.config import BESIDE, Section
 
 Line = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\n]*$")]
 
@@ -22,3 +22,27 @@ class CardParams(Section):
     corpus of its own; for images that you bring, the card says that nothing is stated."""
     limits: list[Line]
     """What the model should not be used for or cannot do, besides what the card finds out by itself."""
+
+
+class MemorisationParams(Section):
+    """How samples are compared with training images, so that a model that copies them is noticed."""
+
+    size_px: int = Field(ge=1, le=256)
+    """Side of the squares to which images are shrunk before their pixels are compared. A small one forgives what an
+    autoencoder or a shift by a pixel changes, and needs less memory."""
+    num_images: int = Field(ge=2, le=10**6)
+    """Samples of each set that are compared, and three times as many real images that no training saw: those of the
+    prompts, then others of validation (fewer if there are fewer). What is close is known only from more than 1 /
+    `quantile` real ones."""
+    num_training_images: int = Field(ge=2, le=10**9)
+    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer)."""
+    num_neighbours: int = Field(ge=2, le=1000)
+    """Nearest training images, over whose mean distance that of the nearest one is divided."""
+    quantile: float = Field(gt=0, lt=1)
+    """Share of the real images that are called close: the closest ones. As many samples are close by chance."""
+    max_share: float = Field(ge=0, le=1)
+    """Share of the samples that may be that close: the stage fails where the whole interval of 95 % is above it. 1 =
+    any may."""
+    num_pictures: int = Field(ge=0, le=256, json_schema_extra=BESIDE)
+    """Samples, and as many real images, shown beside their nearest training images: those that are closest. 0 = none,
+    for images that nobody else may see."""

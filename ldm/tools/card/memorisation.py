@@ -19,9 +19,9 @@ from ldm.core import images
 from ldm.core.errors import ConfigError, RejectedError
 from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
-from ldm.evaluation.params import MemorisationParams
 from ldm.evaluation.real_images import Origin, RealImages, scattered
 from ldm.sampling.samples import SETS, Samples
+from ldm.tools.card.params import MemorisationParams
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -158,7 +158,7 @@ def measure(samples: Mapping[str, Samples], real: RealImages, params: Memorisati
         [samples[name].png(i) for name, i in chosen],
         [f"{name.replace('_', ' ')}: {samples[name].prompts[i].prompt}" for name, i in chosen],
     )
-    origins = _unseen(samples, real, len(chosen))
+    origins = _unseen(samples, real, len(SETS) * params.num_images)
     others = _Images([real.png(origin) for origin in origins], [f"real, {split}" for split, _ in origins])
     training = list(islice(scattered(real, "train"), params.num_training_images))
     if min(len(origins), len(training)) < 2:

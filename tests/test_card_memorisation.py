@@ -11,10 +11,10 @@ from jaxtyping import UInt8
 from ldm.core.errors import ConfigError, RejectedError
 from ldm.core.images import decode, encode
 from ldm.core.shards import SPLITS, write
-from ldm.evaluation import memorisation
-from ldm.evaluation.params import MemorisationParams
 from ldm.evaluation.real_images import RealImages
 from ldm.sampling.samples import Prompt
+from ldm.tools.card import memorisation
+from ldm.tools.card.params import MemorisationParams
 
 Image = UInt8[np.ndarray, "h w 3"]
 PARAMS = {
@@ -109,8 +109,8 @@ def test_copies_fail_the_stage_even_if_a_little_changed(real, change) -> None:
 
 
 def test_a_few_samples_that_are_close_by_chance_do_not_fail_it(real) -> None:
-    result = measured([*training(real, 1), *pictures(9, seed=7)], real, max_share=0.05)
-    assert result.share.value > 0.05 > result.share.low
+    result = measured([*training(real, 1), *pictures(9, seed=7)], real, max_share=0.1)
+    assert result.share.value > 0.1 > result.share.low
     result.check("nowhere")
 
 
@@ -122,17 +122,18 @@ def test_blurred_images_are_near_all_and_no_copies(real) -> None:
     assert result.share.value <= 0.1
 
 
-def test_real_images_are_those_of_prompts_that_no_training_saw(real) -> None:
-    of_prompts = measured(pictures(5, seed=7), real)
-    assert of_prompts.real.images == [real.png(("val", i)) for i in range(5)]
-    of_training = measured(pictures(5, seed=7), real, split="train")
-    assert len(of_training.real.images) == 5
-    assert not set(of_training.real.images) & {real.png(("train", i)) for i in range(COUNTS["train"])}
+def test_real_images_are_those_of_prompts_that_no_training_saw_then_others(real) -> None:
+    of_prompts = measured(pictures(5, seed=7), real, num_images=6)
+    assert of_prompts.real.images[:5] == [real.png(("val", i)) for i in range(5)]
+    of_training = measured(pictures(5, seed=7), real, split="train", num_images=6)
+    for result in (of_prompts, of_training):
+        assert len(set(result.real.images)) == 18
+        assert not set(result.real.images) & {real.png(("train", i)) for i in range(COUNTS["train"])}
 
 
 def test_numbers_say_what_they_are_based_on(real) -> None:
     numbers = measured(pictures(60, seed=7), real, num_training_images=100).numbers()
-    assert (numbers["num_samples"], numbers["num_real"], numbers["num_training"]) == (60, 60, 100)
+    assert (numbers["num_samples"], numbers["num_real"], numbers["num_training"]) == (60, 80, 100)
     assert numbers["memorised_share_low"] <= numbers["memorised_share"] <= numbers["memorised_share_high"]
 
 
