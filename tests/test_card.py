@@ -18,7 +18,14 @@ from tests.import_closure import ROOT
 from tests.test_card_memorisation import PARAMS as COMPARED
 from tests.trained_data import PREPARE
 
-PARAMS = CardParams.model_validate({"title": "Shapes: a test", "licence": None, "data": None, "limits": ["No faces."]})
+PARAMS = CardParams.model_validate({
+        "title": "Shapes: a test",
+        "licence": None,
+        "data": None,
+        "prompt": 'a "red" star',
+        "pictures": True,
+        "limits": ["No faces."],
+    })
 NUMBERS = {
     "memorised_share": 0.0125,
     "memorised_share_low": 0.01,
@@ -66,7 +73,6 @@ FACTS = card.Facts(
     prepare=PrepareParams.model_validate(PREPARE),
     counts={"train": 300, "val": 60, "unseen": 0, "held_out": 20},
     drawing=config.read(SampleParams, "sample", ROOT / "params.yaml").drawing,
-    example='a "red" star',
     evaluation=passport("evaluation", 7, {}),
     metrics=METRICS,
     table=TABLE,
@@ -111,9 +117,9 @@ def test_it_shows_three_tools_or_why_not() -> None:
         compile(block, "card", "exec")
 
 
-def test_pictures_of_training_images_can_be_left_out() -> None:
-    compared = FACTS.compared.model_copy(update={"num_pictures": 0})
-    assert card.NEIGHBOURS not in card.write(replace(FACTS, compared=compared), PARAMS)
+def test_pictures_can_be_left_out() -> None:
+    text = card.write(FACTS, PARAMS.model_copy(update={"pictures": False}))
+    assert "![" not in text and ".png" not in text
 
 
 @pytest.mark.parametrize("corpus", get_args(CorpusParams), ids=lambda model: model.__name__)

@@ -33,7 +33,8 @@ def model(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the stage wrote, where nothing of the repository is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        run("model")
+        for stage in ("sample", "evaluate", "model"):
+            run(stage)
     return Path(shutil.copytree(root / "data/model", tmp_path_factory.mktemp("elsewhere") / "model"))
 
 

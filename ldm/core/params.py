@@ -80,6 +80,8 @@ class PathsParams(Section):
     """Metrics of the samples, samples beside real images, and the guidance sweep."""
     model: RelativePath
     """The model as a folder of its own: all that it takes to draw images."""
+    model_results: RelativePath
+    """How near samples come to training images, as numbers and as a picture."""
     runs: RelativePath
     """Saved states of runs, for resuming; not tracked, and not read by any later stage. The environment variable
     LDM_RUNS overrides it. DVC's temporary copies of the repository use the folder of the original."""

@@ -17,6 +17,8 @@ from ldm.tools.card.params import CardParams, MemorisationParams
 
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
 """Pictures that the text shows."""
+FORMATS = ("diffusers", "single-file")
+"""What `ldm export` writes."""
 Numbers = Mapping[str, float | int | str]
 _SCALES = {
     "own_clip": "this run's own CLIP: they cannot be compared with those of another run",
@@ -45,8 +47,6 @@ class Facts:
     counts: Mapping[str, int]
     """Split -> how many images it has."""
     drawing: DrawingParams
-    example: str
-    """A prompt that the model can draw."""
     evaluation: Passport
     metrics: Numbers
     """`metrics.json` of the evaluation."""
@@ -64,17 +64,17 @@ def write(facts: Facts, params: CardParams) -> str:
     parts = (
         _head(facts, params, source),
         f"# {params.title}",
-        f"![Samples, each above its prompt]({GRID})",
+        *([f"![Samples, each above its prompt]({GRID})"] if params.pictures else []),
         _summary(facts, source),
         "## How to use it",
-        *_uses(facts),
+        *_uses(facts, params.prompt or "PROMPT"),
         "## Training data",
         *_data(facts, params, source),
         "## How good it is",
         *_scales(facts),
         facts.table.strip(),
         "## Does it copy its training images?",
-        *_memorisation(facts),
+        *_memorisation(facts, params.pictures),
         "## Limits",
         "\n".join(f"- {limit}" for limit in [*_limits(facts), *params.limits]),
         "## What it was made from",
@@ -118,14 +118,14 @@ def _summary(facts: Facts, source: sources.Source) -> str:
     told = "a CLIP trained on the same captions" if clip == "train" else f"a CLIP that was brought (`{clip}`)"
     return (
         f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise "
-        f"from the latents of an autoencoder, told by {told} what to draw. Above: samples, each above its prompt."
+        f"from the latents of an autoencoder, told by {told} what to draw."
     )
 
 
-def _uses(facts: Facts) -> Iterator[str]:
-    prompt = json.dumps(facts.example, ensure_ascii=False)
+def _uses(facts: Facts, example: str) -> Iterator[str]:
+    prompt = json.dumps(example, ensure_ascii=False)
     yield "With the code that made it, from the command line or from Python:"
-    yield _code("sh", f"ldm generate {shlex.quote(facts.example)} --model FOLDER --output pictures")
+    yield _code("sh", f"ldm generate {shlex.quote(example)} --model FOLDER --output pictures")
     yield _code("python", f'from ldm import Pipeline\n\nimages = Pipeline.load("FOLDER")([{prompt}], seed=0)')
     yield "With diffusers:"
     yield from _exported(facts, "diffusers", "pipeline", _DIFFUSERS.replace("PROMPT", prompt))
@@ -176,7 +176,7 @@ def _scales(facts: Facts) -> Iterator[str]:
     yield "\n".join(f"- *{name.replace('_', ' ')}*: {_SCALES[name]}." for name in names)
 
 
-def _memorisation(facts: Facts) -> Iterator[str]:
+def _memorisation(facts: Facts, has_pictures: bool) -> Iterator[str]:
     numbers, params = facts.memorisation, facts.compared
     share, low, high = (100 * float(numbers[f"memorised_share{end}"]) for end in ("", "_low", "_high"))
     most, limit = 100 * params.quantile, 100 * params.max_share
@@ -193,7 +193,7 @@ def _memorisation(facts: Facts) -> Iterator[str]:
         f"It is measured on {params.size_px} x {params.size_px} pixels, so it finds copies of whole images, not of "
         "parts, mirrored ones, styles or faces."
     )
-    if params.num_pictures:
+    if has_pictures:
         yield from _NEAREST
 
 

@@ -38,8 +38,7 @@ class Evidence:
         found = memorisation.measure(samples.read(self.samples)[1], real, params)
         with stage.output(results) as folder:
             artifact.write_json(folder / "metrics.json", found.numbers())
-            if params.num_pictures:
-                found.picture(real).save(folder / card.NEIGHBOURS)
+            found.picture(real).save(folder / card.NEIGHBOURS)
         found.check(str(results / card.NEIGHBOURS))
         return found
 
@@ -51,7 +50,6 @@ class Evidence:
         prepare: PrepareParams,
         drawing: DrawingParams,
         compared: memorisation.Memorisation,
-        refusals: Mapping[str, str | None],
         params: CardParams,
     ) -> None:
         """Write the card and its pictures into a model folder.
@@ -59,7 +57,7 @@ class Evidence:
         parts: passports of `unet`, `autoencoder`, `clip` and `embeddings`. results: where `compare` has written.
         IntegrityError: the samples are not those of this UNet, or the evaluation not that of these samples.
         """
-        of_samples, sets = samples.read(self.samples)
+        of_samples, _ = samples.read(self.samples)
         artifact.check_input(self.samples, of_samples, "unet", parts["unet"].content_sha256)
         evaluation = artifact.read_passport(self.evaluation, _EVALUATION)
         artifact.check_input(self.evaluation, evaluation, "samples", of_samples.content_sha256)
@@ -68,15 +66,14 @@ class Evidence:
             prepare=prepare,
             counts={split: len(Shards(self.images / split)) for split in SPLITS},
             drawing=drawing,
-            example=sets[samples.SEEN].prompts[0].prompt,
             evaluation=evaluation,
             metrics=json.loads((self.evaluation / "metrics.json").read_bytes()),
             table=(self.evaluation / "table.md").read_text(encoding="utf-8"),
             memorisation=compared.numbers(),
             compared=compared.params,
-            refusals=refusals,
+            refusals=dict.fromkeys(card.FORMATS),
         )
         (model / CARD).write_text(card.write(facts, params), encoding="utf-8")
-        shutil.copyfile(self.samples / "grid.png", model / card.GRID)
-        if compared.params.num_pictures:
+        if params.pictures:
+            shutil.copyfile(self.samples / "grid.png", model / card.GRID)
             shutil.copyfile(results / card.NEIGHBOURS, model / card.NEIGHBOURS)

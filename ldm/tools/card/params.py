@@ -20,6 +20,11 @@ class CardParams(Section):
     data: Line | None
     """Where images and captions come from, whose they are and under which licence. null = what this project knows of a
     corpus of its own; for images that you bring, the card says that nothing is stated."""
+    prompt: Line | None
+    """A prompt for examples, no caption of anybody; null = the word PROMPT."""
+    pictures: bool
+    """Whether the card has pictures: samples with their prompts, which are captions, and samples beside the training
+    images nearest to them. false for images or captions that nobody else may see."""
     limits: list[Line]
     """What the model should not be used for or cannot do, besides what the card finds out by itself."""
 
@@ -43,6 +48,5 @@ class MemorisationParams(Section):
     max_share: float = Field(ge=0, le=1)
     """Share of the samples that may be that close: the stage fails where the whole interval of 95 % is above it. 1 =
     any may."""
-    num_pictures: int = Field(ge=0, le=256, json_schema_extra=BESIDE)
-    """Samples, and as many real images, shown beside their nearest training images: those that are closest. 0 = none,
-    for images that nobody else may see."""
+    num_pictures: int = Field(ge=1, le=256, json_schema_extra=BESIDE)
+    """Samples, and as many real images, shown beside their nearest training images: those that are closest."""

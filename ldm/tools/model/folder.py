@@ -61,6 +61,13 @@ def verify(directory: Path) -> Passport:
     return passport
 
 
+def passports(directory: Path) -> dict[str, Passport]:
+    """Those of the parts of a model folder: `unet`, `autoencoder`, `clip` and `embeddings`."""
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP}
+    found = {name: artifact.read_passport(directory / name, of_part) for name, of_part in kinds.items()}
+    return found | {"embeddings": TextContext(directory / TEXT).passport}
+
+
 def num_bytes(directory: Path) -> int:
     """Size of all files of a folder."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
