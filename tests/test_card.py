@@ -1,7 +1,6 @@
 """The model card: what it must say, for every corpus, and that the hub can read it."""
 
 import re
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest

@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ldm.core import config
 from ldm.core.errors import ConfigError
-from ldm.sampling.params import SampleParams
 from ldm.tools import prompt_suites
 from ldm.tools.cli import drawing
 from ldm.tools.cli.options import Commands, whole
+from ldm.tools.model.parts import Parts
 
 _EXAMPLES = """examples:
   ldm benchmark geneval geneval/prompts/evaluation_metadata.jsonl --output geneval_images
@@ -39,15 +38,16 @@ then score them. Image j of prompt i starts from the noise i * NUM_IMAGES + j of
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    suite, document = prompt_suites.read(options.suite, options.source, options.num_images), config.Document()
-    settings = drawing.settings_of(options, document.read(SampleParams, "sample").drawing)
+    suite = prompt_suites.read(options.suite, options.source, options.num_images)
+    parts = Parts.of(options.model)
+    settings = drawing.settings_of(options, parts.drawing)
     directory: Path = options.output
     if directory.exists() and not options.resume and (directory.is_file() or any(directory.iterdir())):
         fix = "name another, or add --resume to go on with the same settings"
         raise ConfigError(str(directory), "something that is there already", "a new or an empty folder", fix)
     first = suite.num_done(directory)
     with drawing.plain_warnings():
-        pipeline = drawing.load(options, document)
+        pipeline = drawing.load(options, parts)
         pngs = pipeline.pngs(suite.texts(first), first * suite.num_images, **settings) if suite.texts(first) else ()
         directory.mkdir(parents=True, exist_ok=True)
         for number, path in enumerate(suite.write(directory, pngs, first), first + 1):
