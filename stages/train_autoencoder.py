@@ -9,8 +9,8 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm.autoencoder.model.network import ReconstructionObjective
 from ldm.autoencoder.model.networks import KIND
+from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement, open_splits, prove_attention
 from ldm.autoencoder.training.sources import obtain
@@ -35,7 +35,7 @@ def main() -> str:
         objective = ReconstructionObjective(autoencoder, params.reconstruction)
         if machine.compile:
             objective.compile()
-        batches = ImageBatches(splits["train"], source.params, training)
+        batches = ImageBatches(splits["train"], source.params, params.reconstruction, training)
         prove_attention(autoencoder, batches.latent_sizes, training, accelerator.device)
         history = train(
             objective,

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams, ReconstructionParams
+from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams
+from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.core.config import BESIDE, Section
 from ldm.core.params import Precision
 from ldm.training.params import TrainingParams
@@ -39,6 +40,10 @@ class TrainedAutoencoderParams(Section):
                 reason = f"network.kind {self.network.kind} has {'weights' if is_trained else 'nothing'} to train"
                 found, expected = ("null", "values") if is_trained else ("values", "null")
                 raise ValueError(f"{key} has {found}; expected {expected}: {reason}")
+        adversarial = self.reconstruction.adversarial if self.reconstruction else None
+        if adversarial and self.training and adversarial.start_step >= self.training.num_steps:
+            found = f"reconstruction.adversarial.start_step {adversarial.start_step}"
+            raise ValueError(f"{found} is never reached; expected less than num_steps {self.training.num_steps}")
         return self
 
 
