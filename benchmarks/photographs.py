@@ -1,9 +1,9 @@
 """An autoencoder of photographs with and without each term of its loss, at equal numbers of updates.
 
-Variants train side by side, one process each: `--variant all` of `--folder`, which holds photographs (`photos/*.jpg`) and
-networks (`models/`: vgg16, alexnet and efficientnet_lite0, as safetensors named like torchvision's and timm's). The loss
-sees vgg16. The metrics see alexnet (LPIPS) and efficientnet_lite0 (Frechet distance of pooled features). Every eighth
-... photograph is held out, and measured on crops of it. Images for `docs/photographs.md` come from there too.
+`--folder` holds photographs (`photos/*.jpg`) and networks (`models/`: vgg16, alexnet and efficientnet_lite0, as
+safetensors with the names of torchvision and timm). Variants train side by side, one process each. The loss sees vgg16;
+the metrics see alexnet (LPIPS) and efficientnet_lite0 (Frechet distance). Every fifth photograph is held out for them.
+`docs/photographs.md` has the results.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ldm import randomness
@@ -47,11 +48,11 @@ VARIANTS: dict[str, tuple[float, float, bool]] = {
 }
 """Weights of LPIPS and of the discriminator, and whether latents are scaled and turned. `l2` is the plain loss; the
 others have l1."""
-NUM_TRIAL_STEPS = 40
 NUM_VAL_CROPS = 2048
 NUM_PICTURES = 12
 NUM_ROWS = 64
 HELD_OUT_EVERY = 5
+MAX_WAIT_S = 20
 DISCRIMINATOR_START = 0.3
 
 
@@ -64,7 +65,7 @@ class Crops:
         self.image_sizes_px = [(size_px, size_px)]
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        return images.to_tensor([self._crop(number) for number in numbers])
+        return images.stacked([self._crop(number) for number in numbers])
 
     @cached_property
     def keys(self) -> list[str]:
@@ -194,9 +195,12 @@ def draw(autoencoder: Autoencoder | None, crops: Crops, device: torch.device, pa
 def agreed_steps(out: Path, variant: str, ms: float, seconds: float, num_variants: int) -> int:
     """Steps that the slowest of all variants can take in the time: each one writes what a step takes, and waits."""
     (out / f"{variant}.ms").write_text(str(ms))
-    while len(files := list(out.glob("*.ms"))) < num_variants or not all(file.read_text() for file in files):
+    waits_until = time.monotonic() + MAX_WAIT_S
+    while len(list(out.glob("*.ms"))) < num_variants and time.monotonic() < waits_until:
         time.sleep(0.05)
-    return max(NUM_TRIAL_STEPS, int(1000 * seconds / max(float(file.read_text()) for file in files)))
+    time.sleep(0.5)  # a file that is there may still be empty
+    files = list(out.glob("*.ms"))
+    return max(10, int(1000 * seconds / max(float(file.read_text()) for file in files)))
 
 
 def main() -> None:
@@ -207,33 +211,40 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--seconds", type=float, required=True, help="for the training of the slowest variant")
     parser.add_argument("--num-variants", type=int, required=True, help="that train at the same time")
+    parser.add_argument("--num-trial-steps", type=int, default=60)
     parser.add_argument("--size-px", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-val-crops", type=int, default=NUM_VAL_CROPS)
     given = parser.parse_args()
     models, out, name = given.folder / "models", given.out, given.variant
-    photos = [images.decode(path.read_bytes()) for path in sorted((given.folder / "photos").glob("*.jpg"))]
+    photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted((given.folder / "photos").glob("*.jpg"))]
     seen = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY]
     crops = Crops(seen, given.size_px, 10**6, 0)
     val = Crops(photos[::HELD_OUT_EVERY], given.size_px, given.num_val_crops, 1)
     machine = MachineParams.model_validate_json(
-        json.dumps({"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
-        | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1})
+        json.dumps(
+            {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
+            | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1}
+        )
     )
 
     def trained(num_steps: int) -> tuple[Autoencoder, dict[str, float], float]:
         section = params(name, models, num_steps, given.batch_size)
         assert section.training and section.reconstruction
         accelerator = devices.start("bf16", machine)
-        torch.backends.cudnn.benchmark = True
         torch.manual_seed(randomness.key(0, "weights"))
         objective = ReconstructionObjective(build(section.network), section.reconstruction)
         batches = ImageBatches(crops, section.network, section.reconstruction, section.training)  # pyright: ignore[reportArgumentType]
         run = Run(out / f"runs_{name}", str(num_steps), {"variant": name})
-        start = time.monotonic()
+        times: list[float] = []
+
+        def timed(step: int, rows: slice) -> dict[str, Tensor]:
+            times.append(time.monotonic())
+            return batches(step, rows)
+
         history = train(
             objective,
-            batches,
+            timed,
             lambda step: [],
             section.training,
             accelerator,
@@ -243,17 +254,17 @@ def main() -> None:
             name=name,
         )
         run.remove()
-        return objective.autoencoder, history.training[-1], time.monotonic() - start
+        settled = times[num_steps // 4 :]
+        return objective.autoencoder, history.training[-1], (settled[-1] - settled[0]) / (len(settled) - 1)
 
-    trained(NUM_TRIAL_STEPS)
-    _, _, seconds = trained(NUM_TRIAL_STEPS)
-    num_steps = agreed_steps(out, name, 1000 * seconds / NUM_TRIAL_STEPS, given.seconds, given.num_variants)
-    autoencoder, last, seconds = trained(num_steps)
+    _, _, step_s = trained(given.num_trial_steps)
+    num_steps = agreed_steps(out, name, 1000 * step_s, given.seconds, given.num_variants)
+    autoencoder, last, step_s = trained(num_steps)
     device = next(autoencoder.parameters()).device
     draw(autoencoder, val, device, out / f"{name}.png")
     if name == "l2":
         draw(None, val, device, out / "original.png")
-    result = {"variant": name, "num_steps": num_steps, "seconds": seconds, "last": last}
+    result = {"variant": name, "num_steps": num_steps, "step_s": step_s, "last": last}
     result |= measure(autoencoder.float(), val, models, device, given.num_val_crops)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1))
     print("RESULT", json.dumps(result), flush=True)
