@@ -9,6 +9,8 @@ from torch.nn import functional
 from ldm.autoencoder.model.network import IMAGE_CHANNELS
 from ldm.autoencoder.training.loss_params import AdversarialParams
 
+HEALTH = ("adversarial", "adversarial_weight", "discriminator", "logits_real", "logits_fake")
+"""Names of what is logged of both players."""
 _NUM_GROUPS = 8
 _SLOPE = 0.2
 _MAX_WIDENING = 8
@@ -53,21 +55,15 @@ def adversarial_loss(
     the reconstruction, and of the hinge loss (Lim and Ye 2017, section 2) in the discriminator. So one backward pass
     gives both, and the two optimizers take the same update.
 
-    Keys of the health: adversarial, the decoder's loss; adversarial_weight, its factor; discriminator, the hinge loss,
-    which is 1 for verdicts of 0 and 0 for a perfect judge; logits_real and logits_fake, the mean verdicts.
+    The health has the keys of `HEALTH`: the decoder's loss and its factor; the hinge loss, which is 1 for verdicts of 0
+    and 0 for a perfect judge; the mean verdicts on images and on reconstructions.
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     deceived: Tensor = -functional_call(discriminator, fixed, (reconstruction,)).mean()
     factor = weight * adaptive_weight(distortion, deceived, reconstruction)
     real, fake = discriminator(target), discriminator(reconstruction.detach())
     hinge = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
-    health = {
-        "adversarial": deceived,
-        "adversarial_weight": factor,
-        "discriminator": hinge,
-        "logits_real": real.mean(),
-        "logits_fake": fake.mean(),
-    }
+    health = dict(zip(HEALTH, (deceived, factor, hinge, real.mean(), fake.mean()), strict=True))
     return factor * deceived + (hinge - hinge.detach()), health
 
 
@@ -75,8 +71,7 @@ def absent(discriminator: PatchDiscriminator) -> tuple[Float[Tensor, ""], dict[s
     """`adversarial_loss` before the discriminator takes part: nothing. Its weights get gradients of zero, since
     processes exchange the gradients of all weights."""
     zero = 0 * torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()
-    names = ("adversarial", "adversarial_weight", "discriminator", "logits_real", "logits_fake")
-    return zero, dict.fromkeys(names, zero)
+    return zero, dict.fromkeys(HEALTH, zero)
 
 
 def adaptive_weight(

@@ -32,7 +32,7 @@ class AdversarialParams(AdversaryParams):
     channels: int = Field(ge=8, le=1024, multiple_of=8)
     """Channels after its first convolution; each following one has twice as many, up to eight times."""
     num_layers: int = Field(ge=1, le=6)
-    """Convolutions of stride 2. A verdict of 3 layers sees 70 pixels, of 2 layers 34, of 1 layer 16."""
+    """Convolutions of stride 2. The convolutions under a verdict see 70 pixels with 3 of them, 34 with 2, 16 with 1."""
 
 
 class EquivarianceParams(Section):

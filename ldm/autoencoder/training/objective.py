@@ -1,6 +1,7 @@
 """The loss of an autoencoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from ldm.autoencoder.training import equivariance
 from ldm.autoencoder.training.discriminator import PatchDiscriminator, absent, adversarial_loss
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.perceptual import Lpips
+from ldm.core.errors import ConfigError
 
 
 class ReconstructionObjective(nn.Module):
@@ -32,6 +34,29 @@ class ReconstructionObjective(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(())) if params.learned_log_variance else None
         self.perceptual = None if params.perceptual is None else Lpips(params.perceptual)
         self.adversary = None if params.adversarial is None else PatchDiscriminator(params.adversarial)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Name -> SHA-256 of what the loss was made from."""
+        return {} if self.perceptual is None else {"lpips": self.perceptual.sha256}
+
+    def check_sizes(self, latent_sizes: Sequence[tuple[int, int]]) -> None:
+        """ConfigError: images that belong to latents of these sizes become too small for a term of the loss."""
+        terms = {"perceptual": self.perceptual, "adversarial": self.adversary}
+        least = {name: term.min_side_px for name, term in terms.items() if term is not None}
+        scale = 1.0 if self.params.equivariance is None else self.params.equivariance.min_scale
+        smallest = min(side for size in latent_sizes for side in equivariance.scaled_size(size, scale))
+        side_px = self.autoencoder.factor * smallest
+        for name, min_side_px in least.items():
+            if side_px < min_side_px:
+                expected = f"at least {min_side_px} px"
+                fix = "raise equivariance.min_scale or the size of the images, or choose a smaller network"
+                raise ConfigError(f"train_autoencoder: {name}", f"images of {side_px} px", expected, fix)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the loss, unless a discriminator asks for gradients in the middle of it."""
+        if self.adversary is None:
+            super().compile(*args, **kwargs)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss and its parts, as means over the batch.

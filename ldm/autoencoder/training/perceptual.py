@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.autoencoder.training.loss_params import PerceptualParams
-from ldm.core import artifact, workspace
 from ldm.core.errors import IntegrityError, MachineError
+from ldm.exchange import files
 
 _TORCHVISION = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 _MIN_SIDE_PX = {"vgg": 16, "alex": 31, "squeeze": 17}
-_FEATURES = "features."
 
 
 class Lpips(nn.Module):
@@ -24,10 +23,10 @@ class Lpips(nn.Module):
     def __init__(self, params: PerceptualParams) -> None:
         """IntegrityError: the file is missing or holds other weights. MachineError: the package is not installed."""
         super().__init__()
+        source = files.read(Path(params.weights))
         self._distance = _build(params.backbone)
-        weights = Path(params.weights)
-        _load(self._distance, weights, _TORCHVISION[params.backbone])
-        self.sha256 = artifact.sha256_file(weights)
+        _load(self._distance, source, _TORCHVISION[params.backbone])
+        self.sha256 = source.sha256
         """Hash of the file of the backbone."""
         self.min_side_px = _MIN_SIDE_PX[params.backbone]
         """Least side of an image that the backbone takes."""
@@ -56,21 +55,18 @@ def _build(backbone: str) -> nn.Module:
         return LPIPS(net=backbone, pnet_rand=True, verbose=False)
 
 
-def _load(distance: nn.Module, weights: Path, network: str) -> None:
+def _load(distance: nn.Module, source: files.Source, network: str) -> None:
     """Fill the backbone: the package keeps torchvision's layers under their numbers, in slices."""
-    fix = f"save torchvision.models.{network}(weights='DEFAULT').state_dict() by safetensors.torch.save_file"
-    if not weights.is_file():
-        fix = workspace.left_behind(weights) or fix
-        raise IntegrityError(str(weights), "no such file", f"weights of torchvision's {network}", fix)
-    given = artifact.open_tensors(weights)
+    given = source.tensors
     own = {
-        f"{_FEATURES}{name.split('.', 2)[2]}": tensor
+        f"features.{name.split('.', 2)[2]}": tensor
         for name, tensor in distance.state_dict().items()
         if name.startswith("net.")
     }
     other = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     if other:
         found = f"{other[0]} of shape {list(given[other[0]].shape)}" if other[0] in given else f"no tensor {other[0]}"
-        raise IntegrityError(str(weights), found, f"torchvision's {network}", fix)
+        fix = f"save torchvision.models.{network}(weights='DEFAULT').state_dict() there"
+        raise IntegrityError(str(source.path), found, f"weights of torchvision's {network}", fix)
     for name, tensor in own.items():
         tensor.copy_(given[name])

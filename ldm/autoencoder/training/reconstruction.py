@@ -15,6 +15,7 @@ from ldm.autoencoder.training import equivariance
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.autoencoder.training.perceptual import Lpips
 from ldm.compute import attention, process
 from ldm.compute.process import Accelerator
 from ldm.core import images
@@ -94,15 +95,18 @@ class Measurement:
         return {"loss": loss / count, "psnr_db": similar / count}
 
     @torch.no_grad()
-    def metrics(self, autoencoder: Autoencoder) -> dict[str, float]:
-        """`psnr_db` and `ssim`: means over all images of the split, in float32, of images rounded to 8 bits."""
-        total = torch.zeros(3, dtype=torch.float64)
+    def metrics(self, autoencoder: Autoencoder, perceptual: Lpips | None) -> dict[str, float]:
+        """`psnr_db`, `ssim` and, with its network, `lpips`: means over all images of the split, in float32, of images
+        rounded to 8 bits."""
+        total = torch.zeros(4, dtype=torch.float64)
         for image in self._batches(len(self._shards)):
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
-            values = [psnr(image, reconstruction).sum().item(), ssim(image, reconstruction).sum().item(), len(image)]
-            total += torch.tensor(values, dtype=torch.float64)
-        similar, structural, count = self._sum(total)
-        return {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
+            distance = perceptual(to_signal(image), to_signal(reconstruction)).sum().item() if perceptual else 0.0
+            values = [psnr(image, reconstruction).sum().item(), ssim(image, reconstruction).sum().item(), distance]
+            total += torch.tensor([*values, len(image)], dtype=torch.float64)
+        similar, structural, distance, count = self._sum(total)
+        metrics = {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
+        return metrics | ({"lpips": round(distance / count, 5)} if perceptual else {})
 
     def picture(self, objective: nn.Module, path: Path) -> None:
         """`draw` in the middle of a training."""
