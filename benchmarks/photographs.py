@@ -25,7 +25,7 @@ from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.training import equivariance
 from ldm.autoencoder.training.loss_params import PerceptualParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
-from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.autoencoder.training.params import TrainedAutoencoderParams
 from ldm.autoencoder.training.perceptual import Lpips
 from ldm.autoencoder.training.reconstruction import ImageBatches, psnr, ssim
 from ldm.compute import devices
@@ -79,8 +79,8 @@ class Crops:
         return np.ascontiguousarray(crop[:, ::-1] if mirrored < 0.5 else crop)
 
 
-def params(variant: str, models: Path, num_steps: int, batch_size: int) -> TrainAutoencoderParams:
-    """Section `train_autoencoder` of a variant."""
+def params(variant: str, models: Path, num_steps: int, batch_size: int) -> TrainedAutoencoderParams:
+    """`train_autoencoder.source` of a variant."""
     lpips, gan, equi = VARIANTS[variant]
     perceptual = {"backbone": "vgg", "weights": str(models / "vgg16.safetensors"), "weight": lpips}
     adversarial = {
@@ -93,6 +93,7 @@ def params(variant: str, models: Path, num_steps: int, batch_size: int) -> Train
         "num_layers": 3,
     }
     section: dict[str, Any] = {
+        "kind": "train",
         "network": {
             "kind": "kl",
             "patch_px": 2,
@@ -100,6 +101,7 @@ def params(variant: str, models: Path, num_steps: int, batch_size: int) -> Train
             "num_res_blocks": 2,
             "latent_channels": 4,
             "middle_attention": False,
+            "quant_conv": True,
             "norm_groups": 16,
         },
         "reconstruction": {
@@ -131,10 +133,8 @@ def params(variant: str, models: Path, num_steps: int, batch_size: int) -> Train
             "num_kept_states": 1,
             "max_nonfinite_steps": 10,
         },
-        "num_validation_samples": 64,
-        "num_pictures": 8,
     }
-    return TrainAutoencoderParams.model_validate_json(json.dumps(section), strict=True)
+    return TrainedAutoencoderParams.model_validate_json(json.dumps(section), strict=True)
 
 
 def features(models: Path, device: torch.device) -> Callable[[Tensor], Tensor]:

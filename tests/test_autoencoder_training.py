@@ -106,7 +106,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     image = splits["val"].images(range(6))
     with torch.no_grad():
         other = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
-    metrics = measurement.metrics(autoencoder)
+    metrics = measurement.metrics(autoencoder, None)
     assert metrics["psnr_db"] == pytest.approx(reconstruction.psnr(image, other).mean().item(), abs=2e-3)
     assert metrics["ssim"] == pytest.approx(reconstruction.ssim(image, other).mean().item(), abs=1e-4)
     with torch.no_grad():

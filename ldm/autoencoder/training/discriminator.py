@@ -1,5 +1,7 @@
 """A discriminator of patches, and what it adds to the loss of an autoencoder."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.nn import functional
 from ldm.autoencoder.model.network import IMAGE_CHANNELS
 from ldm.autoencoder.training.loss_params import AdversarialParams
 
-HEALTH = ("adversarial", "adversarial_weight", "discriminator", "logits_real", "logits_fake")
+HEALTH: tuple[str, ...] = ("adversarial", "adversarial_weight", "discriminator", "logits_real", "logits_fake")
 """Names of what is logged of both players."""
 _NUM_GROUPS = 8
 _SLOPE = 0.2
@@ -63,8 +65,17 @@ def adversarial_loss(
     factor = weight * adaptive_weight(distortion, deceived, reconstruction)
     real, fake = discriminator(target), discriminator(reconstruction.detach())
     hinge = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
-    health = dict(zip(HEALTH, (deceived, factor, hinge, real.mean(), fake.mean()), strict=True))
-    return factor * deceived + (hinge - hinge.detach()), health
+    values = (deceived, factor, hinge, real.mean(), fake.mean())
+    logged: dict[str, Tensor] = dict(zip(HEALTH, values, strict=True))
+    return factor * deceived + (hinge - hinge.detach()), logged
+
+
+def health(row: Mapping[str, float]) -> dict[str, float]:
+    """What a row of the curve says of both players, and how many updates were skipped; nothing without a
+    discriminator."""
+    if HEALTH[0] not in row:
+        return {}
+    return {name: round(row[name], 5) for name in (*HEALTH, "grad_norm", "adversary_grad_norm", "num_skipped")}
 
 
 def absent(discriminator: PatchDiscriminator) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:

@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, Posterior, to_signal
 from ldm.autoencoder.training import equivariance
 from ldm.autoencoder.training.discriminator import PatchDiscriminator, absent, adversarial_loss
 from ldm.autoencoder.training.loss_params import ReconstructionParams
+from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.perceptual import Lpips
 from ldm.core.errors import ConfigError
 
@@ -111,6 +113,17 @@ class ReconstructionObjective(nn.Module):
         if self.params.error == "l2":
             return 0.5 * (distortion * torch.exp(-log_variance) + log_variance)
         return 2**0.5 * distortion * torch.exp(-0.5 * log_variance) + 0.5 * log_variance
+
+
+def build(autoencoder: Autoencoder, params: TrainAutoencoderParams) -> ReconstructionObjective | None:
+    """The loss of the params; None if they train nothing. The weights of a discriminator are a function of the seed.
+
+    IntegrityError, MachineError: LPIPS is asked for, and its weights or its package are not there.
+    """
+    if params.reconstruction is None or params.training is None:
+        return None
+    torch.manual_seed(randomness.key(params.training.seed, "adversary"))
+    return ReconstructionObjective(autoencoder, params.reconstruction)
 
 
 def gradient_error(error: Float[Tensor, "b c h w"], num_scales: int) -> Float[Tensor, ""]:

@@ -40,10 +40,6 @@ class TrainedAutoencoderParams(Section):
                 reason = f"network.kind {self.network.kind} has {'weights' if is_trained else 'nothing'} to train"
                 found, expected = ("null", "values") if is_trained else ("values", "null")
                 raise ValueError(f"{key} has {found}; expected {expected}: {reason}")
-        adversarial = self.reconstruction.adversarial if self.reconstruction else None
-        if adversarial and self.training and adversarial.start_step >= self.training.num_steps:
-            found = f"reconstruction.adversarial.start_step {adversarial.start_step}"
-            raise ValueError(f"{found} is never reached; expected less than num_steps {self.training.num_steps}")
         return self
 
 
@@ -96,3 +92,11 @@ class TrainAutoencoderParams(Section):
     def precision(self) -> Precision:
         """Precision of the training; float32 if there is none."""
         return self.training.precision if self.training else "fp32"
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        adversarial = self.reconstruction.adversarial if self.reconstruction else None
+        if adversarial and self.training and adversarial.start_step >= self.training.num_steps:
+            found = f"reconstruction.adversarial.start_step {adversarial.start_step}"
+            raise ValueError(f"{found} is never reached; expected less than num_steps {self.training.num_steps}")
+        return self
