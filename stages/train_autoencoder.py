@@ -9,8 +9,9 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm.autoencoder.model.network import ReconstructionObjective
 from ldm.autoencoder.model.networks import KIND
+from ldm.autoencoder.training.discriminator import health
+from ldm.autoencoder.training.objective import build
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.reconstruction import ImageBatches, Measurement, open_splits, prove_attention
 from ldm.autoencoder.training.sources import obtain
@@ -28,14 +29,16 @@ def main() -> str:
     splits = open_splits(Path(paths.images), training is not None, accelerator)
     source = obtain(params)
     autoencoder, history = source.network.to(accelerator.device), None
+    objective = build(autoencoder, params)
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()} | source.inputs
+    inputs |= objective.inputs if objective else {}
     run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)
     measurement = Measurement(splits["val"], params, accelerator)
-    if training is not None and params.reconstruction is not None:
-        objective = ReconstructionObjective(autoencoder, params.reconstruction)
+    if objective is not None and training is not None:
         if machine.compile:
             objective.compile()
-        batches = ImageBatches(splits["train"], source.params, training)
+        batches = ImageBatches(splits["train"], source.params, objective.params, training)
+        objective.check_sizes(batches.latent_sizes)
         prove_attention(autoencoder, batches.latent_sizes, training, accelerator.device)
         history = train(
             objective,
@@ -46,9 +49,11 @@ def main() -> str:
             run,
             validate=measurement.curves,
             picture=measurement.picture,
+            adversary=objective.params.adversarial,
             name="autoencoder",
         )
-    metrics = measurement.metrics(autoencoder)
+    metrics = measurement.metrics(autoencoder, objective and objective.perceptual)
+    metrics |= health(history.training[-1]) if history else {}
     with process.outputs(accelerator, Path(paths.autoencoder), Path(paths.autoencoder_results)) as (weights, results):
         if accelerator.is_main_process:
             facts = source.facts | (history.facts if history else {})

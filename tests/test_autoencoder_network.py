@@ -6,8 +6,10 @@ import torch
 
 from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.kl import KLAutoencoder
-from ldm.autoencoder.model.network import Posterior, ReconstructionObjective, gradient_error, to_image, to_signal
-from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
+from ldm.autoencoder.model.network import Posterior, to_image, to_signal
+from ldm.autoencoder.model.params import KLAutoencoderParams
+from ldm.autoencoder.training.loss_params import ReconstructionParams
+from ldm.autoencoder.training.objective import ReconstructionObjective, gradient_error
 from ldm.compute import attention
 from ldm.core import artifact
 from tests.agreement import assert_gradients_agree, assert_outputs_agree, randomise
@@ -28,6 +30,9 @@ LOSS = {
     "learned_log_variance": False,
     "gradient_weight": 0.0,
     "num_gradient_scales": 2,
+    "perceptual": None,
+    "adversarial": None,
+    "equivariance": None,
 }
 # Stable Diffusion 1's own config at a quarter of its width; three channels and three levels; no attention, one level.
 TOPOLOGIES = [

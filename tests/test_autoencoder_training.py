@@ -9,10 +9,12 @@ from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldm import randomness
-from ldm.autoencoder.model.network import ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.autoencoder.model.networks import build
-from ldm.autoencoder.model.params import KLAutoencoderParams, ReconstructionParams
+from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.autoencoder.training import reconstruction
+from ldm.autoencoder.training.loss_params import ReconstructionParams
+from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.training.params import TrainingParams
@@ -85,7 +87,7 @@ def test_ssim_agrees_with_scipy():
 
 
 def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[str, Shards]):
-    batches = reconstruction.ImageBatches(splits["train"], NETWORK, TRAINING)
+    batches = reconstruction.ImageBatches(splits["train"], NETWORK, LOSS, TRAINING)
     whole = batches(3, slice(0, 8))
     samples = randomness.order(np.arange(24, 32), NUM_SAMPLES["train"], 0)
     expected = images.to_tensor([splits["train"][i]["png"] for i in samples])
@@ -104,7 +106,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     image = splits["val"].images(range(6))
     with torch.no_grad():
         other = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
-    metrics = measurement.metrics(autoencoder)
+    metrics = measurement.metrics(autoencoder, None)
     assert metrics["psnr_db"] == pytest.approx(reconstruction.psnr(image, other).mean().item(), abs=2e-3)
     assert metrics["ssim"] == pytest.approx(reconstruction.ssim(image, other).mean().item(), abs=1e-4)
     with torch.no_grad():

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
-from ldm.training import optimizer
-from ldm.training.optimizer import AdamW, ema_decay_at, learning_rate_at
-from tests.toy_training import params
+from ldm.training.optimizer import AdamW, Optimizers, ema_decay_at, learning_rate_at
+from ldm.training.params import AdversaryParams
+from tests.toy_training import accelerator, params
+
+ADVERSARY = AdversaryParams(start_step=0, learning_rate=0.02, betas=(0.5, 0.9), max_grad_norm=0.3)
 
 
 def test_learning_rate() -> None:
@@ -36,11 +39,52 @@ def test_fused_adamw_skips_an_update_whole() -> None:
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
-    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
-    adamw = optimizer.build([matrix, vector], params(weight_decay=0.5))
-    for group in adamw.param_groups:
-        group["lr"] = 0.1
-    matrix.grad, vector.grad = torch.zeros_like(matrix), torch.zeros_like(vector)
-    adamw.found_inf = torch.tensor(0.0)
-    adamw.step()
-    assert torch.equal(matrix, torch.full((2, 2), 1 - 0.1 * 0.5)) and torch.equal(vector, torch.ones(2))
+    weights = {"matrix": nn.Parameter(torch.ones(2, 2)), "vector": nn.Parameter(torch.ones(2))}
+    chosen = params(weight_decay=0.5, learning_rate=0.1, num_warmup_steps=0)
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    good, _ = Optimizers(weights, chosen, None).update(0, accelerator(chosen))
+    assert good and torch.equal(weights["matrix"], torch.full((2, 2), 1 - 0.1 * 0.5))
+    assert torch.equal(weights["vector"], torch.ones(2))
+
+
+@pytest.mark.parametrize("bad", ["own.w", "adversary.w"])
+def test_both_optimizers_take_an_update_or_neither_does(bad: str) -> None:
+    """A gradient that is not finite in one of them leaves weights, moments and step counts of both as they were."""
+    chosen = params(num_warmup_steps=0)
+    weights = {name: nn.Parameter(torch.ones(3, 3)) for name in ("own.w", "adversary.w")}
+    optimizers = Optimizers(weights, chosen, ADVERSARY)
+    for broken in (False, True):
+        before = [{"w": w.detach().clone(), **clones(optimizers.moments(w))} for w in weights.values()]
+        for name, weight in weights.items():
+            weight.grad = torch.full((3, 3), torch.inf if broken and name == bad else 1.0)
+        good, norms = optimizers.update(0, accelerator(chosen))
+        assert bool(good) != broken and norms.keys() == {"grad_norm", "adversary_grad_norm"}
+        after = [{"w": w.detach(), **optimizers.moments(w)} for w in weights.values()]
+        same = [
+            all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(after, before, strict=True) if a.keys() == b.keys()
+        ]
+        assert same == ([True, True] if broken else [])
+    assert all(weight.grad is None for weight in weights.values())
+
+
+def test_an_adversary_has_its_own_rate_norm_and_start() -> None:
+    chosen = params(num_warmup_steps=0, learning_rate=0.1, weight_decay=0.0, final_learning_rate_fraction=0.0)
+    weights = {name: nn.Parameter(torch.ones(2, 2)) for name in ("own.w", "adversary.w")}
+    optimizers = Optimizers(weights, chosen, ADVERSARY.model_copy(update={"start_step": 10}))
+    moved = []
+    for step in (9, 10):
+        for weight in weights.values():
+            weight.grad = torch.ones(2, 2)
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        optimizers.update(step, accelerator(chosen))
+        moved.append({name: (before[name] - weight).max().item() for name, weight in weights.items()})
+    assert moved[0]["own.w"] > 0 == moved[0]["adversary.w"] and len(optimizers.moments(weights["adversary.w"])) == 3
+    # The first update of AdamW is the learning rate, which is halfway down the cosine for both.
+    assert moved[1]["adversary.w"] == pytest.approx(0.02 * learning_rate_at(10, chosen) / 0.1, rel=1e-5)
+    first_moment = optimizers.moments(weights["adversary.w"])["exp_avg"]
+    assert first_moment.norm().item() == pytest.approx(0.5 * ADVERSARY.max_grad_norm, rel=1e-5)
+
+
+def clones(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

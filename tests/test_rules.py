@@ -30,7 +30,7 @@ DVC: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_
 SCRIPTS = stage_scripts()
 LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
 PARAMS = [path for path in LIBRARY if path.stem == "params"]
-USES = ("autoencoder", "clip", "unet", "guidance", "inception")
+USES = ("autoencoder", "clip", "unet", "guidance", "inception", "lpips")
 FOLDERS = ("ldm", "stages", "tests", "benchmarks", "studies", "docs")
 PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 DOORS = {
@@ -65,6 +65,7 @@ DOORS = {
     "fsspec": ("ldm/corpora/remote.py",),
     "pillow_heif": ("ldm/corpora/pixels.py",),
     "pillow_jxl": ("ldm/corpora/pixels.py",),
+    "lpips": ("ldm/autoencoder/training/perceptual.py",),
 }
 
 

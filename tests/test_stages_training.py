@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models import squeezenet1_1
 
 from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.autoencoder.model.params import KLAutoencoderParams
+from ldm.autoencoder.training.discriminator import HEALTH
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError, Stopped
@@ -26,7 +29,7 @@ from ldm.tools import runs
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
 from tests.stage_scripts import script
-from tests.training_data import AUTOENCODER, KEPT, UNET, write_all
+from tests.training_data import AUTOENCODER, KEPT, UNET, write_all, write_images
 
 NAMES = ["images", "captions", "autoencoder", "latents", "embeddings", "unet"]
 RESULTS = {
@@ -112,6 +115,60 @@ def test_train_autoencoder_writes_model_and_results(workspace: Path):
     assert metrics.keys() == {"psnr_db", "ssim"} and f"{metrics['psnr_db']:.2f} dB" in line
     assert (results / "curves.csv").read_text().startswith("step,loss,l1,mse,kl,gradient,log_variance,grad_norm,")
     assert not list((workspace / "runs/train_autoencoder").iterdir()), "a finished run leaves nothing"
+
+
+@pytest.fixture
+def photographic(workspace: Path) -> Path:
+    """Every term of the autoencoder's loss, with a random backbone of LPIPS; the discriminator starts on the way."""
+    torch.manual_seed(0)
+    backbone = workspace / "squeezenet.safetensors"
+    save_file(squeezenet1_1().state_dict(), backbone)
+    terms = {
+        "perceptual": {"backbone": "squeeze", "weights": str(backbone), "weight": 1.0},
+        "adversarial": {
+            "start_step": 2, "learning_rate": 1e-3, "betas": [0.5, 0.9], "max_grad_norm": 1.0,
+            "weight": 0.5, "channels": 8, "num_layers": 1,
+        },
+        "equivariance": {"probability": 0.5, "min_scale": 0.8},
+    }  # fmt: skip
+    write_images(workspace / "data/images", side_px=24)
+    given = json.loads(json.dumps(AUTOENCODER))
+    given["source"]["reconstruction"] |= terms
+    write_params(workspace, train_autoencoder=given)
+    return backbone
+
+
+def test_photographic_losses_are_trained_resumed_and_reported(
+    photographic: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped after the discriminator's start, it ends in the same bytes, health of both players included."""
+    script("train_autoencoder").main()
+    plain = files(workspace, "train_autoencoder")
+    module = script("train_autoencoder")
+    monkeypatch.setattr(module, "train", stopped_at(module.train, 4))
+    with pytest.raises(Stopped):
+        module.main()
+    script("train_autoencoder").main()
+    assert files(workspace, "train_autoencoder") == plain
+    passport, tensors = artifact.read(workspace / "data/autoencoder", KINDS["autoencoder"])
+    assert passport.inputs["lpips"] == artifact.sha256_file(photographic)
+    assert not any(name.startswith(("adversary", "perceptual")) for name in tensors)
+    metrics = json.loads(plain["metrics.json"])
+    health = {*HEALTH, "grad_norm", "adversary_grad_norm", "num_skipped"}
+    assert metrics.keys() == {"psnr_db", "ssim", "lpips"} | health and metrics["lpips"] > 0
+    assert metrics["adversarial_weight"] > 0 and metrics["adversary_grad_norm"] > 0
+
+
+def test_images_too_small_for_a_loss_and_a_late_start_are_the_user_s_errors(photographic: Path, workspace: Path):
+    given = json.loads((workspace / "params.yaml").read_text())["train_autoencoder"]
+    given["source"]["reconstruction"]["equivariance"]["min_scale"] = 0.3
+    write_params(workspace, train_autoencoder=given)
+    with pytest.raises(ConfigError, match=r"perceptual: images of 8 px; expected at least 17 px"):
+        script("train_autoencoder").main()
+    given["source"]["reconstruction"]["adversarial"]["start_step"] = 6
+    write_params(workspace, train_autoencoder=given)
+    with pytest.raises(ConfigError, match=r"start_step 6 is never reached; expected less than num_steps 6"):
+        script("train_autoencoder").main()
 
 
 def test_train_unet_writes_model_and_results(workspace: Path):

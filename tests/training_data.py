@@ -44,6 +44,9 @@ AUTOENCODER: dict[str, Any] = {
             "learned_log_variance": True,
             "gradient_weight": 1.0,
             "num_gradient_scales": 2,
+            "perceptual": None,
+            "adversarial": None,
+            "equivariance": None,
         },
         "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "num_accumulation_steps": 2},
     },
@@ -101,9 +104,12 @@ def texts(split: str, i: int) -> list[str]:
     return [f"{split} {i} {way}" for way in "abc"[: 1 + i % 3]]
 
 
-def write_images(directory: Path) -> None:
+def write_images(directory: Path, side_px: int = SIZE_PX) -> None:
+    """Random squares, 4 x 4 in each image."""
+    side = side_px // 4
     for split, num in NUM_SAMPLES.items():
-        pixels = np.random.default_rng(num).integers(0, 256, (num, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+        coarse = np.random.default_rng(num).integers(0, 256, (num, 4, 4, 3), dtype=np.uint8)
+        pixels = coarse.repeat(side, 1).repeat(side, 2)
         samples = ((f"{i:03d}", {"png": images.encode_png(p), "json": b"{}"}) for i, p in enumerate(pixels))
         shards.write(directory / split, samples, 5)
 

@@ -46,8 +46,8 @@ class PathsParams(Section):
     source: RelativePath
     """Corpora that users bring; no stage writes here."""
     models: RelativePath
-    """Weights that users bring, in folders `autoencoder`, `clip`, `unet`, `guidance` and `inception`; no stage writes
-    here."""
+    """Weights that users bring, in folders `autoencoder`, `lpips`, `clip`, `unet`, `guidance` and `inception`; no stage
+    writes here."""
     images: RelativePath
     """Image shards, one sub-folder per split."""
     captions: RelativePath

@@ -20,10 +20,9 @@ from ldm.compute.state import Run, State
 from ldm.compute.stopping import StopRequest
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.core.progress import Progress
-from ldm.training import optimizer
 from ldm.training.history import History, Row
-from ldm.training.optimizer import ema_decay_at, learning_rate_at
-from ldm.training.params import TrainingParams
+from ldm.training.optimizer import ADVERSARY, Optimizers, ema_decay_at, learning_rate_at
+from ldm.training.params import AdversaryParams, TrainingParams
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
 KeysAtStep = Callable[[int], list[str]]
@@ -45,6 +44,7 @@ def train(
     *,
     validate: Validate,
     picture: Picture | None = None,
+    adversary: AdversaryParams | None = None,
     name: str,
 ) -> History:
     """Train `objective` for `params.num_steps` updates, from the newest state of `run` on.
@@ -54,6 +54,8 @@ def train(
     keys_at_step: step -> keys of the samples of that batch, which are logged if its update is skipped.
     validate: called on every process with the averaged weights in the objective; its numbers become a row of the curve.
     picture: called on the main process with the averaged weights and a path to write a PNG to.
+    adversary: how the submodule `adversary` of the objective is trained, by the gradients that the same loss gives it.
+        Its weights are not averaged.
 
     On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
     threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
@@ -72,7 +74,7 @@ def train(
         if ranks.count() > 1:
             fix = "start all from equal packages on machines of one kind"
             ranks.agree(ranks.checksums(objective.state_dict()), fix)
-        training = _Training(objective, batch_at_step, keys_at_step, params, accelerator)
+        training = _Training(objective, batch_at_step, keys_at_step, params, adversary, accelerator)
         if accelerator.is_main_process:
             run.open()
             run.adopt(training.accept)
@@ -182,6 +184,7 @@ class _Training:
         batch_at_step: BatchAtStep,
         keys_at_step: KeysAtStep,
         params: TrainingParams,
+        adversary: AdversaryParams | None,
         accelerator: Accelerator,
     ) -> None:
         asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
@@ -192,8 +195,9 @@ class _Training:
         self.num_rows = rows_per_pass(params, accelerator)
         self.model: nn.Module = accelerator.prepare_model(objective.train())
         self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
-        self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.optimizer = optimizer.build(list(self.weights.values()), params)
+        self.averaged_weights = {name: w for name, w in self.weights.items() if not name.startswith(ADVERSARY)}
+        self.ema = {name: weight.detach().clone() for name, weight in self.averaged_weights.items()}
+        self.optimizers = Optimizers(self.weights, params, adversary)
         self.bad = _BadUpdates(*torch.zeros(4, dtype=torch.int64, device=accelerator.device))
         self.sums: dict[str, Tensor] = {}
         self.step = 0
@@ -202,21 +206,12 @@ class _Training:
 
     def update(self) -> None:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
-        learning_rate = learning_rate_at(self.step, self.params)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         scalars = self._gradients()
-        # The norm is finite only if all gradients are. The fused kernel reads the verdict on the device.
-        norm = self.accelerator.clip_grad_norm_(list(self.weights.values()), self.params.max_grad_norm)
-        assert norm is not None
-        is_good = torch.isfinite(norm)
-        self.optimizer.found_inf = (~is_good).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        is_good, norms = self.optimizers.update(self.step, self.accelerator)
         average = get_ema_multi_avg_fn(ema_decay_at(self.step, self.params))
-        average(list(self.ema.values()), [weight.detach() for weight in self.weights.values()], self.step)
+        average(list(self.ema.values()), [weight.detach() for weight in self.averaged_weights.values()], self.step)
         self.step += 1
-        self._count(is_good, {**scalars, "grad_norm": norm})
+        self._count(is_good, {**scalars, **norms})
 
     def _gradients(self) -> dict[str, Tensor]:
         """Compute gradients of the mean loss over the global batch; return this process's means of the scalars."""
@@ -312,7 +307,7 @@ class _Training:
 
     def swap(self) -> None:
         """Exchange weights and averaged weights."""
-        for name, weight in self.weights.items():
+        for name, weight in self.averaged_weights.items():
             weight.data, self.ema[name] = self.ema[name], weight.data
 
     def state(self) -> State:
@@ -321,7 +316,7 @@ class _Training:
         tensors |= {f"ema.{name}": weight for name, weight in self.ema.items()}
         tensors |= {f"buffers.{name}": buffer for name, buffer in self._buffers().items()}
         for name, weight in self.weights.items():
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[weight].items()}
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizers.moments(weight).items()}
         tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": torch.stack(self.bad)}
         tensors["is_bad"] = self.is_bad
         values = asdict(self.history)
@@ -337,7 +332,7 @@ class _Training:
             elif kind == "optimizer":
                 part, _, weight_name = key.partition(".")
                 weight = self.weights[weight_name]
-                self.optimizer.state[weight][part] = tensor.to(weight.device)
+                self.optimizers.moments(weight)[part] = tensor.to(weight.device)
         device = self.accelerator.device
         self.history = History(**{field.name: state.values[field.name] for field in fields(History)})
         self.step = state.step

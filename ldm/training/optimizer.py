@@ -1,12 +1,16 @@
 """AdamW for all trainings: its learning rate, the decay of averaged weights, and updates that are skipped."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ldm.training.params import TrainingParams
+from ldm.compute.process import Accelerator
+from ldm.training.params import AdversaryParams, TrainingParams
+
+ADVERSARY = "adversary."
+"""What the names of an adversary's weights start with."""
 
 
 def learning_rate_at(step: int, params: TrainingParams) -> float:
@@ -30,10 +34,66 @@ class AdamW(torch.optim.AdamW):
     found_inf: Tensor
 
 
-def build(weights: Sequence[nn.Parameter], params: TrainingParams) -> AdamW:
+class Optimizers:
+    """AdamW for the weights of an objective, and another one for its adversary, if it has one. Every update is taken by
+    both, or by neither."""
+
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], params: TrainingParams, adversary: AdversaryParams | None
+    ) -> None:
+        """weights: name -> weight. Those of the adversary have names that start with `ADVERSARY`."""
+        self._params, self._adversary = params, adversary
+        self._weights = [weight for name, weight in weights.items() if not name.startswith(ADVERSARY)]
+        self._theirs = [weight for name, weight in weights.items() if name.startswith(ADVERSARY)]
+        assert bool(self._theirs) == (adversary is not None), "an adversary has weights and params, or neither"
+        self._optimizer = _adamw(self._weights, params.betas, params.weight_decay)
+        self._opponent = _adamw(self._theirs, adversary.betas, 0.0) if adversary else None
+
+    def update(self, step: int, accelerator: Accelerator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take the update from `step` to `step + 1`, or none at all if a gradient is not finite, and forget gradients.
+
+        Returns whether it was taken, a bool scalar on the device, and the norms of the gradients: `grad_norm` and
+        `adversary_grad_norm`.
+        """
+        rate = learning_rate_at(step, self._params)
+        norms = {"grad_norm": _clip(self._weights, self._params.max_grad_norm, accelerator)}
+        if self._adversary is not None:
+            norms["adversary_grad_norm"] = _clip(self._theirs, self._adversary.max_grad_norm, accelerator)
+        # A norm is finite only if all gradients are. The fused kernels read the verdict on the device.
+        is_good = torch.isfinite(sum(norms.values(), torch.zeros_like(norms["grad_norm"])))
+        _take(self._optimizer, rate, is_good)
+        if self._opponent is not None and self._adversary is not None:
+            if step >= self._adversary.start_step:
+                _take(self._opponent, self._adversary.learning_rate * rate / self._params.learning_rate, is_good)
+            self._opponent.zero_grad()
+        self._optimizer.zero_grad()
+        return is_good, norms
+
+    def moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """Moments and step count of a weight, by name; empty before its first update. What is put into it is used."""
+        is_theirs = any(weight is other for other in self._theirs)
+        optimizer = self._opponent if is_theirs and self._opponent is not None else self._optimizer
+        return optimizer.state[weight]
+
+
+def _adamw(weights: Sequence[nn.Parameter], betas: tuple[float, float], weight_decay: float) -> AdamW:
     """AdamW over the weights, of which matrices and kernels decay, and vectors (norms, biases) do not."""
     groups = [
-        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": params.weight_decay},
+        {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": weight_decay},
         {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], betas=params.betas, fused=True)
+    return AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
+
+
+def _clip(weights: Sequence[nn.Parameter], max_norm: float, accelerator: Accelerator) -> Tensor:
+    """Scale gradients down to the norm; returns the norm that they had."""
+    norm = accelerator.clip_grad_norm_(list(weights), max_norm)
+    assert norm is not None
+    return norm
+
+
+def _take(optimizer: AdamW, learning_rate: float, is_good: Tensor) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.found_inf = (~is_good).float()
+    optimizer.step()

@@ -56,3 +56,16 @@ class TrainingParams(Section):
         if self.num_warmup_steps >= self.num_steps:
             raise ValueError(f"num_warmup_steps {self.num_warmup_steps} leaves nothing of num_steps {self.num_steps}")
         return self
+
+
+class AdversaryParams(Section):
+    """Optimizer of a network that is trained against the others, in the same updates: AdamW without weight decay."""
+
+    start_step: int = Field(ge=0, le=10**9)
+    """Updates before the adversary takes part; until then it is neither trained nor heard."""
+    learning_rate: float = Field(gt=0, le=1)
+    """Peak of its learning rate, which follows the warm-up and the cosine of the other networks."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """Decay of its first and second moment."""
+    max_grad_norm: float = Field(gt=0)
+    """Its gradients are scaled down to this L2 norm."""

@@ -1,19 +1,16 @@
-"""Images to latents and back: pixel ranges, posteriors, the interface of every autoencoder, and its loss.
+"""Images to latents and back: pixel ranges, posteriors, the interface of every autoencoder.
 
 Each kind has a module of its own, beside its params in `params.py`; `networks.py` builds and opens them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ldm.autoencoder.model.params import ReconstructionParams
 from ldm.compute.attention import Shape
 
 IMAGE_CHANNELS = 3
@@ -73,60 +70,3 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Signal in about -1..1 from latents on the scale of `encode`."""
-
-
-class ReconstructionObjective(nn.Module):
-    """Loss of an autoencoder per pixel value: distortion, or a negative log-likelihood, plus kl_weight x KL.
-
-    The distortion D is |e| (L1) or e^2 (L2) of the error e, plus `gradient_weight` times `gradient_error`. With a
-    trained log variance v, the distortion is replaced by -log p of a density of variance exp(v), up to a constant:
-    (D exp(-v) + v) / 2 for L2, a Gaussian, and sqrt(2) D exp(-v/2) + v/2 for L1, a Laplace density.
-    """
-
-    def __init__(self, autoencoder: Autoencoder, params: ReconstructionParams) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.params = params
-        self.log_variance = nn.Parameter(torch.zeros(())) if params.learned_log_variance else None
-
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss and its parts, as means over the batch.
-
-        batch: `image` (uint8, b 3 h w) and `noise` (b c h w), which selects the posterior sample.
-
-        Keys of the result: loss; l1 and mse per pixel value of signals in -1..1; kl in nats per image; gradient and
-        log_variance if they are switched on.
-        """
-        params, signal = self.params, to_signal(batch["image"])
-        posterior = self.autoencoder.encode(signal)
-        error = self.autoencoder.decode(posterior.sample(batch["noise"])) - signal
-        parts = {"l1": error.abs().mean(), "mse": error.square().mean(), "kl": posterior.kl().mean()}
-        distortion = parts["l1"] if params.error == "l1" else parts["mse"]
-        if params.gradient_weight:
-            parts["gradient"] = gradient_error(error, params.num_gradient_scales)
-            distortion = distortion + params.gradient_weight * parts["gradient"]
-        if self.log_variance is not None:
-            parts["log_variance"] = self.log_variance
-            distortion = self._negative_log_likelihood(distortion, self.log_variance)
-        # The KL divergence is per image; here it is divided by the number of pixel values of an image.
-        loss = distortion + params.kl_weight * parts["kl"] * (len(signal) / signal.numel())
-        return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
-
-    def _negative_log_likelihood(self, distortion: Tensor, log_variance: Tensor) -> Tensor:
-        if self.params.error == "l2":
-            return 0.5 * (distortion * torch.exp(-log_variance) + log_variance)
-        return 2**0.5 * distortion * torch.exp(-0.5 * log_variance) + 0.5 * log_variance
-
-
-def gradient_error(error: Float[Tensor, "b c h w"], num_scales: int) -> Float[Tensor, ""]:
-    """Mean absolute difference of horizontal and vertical neighbours, averaged over resolutions that are halved.
-
-    Differences are linear, so on an error image this compares the gradients of two images. Edges weigh more than in L1
-    or L2, which leave them soft.
-    """
-    total = error.new_zeros(())
-    for scale in range(num_scales):
-        error = functional.avg_pool2d(error, 2) if scale else error
-        assert min(error.shape[2:]) >= 2, f"images too small for {num_scales} gradient scales"
-        total = total + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return total / (2 * num_scales)

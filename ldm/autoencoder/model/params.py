@@ -1,4 +1,4 @@
-"""Params of the autoencoder and of its loss."""
+"""Params of the autoencoder."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -91,21 +91,6 @@ AutoencoderParams = Annotated[KLAutoencoderParams | IdentityParams, Field(discri
 
 StoredParams = Annotated[KLAutoencoderParams | IdentityParams | DCAEParams, Field(discriminator="kind")]
 """Params of every kind of autoencoder, those that are brought included."""
-
-
-class ReconstructionParams(Section):
-    """Loss of the autoencoder, per pixel value: reconstruction + kl_weight x KL."""
-
-    error: Literal["l1", "l2"]
-    """Mean absolute or mean squared error."""
-    kl_weight: float = Field(ge=0, le=1)
-    """Weight of the KL divergence in nats per pixel value; with a likelihood, 1 gives the evidence lower bound."""
-    learned_log_variance: bool
-    """Whether the error is divided by a trained output scale, as in a likelihood; false = scale 1."""
-    gradient_weight: float = Field(ge=0, le=100)
-    """Weight of the error of image gradients, a perceptual term that needs no pretrained network; 0 = off."""
-    num_gradient_scales: int = Field(ge=1, le=6)
-    """Number of resolutions at which image gradients are compared, each half the one before."""
 
 
 def check_groups(channels: list[int], norm_groups: int) -> None:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams, ReconstructionParams
+from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams
+from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.core.config import BESIDE, Section
 from ldm.core.params import Precision
 from ldm.training.params import TrainingParams
@@ -91,3 +92,11 @@ class TrainAutoencoderParams(Section):
     def precision(self) -> Precision:
         """Precision of the training; float32 if there is none."""
         return self.training.precision if self.training else "fp32"
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        adversarial = self.reconstruction.adversarial if self.reconstruction else None
+        if adversarial and self.training and adversarial.start_step >= self.training.num_steps:
+            found = f"reconstruction.adversarial.start_step {adversarial.start_step}"
+            raise ValueError(f"{found} is never reached; expected less than num_steps {self.training.num_steps}")
+        return self

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm import randomness
-from ldm.autoencoder.model.network import Autoencoder, ReconstructionObjective, to_image, to_signal
+from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.autoencoder.model.params import StoredParams
+from ldm.autoencoder.training import equivariance
+from ldm.autoencoder.training.loss_params import ReconstructionParams
+from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams
+from ldm.autoencoder.training.perceptual import Lpips
 from ldm.compute import attention, process
 from ldm.compute.process import Accelerator
 from ldm.core import images
@@ -38,10 +42,13 @@ def open_splits(folder: Path, is_trained: bool, accelerator: Accelerator) -> dic
 
 
 class ImageBatches:
-    """Images and posterior noise of any step, drawn for the global batch, then cut to the `rows` of this process."""
+    """What `ReconstructionObjective` takes at any step, drawn for the global batch, then cut to the `rows` of this
+    process."""
 
-    def __init__(self, shards: Shards, network: StoredParams, training: TrainingParams) -> None:
-        self._shards, self._params = shards, training
+    def __init__(
+        self, shards: Shards, network: StoredParams, loss: ReconstructionParams, training: TrainingParams
+    ) -> None:
+        self._shards, self._loss, self._params = shards, loss, training
         self._order = Order(shards.buckets, training.batch_size, training.seed)
         self._channels = network.latent_channels
         self.latent_sizes = [
@@ -51,9 +58,16 @@ class ImageBatches:
 
     def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
         seed, size, draw = self._params.seed, self._params.batch_size, self._order.at_step(step)
-        shape = size, self._channels, *self.latent_sizes[draw.bucket]
+        latent_size, batch = self.latent_sizes[draw.bucket], {"image": self._shards.images(draw.samples[rows].tolist())}
+        regularisation, adversarial = self._loss.equivariance, self._loss.adversarial
+        if regularisation and (drawn := equivariance.draw(regularisation, latent_size, size, seed, step)):
+            latent_size, turns = drawn
+            batch["turns"] = turns[rows]
+        if adversarial and step >= adversarial.start_step:
+            batch["adversarial"] = torch.ones(len(batch["image"]))
+        shape = size, self._channels, *latent_size
         noise = torch.randn(*shape, generator=randomness.generator(seed, "posterior", step))
-        return {"image": self._shards.images(draw.samples[rows].tolist()), "noise": noise[rows]}
+        return {**batch, "noise": noise[rows]}
 
     def keys(self, step: int) -> list[str]:
         """Keys of the samples in the global batch of a step."""
@@ -81,15 +95,18 @@ class Measurement:
         return {"loss": loss / count, "psnr_db": similar / count}
 
     @torch.no_grad()
-    def metrics(self, autoencoder: Autoencoder) -> dict[str, float]:
-        """`psnr_db` and `ssim`: means over all images of the split, in float32, of images rounded to 8 bits."""
-        total = torch.zeros(3, dtype=torch.float64)
+    def metrics(self, autoencoder: Autoencoder, perceptual: Lpips | None) -> dict[str, float]:
+        """`psnr_db`, `ssim` and, with its network, `lpips`: means over all images of the split, in float32, of images
+        rounded to 8 bits."""
+        total = torch.zeros(4, dtype=torch.float64)
         for image in self._batches(len(self._shards)):
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(to_signal(image)).mode()))
-            values = [psnr(image, reconstruction).sum().item(), ssim(image, reconstruction).sum().item(), len(image)]
-            total += torch.tensor(values, dtype=torch.float64)
-        similar, structural, count = self._sum(total)
-        return {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
+            distance = perceptual(to_signal(image), to_signal(reconstruction)).sum().item() if perceptual else 0.0
+            values = [psnr(image, reconstruction).sum().item(), ssim(image, reconstruction).sum().item(), distance]
+            total += torch.tensor([*values, len(image)], dtype=torch.float64)
+        similar, structural, distance, count = self._sum(total)
+        metrics = {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
+        return metrics | ({"lpips": round(distance / count, 5)} if perceptual else {})
 
     def picture(self, objective: nn.Module, path: Path) -> None:
         """`draw` in the middle of a training."""

@@ -210,8 +210,11 @@ def _weights(params: Params) -> Iterator[Finding]:
     autoencoder = params.train_autoencoder.source
     guide = params.sample.drawing.guidance
     is_brought = isinstance(autoencoder, PretrainedAutoencoderParams)
+    loss = params.train_autoencoder.reconstruction
+    lpips = loss.perceptual if loss is not None else None
     places = {
         "train_autoencoder.source.path": (autoencoder.path if is_brought else None, "autoencoder"),
+        "train_autoencoder.source.reconstruction.perceptual.weights": (lpips.weights if lpips else None, "lpips"),
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
         "train_unet.init_from.path": (init_from.path if init_from is not None else None, "unet"),
         "sample.drawing.guidance.directory": (
