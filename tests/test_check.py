@@ -16,6 +16,14 @@ from ldm.tools.check import check, contents, sections
 from tests.repository import params_of, setting
 
 ROOT = Path(__file__).parents[1]
+BROUGHT: dict[str, Any] = {
+    "kind": "pretrained",
+    "path": "data/models/autoencoder/sd",
+    "factor": 4,
+    "latent_channels": 8,
+    "reconstruction": None,
+    "training": None,
+}
 
 
 def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
@@ -92,10 +100,18 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "DVC sees that weights changed",
         ),
         (
+            {"train_autoencoder.source": BROUGHT | {"path": "vae"}},
+            "train_autoencoder.source.path: found vae; expected a path in data/models/autoencoder, the folder where "
+            "DVC sees that weights changed",
+        ),
+        (
+            {"train_autoencoder.source": BROUGHT | {"latent_channels": 16}},
+            "train_unet.network.latent_channels: found 8; expected 16 as in train_autoencoder.source",
+        ),
+        (
             {"train_autoencoder.source.reconstruction.num_gradient_scales": 6},
             "train_autoencoder.source.reconstruction.num_gradient_scales: found 6; expected at most 5: every scale "
-            "halves "
-            "prepare.image_size_px 32, and two pixels make a gradient",
+            "halves prepare.image_size_px 32, and two pixels make a gradient",
         ),
         (
             {"train_unet.init_from": {"path": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
