@@ -12,19 +12,21 @@ from ldm.corpora.params import CorpusParams, PrepareParams, TorchvisionParams
 from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams
 from ldm.sampling.params import SampleParams
 from ldm.tools.card import card, sources
-from ldm.tools.card.params import CardParams, MemorisationParams
+from ldm.tools.model.params import CardParams, MemorisationParams
 from tests.import_closure import ROOT
 from tests.test_card_memorisation import PARAMS as COMPARED
 from tests.trained_data import PREPARE
 
-PARAMS = CardParams.model_validate({
+PARAMS = CardParams.model_validate(
+    {
         "title": "Shapes: a test",
         "licence": None,
         "data": None,
         "prompt": 'a "red" star',
         "pictures": True,
         "limits": ["No faces."],
-    })
+    }
+)
 NUMBERS = {
     "memorised_share": 0.0125,
     "memorised_share_low": 0.01,

@@ -14,7 +14,7 @@ from ldm.core.shards import SPLITS, write
 from ldm.evaluation.real_images import RealImages
 from ldm.sampling.samples import Prompt
 from ldm.tools.card import memorisation
-from ldm.tools.card.params import MemorisationParams
+from ldm.tools.model.params import MemorisationParams
 
 Image = UInt8[np.ndarray, "h w 3"]
 PARAMS = {

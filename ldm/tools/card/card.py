@@ -13,7 +13,7 @@ from ldm.core.artifact import Passport
 from ldm.corpora.params import PrepareParams
 from ldm.sampling.params import DrawingParams
 from ldm.tools.card import sources
-from ldm.tools.card.params import CardParams, MemorisationParams
+from ldm.tools.model.params import CardParams, MemorisationParams
 
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
 """Pictures that the text shows."""

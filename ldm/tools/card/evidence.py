@@ -14,7 +14,7 @@ from ldm.evaluation.real_images import RealImages
 from ldm.sampling import samples
 from ldm.sampling.params import DrawingParams
 from ldm.tools.card import card, memorisation
-from ldm.tools.card.params import CardParams, MemorisationParams
+from ldm.tools.model.params import CardParams, MemorisationParams
 
 CARD = "README.md"
 _EVALUATION = artifact.Kind("evaluation")

@@ -21,7 +21,7 @@ from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
 from ldm.evaluation.real_images import Origin, RealImages, scattered
 from ldm.sampling.samples import SETS, Samples
-from ldm.tools.card.params import MemorisationParams
+from ldm.tools.model.params import MemorisationParams
 
 if TYPE_CHECKING:
     from PIL.Image import Image
