@@ -29,14 +29,12 @@ def main() -> str:
     splits = open_splits(Path(paths.images), training is not None, accelerator)
     source = obtain(params)
     autoencoder, history = source.network.to(accelerator.device), None
-    objective = build(autoencoder, params)
+    objective = build(autoencoder, params, machine.compile)
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()} | source.inputs
     inputs |= objective.inputs if objective else {}
     run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)
     measurement = Measurement(splits["val"], params, accelerator)
     if objective is not None and training is not None:
-        if machine.compile:
-            objective.compile()
         batches = ImageBatches(splits["train"], source.params, objective.params, training)
         objective.check_sizes(batches.latent_sizes)
         prove_attention(autoencoder, batches.latent_sizes, training, accelerator.device)

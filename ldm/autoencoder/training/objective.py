@@ -115,15 +115,21 @@ class ReconstructionObjective(nn.Module):
         return 2**0.5 * distortion * torch.exp(-0.5 * log_variance) + 0.5 * log_variance
 
 
-def build(autoencoder: Autoencoder, params: TrainAutoencoderParams) -> ReconstructionObjective | None:
-    """The loss of the params; None if they train nothing. The weights of a discriminator are a function of the seed.
+def build(
+    autoencoder: Autoencoder, params: TrainAutoencoderParams, is_compiled: bool
+) -> ReconstructionObjective | None:
+    """The loss of the params, compiled by torch or not; None if they train nothing. The weights of a discriminator are
+    a function of the seed.
 
     IntegrityError, MachineError: LPIPS is asked for, and its weights or its package are not there.
     """
     if params.reconstruction is None or params.training is None:
         return None
     torch.manual_seed(randomness.key(params.training.seed, "adversary"))
-    return ReconstructionObjective(autoencoder, params.reconstruction)
+    objective = ReconstructionObjective(autoencoder, params.reconstruction)
+    if is_compiled:
+        objective.compile()
+    return objective
 
 
 def gradient_error(error: Float[Tensor, "b c h w"], num_scales: int) -> Float[Tensor, ""]:
