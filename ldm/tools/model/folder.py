@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.autoencoder.model.networks import KIND as OF_AUTOENCODER
-from ldm.core import artifact
+from ldm.core import artifact, workspace
 from ldm.core.artifact import Kind, Passport
+from ldm.core.errors import IntegrityError
 from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
@@ -53,11 +54,11 @@ def verify(directory: Path) -> Passport:
     """Hash all that a model folder holds. IntegrityError: something is missing or damaged."""
     passport = artifact.read_passport(directory, kind())
     parts = Parts.of(directory)
-    TextContext(parts.text)
+    text = TextContext(parts.text)
+    artifact.check_input(directory, passport, "embeddings", text.passport.content_sha256)
     kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP, **dict(_guides(parts))}
     for name, of_part in kinds.items():
-        artifact.read_passport(directory / name, of_part)
-        artifact.check_file(directory / name / artifact.WEIGHTS, passport.inputs[name])
+        artifact.check_input(directory, passport, name, _verified(directory / name, of_part).content_sha256)
     return passport
 
 
@@ -89,8 +90,15 @@ def _guides(parts: Parts) -> Iterator[tuple[str, Kind]]:
 def _copied(source: Path, target: Path, of_part: Kind) -> Passport:
     """Copy an artefact, and read the copy. The place of a guide is that which settings name, so that images can be
     replayed in both places."""
-    passport = artifact.read_passport(source, of_part)
+    if not source.is_dir():
+        fix = workspace.left_behind(source) or "run `dvc repro`, or bring it back by `dvc pull`"
+        raise IntegrityError(str(source), "no such folder", f"an artefact of kind {of_part.name!r}", fix)
     if not target.exists():
         shutil.copytree(source, target, copy_function=shutil.copyfile)
-    artifact.check_file(target / artifact.WEIGHTS, passport.content_sha256)
+    return _verified(target, of_part)
+
+
+def _verified(directory: Path, of_part: Kind) -> Passport:
+    passport = artifact.read_passport(directory, of_part)
+    artifact.check_file(directory / artifact.WEIGHTS, passport.content_sha256)
     return passport
