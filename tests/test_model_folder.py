@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
@@ -17,6 +18,7 @@ from ldm.core.images import decode_png
 from ldm.core.shards import SPLITS
 from ldm.sampling.origin import Origin
 from ldm.text.embedding.embeddings import TextContext
+from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 from ldm.tools import cli
 from ldm.tools.model import folder
@@ -82,6 +84,15 @@ def test_no_caption_travels(model: Path, root: Path, alone: Pipeline):
     words = json.loads(files["text/words.json"])
     assert words == sorted(set(words)) and not any(" " in word for word in words)
     assert alone.unknown_words(["A cat at a RED star"]) == ["cat"]
+
+
+def test_the_image_tower_stays_at_home(model: Path, root: Path):
+    whole, half = (load_file(folder / "clip/model.safetensors") for folder in (root / "data", model))
+    assert any("visual" in name for name in whole) and not any("visual" in name for name in half)
+    assert half and all(torch.equal(whole[f"text.{name}"], tensor) for name, tensor in half.items())
+    assert sum(tensor.nbytes for tensor in half.values()) < sum(tensor.nbytes for tensor in whole.values())
+    passports = [artifact.read_passport(folder / "clip", KINDS["clip"]) for folder in (root / "data", model)]
+    assert passports[0].content_sha256 == clip.identity(passports[0]) == clip.identity(passports[1])
 
 
 def test_words_stay_at_home_where_they_are_private(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

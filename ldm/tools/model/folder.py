@@ -1,6 +1,7 @@
 """Stage `model`: what inference needs, in one folder that works by itself.
 
-The parts are artefacts as the stages wrote them, each with its passport; of the text embeddings, what holds no caption.
+The parts are artefacts as the stages wrote them, each with its passport; of the text embeddings, what holds no caption,
+and of a CLIP its text half.
 The passport of the folder holds the settings of drawing and tasks, and the hash of every part.
 """
 
@@ -17,6 +18,8 @@ from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.text.embedding.embeddings import TextContext
 from ldm.text.model.clip import KIND as OF_CLIP
+from ldm.text.model.clip import identity
+from ldm.text.tower import copy_text
 from ldm.tools.model.parts import AUTOENCODER, CLIP, TEXT, UNET, Parts, kind
 from ldm.tools.tasks.params import TaskParams
 
@@ -30,14 +33,14 @@ def write(directory: Path, parts: Parts, with_words: bool) -> Passport:
     text.copy(directory / TEXT, with_words)
     unet = _copied(parts.unet, directory / UNET, OF_UNET)
     autoencoder = _copied(parts.autoencoder, directory / AUTOENCODER, OF_AUTOENCODER)
-    clip = _copied(parts.clip, directory / CLIP, OF_CLIP)
+    of_clip = identity(copy_text(parts.clip, directory / CLIP))
     artifact.check_input(parts.unet, unet, "autoencoder", autoencoder.content_sha256)
     artifact.check_input(parts.unet, unet, "embeddings", text.passport.content_sha256)
-    artifact.check_input(parts.text, text.passport, "clip", clip.content_sha256)
+    artifact.check_input(parts.text, text.passport, "clip", of_clip)
     sha256 = {
         "unet": unet.content_sha256,
         "autoencoder": autoencoder.content_sha256,
-        "clip": clip.content_sha256,
+        "clip": of_clip,
         "embeddings": text.passport.content_sha256,
     }
     for name, of_guide in _guides(parts):
@@ -56,7 +59,8 @@ def verify(directory: Path) -> Passport:
     parts = Parts.of(directory)
     text = TextContext(parts.text)
     artifact.check_input(directory, passport, "embeddings", text.passport.content_sha256)
-    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP, **dict(_guides(parts))}
+    artifact.check_input(directory, passport, "clip", identity(_verified(directory / CLIP, OF_CLIP)))
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, **dict(_guides(parts))}
     for name, of_part in kinds.items():
         artifact.check_input(directory, passport, name, _verified(directory / name, of_part).content_sha256)
     return passport
