@@ -21,6 +21,7 @@ LINKS = {
     "unet": "embeddings",
     "samples": "unet",
     "evaluation": "samples",
+    "model": "unet",
 }
 """Artefact -> one of the inputs that its passport names."""
 

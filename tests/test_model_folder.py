@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
@@ -16,6 +18,7 @@ from ldm.core.images import decode_png
 from ldm.core.shards import SPLITS
 from ldm.sampling.origin import Origin
 from ldm.text.embedding.embeddings import TextContext
+from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 from ldm.tools import cli
 from ldm.tools.model import folder
@@ -23,19 +26,16 @@ from ldm.tools.model.parts import Parts, kind
 from ldm.tools.pipeline import Pipeline
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
-from tests.stage_scripts import run
 
 PROMPTS = ["a red star above a blue cross", "a green square"]
 
 
 @pytest.fixture(scope="module")
 def model(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the stage wrote, where nothing of the repository is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for stage in ("sample", "evaluate", "model"):
-            run(stage)
-    return Path(shutil.copytree(root / "data/model", tmp_path_factory.mktemp("elsewhere") / "model"))
+    """The folder as the stage writes it, where nothing of the repository is."""
+    directory = tmp_path_factory.mktemp("elsewhere") / "model"
+    folder.write(directory, Parts.of(root), with_words=True)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,15 @@ def test_no_caption_travels(model: Path, root: Path, alone: Pipeline):
     assert alone.unknown_words(["A cat at a RED star"]) == ["cat"]
 
 
+def test_the_image_tower_stays_at_home(model: Path, root: Path):
+    whole, half = (load_file(folder / "clip/model.safetensors") for folder in (root / "data", model))
+    assert any("visual" in name for name in whole) and not any("visual" in name for name in half)
+    assert half and all(torch.equal(whole[f"text.{name}"], tensor) for name, tensor in half.items())
+    assert sum(tensor.nbytes for tensor in half.values()) < sum(tensor.nbytes for tensor in whole.values())
+    passports = [artifact.read_passport(folder / "clip", KINDS["clip"]) for folder in (root / "data", model)]
+    assert passports[0].content_sha256 == clip.identity(passports[0]) == clip.identity(passports[1])
+
+
 def test_words_stay_at_home_where_they_are_private(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(root)
     folder.write(tmp_path / "model", Parts.of(Path()), with_words=False)
@@ -117,6 +126,22 @@ def test_the_command_works_in_a_folder_with_nothing_else(model: Path, tmp_path: 
     others = sum(size for name, size in sizes.items() if not name.endswith("model.safetensors"))
     assert others < 20_000, "passports, words and merges"
     assert {path.name for path in tmp_path.iterdir()} == {"m", "out"}
+
+
+def test_no_more_is_read_than_the_weights(model: Path, alone: Pipeline):
+    """Each file is read for its hash, and the weights into memory: the disk gives each byte once. What Python imports,
+    `alone` has read before."""
+    sizes = {path.relative_to(model): path.stat().st_size for path in model.rglob("*") if path.is_file()}
+    weights = sum(size for path, size in sizes.items() if path.name == "model.safetensors")
+    others = sum(sizes.values()) - weights
+    before = bytes_read()
+    Pipeline.load(model)(PROMPTS)
+    assert weights <= bytes_read() - before <= 2 * weights + 4 * others and others < 20_000
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 def test_every_part_is_hashed(model: Path, tmp_path: Path):
@@ -165,3 +190,10 @@ def test_the_passport_of_a_part_is_none_of_a_model(model: Path):
         artifact.read_passport(model, kind()).inputs["embeddings"]
         == TextContext(model / "text").passport.content_sha256
     )
+
+
+def test_former_settings_still_open():
+    """A key that `sample.drawing` or `tasks` gains is a new format: append its upgrade to `kind`. The fixture stays."""
+    parts = Parts.of(ROOT / "tests/fixtures/model")
+    assert parts.unet_sha256 == "1" * 64 and parts.tasks.inpaint.num_resamplings == 5
+    assert parts.drawing.sampler.kind == "dpm_solver_pp_2m" and parts.drawing.guidance_interval == (0, 1)

@@ -37,7 +37,7 @@ def test_metrics_plots_and_artifacts_are_found_by_dvc(repository: Repository) ->
 
 def test_an_edit_of_a_sampler_reruns_no_training(repository: Repository) -> None:
     with repository.changed("ldm/sampling/samplers/dpm_solver.py", lambda text: f"{text}\n"):
-        assert repository.repro("--dry") == {"check", "sample"}, "evaluate depends on it through samples alone"
+        assert repository.repro("--dry") == {"check", "sample", "model"}, "evaluate depends on it through samples alone"
 
 
 TRAININGS = {"train_autoencoder", "train_clip", "train_unet"}
@@ -46,8 +46,8 @@ TRAININGS = {"train_autoencoder", "train_clip", "train_unet"}
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("denoiser/model/params", {"check", "train_unet", "sample"}),
-        ("compute/attention", {*TRAININGS, "encode_latents", "embed_text", "sample", "evaluate"}),
+        ("denoiser/model/params", {"check", "train_unet", "sample", "model"}),
+        ("compute/attention", {*TRAININGS, "encode_latents", "embed_text", "sample", "evaluate", "model"}),
         ("training/params", {"check", *TRAININGS}),
     ],
 )
@@ -70,7 +70,7 @@ def test_an_edit_of_the_machine_reruns_nothing(repository: Repository) -> None:
 def test_a_value_of_the_unet_reruns_its_training_and_what_follows(repository: Repository) -> None:
     with repository.changed("params.yaml", setting(train_unet__diffusion__caption_dropout=0.2)):
         stages = repository.repro("--dry")
-    assert {"check", "train_unet"} <= stages <= {"check", "train_unet", "sample", "evaluate"}
+    assert {"check", "train_unet"} <= stages <= {"check", "train_unet", "sample", "evaluate", "model"}
 
 
 def test_a_stage_launched_directly_makes_the_same_bytes(repository: Repository) -> None:
@@ -97,14 +97,14 @@ def test_changed_captions_never_rerun_the_autoencoder(repository: Repository) ->
 
 def test_a_guidance_change_reruns_what_depends_on_it(repository: Repository) -> None:
     with repository.changed("params.yaml", setting(sample__drawing__guidance_scale=2)):
-        assert repository.repro() == {"check", "sample", "evaluate"}
+        assert repository.repro() == {"check", "sample", "evaluate", "model"}
 
 
 def test_an_experiment_is_kept_beside_the_commit(repository: Repository) -> None:
     repository.repro()
     repository.commit()
     said = repository.run("dvc", "exp", "run", "--set-param", "sample.drawing.guidance_scale=2.5", "--name", "stronger")
-    assert set(re.findall(r"Running stage '(\w+)'", said)) == {"check", "sample", "evaluate"}
+    assert set(re.findall(r"Running stage '(\w+)'", said)) == {"check", "sample", "evaluate", "model"}
     repository.run("git", "checkout", "--quiet", "params.yaml", "dvc.lock")
     repository.run("dvc", "checkout")
     before = YAML(typ="safe").load((repository.root / "params.yaml").read_text())["sample"]["drawing"]["guidance_scale"]

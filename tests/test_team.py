@@ -16,7 +16,7 @@ from ldm.tools.recipe import Recipe
 from tests.import_closure import ROOT
 from tests.repository import Repository, setting
 
-STRONGER = {"check", "sample", "evaluate"}
+STRONGER = {"check", "sample", "evaluate", "model"}
 AddRemote = Callable[[Repository], None]
 
 
@@ -104,6 +104,16 @@ def test_two_developers_share_results_and_experiments(
     assert verify.local(first.root).problems == []
     if "s3://" in (first.root / ".dvc/config").read_text():
         share_an_experiment(first, second)
+    else:
+        draw_with_the_model_alone(clone_of(origin, tmp_path / "third"))
+
+
+def draw_with_the_model_alone(third: Repository) -> None:
+    third.run("dvc", "pull", "model")
+    there = {path.name for path in (third.root / "data").iterdir() if path.is_dir()}
+    assert there == {"source", "models", "model"}, "no data, no embeddings, no training"
+    third.run("python", "-m", "ldm.tools.cli", "generate", "a red star", "--model", "data/model", "--output", "out")
+    assert (third.root / "out/0000.png").is_file()
 
 
 def share_an_experiment(first: Repository, second: Repository) -> None:

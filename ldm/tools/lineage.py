@@ -18,6 +18,7 @@ from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model import clip
+from ldm.tools.model import folder
 
 _SHARDS = ("images", "captions")
 
@@ -46,11 +47,11 @@ def check(root: Path, paths: PathsParams, frozen: Collection[str] = ()) -> list[
     hashes: dict[str, str] = {}
     problems: list[IntegrityError] = []
     for link in _chain(paths):
-        folder = root / link.path
+        place = root / link.path
         try:
-            passport = link.read(folder)
+            passport = link.read(place)
             if link.stage not in frozen:
-                _check_inputs(link, folder, passport, hashes)
+                _check_inputs(link, place, passport, hashes)
         except IntegrityError as error:
             problems.append(error)
         else:
@@ -71,6 +72,7 @@ def _chain(paths: PathsParams) -> tuple[_Link, ...]:
         _Link("train_unet", "unet", paths.unet, partial(_weights, kind=UNET)),
         _Link("sample", "samples", paths.samples, _samples),
         _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
+        _Link("model", "model", paths.model, folder.verify),
     )
 
 

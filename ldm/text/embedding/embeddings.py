@@ -126,7 +126,7 @@ class TextContext:
         self, model: clip.Clip, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
     ) -> TextEncoder:
         """The encoder that made these embeddings. IntegrityError: it was another CLIP than the one given."""
-        artifact.check_input(self.directory, self.passport, "clip", passport.content_sha256)
+        artifact.check_input(self.directory, self.passport, "clip", clip.identity(passport))
         facts = self.passport.facts
         states = facts["layer"], facts["norm"], facts["context_tokens"], self.is_masked
         return TextEncoder(model.to(device), *states, device, precision)

@@ -37,6 +37,8 @@ Layer = Literal["last", "penultimate"]
 
 KIND = artifact.Kind("clip")
 MERGES = "merges.txt.gz"
+HALF_OF = "half_of"
+"""Fact of the text half of a CLIP: the SHA-256 of the whole."""
 _FULL_VOCABULARY = 49408
 _BYTES_AND_ENDS = 514
 
@@ -167,6 +169,11 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
         found = layout.why_not_loaded(error)
         raise IntegrityError(str(directory / artifact.WEIGHTS), found, "weights of its model_cfg", fix) from None
     return clip.eval().requires_grad_(False), passport
+
+
+def identity(passport: artifact.Passport) -> str:
+    """SHA-256 by which others name a CLIP, and also its text half."""
+    return str(passport.facts.get(HALF_OF, passport.content_sha256))
 
 
 def preprocess_of(passport: artifact.Passport) -> Preprocess:

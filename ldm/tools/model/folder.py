@@ -1,6 +1,7 @@
 """Stage `model`: what inference needs, in one folder that works by itself.
 
-The parts are artefacts as the stages wrote them, each with its passport; of the text embeddings, what holds no caption.
+The parts are artefacts as the stages wrote them, each with its passport; of the text embeddings, what holds no caption,
+and of a CLIP its text half.
 The passport of the folder holds the settings of drawing and tasks, and the hash of every part.
 """
 
@@ -9,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm.autoencoder.model.networks import KIND as OF_AUTOENCODER
-from ldm.core import artifact
+from ldm.core import artifact, workspace
 from ldm.core.artifact import Kind, Passport
+from ldm.core.errors import IntegrityError
 from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.text.embedding.embeddings import TextContext
 from ldm.text.model.clip import KIND as OF_CLIP
+from ldm.text.model.clip import identity
+from ldm.text.tower import copy_text
 from ldm.tools.model.parts import AUTOENCODER, CLIP, TEXT, UNET, Parts, kind
 from ldm.tools.tasks.params import TaskParams
 
@@ -29,14 +33,14 @@ def write(directory: Path, parts: Parts, with_words: bool) -> Passport:
     text.copy(directory / TEXT, with_words)
     unet = _copied(parts.unet, directory / UNET, OF_UNET)
     autoencoder = _copied(parts.autoencoder, directory / AUTOENCODER, OF_AUTOENCODER)
-    clip = _copied(parts.clip, directory / CLIP, OF_CLIP)
+    of_clip = identity(copy_text(parts.clip, directory / CLIP))
     artifact.check_input(parts.unet, unet, "autoencoder", autoencoder.content_sha256)
     artifact.check_input(parts.unet, unet, "embeddings", text.passport.content_sha256)
-    artifact.check_input(parts.text, text.passport, "clip", clip.content_sha256)
+    artifact.check_input(parts.text, text.passport, "clip", of_clip)
     sha256 = {
         "unet": unet.content_sha256,
         "autoencoder": autoencoder.content_sha256,
-        "clip": clip.content_sha256,
+        "clip": of_clip,
         "embeddings": text.passport.content_sha256,
     }
     for name, of_guide in _guides(parts):
@@ -53,11 +57,12 @@ def verify(directory: Path) -> Passport:
     """Hash all that a model folder holds. IntegrityError: something is missing or damaged."""
     passport = artifact.read_passport(directory, kind())
     parts = Parts.of(directory)
-    TextContext(parts.text)
-    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP, **dict(_guides(parts))}
+    text = TextContext(parts.text)
+    artifact.check_input(directory, passport, "embeddings", text.passport.content_sha256)
+    artifact.check_input(directory, passport, "clip", identity(_verified(directory / CLIP, OF_CLIP)))
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, **dict(_guides(parts))}
     for name, of_part in kinds.items():
-        artifact.read_passport(directory / name, of_part)
-        artifact.check_file(directory / name / artifact.WEIGHTS, passport.inputs[name])
+        artifact.check_input(directory, passport, name, _verified(directory / name, of_part).content_sha256)
     return passport
 
 
@@ -89,8 +94,15 @@ def _guides(parts: Parts) -> Iterator[tuple[str, Kind]]:
 def _copied(source: Path, target: Path, of_part: Kind) -> Passport:
     """Copy an artefact, and read the copy. The place of a guide is that which settings name, so that images can be
     replayed in both places."""
-    passport = artifact.read_passport(source, of_part)
+    if not source.is_dir():
+        fix = workspace.left_behind(source) or "run `dvc repro`, or bring it back by `dvc pull`"
+        raise IntegrityError(str(source), "no such folder", f"an artefact of kind {of_part.name!r}", fix)
     if not target.exists():
         shutil.copytree(source, target, copy_function=shutil.copyfile)
-    artifact.check_file(target / artifact.WEIGHTS, passport.content_sha256)
+    return _verified(target, of_part)
+
+
+def _verified(directory: Path, of_part: Kind) -> Passport:
+    passport = artifact.read_passport(directory, of_part)
+    artifact.check_file(directory / artifact.WEIGHTS, passport.content_sha256)
     return passport
