@@ -79,7 +79,6 @@ FACTS = card.Facts(
     table=TABLE,
     memorisation=NUMBERS,
     compared=MemorisationParams.model_validate(COMPARED),
-    refusals={"diffusers": None, "single-file": "its UNet has position_embedding, which Stable Diffusion's has not"},
 )
 
 
@@ -109,11 +108,11 @@ def test_it_says_what_a_reader_needs() -> None:
     assert {match for match in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)} == {card.GRID, card.NEIGHBOURS}
 
 
-def test_it_shows_three_tools_or_why_not() -> None:
+def test_it_shows_three_tools() -> None:
     text = card.write(FACTS, PARAMS)
     assert "ldm generate 'a \"red\" star' --model FOLDER" in text
-    assert "ldm export FOLDER --format diffusers" in text and "num_inference_steps=12, guidance_scale=2.5" in text
-    assert "Not this model: its UNet has position_embedding" in text and "--format single-file" not in text
+    assert "ldm export pipeline --format diffusers" in text and "num_inference_steps=12, guidance_scale=2.5" in text
+    assert "ldm export model.safetensors --format single-file" in text
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
 

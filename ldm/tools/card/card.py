@@ -17,8 +17,6 @@ from ldm.tools.model.params import CardParams, MemorisationParams
 
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
 """Pictures that the text shows."""
-FORMATS = ("diffusers", "single-file")
-"""What `ldm export` writes."""
 Numbers = Mapping[str, float | int | str]
 _SCALES = {
     "own_clip": "this run's own CLIP: they cannot be compared with those of another run",
@@ -54,8 +52,6 @@ class Facts:
     """`table.md` of it."""
     memorisation: Numbers
     compared: MemorisationParams
-    refusals: Mapping[str, str | None]
-    """Format of `ldm export` -> why this model cannot have it; None = it can."""
 
 
 def write(facts: Facts, params: CardParams) -> str:
@@ -127,30 +123,21 @@ def _uses(facts: Facts, example: str) -> Iterator[str]:
     yield "With the code that made it, from the command line or from Python:"
     yield _code("sh", f"ldm generate {shlex.quote(example)} --model FOLDER --output pictures")
     yield _code("python", f'from ldm import Pipeline\n\nimages = Pipeline.load("FOLDER")([{prompt}], seed=0)')
-    yield "With diffusers:"
-    yield from _exported(facts, "diffusers", "pipeline", _DIFFUSERS.replace("PROMPT", prompt))
-    yield "With ComfyUI, where one file of all weights lies in `models/checkpoints`:"
-    yield from _exported(facts, "single-file", "model.safetensors", None)
+    yield (
+        "With other tools, if it is of Stable Diffusion's topology; of a model that is not, `ldm export` says which "
+        "parts have no place there. With diffusers:"
+    )
+    yield _code("sh", "ldm export pipeline --format diffusers --model FOLDER")
+    drawing = facts.drawing
+    settings = f"num_inference_steps={drawing.num_steps}, guidance_scale={drawing.guidance_scale:g}"
+    yield _code("python", f"{_DIFFUSERS}\nimage = pipeline({prompt}, {settings}).images[0]")
+    yield "With ComfyUI, whose folder `models/checkpoints` takes one file of all weights:"
+    yield _code("sh", "ldm export model.safetensors --format single-file --model FOLDER")
 
 
 _DIFFUSERS = """from diffusers import StableDiffusionPipeline
 
-pipeline = StableDiffusionPipeline.from_pretrained("pipeline")
-image = pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE).images[0]"""
-
-
-def _exported(facts: Facts, of: str, output: str, python: str | None) -> Iterator[str]:
-    refusal = facts.refusals[of]
-    if refusal is not None:
-        yield f"Not this model: {refusal}"
-        return
-    yield _code("sh", f"ldm export FOLDER --format {of} --output {output}")
-    if python is not None:
-        drawing = facts.drawing
-        yield _code(
-            "python",
-            python.replace("STEPS", str(drawing.num_steps)).replace("SCALE", f"{drawing.guidance_scale:g}"),
-        )
+pipeline = StableDiffusionPipeline.from_pretrained("pipeline")"""
 
 
 def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[str]:
@@ -214,12 +201,14 @@ def _limits(facts: Facts) -> Iterator[str]:
 
 def _origin(facts: Facts) -> Iterator[str]:
     rows = [(name, passport.content_sha256) for name, passport in facts.parts.items()]
-    inputs = {name: sha256 for passport in facts.parts.values() for name, sha256 in passport.inputs.items()}
-    rows += [(name.replace("_", " "), sha256) for name, sha256 in inputs.items() if name not in facts.parts]
+    inputs = [row for passport in facts.parts.values() for row in passport.inputs.items()]
+    named: dict[str, str] = {}
+    for name, sha256 in [*rows, *inputs]:  # what several parts name is listed once
+        named.setdefault(sha256, name.replace("_", " "))
     yield "SHA-256 of its weights and of what they were made from, as the passports in this folder have them:"
-    yield _table(("what", "SHA-256"), [(name, f"`{sha256}`") for name, sha256 in rows])
+    yield _table(("what", "SHA-256"), [(name, f"`{sha256}`") for sha256, name in named.items()])
     packages = ", ".join(f"{name} {version}" for name, version in facts.parts["unet"].packages.items())
-    yield f"Made with {packages}. `ldm verify` hashes the whole folder."
+    yield f"Made with {packages}. Who loads the folder hashes every file of weights."
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -71,7 +71,6 @@ class Evidence:
             table=(self.evaluation / "table.md").read_text(encoding="utf-8"),
             memorisation=compared.numbers(),
             compared=compared.params,
-            refusals=dict.fromkeys(card.FORMATS),
         )
         (model / CARD).write_text(card.write(facts, params), encoding="utf-8")
         if params.pictures:
