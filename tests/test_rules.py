@@ -46,7 +46,7 @@ DOORS = {
     ),
     "yaml": ("ldm/tools/check/launch_config.py",),
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),
-    "safetensors": ("ldm/core/artifact.py", "ldm/precompute/cache.py", "ldm/compute/state.py", "ldm/exchange/files.py"),
+    "safetensors": ("ldm/core/artifact.py", "ldm/exchange/", "ldm/precompute/cache.py", "ldm/compute/state.py"),
     "diffusers": ("ldm/autoencoder/model/dc_ae.py",),
     "webdataset": ("ldm/core/shards.py", "ldm/corpora/webdataset.py"),
     "matplotlib": ("ldm/training/plots.py", "ldm/tools/figures/style.py"),
