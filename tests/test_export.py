@@ -132,16 +132,18 @@ def test_weights_of_a_single_file_come_back_bit_by_bit(model: Exported) -> None:
 
 
 def test_the_scale_of_latents_is_folded_exactly(model: Exported) -> None:
-    generator, vae = model.pipeline.generator, AutoencoderKL.from_pretrained(model.folder / "vae")
+    generator = model.pipeline.generator
+    vae: Any = AutoencoderKL.from_pretrained(model.folder / "vae")
+    post: Any = generator.autoencoder.post_quant_conv
     signals = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     factor = vae.config["scaling_factor"]
     with torch.no_grad():
-        latents, posterior = generator.latents_of(signals), vae.encode(signals).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        latents, posterior = generator.latents_of(signals), vae.encode(signals).latent_dist
         assert torch.allclose(posterior.mode() * factor, latents, rtol=1e-5, atol=1e-6)
         log_variance = generator.autoencoder.encode(signals).log_variance
         scaled = log_variance - 2 * (generator.scale.std[:, None, None] * factor).log()
         assert torch.allclose(posterior.logvar, scaled, rtol=1e-5, atol=1e-5)
-        expected = generator.autoencoder.post_quant_conv(generator.scale.denormalise(latents))
+        expected = post(generator.scale.denormalise(latents))
         assert torch.allclose(vae.post_quant_conv(latents / factor), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -240,10 +242,10 @@ def test_an_autoencoder_without_attention_fits_a_folder_but_no_single_file(tmp_p
     with pytest.raises(ConfigError, match=r"^train_autoencoder.network.middle_attention: false; expected true"):
         topology.check(pipeline, "single-file")
     write.export(pipeline, tmp_path / "out", "diffusers")
-    vae = AutoencoderKL.from_pretrained(tmp_path / "out/vae")
+    vae: Any = AutoencoderKL.from_pretrained(tmp_path / "out/vae")
     z = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        decoded = vae.decode(z / folding.SCALING_FACTOR).sample  # pyright: ignore[reportAttributeAccessIssue]
+        decoded = vae.decode(z / folding.SCALING_FACTOR).sample
         assert torch.allclose(decoded, pipeline.generator.signals_of(z), atol=1e-5)
 
 
