@@ -23,7 +23,7 @@ from tests.repository import params_of
 
 NUM_TOKENS = 24
 SD_1: dict[str, Any] = {
-    "train_autoencoder.network": {
+    "train_autoencoder.source.network": {
         "patch_px": 1,
         "channels": [8, 8, 16, 16],
         "num_res_blocks": 2,
@@ -110,7 +110,7 @@ def _write_embeddings(folder: Path, model: clip.Clip, sha256: str, params: dict[
 
 def _write_networks(data: Path, params: dict[str, Any], embeddings: str) -> None:
     torch.manual_seed(0)
-    of_decoder, network = params["train_autoencoder"]["network"], params["train_unet"]["network"]
+    of_decoder, network = params["train_autoencoder"]["source"]["network"], params["train_unet"]["network"]
     autoencoder = KLAutoencoder(KLAutoencoderParams.model_validate(of_decoder))
     unet = UNet(UNetParams.model_validate(network))
     for parameter in (

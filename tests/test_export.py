@@ -1,10 +1,11 @@
 """Exported models, as the libraries that own the formats load and run them."""
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from ldm.core.errors import ConfigError
 from ldm.exchange import files, folding, names
 from ldm.sampling import trajectory
 from ldm.tools import cli
+from ldm.tools.cli import export as command
+from ldm.tools.cli.options import Command
 from ldm.tools.export import parts, topology, usage, write
 from ldm.tools.pipeline import Pipeline
 from tests import exported_data
@@ -195,8 +198,8 @@ def test_the_default_is_refused_with_every_reason(tmp_path: Path) -> None:
     assert [(key, text.split(";")[0]) for key, text in found] == [
         ("train_unet.network.position_embedding", "true"),
         ("train_unet.network.num_context_layers", "1"),
-        ("train_autoencoder.network.patch_px", "4"),
-        ("train_autoencoder.network.middle_attention", "false"),
+        ("train_autoencoder.source.network.patch_px", "4"),
+        ("train_autoencoder.source.network.middle_attention", "false"),
         ("embed_text.norm", "false"),
     ]
     assert "ldm recipe exportable" in str(caught.value)
@@ -237,9 +240,11 @@ def test_text_that_other_tools_encode_otherwise_is_refused(eps: Pipeline) -> Non
 
 
 def test_an_autoencoder_without_attention_fits_a_folder_but_no_single_file(tmp_path: Path) -> None:
-    network = exported_data.SD_1["train_autoencoder.network"] | {"middle_attention": False}
-    pipeline = exported_data.made(tmp_path, "default", exported_data.SD_1 | {"train_autoencoder.network": network})
-    with pytest.raises(ConfigError, match=r"^train_autoencoder.network.middle_attention: false; expected true"):
+    network = exported_data.SD_1["train_autoencoder.source.network"] | {"middle_attention": False}
+    pipeline = exported_data.made(
+        tmp_path, "default", exported_data.SD_1 | {"train_autoencoder.source.network": network}
+    )
+    with pytest.raises(ConfigError, match=r"^train_autoencoder.source.network.middle_attention: false; expected true"):
         topology.check(pipeline, "single-file")
     write.export(pipeline, tmp_path / "out", "diffusers")
     vae: Any = AutoencoderKL.from_pretrained(tmp_path / "out/vae")
@@ -279,6 +284,13 @@ def test_the_command_writes_a_folder_and_says_how_to_use_it(
         assert (tmp_path / "out" / path.relative_to(tmp_path / "expected")).read_bytes() == path.read_bytes()
     assert cli.main(["export", str(tmp_path / "out"), "--format", "diffusers"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_command_knows_every_format() -> None:
+    parser = argparse.ArgumentParser()
+    command.add(parser.add_subparsers(parser_class=Command))
+    for name in get_args(topology.Format):
+        assert parser.parse_args(["export", "out", "--format", name]).format == name
 
 
 def test_what_differs_elsewhere_is_said(eps: Pipeline) -> None:

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ldm.core import config
 from ldm.tools.cli import drawing
 from ldm.tools.cli.options import Commands
+from ldm.tools.model.parts import Parts
 
 
 def add(commands: Commands) -> None:
@@ -18,7 +18,7 @@ the recipe exportable have nothing that does."""
     parser.add_argument("path", type=Path, metavar="PATH", help="the folder or the file, which must be new")
     # The formats stand in a module that imports torch.
     parser.add_argument("--format", choices=("diffusers", "single-file"), required=True, help="what it becomes")
-    drawing.add_device(parser)
+    drawing.add_model(parser)
     parser.set_defaults(command=_export)
 
 
@@ -29,7 +29,7 @@ def _export(options: argparse.Namespace) -> None:
     assert options.format in get_args(topology.Format), "an option of the parser"
     writing.check_new(options.path)
     with drawing.plain_warnings():
-        pipeline = drawing.load(options, config.Document())
+        pipeline = drawing.load(options, Parts.of(options.model))
     write.export(pipeline, options.path, options.format)
     print(f"{options.path}: {options.format}")
     print("\n".join(usage.lines(pipeline, options.path, options.format)))

@@ -64,7 +64,7 @@ def _of_diffusion(params: DiffusionParams) -> Iterator[Misfit]:
 
 
 def _of_autoencoder(autoencoder: Autoencoder, format: Format) -> Iterator[Misfit]:
-    section = "train_autoencoder.network"
+    section = "train_autoencoder.source.network"
     if not isinstance(autoencoder, KLAutoencoder):
         kind = type(autoencoder).__name__
         yield f"{section}.kind", kind, "kl: Stable Diffusion's pipelines decode with a KL autoencoder"
