@@ -150,6 +150,12 @@ def test_the_scale_of_latents_is_folded_exactly(model: Exported) -> None:
         assert torch.allclose(vae.post_quant_conv(latents / factor), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_autoencoder_of_stable_diffusions_scale_keeps_its_bits() -> None:
+    whole = {"quant_conv.weight": torch.randn(4, 4, 1, 1), "quant_conv.bias": torch.randn(4)}
+    whole |= {"post_quant_conv.weight": torch.randn(2, 2, 1, 1), "post_quant_conv.bias": torch.randn(2)}
+    equal(folding.folded(whole, torch.zeros(2), torch.full((2,), 1 / folding.SCALING_FACTOR)), whole)
+
+
 def test_an_autoencoder_without_outer_convolutions_gets_them() -> None:
     mean, std = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 4.0])
     made = folding.folded({}, mean, std, 0.5)

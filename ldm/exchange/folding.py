@@ -15,13 +15,17 @@ SCALING_FACTOR = 0.18215
 """That of Stable Diffusion 1 and 2, which tools take where a file does not say it."""
 CONVOLUTIONS = ("quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias")
 
+_ROUNDING = 2.0**-23
+"""A deviation is a float32."""
+
 
 def folded(
     tensors: Mapping[str, Tensor], mean: Float[Tensor, "c"], std: Float[Tensor, "c"], factor: float = SCALING_FACTOR
 ) -> dict[str, Tensor]:
     """`CONVOLUTIONS` of an autoencoder whose latents, times `factor`, have mean 0 and deviation 1. One that has none of
-    these gets them."""
+    these gets them. Nothing changes where the factor is the scale already, as of an autoencoder that was imported."""
     scale, mean = std.double().cpu() * factor, mean.double().cpu()
+    scale = torch.where((scale - 1).abs() < _ROUNDING, 1.0, scale)
     weight, bias = _convolution(tensors, "quant_conv", 2 * len(mean))
     # The first half of the output are means; the second are log variances, which a scale moves.
     by, minus = torch.cat([scale, torch.ones_like(mean)]), torch.cat([mean, 2 * scale.log()])
