@@ -14,8 +14,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from ldm.autoencoder.training import pretrained
+from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
+from ldm.denoiser.training import published
 from ldm.exchange import files, folding, names
 from ldm.sampling import trajectory
 from ldm.tools import cli
@@ -123,6 +126,24 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
     expected = encode.model.model.state_dict()
     assert len(tower) == len(expected) - 1 - 12 * (encode.layer == "penultimate")  # no projection, no unused block
     assert all(torch.equal(tower[name], expected[name]) for name in tower)
+
+
+def test_a_training_here_may_start_from_it(model: Exported) -> None:
+    """By the readers of `train_unet.init_from` and `train_autoencoder.source`."""
+    for path in (model.folder, model.file):
+        found = published.read(path)
+        equal(found.tensors, model.pipeline.generator.unet.state_dict())
+    found = published.read(model.folder)
+    params = topology.unet_params(model.pipeline)
+    ours = params.model_dump() | {"head_width": params.head_widths}
+    assert found.network == {key: ours[key] for key in found.network}
+    diffusion = topology.diffusion_params(model.pipeline)
+    assert (found.traits["schedule"], found.traits["prediction"]) == (diffusion.schedule, diffusion.prediction)
+    factor = model.pipeline.generator.autoencoder.factor
+    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": 4}
+    source |= {"reconstruction": None, "training": None}
+    autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
+    equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
 
 
 def test_weights_of_a_single_file_come_back_bit_by_bit(model: Exported) -> None:

@@ -1,7 +1,7 @@
 """What of a model lies outside Stable Diffusion's topology, for which other tools have code: it is refused by name."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -10,6 +10,7 @@ from ldm.autoencoder.model.network import Autoencoder
 from ldm.core.errors import ConfigError
 from ldm.denoiser.model.params import DiffusionParams, NetworkParams, UNetParams
 from ldm.text.embedding.embeddings import TextEncoder
+from ldm.text.model.clip import Clip
 from ldm.text.tower import TextTower
 from ldm.tools.pipeline import Pipeline
 
@@ -80,13 +81,13 @@ def _of_text(encode: TextEncoder) -> Iterator[Misfit]:
         yield "embed_text.padding", "masked", "attended: Stable Diffusion's pipelines pass no mask"
     if not encode.norm:
         yield "embed_text.norm", False, "true: transformers' CLIP always ends in its layer norm"
-    tower: Any = getattr(encode.model, "model", None)
-    if not isinstance(tower, TextTower):
-        yield "train_clip.source", type(encode.model).__name__, "a CLIP whose text tower is open_clip's plain one"
+    model: object = encode.model
+    if not isinstance(model, Clip) or not isinstance(model.model, TextTower):
+        yield "train_clip.source", type(model).__name__, "a CLIP whose text tower is open_clip's plain one"
         return
-    if not tower.is_causal:
+    if not model.model.is_causal:
         yield "train_clip.source.network.text.causal", False, "true: transformers' CLIP is causal"
-    if options := encode.model.model_cfg["text_cfg"].get("tokenizer_kwargs"):
+    if options := model.model_cfg["text_cfg"].get("tokenizer_kwargs"):
         yield (
             "train_clip.source",
             f"tokenizer options {options}",
