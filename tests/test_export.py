@@ -19,12 +19,12 @@ from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
 from ldm.denoiser.training import published
-from ldm.exchange import files, folding, names
+from ldm.exchange import files, names
 from ldm.sampling import trajectory
 from ldm.tools import cli
 from ldm.tools.cli import export as command
 from ldm.tools.cli.options import Command
-from ldm.tools.export import parts, topology, usage, write
+from ldm.tools.export import folding, parts, topology, usage, write
 from ldm.tools.pipeline import Pipeline
 from tests import exported_data
 

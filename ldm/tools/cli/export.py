@@ -23,8 +23,7 @@ the recipe exportable have nothing that does."""
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ldm.exchange import writing
-    from ldm.tools.export import topology, usage, write
+    from ldm.tools.export import topology, usage, write, writing
 
     assert options.format in get_args(topology.Format), "an option of the parser"
     writing.check_new(options.path)

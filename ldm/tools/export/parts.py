@@ -13,9 +13,10 @@ from ldm.autoencoder.model.kl import NORM_EPS as VAE_NORM_EPS
 from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.denoiser.model.schedules import NUM_TABLE_STEPS
 from ldm.denoiser.model.unet import NORM_EPS
-from ldm.exchange import folding, names
-from ldm.text.tower import TextTower
-from ldm.tools.export.topology import PREDICTIONS, diffusion_params, unet_params
+from ldm.exchange import names
+from ldm.text.model.clip import Clip
+from ldm.tools.export import folding
+from ldm.tools.export.topology import PREDICTIONS, clip_of, diffusion_params, unet_params
 from ldm.tools.pipeline import Pipeline
 
 DIFFUSERS_VERSION = "0.42.0"
@@ -94,12 +95,10 @@ def vae(pipeline: Pipeline) -> Network:
 
 def text_encoder(pipeline: Pipeline) -> Network:
     """The text tower as a `CLIPTextModel`, without the block that the UNet does not see."""
-    encode = pipeline.encode
-    tower = encode.model.model
-    assert isinstance(tower, TextTower), "checked"
-    width, num_blocks = encode.model.context_width, len(list(tower.transformer["resblocks"].children()))
+    encode, clip = pipeline.encode, _clip(pipeline)
+    width, num_blocks = clip.context_width, len(list(clip.model.transformer["resblocks"].children()))
     num_layers = num_blocks - (encode.layer == "penultimate")
-    vocabulary = encode.model.tokenizer.encoder
+    vocabulary = clip.tokenizer.encoder
     config = {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
@@ -107,10 +106,10 @@ def text_encoder(pipeline: Pipeline) -> Network:
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": tower.heads,
-        "max_position_embeddings": encode.model.context_length,
-        "projection_dim": encode.model.feature_width,
-        "hidden_act": "quick_gelu" if encode.model.model_cfg.get("quick_gelu", False) else "gelu",
+        "num_attention_heads": clip.model.heads,
+        "max_position_embeddings": clip.context_length,
+        "projection_dim": clip.feature_width,
+        "hidden_act": "quick_gelu" if clip.model_cfg.get("quick_gelu", False) else "gelu",
         "layer_norm_eps": 1e-5,
         "bos_token_id": vocabulary["<start_of_text>"],
         "eos_token_id": vocabulary["<end_of_text>"],
@@ -118,14 +117,16 @@ def text_encoder(pipeline: Pipeline) -> Network:
         "torch_dtype": "float32",
     }
     left_out = tuple(f"transformer.resblocks.{i}." for i in range(num_layers, num_blocks))
-    kept = {name: value for name, value in tower.state_dict().items() if not name.startswith((*left_out, "text_proj"))}
+    kept = {
+        name: value for name, value in clip.model.state_dict().items() if not name.startswith((*left_out, "text_proj"))
+    }
     return Network(config, names.text_to_transformers(_on_cpu(kept)))
 
 
 def tokenizer(pipeline: Pipeline) -> dict[str, str]:
     """Files of a `CLIPTokenizer` by name. Its ids are those of open_clip's tokenizer, except of text that ftfy would
     repair, such as ligatures and HTML entities: ftfy is left out there."""
-    own = pipeline.encode.model.tokenizer
+    own = _clip(pipeline).tokenizer
     vocabulary = {_OPEN_CLIP_ENDS.get(token, token): number for token, number in own.encoder.items()}
     # Padding has id 0, which is also that of a "!" inside a run of punctuation. With a name of its own, padding is not
     # found in prompts.
@@ -166,6 +167,12 @@ def scheduler(pipeline: Pipeline) -> dict[str, Any]:
         "steps_offset": 1,
         "clip_sample": False,
     }
+
+
+def _clip(pipeline: Pipeline) -> Clip:
+    clip = clip_of(pipeline.encode.model)
+    assert clip is not None, "checked"
+    return clip
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

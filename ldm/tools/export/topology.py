@@ -46,6 +46,12 @@ def diffusion_params(pipeline: Pipeline) -> DiffusionParams:
     return DiffusionParams.model_validate(pipeline.generator.passport.config["diffusion"])
 
 
+def clip_of(model: object) -> Clip | None:
+    """The text encoder, if it is a CLIP with a `TextTower`; the other text encoders are no CLIP of open_clip, or one with
+    options that transformers does not know."""
+    return model if isinstance(model, Clip) and isinstance(model.model, TextTower) else None
+
+
 def _of_unet(params: UNetParams) -> Iterator[Misfit]:
     section = "train_unet.network"
     if params.position_embedding:
@@ -81,13 +87,12 @@ def _of_text(encode: TextEncoder) -> Iterator[Misfit]:
         yield "embed_text.padding", "masked", "attended: Stable Diffusion's pipelines pass no mask"
     if not encode.norm:
         yield "embed_text.norm", False, "true: transformers' CLIP always ends in its layer norm"
-    model: object = encode.model
-    if not isinstance(model, Clip) or not isinstance(model.model, TextTower):
-        yield "train_clip.source", type(model).__name__, "a CLIP whose text tower is open_clip's plain one"
+    if (clip := clip_of(encode.model)) is None:
+        yield "train_clip", type(encode.model).__name__, "a CLIP whose text tower is open_clip's plain one"
         return
-    if not model.model.is_causal:
+    if not clip.model.is_causal:
         yield "train_clip.source.network.text.causal", False, "true: transformers' CLIP is causal"
-    if options := model.model_cfg["text_cfg"].get("tokenizer_kwargs"):
+    if options := clip.model_cfg["text_cfg"].get("tokenizer_kwargs"):
         yield (
             "train_clip.source",
             f"tokenizer options {options}",

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.exchange import folding, names, writing
-from ldm.tools.export import parts
+from ldm.exchange import names
+from ldm.tools.export import folding, parts, writing
 from ldm.tools.export.topology import Format, check
 from ldm.tools.pipeline import Pipeline
 

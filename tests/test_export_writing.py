@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from ldm.core.errors import ConfigError, MachineError
-from ldm.exchange import writing
+from ldm.tools.export import writing
 
 
 def test_a_path_appears_at_the_end_and_not_after_an_error(tmp_path: Path) -> None:
