@@ -47,8 +47,7 @@ def diffusion_params(pipeline: Pipeline) -> DiffusionParams:
 
 
 def clip_of(model: object) -> Clip | None:
-    """The text encoder, if it is a CLIP with a `TextTower`; the other text encoders are no CLIP of open_clip, or one with
-    options that transformers does not know."""
+    """The text encoder, if it is a CLIP with a `TextTower`; others have options that transformers does not know."""
     return model if isinstance(model, Clip) and isinstance(model.model, TextTower) else None
 
 
