@@ -1,0 +1,329 @@
+"""Exported models, as the libraries that own the formats load and run them."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from ldm.autoencoder.training import pretrained
+from ldm.autoencoder.training.params import PretrainedAutoencoderParams
+from ldm.core import artifact
+from ldm.core.errors import ConfigError
+from ldm.denoiser.training import published
+from ldm.exchange import files, names
+from ldm.sampling import trajectory
+from ldm.tools import cli
+from ldm.tools.cli import export as command
+from ldm.tools.cli.options import Command
+from ldm.tools.export import folding, parts, topology, usage, write
+from ldm.tools.pipeline import Pipeline
+from tests import exported_data
+
+PROMPTS = ["a small red circle above a large blue square", "!? a star"]
+SCALE = 2.5
+MODELS = {
+    "eps": ("default", exported_data.SD_1),
+    "v": ("default", exported_data.SD_2),
+    "flow": ("default", exported_data.FLOW),
+    "recipe": (
+        "exportable",
+        {"machine": {"attention": "math"}, "sample.drawing": {"num_steps": 4, "precision": "fp32"}},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model here, its folder and its file, and diffusers' pipeline of the folder."""
+
+    pipeline: Pipeline
+    folder: Path
+    file: Path
+    diffusers: Any
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp(request.param)
+    pipeline = exported_data.made(root, *MODELS[request.param])
+    folder, file = root / "exported", root / "exported.safetensors"
+    write.export(pipeline, folder, "diffusers")
+    write.export(pipeline, file, "single-file")
+    loaded: Any = StableDiffusionPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return Exported(pipeline, folder, file, loaded)
+
+
+@pytest.fixture(scope="module")
+def eps(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return exported_data.made(tmp_path_factory.mktemp("eps"), *MODELS["eps"])
+
+
+def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def ours(pipeline: Pipeline) -> Tensor:
+    """Signals of PROMPTS in 0..1, before they are rounded to pixels."""
+    drawing = pipeline.drawing.changed({"guidance_scale": SCALE})
+    guided = pipeline.generator.guided(pipeline.generator.condition(PROMPTS), drawing)
+    with torch.no_grad():
+        signals = pipeline.generator.signals_of(pipeline.generator.latents(guided, [0, 1], drawing))
+    return ((signals + 1) / 2).clamp(0, 1)
+
+
+def theirs(pipeline: Pipeline, loaded: Any) -> Tensor:
+    """The same by diffusers, from the same noise and at the same times."""
+    steps, shape = pipeline.drawing.num_steps, pipeline.generator.unet.latent_shape
+    is_flow = pipeline.generator.schedule.name == "flow"
+    times: dict[str, Any] = (
+        {"sigmas": [1 - i / steps for i in range(steps)]} if is_flow else {"num_inference_steps": steps}
+    )
+    noise = trajectory.prompt_noise(0, [0, 1], shape)
+    return loaded(PROMPTS, latents=noise, guidance_scale=SCALE, output_type="pt", **times).images
+
+
+@pytest.mark.filterwarnings("ignore:Accessing config attribute:FutureWarning")
+def test_diffusers_draws_our_images(model: Exported) -> None:
+    expected, found = ours(model.pipeline), theirs(model.pipeline, model.diffusers)
+    assert (found - expected).abs().max() < 1e-3
+    # The pictures say something: prompts differ, and few values are cut off.
+    assert (expected[0] - expected[1]).abs().max() > 0.05 and (expected % 1 == 0).float().mean() < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Accessing config attribute:FutureWarning")
+def test_a_single_file_is_the_same_model(model: Exported) -> None:
+    whole = model.diffusers
+    loaded: Any = StableDiffusionPipeline.from_single_file(
+        str(model.file), config=str(model.folder), local_files_only=True
+    )
+    for part in ("unet", "vae", "text_encoder"):
+        equal(getattr(loaded, part).state_dict(), getattr(whole, part).state_dict())
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(theirs(model.pipeline, loaded), theirs(model.pipeline, whole))
+
+
+def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
+    """Ours -> diffusers, which saves them again -> ours."""
+    model.diffusers.save_pretrained(tmp_path)
+    generator, encode = model.pipeline.generator, model.pipeline.encode
+    equal(files.read(tmp_path, "unet").tensors, generator.unet.state_dict())
+    unfolded = artifact.open_tensors(model.folder / "vae" / write.UNFOLDED)
+    latents = {name: unfolded.pop(f"latent_{name}") for name in ("mean", "std")}
+    assert all(torch.equal(latents[name], getattr(generator.scale, name)) for name in latents)
+    equal(files.read(tmp_path, "vae").tensors | unfolded, generator.autoencoder.state_dict())
+    tower = names.text_to_open_clip(files.read(tmp_path, "text_encoder").tensors)
+    expected = encode.model.model.state_dict()
+    assert len(tower) == len(expected) - 1 - 12 * (encode.layer == "penultimate")  # no projection, no unused block
+    assert all(torch.equal(tower[name], expected[name]) for name in tower)
+
+
+def test_a_training_here_may_start_from_it(model: Exported) -> None:
+    """By the readers of `train_unet.init_from` and `train_autoencoder.source`."""
+    for path in (model.folder, model.file):
+        found = published.read(path)
+        equal(found.tensors, model.pipeline.generator.unet.state_dict())
+    found = published.read(model.folder)
+    params = topology.unet_params(model.pipeline)
+    ours = params.model_dump() | {"head_width": params.head_widths}
+    assert found.network == {key: ours[key] for key in found.network}
+    diffusion = topology.diffusion_params(model.pipeline)
+    assert (found.traits["schedule"], found.traits["prediction"]) == (diffusion.schedule, diffusion.prediction)
+    factor = model.pipeline.generator.autoencoder.factor
+    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": 4}
+    source |= {"reconstruction": None, "training": None}
+    autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
+    equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
+
+
+def test_weights_of_a_single_file_come_back_bit_by_bit(model: Exported) -> None:
+    generator, tensors = model.pipeline.generator, files.read(model.file).tensors
+    equal(names.unet_from_single(names.below(tensors, names.UNET)), generator.unet.state_dict())
+    vae = names.vae_from_single(names.below(tensors, names.VAE))
+    equal(vae, parts.vae(model.pipeline).tensors)
+    whole = generator.autoencoder.state_dict()
+    assert {name for name in vae if not torch.equal(vae[name], whole[name])} == set(folding.CONVOLUTIONS)
+
+
+def test_the_scale_of_latents_is_folded_exactly(model: Exported) -> None:
+    generator = model.pipeline.generator
+    vae: Any = AutoencoderKL.from_pretrained(model.folder / "vae")
+    post: Any = generator.autoencoder.post_quant_conv
+    signals = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    factor = vae.config["scaling_factor"]
+    with torch.no_grad():
+        latents, posterior = generator.latents_of(signals), vae.encode(signals).latent_dist
+        assert torch.allclose(posterior.mode() * factor, latents, rtol=1e-5, atol=1e-6)
+        log_variance = generator.autoencoder.encode(signals).log_variance
+        scaled = log_variance - 2 * (generator.scale.std[:, None, None] * factor).log()
+        assert torch.allclose(posterior.logvar, scaled, rtol=1e-5, atol=1e-5)
+        expected = post(generator.scale.denormalise(latents))
+        assert torch.allclose(vae.post_quant_conv(latents / factor), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_autoencoder_of_stable_diffusions_scale_keeps_its_bits() -> None:
+    whole = {"quant_conv.weight": torch.randn(4, 4, 1, 1), "quant_conv.bias": torch.randn(4)}
+    whole |= {"post_quant_conv.weight": torch.randn(2, 2, 1, 1), "post_quant_conv.bias": torch.randn(2)}
+    equal(folding.folded(whole, torch.zeros(2), torch.full((2,), 1 / folding.SCALING_FACTOR)), whole)
+
+
+def test_an_autoencoder_without_outer_convolutions_gets_them() -> None:
+    mean, std = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 4.0])
+    made = folding.folded({}, mean, std, 0.5)
+    moments = torch.tensor([3.0, 2.0, 0.0, 1.0])[None, :, None, None]
+    found = torch.nn.functional.conv2d(moments, made["quant_conv.weight"], made["quant_conv.bias"]).flatten()
+    # (3 - 1) / (2 x 0.5), (2 + 2) / (4 x 0.5); log variances fall by 2 log 1 and 2 log 2
+    assert torch.allclose(found, torch.tensor([2.0, 2.0, 0.0, 1.0 - 2 * 0.6931472]))
+    back = torch.nn.functional.conv2d(
+        found[None, :2, None, None], made["post_quant_conv.weight"], made["post_quant_conv.bias"]
+    )
+    assert torch.allclose(back.flatten(), moments.flatten()[:2])
+
+
+def test_the_tokenizer_gives_our_ids(model: Exported) -> None:
+    tokenizer, encode = CLIPTokenizer.from_pretrained(model.folder / "tokenizer"), model.pipeline.encode
+    texts = [
+        "",
+        "Hello!",
+        "!",
+        "what!? 100% OK",
+        "a_b c-d 3.14",
+        "don't we'll",
+        "naïve café",
+        "日本語 😀",
+        " a \t b\n",
+        "x " * 60,
+    ]
+    found = tokenizer(
+        texts, padding="max_length", max_length=exported_data.NUM_TOKENS, truncation=True, return_tensors="pt"
+    )
+    assert torch.equal(found["input_ids"], encode.ids(texts)[:, : exported_data.NUM_TOKENS].long())
+
+
+def test_a_folder_says_what_it_was_made_from(model: Exported) -> None:
+    facts = json.loads((model.folder / write.FACTS).read_text())
+    assert facts["made_from"] == model.pipeline.generator.inputs
+    assert facts["drawing"]["num_steps"] == model.pipeline.drawing.num_steps
+    assert facts["prediction"] == model.pipeline.generator.prediction
+
+
+def test_the_default_is_refused_with_every_reason(tmp_path: Path) -> None:
+    pipeline = exported_data.made(tmp_path, "default", {"embed_text": {"norm": False}})
+    with pytest.raises(ConfigError) as caught:
+        write.export(pipeline, tmp_path / "out", "single-file")
+    found = [line.partition(": ")[::2] for line in str(caught.value).splitlines() if not line.startswith("fix")]
+    assert [(key, text.split(";")[0]) for key, text in found] == [
+        ("train_unet.network.position_embedding", "true"),
+        ("train_unet.network.num_context_layers", "1"),
+        ("train_autoencoder.source.network.patch_px", "4"),
+        ("train_autoencoder.source.network.middle_attention", "false"),
+        ("embed_text.norm", "false"),
+    ]
+    assert "ldm recipe exportable" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "key", "value"),
+    [
+        ("vp", "eps", "schedule", "vp"),
+        ("ve", "edm", "schedule", "ve"),
+        ("flow", "v", "prediction", "v"),
+        ("cosine", "edm", "prediction", "edm"),
+        ("linear", "flow", "prediction", "flow"),
+    ],
+)
+def test_what_no_scheduler_computes_is_refused(
+    eps: Pipeline, schedule: str, prediction: str, key: str, value: str
+) -> None:
+    passport = eps.generator.passport
+    diffusion = passport.config["diffusion"] | {"schedule": schedule, "prediction": prediction}
+    other = passport.model_copy(update={"config": passport.config | {"diffusion": diffusion}})
+    with pytest.raises(ConfigError, match=rf"^train_unet\.diffusion\.{key}: {value}; expected") as caught:
+        topology.check(replace(eps, generator=replace(eps.generator, passport=other)), "diffusers")
+    assert str(caught.value).count("expected") == 1
+
+
+def test_text_that_other_tools_encode_otherwise_is_refused(eps: Pipeline) -> None:
+    masked = replace(eps, encode=replace(eps.encode, is_masked=True))
+    with pytest.raises(ConfigError, match=r"^embed_text\.padding: masked; expected attended"):
+        topology.check(masked, "diffusers")
+    tower = eps.encode.model.model
+    tower.is_causal = False
+    with pytest.raises(ConfigError, match=r"^train_clip\.source\.network\.text\.causal: false; expected true"):
+        topology.check(eps, "diffusers")
+    tower.is_causal = True
+    topology.check(eps, "diffusers")
+
+
+def test_an_autoencoder_without_attention_fits_a_folder_but_no_single_file(tmp_path: Path) -> None:
+    network = exported_data.SD_1["train_autoencoder.source.network"] | {"middle_attention": False}
+    pipeline = exported_data.made(
+        tmp_path, "default", exported_data.SD_1 | {"train_autoencoder.source.network": network}
+    )
+    with pytest.raises(ConfigError, match=r"^train_autoencoder.source.network.middle_attention: false; expected true"):
+        topology.check(pipeline, "single-file")
+    write.export(pipeline, tmp_path / "out", "diffusers")
+    vae: Any = AutoencoderKL.from_pretrained(tmp_path / "out/vae")
+    z = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        decoded = vae.decode(z / folding.SCALING_FACTOR).sample
+        assert torch.allclose(decoded, pipeline.generator.signals_of(z), atol=1e-5)
+
+
+def test_nothing_is_replaced_and_nothing_is_left_half_written(
+    eps: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        write.export(eps, tmp_path / "there", "diffusers")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parts, "tokenizer", fail)
+    with pytest.raises(Exception, match="No space left on device") as caught:
+        write.export(eps, tmp_path / "new", "diffusers")
+    assert getattr(caught.value, "exit_code", None) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_command_writes_a_folder_and_says_how_to_use_it(
+    eps: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(eps.generator.directory.parent.parent)
+    write.export(eps, tmp_path / "expected", "diffusers")
+    assert cli.main(["export", str(tmp_path / "out"), "--format", "diffusers", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert f'StableDiffusionPipeline.from_pretrained("{tmp_path / "out"}")' in printed
+    assert "note" not in printed
+    for path in sorted(path for path in (tmp_path / "expected").rglob("*") if path.is_file()):
+        assert (tmp_path / "out" / path.relative_to(tmp_path / "expected")).read_bytes() == path.read_bytes()
+    assert cli.main(["export", str(tmp_path / "out"), "--format", "diffusers"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_command_knows_every_format() -> None:
+    parser = argparse.ArgumentParser()
+    command.add(parser.add_subparsers(parser_class=Command))
+    for name in get_args(topology.Format):
+        assert parser.parse_args(["export", "out", "--format", name]).format == name
+
+
+def test_what_differs_elsewhere_is_said(eps: Pipeline) -> None:
+    changed = {"sampler": "dpm_solver_pp_2m", "guidance_interval": (0.1, 0.9)}
+    drawn = replace(eps, drawing=eps.drawing.changed(changed))
+    lines = usage.lines(drawn, Path("out.safetensors"), "single-file")
+    assert "num_inference_steps=5, guidance_scale=2.5" in lines[1]
+    assert "sampler dpm_solver_pp_2m, guidance_interval" in lines[2]
+    assert "ComfyUI" in lines[3]
