@@ -5,10 +5,22 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from ldm.core import system
-from ldm.tools.cli import benchmark, figures, generate, manifest, params, replay, results, salvage, score, tasks
+from ldm.tools.cli import (
+    average,
+    benchmark,
+    figures,
+    generate,
+    manifest,
+    params,
+    replay,
+    results,
+    salvage,
+    score,
+    tasks,
+)
 from ldm.tools.cli.options import Command
 
-_GROUPS = (generate, tasks, score, benchmark, replay, figures, params, manifest, salvage, results)
+_GROUPS = (generate, tasks, score, benchmark, replay, figures, average, params, manifest, salvage, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
