@@ -8,7 +8,6 @@ the metrics see alexnet (LPIPS) and efficientnet_lite0 (Frechet distance). Every
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +33,7 @@ from ldm.core import images
 from ldm.core.buckets import Buckets
 from ldm.core.params import MachineParams
 from ldm.evaluation.metrics import frechet_distance
+from ldm.training.history import Row
 from ldm.training.loop import train
 
 VARIANTS: dict[str, tuple[float, float, bool]] = {
@@ -45,14 +45,18 @@ VARIANTS: dict[str, tuple[float, float, bool]] = {
     "gan_equi": (0, 0.5, True),
     "lpips_equi": (1, 0, True),
     "light": (0.3, 0.2, False),
+    "half": (0.3, 0, False),
 }
 """Weights of LPIPS and of the discriminator, and whether latents are scaled and turned. `l2` is the plain loss; the
 others have l1."""
 NUM_VAL_CROPS = 2048
+MACHINE = MachineParams.model_validate(
+    {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
+    | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1}
+)
 NUM_PICTURES = 12
 NUM_ROWS = 64
 HELD_OUT_EVERY = 5
-MAX_WAIT_S = 20
 DISCRIMINATOR_START = 0.3
 
 
@@ -79,30 +83,31 @@ class Crops:
         return np.ascontiguousarray(crop[:, ::-1] if mirrored < 0.5 else crop)
 
 
-def params(variant: str, models: Path, num_steps: int, batch_size: int) -> TrainedAutoencoderParams:
+def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAutoencoderParams:
     """`train_autoencoder.source` of a variant."""
     lpips, gan, equi = VARIANTS[variant]
-    perceptual = {"backbone": "vgg", "weights": str(models / "vgg16.safetensors"), "weight": lpips}
+    backbone, weights = ("alex", "alexnet") if small else ("vgg", "vgg16")
+    perceptual = {"backbone": backbone, "weights": str(models / f"{weights}.safetensors"), "weight": lpips}
     adversarial = {
         "start_step": int(DISCRIMINATOR_START * num_steps),
         "learning_rate": 2e-4,
         "betas": [0.5, 0.9],
         "max_grad_norm": 1.0,
         "weight": gan,
-        "channels": 64,
-        "num_layers": 3,
+        "channels": 32 if small else 64,
+        "num_layers": 2 if small else 3,
     }
     section: dict[str, Any] = {
         "kind": "train",
         "network": {
             "kind": "kl",
-            "patch_px": 2,
-            "channels": [64, 128, 256],
-            "num_res_blocks": 2,
+            "patch_px": 4 if small else 2,
+            "channels": [32, 64] if small else [64, 128, 256],
+            "num_res_blocks": 1 if small else 2,
             "latent_channels": 4,
             "middle_attention": False,
             "quant_conv": True,
-            "norm_groups": 16,
+            "norm_groups": 8 if small else 16,
         },
         "reconstruction": {
             "error": "l2" if variant == "l2" else "l1",
@@ -112,20 +117,20 @@ def params(variant: str, models: Path, num_steps: int, batch_size: int) -> Train
             "num_gradient_scales": 3,
             "perceptual": perceptual if lpips else None,
             "adversarial": adversarial if gan else None,
-            "equivariance": {"probability": 0.5, "min_scale": 0.25} if equi else None,
+            "equivariance": {"probability": 0.5, "min_scale": 0.5 if small else 0.25} if equi else None,
         },
         "training": {
             "num_steps": num_steps,
-            "batch_size": batch_size,
+            "batch_size": 8 if small else 16,
             "num_accumulation_steps": 1,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3 if small else 1e-3,
             "betas": [0.9, 0.99],
             "weight_decay": 0.0,
             "num_warmup_steps": min(100, num_steps // 4),
             "final_learning_rate_fraction": 0.02,
             "max_grad_norm": 1.0,
             "ema_decay": 0.995,
-            "precision": "bf16",
+            "precision": "fp32" if small else "bf16",
             "seed": 0,
             "log_every_steps": 50,
             "validate_every_steps": 10**6,
@@ -192,15 +197,25 @@ def draw(autoencoder: Autoencoder | None, crops: Crops, device: torch.device, pa
     images.grid(list(image.cpu()), num_columns=NUM_PICTURES, captions=None).save(path)
 
 
-def agreed_steps(out: Path, variant: str, ms: float, seconds: float, num_variants: int) -> int:
-    """Steps that the slowest of all variants can take in the time: each one writes what a step takes, and waits."""
-    (out / f"{variant}.ms").write_text(str(ms))
-    waits_until = time.monotonic() + MAX_WAIT_S
-    while len(list(out.glob("*.ms"))) < num_variants and time.monotonic() < waits_until:
-        time.sleep(0.05)
-    time.sleep(0.5)  # a file that is there may still be empty
-    files = list(out.glob("*.ms"))
-    return max(10, int(1000 * seconds / max(float(file.read_text()) for file in files)))
+def trained(section: TrainedAutoencoderParams, crops: Crops, out: Path, name: str) -> tuple[Autoencoder, Row]:
+    """The network of a variant after its updates, and the last row of its curve."""
+    assert section.training and section.reconstruction
+    accelerator = devices.start(section.training.precision, MACHINE)
+    torch.manual_seed(randomness.key(0, "weights"))
+    objective = ReconstructionObjective(build(section.network), section.reconstruction)
+    batches = ImageBatches(crops, section.network, section.reconstruction, section.training)  # pyright: ignore[reportArgumentType]
+    history = train(
+        objective,
+        batches,
+        batches.keys,
+        section.training,
+        accelerator,
+        Run(out / "runs", name, {"params": section.model_dump_json()}),
+        validate=lambda objective: {},
+        adversary=section.reconstruction.adversarial,
+        name=name,
+    )
+    return objective.autoencoder, history.training[-1]
 
 
 def main() -> None:
@@ -209,65 +224,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--seconds", type=float, required=True, help="for the training of the slowest variant")
-    parser.add_argument("--num-variants", type=int, required=True, help="that train at the same time")
-    parser.add_argument("--num-trial-steps", type=int, default=60)
-    parser.add_argument("--size-px", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-val-crops", type=int, default=NUM_VAL_CROPS)
+    parser.add_argument("--num-steps", type=int, required=True)
+    parser.add_argument("--small", action="store_true", help="a smaller network at 64 px, for a CPU")
     given = parser.parse_args()
-    models, out, name = given.folder / "models", given.out, given.variant
+    models, name, size_px = given.folder / "models", given.variant, 64 if given.small else 128
     photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted((given.folder / "photos").glob("*.jpg"))]
-    seen = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY]
-    crops = Crops(seen, given.size_px, 10**6, 0)
-    val = Crops(photos[::HELD_OUT_EVERY], given.size_px, given.num_val_crops, 1)
-    machine = MachineParams.model_validate_json(
-        json.dumps(
-            {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
-            | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1}
-        )
-    )
-
-    def trained(num_steps: int) -> tuple[Autoencoder, dict[str, float], float]:
-        section = params(name, models, num_steps, given.batch_size)
-        assert section.training and section.reconstruction
-        accelerator = devices.start("bf16", machine)
-        torch.manual_seed(randomness.key(0, "weights"))
-        objective = ReconstructionObjective(build(section.network), section.reconstruction)
-        batches = ImageBatches(crops, section.network, section.reconstruction, section.training)  # pyright: ignore[reportArgumentType]
-        run = Run(out / f"runs_{name}", str(num_steps), {"variant": name})
-        times: list[float] = []
-
-        def timed(step: int, rows: slice) -> dict[str, Tensor]:
-            times.append(time.monotonic())
-            return batches(step, rows)
-
-        history = train(
-            objective,
-            timed,
-            lambda step: [],
-            section.training,
-            accelerator,
-            run,
-            validate=lambda objective: {},
-            adversary=section.reconstruction.adversarial,
-            name=name,
-        )
-        run.remove()
-        settled = times[num_steps // 4 :]
-        return objective.autoencoder, history.training[-1], (settled[-1] - settled[0]) / (len(settled) - 1)
-
-    _, _, step_s = trained(given.num_trial_steps)
-    num_steps = agreed_steps(out, name, 1000 * step_s, given.seconds, given.num_variants)
-    autoencoder, last, step_s = trained(num_steps)
+    crops = Crops([photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY], size_px, 10**6, 0)
+    val = Crops(photos[::HELD_OUT_EVERY], size_px, NUM_VAL_CROPS, 1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    autoencoder, last = trained(params(name, models, given.num_steps, given.small), crops, given.out, name)
     device = next(autoencoder.parameters()).device
-    draw(autoencoder, val, device, out / f"{name}.png")
-    if name == "l2":
-        draw(None, val, device, out / "original.png")
-    result = {"variant": name, "num_steps": num_steps, "step_s": step_s, "last": last}
-    result |= measure(autoencoder.float(), val, models, device, given.num_val_crops)
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1))
-    print("RESULT", json.dumps(result), flush=True)
+    draw(None, val, device, given.out / "original.png")
+    draw(autoencoder, val, device, given.out / f"{name}.png")
+    result = {"variant": name, "num_steps": given.num_steps, "last": last}
+    result |= measure(autoencoder, val, models, device, NUM_VAL_CROPS)
+    (given.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

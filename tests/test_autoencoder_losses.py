@@ -21,7 +21,7 @@ from ldm.autoencoder.training.loss_params import (
     PerceptualParams,
     ReconstructionParams,
 )
-from ldm.autoencoder.training.objective import ReconstructionObjective
+from ldm.autoencoder.training.objective import ReconstructionObjective, last_weight
 from ldm.autoencoder.training.perceptual import Lpips
 from ldm.core.errors import ConfigError, IntegrityError
 from tests.test_autoencoder_network import LOSS, autoencoder
@@ -129,13 +129,14 @@ def test_one_loss_gives_both_players_their_own_gradients():
         return (made - target).abs().mean()
 
     made = decoder(x)
-    added, health = adversarial_loss(judge, 0.5, distortion(made), made, target)
+    added, health = adversarial_loss(judge, 0.5, distortion(made), made, target, decoder.weight)
     (distortion(made) + added).backward()
     found = [weight.grad.clone() for weight in (*decoder.parameters(), *judge.parameters())]
 
     made = decoder(x)
     norms = [
-        torch.autograd.grad(loss, made, retain_graph=True)[0].norm() for loss in (distortion(made), -judge(made).mean())
+        torch.autograd.grad(loss, decoder.weight, retain_graph=True)[0].norm()
+        for loss in (distortion(made), -judge(made).mean())
     ]
     factor = 0.5 * norms[0] / norms[1]
     own = torch.autograd.grad(distortion(made) - factor.detach() * judge(made).mean(), list(decoder.parameters()))
@@ -164,7 +165,7 @@ def test_a_discriminator_that_learns_tells_both_apart_and_its_health_shows_it():
     smooth = nn.functional.avg_pool2d(real, 3, 1, 1)
     for step in range(60):
         made = smooth.clone().requires_grad_()
-        added, health = adversarial_loss(judge, 1.0, (made - real).abs().mean(), made, real)
+        added, health = adversarial_loss(judge, 1.0, (made - real).abs().mean(), made, real, made)
         if step == 0:
             assert 0.8 < health["discriminator"] < 1.2
         optimizer.zero_grad()
@@ -206,6 +207,18 @@ def test_terms_add_up(backbones):
     with torch.no_grad():
         assert full.eval()(given | {"adversarial": torch.ones(2)}).keys() == early.keys() - set(HEALTH)
     assert full.inputs == {"lpips": full.perceptual.sha256} and objective().inputs == {}
+
+
+def test_the_last_weight_makes_the_pixels():
+    """A change of it changes what is decoded by a linear function of the change; no other kernel's does."""
+    model, z = autoencoder(), torch.randn(1, 4, 4, 4)
+    weight = last_weight(model)
+    assert weight is model.decoder.conv_out.weight
+    with torch.no_grad():
+        bias = model.decoder.conv_out.bias[:, None, None]
+        before = model.decode(z) - bias
+        weight.mul_(3)
+        assert torch.allclose(model.decode(z) - bias, 3 * before, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_in_one_player_is_not_finite():

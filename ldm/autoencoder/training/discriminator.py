@@ -50,8 +50,9 @@ def adversarial_loss(
     distortion: Float[Tensor, ""],
     reconstruction: Float[Tensor, "b 3 h w"],
     target: Float[Tensor, "b 3 h w"],
+    last_weight: Tensor,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """What is added to the distortion, and the health of both players.
+    """What is added to the distortion, and the health of both players. last_weight: of the decoder's last layer.
 
     The value is the loss of the decoder alone. The gradient is that of both players: of the decoder's loss in what made
     the reconstruction, and of the hinge loss (Lim and Ye 2017, section 2) in the discriminator. So one backward pass
@@ -62,7 +63,7 @@ def adversarial_loss(
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     deceived: Tensor = -functional_call(discriminator, fixed, (reconstruction,)).mean()
-    factor = weight * adaptive_weight(distortion, deceived, reconstruction)
+    factor = weight * adaptive_weight(distortion, deceived, last_weight)
     real, fake = discriminator(target), discriminator(reconstruction.detach())
     hinge = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
     values = (deceived, factor, hinge, real.mean(), fake.mean())
@@ -86,12 +87,12 @@ def absent(discriminator: PatchDiscriminator) -> tuple[Float[Tensor, ""], dict[s
 
 
 def adaptive_weight(
-    distortion: Float[Tensor, ""], deceived: Float[Tensor, ""], reconstruction: Float[Tensor, "b 3 h w"]
+    distortion: Float[Tensor, ""], deceived: Float[Tensor, ""], last_weight: Tensor
 ) -> Float[Tensor, ""]:
-    """The factor that makes the second loss pull as hard as the first (Esser et al. 2021, equation 7), at most 1e4.
+    """The factor that makes the second loss pull as hard as the first at the weights of the last layer, at most 1e4
+    (Esser et al. 2021, equation 7).
 
-    They compare gradients in the weights of the last layer; these are gradients in the reconstruction, which every kind
-    of autoencoder has.
+    Gradients in the pixels would not do: those of LPIPS are large there and cancel out in the weights.
     """
-    norms = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0].norm() for loss in (distortion, deceived)]
+    norms = [torch.autograd.grad(loss, last_weight, retain_graph=True)[0].norm() for loss in (distortion, deceived)]
     return (norms[0] / norms[1].clamp(min=_LEAST_NORM)).clamp(max=_MAX_ADAPTIVE_WEIGHT).detach()

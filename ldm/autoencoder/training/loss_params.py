@@ -27,8 +27,8 @@ class AdversarialParams(AdversaryParams):
     it (Isola et al. 2017, section 3.2.2; Esser et al. 2021, section 3.1)."""
 
     weight: float = Field(gt=0, le=100)
-    """Strength: the gradient that deceiving gives a reconstruction, relative to that of all other errors. 0.5 is
-    usual."""
+    """Strength: the gradient that deceiving gives the decoder's last layer, relative to that of all other errors. 0.5
+    is usual."""
     channels: int = Field(ge=8, le=1024, multiple_of=8)
     """Channels after its first convolution; each following one has twice as many, up to eight times."""
     num_layers: int = Field(ge=1, le=6)

@@ -79,7 +79,7 @@ class ReconstructionObjective(nn.Module):
         loss = distortion + self.params.kl_weight * parts["kl"] * (len(image) / image.numel())
         if self.adversary is not None and self.params.adversarial is not None and self.training:
             weight, takes_part = self.params.adversarial.weight, "adversarial" in batch
-            players = (self.adversary, weight, distortion, reconstruction, target)
+            players = (self.adversary, weight, distortion, reconstruction, target, last_weight(self.autoencoder))
             added, health = adversarial_loss(*players) if takes_part else absent(self.adversary)
             loss, parts = loss + added, parts | health
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
@@ -130,6 +130,11 @@ def build(
     if is_compiled:
         objective.compile()
     return objective
+
+
+def last_weight(autoencoder: Autoencoder) -> nn.Parameter:
+    """The kernel of the decoder's last layer, which every kind that has weights defines last."""
+    return [weight for weight in autoencoder.get_submodule("decoder").parameters() if weight.dim() > 1][-1]
 
 
 def gradient_error(error: Float[Tensor, "b c h w"], num_scales: int) -> Float[Tensor, ""]:
