@@ -18,8 +18,9 @@ from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.networks import KIND, build
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.inputs import check_fits, load_inputs, prove_attention
+from ldm.denoiser.training.lora import Lora
 from ldm.denoiser.training.params import TrainUNetParams
-from ldm.denoiser.training.start import load_weights
+from ldm.denoiser.training.start import start
 from ldm.denoiser.training.validation import Pictures, Validation, summary
 from ldm.training import averages
 from ldm.training.loop import train
@@ -34,13 +35,11 @@ def main() -> str:
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled, device=accelerator.device)
     check_fits(params, inputs)
     process.check_files(inputs.files, accelerator)
-
     torch.manual_seed(randomness.key(training.seed, "weights"))
     unet = build(params.network)
     prove_attention(unet, inputs, params, accelerator.device)
-    sha256 = dict(inputs.sha256)
-    if params.init_from is not None:
-        sha256["init_from"] = load_weights(unet, params.init_from, params, inputs)
+    inputs, sha256 = start(unet, params, inputs)
+    lora = Lora(unet, params.lora, training.seed)
     objective = inputs.train.text.objective(unet, params.diffusion)
     if machine.compile:
         unet.compile()
@@ -50,13 +49,14 @@ def main() -> str:
     batches = LatentBatches(inputs.train, params)
     given = (objective, batches, batches.keys, training, accelerator, run)
     history = train(*given, validate=validation, picture=pictures, averages=params.averages, name="unet")
-
+    lora.merge()
     metrics = summary(history.training, history.validation)
     with process.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
         if accelerator.is_main_process:
-            settings = {key: getattr(params, key).model_dump(mode="json") for key in ("network", "diffusion")}
+            settings = params.model_dump(mode="json", include={"network", "diffusion"})
             facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout} | history.facts
             artifact.write(weights, KIND, settings, unet.state_dict(), sha256, facts)
+            lora.write(weights, sha256)
             artifact.write_json(results / "metrics.json", metrics)
             averages.write(results / "averages", run, params.averages, training.num_steps, settings, sha256, facts)
             history.write(results)

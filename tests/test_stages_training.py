@@ -23,6 +23,7 @@ from ldm.autoencoder.training.discriminator import HEALTH
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError, Stopped
+from ldm.denoiser import adapters
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet
 from ldm.tools import runs
@@ -317,6 +318,40 @@ def test_training_goes_on_from_a_trained_unet(workspace: Path):
     script("train_unet").main()
     passport = artifact.read_passport(workspace / "data/unet", KINDS["unet"])
     assert passport.inputs["init_from"] == artifact.read_passport(workspace / "models", KINDS["unet"]).content_sha256
+
+
+def test_lora_changes_an_adapter_and_the_base_stays(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    script("train_unet").main()
+    (workspace / "data/unet").rename(workspace / "models")
+    init_from = {"path": "models", "may_differ": []}
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v", "conv1"]}
+    write_params(workspace, train_unet=UNET | {"init_from": init_from, "lora": lora})
+    before = {path.name: path.read_bytes() for path in (workspace / "models").iterdir()}
+    script("train_unet").main()
+    assert {path.name: path.read_bytes() for path in (workspace / "models").iterdir()} == before
+    passport, trained = artifact.read(workspace / "models", KINDS["unet"])
+    adapter, of_adapter = adapters.load(workspace / "data/unet/adapter")
+    assert of_adapter.inputs["init_from"] == passport.content_sha256
+    assert of_adapter.config == {"rank": 2, "alpha": 4.0, "targets": ["to_q", "to_v", "conv1"]}
+    assert adapter.layers and all(up.any() and len(down) == 2 for down, up in adapter.layers.values())
+    # What the later stages read is the base with the adapter, and nothing else of it has changed.
+    unet = UNet(UNetParams.model_validate(passport.config["network"]))
+    unet.load_state_dict(trained)
+    adapter.add_to(unet, 1.0, "adapter")
+    merged = weights(workspace, "train_unet")
+    assert equal(dict(unet.state_dict()), merged)
+    changed = {
+        name.removesuffix(".weight") for name, weight in merged.items() if not torch.equal(weight, trained[name])
+    }
+    assert changed == adapter.layers.keys()
+    # A stop and a resume lead to the same adapter.
+    whole = (workspace / "data/unet/adapter/model.safetensors").read_bytes()
+    module = script("train_unet")
+    monkeypatch.setattr(module, "train", stopped_at(module.train, 4))
+    with pytest.raises(Stopped):
+        module.main()
+    script("train_unet").main()
+    assert (workspace / "data/unet/adapter/model.safetensors").read_bytes() == whole
 
 
 def test_a_wrong_width_is_one_line(workspace: Path):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.inputs import Inputs, load_inputs
 from ldm.denoiser.training.params import InitFromParams
-from ldm.denoiser.training.start import load_weights
+from ldm.denoiser.training.start import load_weights, start
 from tests.kinds import KINDS
 from tests.training_data import unet_params, write_all
 
@@ -100,6 +101,23 @@ def test_a_denoiser_of_something_else_is_refused_unless_the_params_name_it(trait
     # What is listed and does not differ does no harm.
     for allowed in ([trait], FOREIGN):
         assert load_weights(fresh, init_from(tmp_path, *allowed), PARAMS, inputs) == passport.content_sha256
+
+
+def test_a_denoiser_goes_on_with_the_scale_that_it_knows(inputs: Inputs, tmp_path: Path):
+    theirs = {"mean": [0.5] * 4, "std": [2.0] * 4}
+    passport = write(tmp_path, inputs, facts={"latent_scale": theirs})
+    params = PARAMS.model_copy(update={"init_from": init_from(tmp_path)})
+    scaled, sha256 = start(UNet(PARAMS.network), params, inputs)
+    assert sha256 == inputs.sha256 | {"init_from": passport.content_sha256}
+    assert scaled.facts == inputs.facts | {"latent_scale": theirs}
+    samples, noise = np.arange(3), torch.zeros(3, 4, 4, 4)
+    plain = 3 * inputs.train.latents(samples, noise) + 1
+    torch.testing.assert_close(scaled.train.latents(samples, noise), (plain - 0.5) / 2)
+    assert scaled.val.scale == scaled.train.scale
+    # Unless another one is meant.
+    params = PARAMS.model_copy(update={"init_from": init_from(tmp_path, "latent_scale")})
+    assert start(UNet(PARAMS.network), params, inputs)[0] is inputs
+    assert start(UNet(PARAMS.network), PARAMS, inputs) == (inputs, inputs.sha256)
 
 
 def test_another_autoencoder_of_the_same_scale_is_another_latent_space(inputs: Inputs, tmp_path: Path):

@@ -85,6 +85,7 @@ UNET: dict[str, Any] = {
     "averages": None,
     "mirroring": None,
     "init_from": None,
+    "lora": None,
     "num_validation_samples": 5,
     "num_validation_buckets": 2,
     "num_pictures": 2,
@@ -97,7 +98,7 @@ def autoencoder_params(**changes: object) -> TrainAutoencoderParams:
 
 def unet_params(**changes: object) -> TrainUNetParams:
     """`training`, `diffusion` and `network` are changed key by key."""
-    merged = {k: UNET[k] | v if isinstance(v, dict) else v for k, v in changes.items()}
+    merged = {k: UNET[k] | v if isinstance(v, dict) and UNET[k] else v for k, v in changes.items()}
     return TrainUNetParams.model_validate_json(json.dumps(UNET | merged), strict=True)
 
 

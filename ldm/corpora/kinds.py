@@ -12,7 +12,14 @@ from pathlib import Path
 from ldm.corpora import pixels
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
-from ldm.corpora.params import DigitsParams, OpenMojiParams, PrepareParams, ShapesParams, TorchvisionParams
+from ldm.corpora.params import (
+    DigitsParams,
+    MixtureParams,
+    OpenMojiParams,
+    PrepareParams,
+    ShapesParams,
+    TorchvisionParams,
+)
 from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, UserCorpus, WebdatasetParams
 
 
@@ -78,6 +85,16 @@ def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit
             from ldm.corpora import webdataset
 
             return webdataset.units(corpus, size_px, Files.below(source, corpus.directory), is_captioned)
+        case MixtureParams():
+            from ldm.corpora import mixture
+
+            return [
+                mixture.unit(name, part, each)
+                for name, part in corpus.parts.items()
+                for each in _units(
+                    params.model_copy(update={"corpus": part.corpus}), source, is_captioned and part.caption is None
+                )
+            ]
 
 
 def _whole(params: PrepareParams, items: Callable[[], Iterable[Pair | Rejection]], files: Files | None = None) -> Unit:

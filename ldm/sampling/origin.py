@@ -39,6 +39,8 @@ class Origin(BaseModel):
     """The settings of the task."""
     pictures: dict[str, str] = {}
     """Name -> SHA-256 of each picture that the task was given."""
+    adapters: dict[str, float] = {}
+    """SHA-256 of each adapter that was added to the UNet -> its scale."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,6 +56,7 @@ class Origin(BaseModel):
         settings: dict[str, Any],
         models: dict[str, str],
         encoded: bool = False,
+        adapters: dict[str, float] | None = None,
     ) -> list[Self]:
         """One per image of a batch."""
         return [
@@ -65,6 +68,7 @@ class Origin(BaseModel):
                 position=position,
                 models=models,
                 encoded=encoded,
+                adapters=adapters or {},
             )
             for position, (prompt, number) in enumerate(zip(prompts, prompt_numbers, strict=True))
         ]

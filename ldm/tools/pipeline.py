@@ -307,6 +307,9 @@ class Pipeline:
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
                 raise IntegrityError("replay", f"an image of {name} {origin.models.get(name)}", f"{name} {sha256}", fix)
+        if origin.adapters != self.generator.adapters:
+            found, expected = (_told(adapters) for adapters in (origin.adapters, self.generator.adapters))
+            raise IntegrityError("replay", f"an image of {found}", expected, "name its adapters by --adapter")
         texts, numbers = [origin.prompt] * origin.batch_size, [origin.prompt_number] * origin.batch_size
         work, pipeline = again(origin, given, "replay"), self if origin.encoded else self._with_captions()
         return pipeline._drawn(texts, numbers, drawing, work)[origin.position]
@@ -359,6 +362,10 @@ def _split(params: config.Section, settings: Mapping[str, Any]) -> tuple[dict[st
     """The settings that are fields of the params, and the others."""
     own = {name: value for name, value in settings.items() if name in type(params).model_fields}
     return own, {name: value for name, value in settings.items() if name not in own}
+
+
+def _told(adapters: Mapping[str, float]) -> str:
+    return ", ".join(f"adapter {sha256} times {scale:g}" for sha256, scale in adapters.items()) or "no adapter"
 
 
 def _check_start(number: int) -> None:

@@ -253,6 +253,9 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
         """Map every token independently."""
+        if hasattr(self.proj, "base_layer"):  # low-rank layers are around it, which only a call adds
+            values, gates = self.proj(x).chunk(2, dim=-1)
+            return values * functional.gelu(gates)
         # Splitting the weights, not the output, keeps all operands contiguous: three times faster in bf16 on a CPU.
         (weight, gate_weight), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         return functional.linear(x, weight, bias) * functional.gelu(functional.linear(x, gate_weight, gate_bias))
@@ -320,4 +323,13 @@ def _embedding(*shape: int) -> nn.Parameter:
 
 def _project(tokens: Float[Tensor, "b n d"], layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "b n d"]:
     """Apply a linear layer or a 1x1 convolution to tokens; as a linear map, the convolution is faster."""
+    if hasattr(layer, "base_layer"):  # low-rank layers are around it, which only a call adds
+        return _called(tokens, layer)
     return functional.linear(tokens, layer.weight.flatten(1), layer.bias)
+
+
+def _called(tokens: Float[Tensor, "b n d"], layer: nn.Module) -> Float[Tensor, "b n d"]:
+    """What a layer around a linear one or a 1x1 convolution makes of tokens."""
+    if layer.get_parameter("base_layer.weight").dim() == 2:
+        return layer(tokens)
+    return layer(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)

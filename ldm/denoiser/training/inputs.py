@@ -1,9 +1,9 @@
 """Inputs of a denoiser's training: latents paired with the conditions of their captions."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,10 @@ class LatentsAndCaptions:
 
     def __len__(self) -> int:
         return len(self._captions)
+
+    def scaled(self, scale: LatentScale) -> Self:
+        """The same latents on another scale."""
+        return type(self)(self._latents, self._captions, self.text, scale)
 
     @property
     def has_mirrored(self) -> bool:
@@ -107,6 +111,10 @@ class Inputs:
     sha256: dict[str, str]
     files: list[tuple[Path, str]]
     """Every shard that a training reads, with its SHA-256."""
+
+    def scaled(self, scale: LatentScale) -> Self:
+        """The same inputs, with latents on another scale."""
+        return replace(self, train=self.train.scaled(scale), val=self.val.scaled(scale))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -21,8 +21,21 @@ class InitFromParams(Section):
     may_differ: list[Trait]
     """Traits that may differ from those it was trained with: `schedule` and `prediction`, which are those of
     `diffusion`; `text_encoder` (compared by the null embedding, which depends on the CLIP, the settings of `embed_text`
-    and the number of tokens); `autoencoder`; `latent_scale` (compared to six digits). Listing a trait that does not
-    differ has no effect."""
+    and the number of tokens); `autoencoder`; `latent_scale` (compared to six digits: without it here, latents are
+    scaled as for that denoiser, if it is one of this project). Listing a trait that does not differ has no effect."""
+
+
+class LoraParams(Section):
+    """Low-rank adaptation (Hu et al. 2021): the weights that the training starts from stay as they are, and it learns
+    what is added to some of them, alpha / rank times a product of two thin matrices."""
+
+    rank: int = Field(ge=1, le=1024)
+    """Columns of the thin matrices: more can learn more, and make a larger file. 4 to 16 is usual."""
+    alpha: float = Field(gt=0, le=1e4)
+    """Scale of what is added, divided by the rank: alpha equal to the rank is usual."""
+    targets: Annotated[list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]], Field(min_length=1)]
+    """Which linear layers and convolutions it is added to, by their names or ends of them: to_q, to_k, to_v and
+    to_out.0 are those of attention, ff.net.0.proj and ff.net.2 the layers after it."""
 
 
 class MirroringParams(Section):
@@ -47,6 +60,8 @@ class TrainUNetParams(Section):
     too."""
     init_from: InitFromParams | None
     """A trained denoiser to start from; null = random weights."""
+    lora: LoraParams | None
+    """Low-rank adaptation of `init_from`, which also writes what it learned as an adapter; null = all weights learn."""
     num_validation_samples: int = Field(gt=0, json_schema_extra=BESIDE)
     """Latents of the validation split that the validation loss is measured on (fewer if the split has fewer)."""
     num_validation_buckets: int = Field(ge=1, le=20, json_schema_extra=BESIDE)
@@ -58,4 +73,8 @@ class TrainUNetParams(Section):
     def _check(self) -> Self:
         if self.averages is not None:
             self.averages.check_result(self.training.num_steps)
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora adapts a trained denoiser, and init_from is null; name one there, or set lora: null")
+        if self.lora is not None and self.averages is not None:
+            raise ValueError("averages keep whole networks, and lora trains none; set one of them to null")
         return self

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.networks import KIND
@@ -23,6 +24,23 @@ _FREE = {"latent_channels", "latent_size", "linear_projection", "gradient_checkp
 _POSITIONS = "position_embedding"
 _OF_CHANNELS = {"conv_in.weight": 1, "conv_out.weight": 0, "conv_out.bias": 0}
 """Weights with a row or column per channel of a latent, and in which dimension."""
+
+
+def start(unet: nn.Module, params: TrainUNetParams, inputs: Inputs) -> tuple[Inputs, dict[str, str]]:
+    """Load the weights of `params.init_from`, if there is one; returns the inputs of its training, and the SHA-256 of
+    all that it starts from.
+
+    New images have another latent scale even with the same autoencoder, but a denoiser goes on with the scale that it
+    knows, unless `latent_scale` may differ. Errors: those of `load_weights`.
+    """
+    if params.init_from is None:
+        return inputs, inputs.sha256
+    passport = Path(params.init_from.path) / artifact.PASSPORT
+    if passport.is_file() and "latent_scale" not in params.init_from.may_differ:
+        with artifact.fitting(passport.parent):
+            facts = artifact.read_passport(passport.parent, KIND).facts["latent_scale"]
+            inputs = inputs.scaled(LatentScale.from_facts(facts))
+    return inputs, {**inputs.sha256, "init_from": load_weights(unet, params.init_from, params, inputs)}
 
 
 def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetParams, inputs: Inputs) -> str:

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from ldm.corpora.params import CorpusParams, DigitsParams, OpenMojiParams, ShapesParams, TorchvisionParams
+from ldm.corpora.params import (
+    CorpusParams,
+    DigitsParams,
+    MixtureParams,
+    OpenMojiParams,
+    ShapesParams,
+    TorchvisionParams,
+)
 
 _TORCHVISION = {
     "MNIST": ("LeCun, Cortes and Burges", "cc-by-sa-3.0"),
@@ -46,6 +53,11 @@ def of(corpus: CorpusParams) -> Source:
             maker, licence = _TORCHVISION.get(dataset, (None, None))
             whose = "Its licence is **not stated** here." if maker is None else f"By {maker}, licence {licence}."
             return Source(dataset, f"The dataset {dataset}, as torchvision downloads it. {whose}", licence)
+        case MixtureParams(parts=parts):
+            found = [of(part.corpus) for part in parts.values()]
+            names, texts = (list(dict.fromkeys(each)) for each in ([s.name for s in found], [s.text for s in found]))
+            licences = {source.licence for source in found}
+            return Source(" and ".join(names), "\n\n".join(texts), licences.pop() if len(licences) == 1 else None)
         case _:
             text = (
                 "Images and captions of the owner of this model. Whose they are and their licence are **not stated**."

@@ -58,12 +58,31 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "a model folder (data/model, or a copy of it), whose settings count; default: the artefacts of the repository"
     )
     parser.add_argument("--model", type=Path, default=Path(), metavar="DIR", help=f"{about} in the working folder")
+    parser.add_argument(
+        "--adapter",
+        type=_adapter,
+        action="append",
+        default=[],
+        dest="adapters",
+        metavar="PATH[,scale=X]",
+        help="a LoRA of the UNet: the folder `adapter` of a fine-tuned UNet, or a file of peft, diffusers or kohya; \
+scale 1 = as trained; several may be given",
+    )
     add_device(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option that names the device."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    """A path and its scale."""
+    path, has_scale, scale = text.rpartition(",scale=")
+    try:
+        return (path, float(scale)) if has_scale else (text, 1.0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found scale {scale!r}; expected a number, as in {path},scale=0.5") from None
 
 
 def texts_of(options: argparse.Namespace, is_needed: bool = True) -> list[str]:
@@ -109,7 +128,12 @@ def load(options: argparse.Namespace, parts: Parts, num_threads: int | None = No
     from ldm.tools import pipeline
 
     torch.set_num_threads(num_threads or cores.threads(parts.machine))
-    return pipeline.Pipeline.load(parts.root, options.device)
+    found = pipeline.Pipeline.load(parts.root, options.device)
+    if not options.adapters:
+        return found
+    from ldm.tools.adapters import adapted
+
+    return adapted(found, dict(options.adapters))
 
 
 def hint(pipeline: "Pipeline", texts: list[str]) -> None:

@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--toys", action="store_true", help="only those that need no trained artefact")
     parser.add_argument("--overwrite", action="store_true", help="replace what has the name of a figure")
     drawing.add_device(parser)
-    parser.set_defaults(command=_figures)
+    parser.set_defaults(command=_figures, adapters=[])
     parser.more = _names
 
 

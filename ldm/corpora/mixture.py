@@ -1,0 +1,28 @@
+"""Several corpora as one: the units of a part of a mixture."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from ldm.corpora import spelling
+from ldm.corpora.pairs import Pair, Rejection, Unit, key_of
+from ldm.corpora.params import PartParams
+
+
+def unit(name: str, part: PartParams, of_corpus: Unit) -> Unit:
+    """A unit of the corpus of a part, as a unit of the mixture. name: of the part."""
+    facts = [name, part.repeats, part.caption, of_corpus.sha256]
+    sha256 = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return Unit(f"{name}: {of_corpus.name}", sha256, partial(_items, name, part, of_corpus))
+
+
+def _items(name: str, part: PartParams, of_corpus: Unit) -> Iterator[Pair | Rejection]:
+    for item in of_corpus.items():
+        if isinstance(item, Rejection):
+            yield replace(item, key=key_of(f"{name}-{item.key}"))
+            continue
+        told = item if part.caption is None else replace(item, captions=[spelling.clean(part.caption)], claims=[None])
+        for copy in range(part.repeats):
+            yield replace(told, key=key_of(f"{name}-{item.key}" + f"-{copy + 1}" * (part.repeats > 1)))

@@ -1,0 +1,117 @@
+"""Adapters as users bring them, added to the UNet of a pipeline: of `train_unet`, or of peft, diffusers and kohya."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ldm.core import artifact
+from ldm.core.errors import ConfigError, IntegrityError
+from ldm.denoiser import adapters
+from ldm.denoiser.adapters import Adapter
+from ldm.exchange import files
+from ldm.sampling.generator import Generator
+from ldm.tools.pipeline import Pipeline
+
+_OF_TEXT = ("text_encoder", "lora_te")
+_PREFIXES = ("unet.", "base_model.model.", "lora_unet_")
+_ENDS = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+}
+_FIX = "name a LoRA of a UNet, as `train_unet`, peft, diffusers or kohya's scripts save it"
+
+
+def adapted(pipeline: Pipeline, chosen: Mapping[str | Path, float]) -> Pipeline:
+    """The pipeline with adapters in its UNet: `adapted(Pipeline.load(), {"data/unet/adapter": 1})`. They are added to
+    its own weights, so that an image takes no more time.
+
+    chosen: a folder that `train_unet` wrote, or a file of others -> its scale; 1 = as trained, 0 = without effect.
+
+    Warns if one was trained on another UNet, or has layers for a text encoder too, which are left out. ConfigError: one
+    does not fit the UNet. IntegrityError: one is missing, damaged or no LoRA.
+    """
+    generator, found = pipeline.generator, dict(pipeline.generator.adapters)
+    for name, scale in chosen.items():
+        sha256, adapter = _read(Path(name), generator)
+        adapter.add_to(generator.unet, scale, str(name))
+        found[sha256] = found.get(sha256, 0.0) + scale
+    return replace(pipeline, generator=replace(generator, adapters=found))
+
+
+def _read(path: Path, generator: Generator) -> tuple[str, Adapter]:
+    """An adapter with its SHA-256."""
+    if not (path / artifact.PASSPORT).is_file():
+        source = files.read(path)
+        return source.sha256, _foreign(source, generator.unet)
+    adapter, passport = adapters.load(path)
+    base, ours = passport.inputs["init_from"], generator.passport.content_sha256
+    if base != ours:
+        warnings.warn(f"{path} was trained on UNet {base[:12]}, and this is {ours[:12]}", stacklevel=3)
+    return passport.content_sha256, adapter
+
+
+def _foreign(source: files.Source, network: nn.Module) -> Adapter:
+    """The adapter of a file that others wrote. Layers have diffusers' names; kohya writes "_" for each dot in them."""
+    of_text = [name for name in source.tensors if name.startswith(_OF_TEXT)]
+    if of_text:
+        warnings.warn(f"{source.path}: {len(of_text)} tensors of a text encoder are left out", stacklevel=3)
+    names = {name.replace(".", "_"): name for name, _ in network.named_modules()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(source.tensors.keys() - of_text):
+        end = next((end for end in _ENDS if name.endswith(end)), None)
+        if end is None:
+            raise IntegrityError(str(source.path), f"a tensor {name}", f"names that end in {', '.join(_ENDS)}", _FIX)
+        layer = reduce(str.removeprefix, _PREFIXES, name.removesuffix(end))
+        parts.setdefault(names.get(layer, layer), {})[_ENDS[end]] = source.tensors[name]
+    if not parts:
+        raise IntegrityError(str(source.path), "no layer of a UNet", "at least one", _FIX)
+    alpha = _alpha(source.path)
+    return Adapter({layer: _pair(layer, found, alpha, source.path) for layer, found in parts.items()})
+
+
+def _pair(layer: str, found: Mapping[str, Tensor], alpha: float | None, path: Path) -> tuple[Tensor, Tensor]:
+    """Both matrices of a layer; the second is scaled by alpha / rank, which is 1 where no alpha is stated."""
+    if not {"down", "up"} <= found.keys():
+        raise IntegrityError(str(path), f"{layer} with {', '.join(sorted(found))} alone", "down and up", _FIX)
+    rank = len(found["down"])
+    own = float(found["alpha"]) if "alpha" in found else alpha
+    return found["down"], (1.0 if own is None else own / rank) * found["up"].float()
+
+
+def _alpha(path: Path) -> float | None:
+    """The alpha that diffusers writes into the header of a file, or peft into a file beside it, for all layers; None
+    if there is none. ConfigError: it is not one number, or the adapter is of a kind that is more than a product."""
+    beside = path.with_name("adapter_config.json")
+    if path.name.startswith("adapter_model") and beside.is_file():
+        settings = files.read_json(beside)
+    else:
+        text = _header(path).get("lora_adapter_metadata", "{}")
+        settings = {name.removeprefix("unet."): value for name, value in json.loads(text).items()}
+    unknown = [name for name in ("alpha_pattern", "use_rslora", "use_dora") if settings.get(name)]
+    if unknown:
+        found = f"{', '.join(f'{name} {settings[name]}' for name in unknown)}"
+        raise ConfigError(
+            str(path),
+            found,
+            "products with one alpha for all",
+            "merge it by peft, and save the UNet",
+        )
+    return settings.get("lora_alpha")
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What a safetensors file says besides its tensors."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if file.read(1) != b"{":  # a pickle, which has none
+            return {}
+        file.seek(8)
+        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__", {})
