@@ -21,6 +21,7 @@ from ldm.denoiser.training.inputs import check_fits, load_inputs, prove_attentio
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.denoiser.training.start import load_weights
 from ldm.denoiser.training.validation import Pictures, Validation, summary
+from ldm.training import averages
 from ldm.training.loop import train
 
 
@@ -47,9 +48,8 @@ def main() -> str:
     pictures = Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
     batches = LatentBatches(inputs.train, params)
-    history = train(
-        objective, batches, batches.keys, training, accelerator, run, validate=validation, picture=pictures, name="unet"
-    )
+    given = (objective, batches, batches.keys, training, accelerator, run)
+    history = train(*given, validate=validation, picture=pictures, averages=params.averages, name="unet")
 
     metrics = summary(history.training, history.validation)
     with process.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):
@@ -58,6 +58,7 @@ def main() -> str:
             facts = inputs.facts | {"caption_dropout": params.diffusion.caption_dropout} | history.facts
             artifact.write(weights, KIND, settings, unet.state_dict(), sha256, facts)
             artifact.write_json(results / "metrics.json", metrics)
+            averages.write(results / "averages", run, params.averages, training.num_steps, settings, sha256, facts)
             history.write(results)
             pictures(objective, results / "z0_hat.png")
     run.remove()

@@ -20,7 +20,7 @@ from ldm.compute import state
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.training.loop import rows_of_pass
 from ldm.training.optimizer import ema_decay_at, learning_rate_at
-from tests.toy_training import Batches, Toy, params, run_toy
+from tests.toy_training import Batches, Toy, averages, params, run_toy
 
 SCRIPT = Path(__file__).with_name("toy_training.py")
 
@@ -342,11 +342,15 @@ def launch(out: Path, scenarios: dict[str, dict[str, Any]], started: Path | None
 
 
 def test_two_processes_agree_with_one(tmp_path: Path):
-    """20 steps; one batch is bad on one of the two processes, and in fp32 one of them is told to stop at step 6."""
+    """20 steps; one batch is bad on one of the two processes, and in fp32 one of them is told to stop at step 6. The
+    result of another run is made of averages that it kept."""
     bad, tolerances = {4: 7}, {"fp32": 1e-5, "bf16": 2e-3}
     changes = {precision: {"precision": precision, "log_every_steps": 1} for precision in tolerances}
     stop = {"fp32": {"kill_at": 6}, "bf16": {}}
-    launch(tmp_path / "two", {name: {**changes[name], "bad": bad, **stop[name]} for name in tolerances})
+    scenarios = {name: {**changes[name], "bad": bad, **stop[name]} for name in tolerances}
+    launch(tmp_path / "two", {**scenarios, "averaged": {"averages": {"every_steps": 4, "result": 0.08}}})
+    averaged, _ = run_toy(tmp_path / "one-averaged", params(), kept=averages(every_steps=4, result=0.08))
+    assert largest_difference(averaged.state_dict(), load_file(tmp_path / "two/averaged.safetensors")) < 1e-3
     for name, tolerance in tolerances.items():
         chosen = params(**changes[name])
         one, history = run_toy(tmp_path / f"one-{name}", chosen, batches=Batches(chosen, bad))

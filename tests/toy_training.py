@@ -27,7 +27,7 @@ from ldm.compute.state import Run
 from ldm.core.errors import Stopped
 from ldm.training.history import History
 from ldm.training.loop import train
-from ldm.training.params import TrainingParams
+from ldm.training.params import AveragesParams, TrainingParams
 
 DEFAULTS = {
     "num_steps": 20,
@@ -52,6 +52,11 @@ DEFAULTS = {
 
 def params(**changes: object) -> TrainingParams:
     return TrainingParams.model_validate_json(json.dumps(DEFAULTS | changes), strict=True)
+
+
+def averages(**changes: object) -> AveragesParams:
+    values = {"lengths": [0.05, 0.1], "every_steps": 20, "result": None}
+    return AveragesParams.model_validate_json(json.dumps(values | changes), strict=True)
 
 
 class Toy(nn.Module):
@@ -105,6 +110,7 @@ def run_toy(
     *,
     toy: Toy | None = None,
     batches: Batches | None = None,
+    kept: AveragesParams | None = None,
     kill_at: int = -1,
     signal_number: int = signal.SIGTERM,
     code: str = "1",
@@ -126,12 +132,17 @@ def run_toy(
         batch = Batches(chosen)(10**6, slice(0, chosen.batch_size))
         return {name: value.item() for name, value in objective(batch).items()}
 
-    run = Run(root, "toy", {**fingerprint.of_params(chosen), "code.toy": code})
+    run = Run(root, "toy", {**made_by(chosen, kept), "code.toy": code})
+    machine = accelerator(chosen)
     try:
-        history = train(toy, batch_at_step, keys, chosen, accelerator(chosen), run, validate=validate, name="toy")
+        history = train(toy, batch_at_step, keys, chosen, machine, run, validate=validate, averages=kept, name="toy")
     finally:
         run.close()
     return toy, history
+
+
+def made_by(chosen: TrainingParams, kept: AveragesParams | None) -> dict[str, Any]:
+    return {**fingerprint.of_params(chosen), **(fingerprint.of_params(kept) if kept else {})}
 
 
 def run_scenario(out: Path, name: str, given: dict[str, Any]) -> None:
@@ -139,13 +150,15 @@ def run_scenario(out: Path, name: str, given: dict[str, Any]) -> None:
     is_main = os.environ.get("RANK", "0") == "0"
     kill_at = given.pop("kill_at", -1)
     bad = {int(step): row for step, row in given.pop("bad", {}).items()}
+    kept = averages(**given.pop("averages")) if "averages" in given else None
     chosen = params(**given)
     if kill_at >= 0:
         with suppress(Stopped):
-            run_toy(out / name, chosen, batches=Batches(chosen, bad), kill_at=-1 if is_main else kill_at)
+            run_toy(out / name, chosen, batches=Batches(chosen, bad), kept=kept, kill_at=-1 if is_main else kill_at)
             raise AssertionError("it was not stopped")
     # After a stop all weights must come from the state.
-    toy, history = run_toy(out / name, chosen, toy=Toy(seed=3 if kill_at >= 0 else 0), batches=Batches(chosen, bad))
+    toy = Toy(seed=3 if kill_at >= 0 else 0)
+    toy, history = run_toy(out / name, chosen, toy=toy, batches=Batches(chosen, bad), kept=kept)
     if is_main:
         save_file(toy.state_dict(), out / f"{name}.safetensors")
         (out / f"{name}.json").write_text(json.dumps([history.training, history.validation]))

@@ -82,6 +82,7 @@ UNET: dict[str, Any] = {
         "caption_dropout": 0.25,
     },
     "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "learning_rate": 1e-3},
+    "averages": None,
     "mirroring": None,
     "init_from": None,
     "num_validation_samples": 5,

@@ -56,7 +56,7 @@ class Saved:
 class Run:
     """One run directory: `open` it, `choose` the newest good state, `commit` new ones, `remove` it in the end.
 
-    Work in independent units is kept unit by unit instead: `keep` and `kept`.
+    Work in independent units is kept unit by unit instead, as are averages of a training: `keep` and `kept`.
     Only the main process opens, chooses, commits, retains and removes; every process may keep units.
     """
 
@@ -143,8 +143,7 @@ class Run:
         if choice is None:
             return None
         name, sha256 = choice
-        state: State | None = None
-        problem: str | None = None
+        state = problem = None
         try:
             state = read(Saved(self.directory / name, sha256))
         except IntegrityError as error:
@@ -176,12 +175,14 @@ class Run:
             accepted = accept(state, record)
             # A state of this run is in its place already, and must not be missing even for a moment.
             if source.parent != self.directory:
+                for unit in source.parent.glob("unit-*"):
+                    shutil.copytree(unit, self.directory / unit.name, dirs_exist_ok=True)
                 self._publish(source.name, accepted)
         for newer in (path for path in states_of(self.directory) if path.name > source.name):
             shutil.rmtree(newer)
         request.unlink()
-        lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs))
-        print(f"going on from {source}, as `ldm resume` asked; what differs:{lines or ' nothing'}", flush=True)
+        lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs)) or " nothing"
+        print(f"going on from {source}, as `ldm resume` asked; what differs:{lines}", flush=True)
 
     def commit(self, state: State, num_kept: int) -> None:
         """Make a state the newest one, durably, then drop all but the `num_kept` newest.
@@ -215,8 +216,7 @@ class Run:
 
     def unit(self, key: str) -> State:
         """A unit that was kept. IntegrityError: it is gone or does not verify."""
-        unit = self.kept(key)
-        if unit is None:
+        if (unit := self.kept(key)) is None:
             where, fix = f"{self.directory}: {key}", "run it again: only what is missing is computed"
             raise IntegrityError(where, "gone or damaged since it was written", "a unit of work that was kept", fix)
         return unit
@@ -344,10 +344,10 @@ def _write(directory: Path, state: State) -> None:
     artifact.write_tensors(directory / _TENSORS, state.tensors)
     # Not write_json: a loss may be NaN, and columns keep their order.
     (directory / _VALUES).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
-    names = (_TENSORS, _VALUES)
-    for name in names:
+    for name in (_TENSORS, _VALUES):
         _sync(directory / name)
-    artifact.write_json(directory / _MANIFEST, {name: artifact.sha256_file(directory / name) for name in names})
+    hashes = {name: artifact.sha256_file(directory / name) for name in (_TENSORS, _VALUES)}
+    artifact.write_json(directory / _MANIFEST, hashes)
     _sync(directory / _MANIFEST)
     _sync(directory)
 

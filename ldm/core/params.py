@@ -41,7 +41,7 @@ Size = tuple[int, int]
 
 
 class PathsParams(Section):
-    """One folder per artefact. The `_results` folders are for people to read; no later stage depends on them."""
+    """One folder per artefact. The `_results` folders are for people to read; no other stage of dvc.yaml reads them."""
 
     source: RelativePath
     """Corpora that users bring; no stage writes here."""

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ldm.compute import attention, ranks
 from ldm.compute.state import Run, State
 from ldm.compute.stopping import StopRequest
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.core.progress import Progress
+from ldm.training.averages import Averages
 from ldm.training.history import History, Row
-from ldm.training.optimizer import ADVERSARY, Optimizers, ema_decay_at, learning_rate_at
-from ldm.training.params import AdversaryParams, TrainingParams
+from ldm.training.optimizer import ADVERSARY, Optimizers, learning_rate_at
+from ldm.training.params import AdversaryParams, AveragesParams, TrainingParams
 
 BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
 KeysAtStep = Callable[[int], list[str]]
@@ -32,6 +32,8 @@ Picture = Callable[[nn.Module, Path], None]
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
 _NUM_SHOWN_KEYS = 8
 _NUM_COMPARED_BATCHES = 3
+_OF_MODEL = ("weights.", "ema.", "average_", "buffers.")
+"""How the names of tensors of a state begin that two states of one model have in common."""
 
 
 def train(
@@ -45,6 +47,7 @@ def train(
     validate: Validate,
     picture: Picture | None = None,
     adversary: AdversaryParams | None = None,
+    averages: AveragesParams | None = None,
     name: str,
 ) -> History:
     """Train `objective` for `params.num_steps` updates, from the newest state of `run` on.
@@ -56,6 +59,7 @@ def train(
     picture: called on the main process with the averaged weights and a path to write a PNG to.
     adversary: how the submodule `adversary` of the objective is trained, by the gradients that the same loss gives it.
         Its weights are not averaged.
+    averages: which averages the run keeps besides, and whether one made of them is the result.
 
     On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
     threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
@@ -74,7 +78,7 @@ def train(
         if ranks.count() > 1:
             fix = "start all from equal packages on machines of one kind"
             ranks.agree(ranks.checksums(objective.state_dict()), fix)
-        training = _Training(objective, batch_at_step, keys_at_step, params, adversary, accelerator)
+        training = _Training(objective, batch_at_step, keys_at_step, params, adversary, accelerator, averages)
         if accelerator.is_main_process:
             run.open()
             run.adopt(training.accept)
@@ -83,8 +87,12 @@ def train(
         coming = range(training.step, training.step + _NUM_COMPARED_BATCHES)
         ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
         _run_steps(training, run, validate, picture, name)
+        if training.averages.choose(run):
+            _compare(training)
+            training.history.validation.pop()
+            _validate(training, validate, picture, run)
         on_error.pop_all()  # the run stays open until the caller has its result in place
-    training.swap()
+    training.averages.swap()
     objective.eval()
     return training.history
 
@@ -100,7 +108,9 @@ def _run_steps(training: "_Training", run: Run, validate: Validate, picture: Pic
             training.update()
             is_last = training.step == params.num_steps
             is_stopping = training.agree(stop.reason is not None)
-            # The order counts: a saved state holds the rows of its own step.
+            # The order counts: a saved state holds the rows of its own step, and the run its averages.
+            if training.accelerator.is_main_process:
+                training.averages.keep(run, training.step)
             if is_last or training.step % params.log_every_steps == 0:
                 progress.note(loss=training.log()["loss"])
             progress.advance()
@@ -186,6 +196,7 @@ class _Training:
         params: TrainingParams,
         adversary: AdversaryParams | None,
         accelerator: Accelerator,
+        averages: AveragesParams | None,
     ) -> None:
         asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
         given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
@@ -195,8 +206,8 @@ class _Training:
         self.num_rows = rows_per_pass(params, accelerator)
         self.model: nn.Module = accelerator.prepare_model(objective.train())
         self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
-        self.averaged_weights = {name: w for name, w in self.weights.items() if not name.startswith(ADVERSARY)}
-        self.ema = {name: weight.detach().clone() for name, weight in self.averaged_weights.items()}
+        averaged = {name: weight for name, weight in self.weights.items() if not name.startswith(ADVERSARY)}
+        self.averages = Averages(averaged, params, averages)
         self.optimizers = Optimizers(self.weights, params, adversary)
         self.bad = _BadUpdates(*torch.zeros(4, dtype=torch.int64, device=accelerator.device))
         self.sums: dict[str, Tensor] = {}
@@ -208,8 +219,7 @@ class _Training:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
         scalars = self._gradients()
         is_good, norms = self.optimizers.update(self.step, self.accelerator)
-        average = get_ema_multi_avg_fn(ema_decay_at(self.step, self.params))
-        average(list(self.ema.values()), [weight.detach() for weight in self.averaged_weights.values()], self.step)
+        self.averages.update(self.step)
         self.step += 1
         self._count(is_good, {**scalars, **norms})
 
@@ -298,23 +308,16 @@ class _Training:
     @contextmanager
     def averaged(self) -> Generator[None]:
         """A block in which the objective has the averaged weights, in evaluation mode, without gradients."""
-        self.swap()
+        self.averages.swap()
         self.objective.eval()
         with torch.no_grad(), self.accelerator.autocast():
             yield
         self.objective.train()
-        self.swap()
-
-    def swap(self) -> None:
-        """Exchange weights and averaged weights."""
-        for name, weight in self.averaged_weights.items():
-            weight.data, self.ema[name] = self.ema[name], weight.data
+        self.averages.swap()
 
     def state(self) -> State:
         """Everything the next update depends on, and the history."""
-        tensors = {f"weights.{name}": weight.detach() for name, weight in self.weights.items()}
-        tensors |= {f"ema.{name}": weight for name, weight in self.ema.items()}
-        tensors |= {f"buffers.{name}": buffer for name, buffer in self._buffers().items()}
+        tensors = {f"{kind}.{name}": t.detach() for kind, own in self._model().items() for name, t in own.items()}
         for name, weight in self.weights.items():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizers.moments(weight).items()}
         tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": torch.stack(self.bad)}
@@ -324,7 +327,7 @@ class _Training:
 
     def restore(self, state: State) -> None:
         """Continue from a saved state."""
-        targets = {"weights": self.weights, "ema": self.ema, "buffers": self._buffers()}
+        targets = self._model()
         for name, tensor in state.tensors.items():
             kind, _, key = name.partition(".")
             if kind in targets:
@@ -352,8 +355,10 @@ class _Training:
         record: step and hash of the state and what differs, for the history. IntegrityError: it is a state of another
         model, or past the last step.
         """
-        ours = {name: list(tensor.shape) for name, tensor in self.state().tensors.items() if _is_of_model(name)}
-        theirs = {name: list(tensor.shape) for name, tensor in state.tensors.items() if _is_of_model(name)}
+        ours, theirs = (
+            {name: list(t.shape) for name, t in each.tensors.items() if name.startswith(_OF_MODEL)}
+            for each in (self.state(), state)
+        )
         other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
         fix = "undo what differs (`ldm runs` shows it), name another state, or remove resume.json to start afresh"
         if other:
@@ -370,15 +375,13 @@ class _Training:
         resumed_from = [*state.values.get("resumed_from", []), record]
         return State(state.step, tensors, {**state.values, "resumed_from": resumed_from})
 
-    def _buffers(self) -> dict[str, Tensor]:
+    def _model(self) -> dict[str, Mapping[str, Tensor]]:
+        """Weights, averages and buffers by their names in a state."""
         persistent = self.objective.state_dict().keys()
-        return {name: buffer for name, buffer in self.objective.named_buffers() if name in persistent}
+        buffers = {name: buffer for name, buffer in self.objective.named_buffers() if name in persistent}
+        return {"weights": self.weights, **self.averages.targets, "buffers": buffers}
 
     def _machine(self) -> dict[str, str | int]:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
         threads, backend = torch.get_num_threads(), attention.selected()
         return {"device": device, "processes": world, "threads": threads, "attention": backend}
-
-
-def _is_of_model(name: str) -> bool:
-    return name.startswith(("weights.", "ema.", "buffers."))

@@ -1,12 +1,12 @@
 """Section `train_unet`: the denoiser, its forward process, its loss and its training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section
 from ldm.denoiser.model.params import DiffusionParams, NetworkParams
-from ldm.training.params import TrainingParams
+from ldm.training.params import AveragesParams, TrainingParams
 
 Trait = Literal["schedule", "prediction", "text_encoder", "autoencoder", "latent_scale"]
 
@@ -39,6 +39,9 @@ class TrainUNetParams(Section):
     network: NetworkParams
     diffusion: DiffusionParams
     training: TrainingParams
+    averages: AveragesParams | None
+    """More averages of the weights, of which one of any length can be made; null = only the one of `ema_decay`, which
+    then is the result."""
     mirroring: MirroringParams | None
     """Mirrored images, which `encode_latents.mirrored` must have encoded; null = none. Writing in images is mirrored
     too."""
@@ -50,3 +53,9 @@ class TrainUNetParams(Section):
     """Equal slices of the distribution of training times; the validation error is also reported for each of them."""
     num_pictures: int = Field(ge=1, le=64, json_schema_extra=BESIDE)
     """Validation latents shown in the picture of one-step predictions."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.averages is not None:
+            self.averages.check_result(self.training.num_steps)
+        return self
