@@ -1,6 +1,6 @@
 """The code that a stage script runs and the params sections that it reads; `python -m tests.import_closure` writes both
-into dvc.yaml, and the code of each study into studies/dvc.yaml. DVC does not follow imports, so these files must list
-what a stage runs."""
+into dvc.yaml, and the code of each script of studies/dvc.yaml and optional/dvc.yaml into those. DVC does not follow
+imports, so these files must list what a stage runs."""
 
 import ast
 from io import StringIO
@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from ldm.compute.closure import files_of, has_code
 
 ROOT = Path(__file__).resolve().parents[1]
-PIPELINE, STUDIES = "dvc.yaml", "studies/dvc.yaml"
-QUICK = {"check", "model"}
+PIPELINE, STUDIES, OPTIONAL = "dvc.yaml", "studies/dvc.yaml", "optional/dvc.yaml"
+QUICK = {"check", "model", "average_unet"}
 """Stages that take seconds and on which no other stage waits: of a package that they use in good part, they list the
 folder, since a run too many costs less than twenty rows."""
 NOT_LISTED = {"paths", "machine"}  # paths reach dvc.yaml by templating; machine must not change a result
@@ -64,13 +64,13 @@ def sections(script: Path) -> list[str]:
 def stage_scripts(root: Path = ROOT, pipeline: str = PIPELINE) -> dict[str, Path]:
     """Stage name -> script, for every stage of a pipeline."""
     stages = YAML(typ="safe", pure=True).load((root / pipeline).read_text())["stages"]
-    folder = root / ("stages" if pipeline == PIPELINE else "studies")
+    folder = root / "stages" if pipeline == PIPELINE else (root / pipeline).parent
     return {name: folder / f"{name}.py" for name in stages}
 
 
 def refreshed(root: Path = ROOT, pipeline: str = PIPELINE) -> str:
     """A pipeline with every stage's code deps as they should be, and the params of dvc.yaml; data deps (templated) stay
-    as they are, and so do the params of a study, which reads those of two files."""
+    as they are, and so do the params of the others, which read those of two files."""
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -89,8 +89,8 @@ def refreshed(root: Path = ROOT, pipeline: str = PIPELINE) -> str:
 
 
 def main() -> None:
-    """Rewrite both pipelines."""
-    for pipeline in (PIPELINE, STUDIES):
+    """Rewrite all pipelines."""
+    for pipeline in (PIPELINE, STUDIES, OPTIONAL):
         text, path = refreshed(ROOT, pipeline), ROOT / pipeline
         changed = text != path.read_text(encoding="utf-8")
         path.write_text(text, encoding="utf-8")

@@ -31,7 +31,7 @@ SCRIPTS = stage_scripts()
 LIBRARY = sorted((ROOT / "ldm").rglob("*.py"))
 PARAMS = [path for path in LIBRARY if path.stem == "params"]
 USES = ("autoencoder", "clip", "unet", "guidance", "inception", "lpips")
-FOLDERS = ("ldm", "stages", "tests", "benchmarks", "studies", "docs")
+FOLDERS = ("ldm", "stages", "tests", "benchmarks", "studies", "optional", "docs")
 PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 DOORS = {
     "xformers": ("ldm/compute/attention.py",),
@@ -199,7 +199,7 @@ def test_the_library_imports_by_statements_only() -> None:
 
 def test_work_is_shared_and_kept_in_one_way() -> None:
     """What one process does is said by `process.share_of`, and units of work are kept by `work`; the passes
-    of a training, whose weights are those of all processes, are shared by its loop."""
+    of a training, whose weights are those of all processes, are shared by its loop, which keeps its averages."""
     sharing, keeping = re.compile(r"\.process_index\b"), re.compile(r"\.(?:keep|kept)\(")
 
     def using(pattern: re.Pattern[str]) -> set[str]:
@@ -207,7 +207,7 @@ def test_work_is_shared_and_kept_in_one_way() -> None:
         return {name(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
 
     assert using(sharing) == {"ldm/compute/process.py", "ldm/training/loop.py"}
-    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py"}
+    assert using(keeping) == {"ldm/compute/state.py", "ldm/precompute/work.py", "ldm/training/averages.py"}
     stages = {stage for stage, script in SCRIPTS.items() if "ldm/precompute/work.py" in files_of(script, ROOT)}
     assert stages == {"prepare", "encode_latents", "embed_text", "sample", "evaluate"}
 

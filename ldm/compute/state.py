@@ -211,7 +211,7 @@ class Run:
             check(directory)
             return _mapped(directory)
         except IntegrityError as error:
-            print(f"{error}\nit is computed again", file=sys.stderr, flush=True)
+            print(f"{error}\nit is computed again, or done without", file=sys.stderr, flush=True)
             return None
 
     def unit(self, key: str) -> State:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
 from ldm.core.config import Section
 
-_FOLDERS = "benchmarks configs docs ldm recipes stages studies tests"
+_FOLDERS = "benchmarks configs docs ldm optional recipes stages studies tests"
 _FILES = (
     "CONTRIBUTING.md LICENSE Makefile README.md dvc.lock dvc.yaml params.yaml paths.yaml pyproject.toml "
     "requirements.lock"

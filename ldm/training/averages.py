@@ -47,8 +47,8 @@ class Averages:
         for decay, own in zip(decays, self.targets.values(), strict=True):
             get_ema_multi_avg_fn(decay)(list(own.values()), weights, step)
 
-    def keep(self, run: Run, step: int) -> None:
-        """Keep the averages by power functions in the run, in half precision, if it is time to."""
+    def save(self, run: Run, step: int) -> None:
+        """Save the averages by power functions in the run, in half precision, if it is time to."""
         if self._kept is not None and step in self._kept.steps(self._params.num_steps):
             names = {_name(length): own for length, own in self._powers.items()}
             tensors = {f"{name}.{key}": value.half() for name, own in names.items() for key, value in own.items()}

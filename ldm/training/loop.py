@@ -110,7 +110,7 @@ def _run_steps(training: "_Training", run: Run, validate: Validate, picture: Pic
             is_stopping = training.agree(stop.reason is not None)
             # The order counts: a saved state holds the rows of its own step, and the run its averages.
             if training.accelerator.is_main_process:
-                training.averages.keep(run, training.step)
+                training.averages.save(run, training.step)
             if is_last or training.step % params.log_every_steps == 0:
                 progress.note(loss=training.log()["loss"])
             progress.advance()

@@ -6,6 +6,7 @@ from importlib import metadata
 
 from ldm.core import system
 from ldm.tools.cli import (
+    average,
     benchmark,
     export,
     figures,
@@ -20,7 +21,7 @@ from ldm.tools.cli import (
 )
 from ldm.tools.cli.options import Command
 
-_GROUPS = (generate, tasks, score, benchmark, replay, export, figures, params, manifest, salvage, results)
+_GROUPS = (generate, tasks, score, benchmark, replay, export, figures, average, params, manifest, salvage, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
