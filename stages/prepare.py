@@ -32,7 +32,8 @@ def main() -> str:
             if accelerator.is_main_process:
                 # These results are kept even if the corpus is refused, since they show why.
                 with stage.output(results) as folder:
-                    report = preparation.write(units.read(done, run), image_shards, caption_shards, folder, params)
+                    places, litter = (image_shards, caption_shards, folder), units.without_sample(found)
+                    report = preparation.write(units.read(done, run), *places, params, litter)
                 report.check(params.max_reject_fraction, results / "rejected.jsonl")
                 preparation.write_passports(image_shards, caption_shards, params)
                 units.retain(found, run)

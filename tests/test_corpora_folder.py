@@ -12,6 +12,7 @@ from ldm.core.errors import ConfigError
 from ldm.corpora import folder
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection
+from ldm.corpora.units import without_sample
 from tests.corpora import CAPTIONS, FOLDER
 
 ONE_CAPTION = {"captions": CAPTIONS.model_copy(update={"text_files": "one_caption"})}
@@ -149,6 +150,8 @@ def test_litter_is_no_sample_and_is_named_once(mine: Path, capsys: pytest.Captur
     assert _captions(mine) == {"pic": ["a picture"]}
     note = capsys.readouterr().err
     assert note.count("note: ") == 1 and "8 files" in note and "2 .npz" in note and "1 .jpg~" in note
+    counts = without_sample(folder.units(FOLDER, 16, Files.below(mine.parent, mine.name)))
+    assert sum(counts.values()) == 8 and counts[".npz"] == 2 and counts[".jpg~"] == 1
 
 
 def test_names_that_the_params_ignore_hold_no_sample(mine: Path) -> None:

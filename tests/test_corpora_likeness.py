@@ -55,3 +55,29 @@ def test_flat_pictures_are_told_apart_by_their_pixels(contrast: int) -> None:
 def test_equal_bytes_in_another_shape_are_another_picture() -> None:
     picture = _picture(0)
     assert likeness.of(picture).pixels != likeness.of(picture.reshape(32, 128, 3)).pixels
+
+
+@pytest.mark.parametrize("most", [0, 1, 4, 7])
+def test_the_nearest_in_hamming_distance_is_found(most: int) -> None:
+    """As by comparing all with all; half of the others are some of the first with a few bits changed."""
+    draw = np.random.default_rng(most)
+    looks = draw.integers(0, 2**64, 3000, np.uint64, endpoint=False)
+    looks[:1000] &= np.uint64(0xFFFF00000000FFFF)  # like pictures that share a background
+    others = draw.integers(0, 2**64, 200, np.uint64, endpoint=False)
+    for number in range(100):
+        others[number] = looks[draw.integers(3000)]
+        for bit in draw.integers(0, 64, number % 9):
+            others[number] ^= np.uint64(1) << np.uint64(bit)
+    places, bits = likeness.nearest(looks, others, most)
+    distances = np.bitwise_count(looks[None] ^ others[:, None])
+    assert (bits == np.minimum(distances.min(1), most + 1)).all() and (bits <= most).sum() > 10
+    assert all(
+        distances[row, place] == bit for row, (place, bit) in enumerate(zip(places, bits, strict=True)) if place >= 0
+    )
+    assert ((places == -1) == (bits == most + 1)).all()
+
+
+def test_of_none_there_is_no_nearest() -> None:
+    empty, one = np.zeros(0, np.uint64), np.zeros(1, np.uint64)
+    assert [found.tolist() for found in likeness.nearest(empty, one, 2)] == [[-1], [3]]
+    assert [found.tolist() for found in likeness.nearest(one, empty, 2)] == [[], []]

@@ -57,3 +57,27 @@ def test_tables_count_sizes_words_and_reasons_and_name_pairs_that_look_alike() -
     assert tables["caption_words"] == [(1, 3), (2, 4)]
     assert tables["rejected"] == [("BROKEN", 1)] and tables["near_duplicates"] == [("k0", "k1")]
     assert account.to_json()["pictures"] == {"png": 4}
+
+
+def test_pictures_that_look_alike_in_different_splits_are_counted_and_named() -> None:
+    account = Report()
+    for number, looks in enumerate(["00000000000000ff", "ff00000000000000", "0f0f0f0f0f0f0f0f"]):
+        account.add(_sample(f"train-{number}", looks, f"{number}"))
+    for number, looks in enumerate(["00000000000000ff", "ff0000000000000f", "ff0000000000001f", "f0f0f0f0f0f0f0f0"]):
+        account.add(replace(_sample(f"val-{number}", looks, f"a{number}"), split="val"))
+    account.compare_splits()
+    expected = [("train-0", "val-0", 0), ("train-1", "val-1", 4)]
+    assert account.tables()["near_duplicates_across_splits"] == (("train", "val", "bits"), expected)
+    assert account.to_json()["num_near_duplicates_across_splits"] == 2
+
+
+def test_the_example_of_a_reason_names_its_file_once() -> None:
+    account = Report()
+    account.add(Rejection("a-b-0f", "NOT_IMAGE", "12 bytes", {"corpus": "folder", "file": "a/b.png"}))
+    account.add(Rejection("c", "TWO_IMAGES", "c.png, c.jpg", {"corpus": "folder", "file": "c.png"}))
+    account.add(Rejection("d", "TOO_SMALL", "4 px", {"corpus": "webdataset", "tar": "00.tar", "key": "d"}))
+    assert account.first_rejected == {
+        "NOT_IMAGE": "a-b-0f: a/b.png: 12 bytes",
+        "TWO_IMAGES": "c: c.png, c.jpg",
+        "TOO_SMALL": "d: 00.tar: 4 px",
+    }

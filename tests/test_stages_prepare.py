@@ -76,7 +76,8 @@ def test_shapes_twice_with_and_without_workers_is_byte_identical(tmp_path, monke
     assert outputs[0] == outputs[1]
     assert len(Shards(root / "data/images/held_out")) == 12
     results = {path.name for path in (root / "data/prepare_results").iterdir()}
-    tables = {f"{name}.csv" for name in ("sides", "aspects", "caption_words", "rejected", "near_duplicates")}
+    alike = ("near_duplicates", "near_duplicates_across_splits")
+    tables = {f"{name}.csv" for name in ("sides", "aspects", "caption_words", "rejected", *alike)}
     assert results == {"rejected.jsonl", "report.json", "examples.png", *tables}
 
 

@@ -86,7 +86,8 @@ def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool =
     if others:
         print(f"note: {len(others)} files in {files.root} hold no sample: {_kinds(others)}", file=sys.stderr)
     make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
-    return [Unit(_name(part[0]), _sha256(part, files), partial(make, part)) for part in slices(items, _name)]
+    found_units = [Unit(_name(part[0]), _sha256(part, files), partial(make, part)) for part in slices(items, _name)]
+    return [replace(found_units[0], without_sample=_suffixes(others)), *found_units[1:]]
 
 
 def _items(
@@ -214,8 +215,12 @@ def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _kinds(files: Sequence[File]) -> str:
-    counts = Counter(_suffix(file.name) or "without suffix" for file in files)
-    return _printable(", ".join(f"{count} {suffix}" for suffix, count in counts.most_common()))
+    return ", ".join(f"{count} {suffix}" for suffix, count in _suffixes(files).items())
+
+
+def _suffixes(files: Sequence[File]) -> dict[str, int]:
+    counts = Counter(_printable(_suffix(file.name)) or "without suffix" for file in files)
+    return dict(counts.most_common())
 
 
 def _suffix(name: str) -> str:

@@ -6,15 +6,17 @@ package `imagehash`). Saving a picture again as a JPEG or in another size leaves
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import imagehash
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image
 
 from ldm.core.shards import Split
 from ldm.corpora.pairs import ByContent, split_of
 
+_NUM_BITS = 64
 _LEAST_CONTRAST = 8
 """Levels of 255 between darkest and brightest pixel. In a flatter picture noise decides about the perceptual hash."""
 
@@ -43,3 +45,34 @@ def of(picture: UInt8[np.ndarray, "h w 3"]) -> Likeness:
 def split(likeness: Likeness, rule: ByContent) -> Split:
     """The split of a picture: a function of how it looks and of the seed, so adding pictures moves none."""
     return split_of(likeness.looks, rule.val_fraction, rule.seed)
+
+
+def nearest(
+    looks: UInt64[np.ndarray, " n"], others: UInt64[np.ndarray, " m"], most: int
+) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    """For each of `others` the place of the nearest of `looks` and the bits in which they differ, of those with at most
+    `most` (0 to 15) of 64; the place is -1 where there is none, and the bits are `most` + 1.
+
+    Two numbers that differ in `most` bits are equal in one of `most` + 1 parts at least, so only those are compared
+    that share a part (Norouzi et al. 2012, "Fast Search in Hamming Space with Multi-Index Hashing").
+    """
+    places, bits = np.full(len(others), -1, np.int64), np.full(len(others), most + 1, np.int64)
+    edges = [_NUM_BITS * part // (most + 1) for part in range(most + 2)]
+    for low, high in pairwise(edges):
+        part, theirs = (_part(each, low, high) for each in (looks, others))
+        order = np.argsort(part, kind="stable")
+        starts, ends = (np.searchsorted(part[order], theirs, side) for side in ("left", "right"))
+        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            if start == end:
+                continue
+            same = order[start:end]
+            distances = np.bitwise_count(looks[same] ^ others[number])
+            best = int(distances.argmin())
+            if distances[best] < bits[number]:
+                places[number], bits[number] = same[best], distances[best]
+    return places, bits
+
+
+def _part(looks: UInt64[np.ndarray, " n"], low: int, high: int) -> UInt64[np.ndarray, " n"]:
+    """The bits from `low` up to `high`, without it."""
+    return looks >> np.uint64(low) & np.uint64((1 << high - low) - 1)

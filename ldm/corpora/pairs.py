@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,8 @@ class Unit:
     """Of all that its samples are made from: equal hashes and equal params give equal samples."""
     items: Callable[[], "Iterable[Pair | Rejection]"]
     """Every sample of it, in a fixed order; picklable."""
+    without_sample: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Files that were looked at and hold no sample, by suffix."""
 
 
 def split_of(key: str, val_fraction: float, seed: int, held_out_fraction: float = 0.0) -> Split:

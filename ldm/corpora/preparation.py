@@ -5,7 +5,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -48,13 +48,19 @@ def make(
 
 
 def write(
-    items: Iterable[Made], image_shards: Path, caption_shards: Path, results: Path, params: PrepareParams
+    items: Iterable[Made],
+    image_shards: Path,
+    caption_shards: Path,
+    results: Path,
+    params: PrepareParams,
+    without_sample: Mapping[str, int] | None = None,
 ) -> Report:
     """Write shards of all splits, `rejected.jsonl`, `report.json`, its tables as CSVs, and `examples.png`.
 
-    Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY.
+    Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY. without_sample: files of the
+    corpus that hold no sample, by suffix, for the report.
     """
-    report, examples = Report(), _Examples(params.num_examples)
+    report, examples = Report(without_sample=dict(without_sample or {})), _Examples(params.num_examples)
     with ExitStack() as stack:
         writers: dict[Split, tuple[Writer, Writer]] = {
             split: (
@@ -72,6 +78,7 @@ def write(
             pictures.write(item.key, item.image_parts, item.group, item.size_px)
             texts.write(item.key, item.caption_parts, item.group, item.size_px)
             examples.add(item)
+    report.compare_splits()
     (results / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     for name, (columns, rows) in report.tables().items():
         with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:

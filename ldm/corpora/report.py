@@ -1,8 +1,9 @@
 """The account of a corpus: what was seen, what of it was accepted and what was rejected for which reason."""
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ import numpy as np
 
 from ldm.core.errors import RejectedError
 from ldm.core.shards import SPLITS, Split
+from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Made, Sample
 from ldm.corpora.pairs import ASPECT, SIDE, Rejection
 
 _FEW = 1 << 20
 _NUM_COMPARED, _NUM_PAIRS = 1 << 16, 1000
+MOST_BITS = 4
+"""Of 64 in which the perceptual hashes of two pictures differ that look the same: what saving one again changes."""
+_PLACES = ("file", "tar", "table")
+"""Where a sample is from, by what the `source` of a corpus calls it."""
 
 
 class Distinct:
@@ -57,15 +63,28 @@ class SplitReport:
     """The first caption with the most words."""
     captions: Distinct = field(default_factory=Distinct)
     """A CLIP trained on them can tell only distinct ones apart."""
+    looks: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Perceptual hashes of the samples whose split depends on them."""
+    keys: bytearray = field(default_factory=bytearray)
+    """Their keys, a line each: a list of strings would take three times as much."""
 
-    def add(self, captions: Iterable[str]) -> None:
+    def add(self, sample: Sample) -> None:
         """Count one sample."""
         self.num_samples += 1
-        for caption in captions:
+        if sample.likeness is not None:
+            self.looks.append(int(sample.likeness.looks, 16))
+            self.keys += f"{sample.key}\n".encode()
+        for caption in sample.captions:
             self.num_captions += 1
             self.captions.add(caption)
             self.caption_words[len(caption.split())] += 1
             self.longest_caption = max(self.longest_caption, caption, key=lambda text: len(text.split()))
+
+    def keys_at(self, places: Iterable[int]) -> list[str]:
+        """Keys by their places among `looks`."""
+        ends = np.flatnonzero(np.frombuffer(self.keys, np.uint8) == ord("\n"))
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return [self.keys[starts[place] : ends[place]].decode() for place in places]
 
 
 @dataclass
@@ -89,6 +108,10 @@ class Report:
     """Keys of near-duplicates, `_NUM_PAIRS` pairs at most."""
     num_compared: int = 0
     """Samples whose split depends on what they show; of these, `looks` and `pixels` hold the hashes."""
+    without_sample: dict[str, int] = field(default_factory=dict[str, int])
+    """Files of the corpus that hold no sample, by suffix."""
+    across: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
+    """Keys of training and validation samples that look alike, and the bits in which their hashes differ."""
 
     @property
     def num_seen(self) -> int:
@@ -102,9 +125,9 @@ class Report:
             item = Rejection(item.key, "DUPLICATE_KEY", detail, item.source)
         if isinstance(item, Rejection):
             self.num_rejected[item.reason] += 1
-            self.first_rejected.setdefault(item.reason, f"{item.key}: {item.detail}")
+            self.first_rejected.setdefault(item.reason, _described(item))
         else:
-            self.splits[item.split].add(item.captions)
+            self.splits[item.split].add(item)
             self.pictures.update(item.notes)
             self._compare(item.key, item.likeness)
         return item
@@ -118,6 +141,17 @@ class Report:
             self.first_alike[likeness.looks] = key
         elif is_new and likeness.looks in self.first_alike and len(self.alike) < _NUM_PAIRS:
             self.alike.append((self.first_alike[likeness.looks], key))
+
+    def compare_splits(self) -> None:
+        """Find validation samples that look like one to train on: pictures that differ in a few bits of the perceptual
+        hash may be in different splits; those with equal ones never are. `across` lists the keys of both and the bits.
+        """
+        train, val = self.splits["train"], self.splits["val"]
+        looks, others = (np.array(split.looks, np.uint64) for split in (train, val))
+        places, bits = likeness.nearest(looks, others, MOST_BITS)
+        found = np.flatnonzero(places >= 0)
+        pairs = train.keys_at(places[found].tolist()), val.keys_at(found.tolist()), bits[found].tolist()
+        self.across = list(zip(*pairs, strict=True))
 
     def check(self, max_reject_fraction: float, rejected_file: Path) -> None:
         """Refuse a corpus with too few usable samples.
@@ -146,12 +180,14 @@ class Report:
             "pictures": {name: self.pictures[name] for name in sorted(self.pictures) if "=" not in name},
             "num_equal_pictures": self.num_compared - len(self.pixels),
             "num_near_duplicates": len(self.pixels) - len(self.looks),
+            "num_near_duplicates_across_splits": len(self.across),
+            "files_without_sample": self.without_sample,
             "splits": {name: _printable(split) for name, split in self.splits.items()},
         }
 
-    def tables(self) -> dict[str, tuple[tuple[str, str], list[tuple[Any, Any]]]]:
-        """What the CSVs beside `report.json` hold, by name: two columns and their rows. Counts are of accepted samples,
-        over all splits."""
+    def tables(self) -> dict[str, tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]]:
+        """What the CSVs beside `report.json` hold, by name: columns and rows. Counts are of accepted samples, over all
+        splits."""
         words = sum((split.caption_words for split in self.splits.values()), Counter[int]())
         return {
             "sides": (("shorter_side_px", "pictures"), self._counted(SIDE)),
@@ -159,11 +195,18 @@ class Report:
             "caption_words": (("words", "captions"), sorted(words.items())),
             "rejected": (("reason", "samples"), self.num_rejected.most_common()),
             "near_duplicates": (("first", "alike"), list(self.alike)),
+            "near_duplicates_across_splits": (("train", "val", "bits"), self.across),
         }
 
     def _counted(self, prefix: str) -> list[tuple[float, int]]:
         found = {name.removeprefix(prefix): n for name, n in self.pictures.items() if name.startswith(prefix)}
         return sorted((float(value), count) for value, count in found.items())
+
+
+def _described(item: Rejection) -> str:
+    """Key, file and what is wrong; decoders know only the bytes, so they name no file."""
+    place = next((str(item.source[name]) for name in _PLACES if name in item.source), "")
+    return f"{item.key}: {item.detail if not place or place in item.detail else f'{place}: {item.detail}'}"
 
 
 def _printable(split: SplitReport) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Units of a corpus, made once, shared by the processes of a launch, and kept in `runs/` until the shards are written
 and beyond: a stopped `prepare` goes on, and a tar that is added costs its own work only."""
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -79,6 +80,11 @@ def read(units: Sequence[Unit], run: Run) -> Iterator[Made]:
     for unit in units:
         for part in work.whole(run, unit.sha256):
             yield from made.unpacked(part.tensors, part.values)
+
+
+def without_sample(units: Sequence[Unit]) -> dict[str, int]:
+    """Files that hold no sample, by suffix, over all units."""
+    return dict(sum((Counter(unit.without_sample) for unit in units), Counter[str]()))
 
 
 def retain(units: Sequence[Unit], run: Run) -> None:
