@@ -27,7 +27,9 @@ Weights = dict[str, Tensor]
 class Averages:
     """Averages of trained weights, by name. `ema` is the exponential one."""
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], params: TrainingParams, kept: AveragesParams | None) -> None:
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], params: TrainingParams, kept: AveragesParams | None
+    ) -> None:
         self._weights, self._params, self._kept = weights, params, kept
         self.ema = self._copy()
         self._powers = {length: self._copy() for length in (kept.lengths if kept else [])}
@@ -46,6 +48,11 @@ class Averages:
         decays = [ema_decay_at(step, self._params), *(decay_at(step, length) for length in self._powers)]
         for decay, own in zip(decays, self.targets.values(), strict=True):
             get_ema_multi_avg_fn(decay)(list(own.values()), weights, step)
+
+    def swap(self) -> None:
+        """Exchange weights and `ema`."""
+        for name, weight in self._weights.items():
+            weight.data, self.ema[name] = self.ema[name], weight.data
 
     def save(self, run: Run, step: int) -> None:
         """Save the averages by power functions in the run, in half precision, if it is time to."""
