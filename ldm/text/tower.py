@@ -14,23 +14,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.core import artifact
-from ldm.text.model.clip import KIND, Clip, load, merges_of, preprocess_of
+from ldm.text.model import encoders
+from ldm.text.model.clip import KIND, Clip, merges_of, preprocess_of
+from ldm.text.model.encoder import TextModel
 
 _OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask", "tokenizer_kwargs"}
 """Options of open_clip's `text_cfg` that `TextTower` knows: all that open_clip's own architectures of this kind use."""
 
 
-def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """Like `ldm.text.model.clip.load`, but without the image tower, unless the text tower has options that only
-    open_clip knows. States and features of a caption are equal up to rounding.
+def load_text(directory: Path) -> tuple[TextModel, artifact.Passport]:
+    """Like `ldm.text.model.encoders.load`, but of a CLIP without the image tower, unless the text tower has options
+    that only open_clip knows. States and features of a caption are equal up to rounding.
 
-    IntegrityError: missing, corrupt or not a CLIP.
+    IntegrityError, MachineError: as there.
     """
+    if encoders.folder_of(directory) != directory:
+        return encoders.load(directory)
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):
         cfg: dict[str, Any] = passport.config["model_cfg"]
         if set(cfg["text_cfg"]) - _OPTIONS:
-            return load(directory)
+            return encoders.load(directory)
         tower = TextTower(cfg)
         # With `custom_text`, open_clip puts the tower under the name `text`.
         named = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
@@ -31,9 +31,8 @@ from ldm import randomness
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.text.model import layout
+from ldm.text.model.encoder import Layer
 from ldm.text.model.params import ClipParams
-
-Layer = Literal["last", "penultimate"]
 
 KIND = artifact.Kind("clip")
 MERGES = "merges.txt.gz"
@@ -88,6 +87,11 @@ class Clip(nn.Module):
         self.tokenizer = _tokenizer(self.model_cfg["text_cfg"], merges)
 
     @property
+    def kind(self) -> artifact.Kind:
+        """The kind of artefact that `save` writes."""
+        return KIND
+
+    @property
     def context_length(self) -> int:
         """Tokens per caption, start and end included."""
         return int(self.model.context_length)
@@ -96,6 +100,11 @@ class Clip(nn.Module):
     def context_width(self) -> int:
         """Width of a token state."""
         return int(self._text_tower.ln_final.normalized_shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the text tower."""
+        return int(self.model_cfg["text_cfg"]["layers"])
 
     @property
     def feature_width(self) -> int:
@@ -115,6 +124,10 @@ class Clip(nn.Module):
         `context_length`) is cut and still ends in the end token."""
         ids = self.tokenizer(list(captions), context_length=num_tokens or self.context_length)
         return F.pad(ids, (0, self.context_length - ids.shape[1]))
+
+    def mask(self, ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+        """True up to the end token, which has the largest id. Id 0 is also that of a "!"."""
+        return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(1, keepdim=True)
 
     def encode_text(
         self, ids: Int[Tensor, "b n"], layer: Layer, norm: bool
