@@ -199,7 +199,11 @@ _KEY = "encoder.block.1.layer.0.SelfAttention.q.weight"
 BAD: dict[str, tuple[Any, type[UserError], str]] = {
     "no config": (without("config.json"), IntegrityError, "config.json: no such file"),
     "no weights": (without(artifact.WEIGHTS), IntegrityError, "no weights"),
-    "no tokenizer": (without("spiece.model"), IntegrityError, "no file with a vocabulary; expected the tokenizer"),
+    "no tokenizer": (
+        without("spiece.model"),
+        IntegrityError,
+        "vocabulary; expected the files of a tokenizer",
+    ),
     "another kind": (config_with(model_type="bert"), ConfigError, "model_type 'bert'; expected one of clip,"),
     "quantised": (config_with(quantization_config={"bits": 4}), ConfigError, "quantised"),
     "another width": (config_with(d_model=48), ConfigError, r"has shape \(.*32.*\) instead of \(.*48.*\)"),

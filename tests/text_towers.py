@@ -53,7 +53,7 @@ def make(folder: Path, family: str, **changes: Any) -> Path:
             # Large enough that every part shows in the states.
             weight.data.add_(torch.randn(weight.shape) * 0.1)
     model.save_pretrained(folder)
-    (_sentencepiece if tokenizer == "spiece" else _byte_pairs)(folder, ends=tokenizer == "bpe")
+    (sentencepiece_files if tokenizer == "spiece" else byte_pair_files)(folder, ends=tokenizer == "bpe")
     return folder
 
 
@@ -67,7 +67,7 @@ def theirs(folder: Path, family: str) -> tuple[Any, Any]:
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _byte_pairs(folder: Path, ends: bool) -> None:
+def byte_pair_files(folder: Path, ends: bool, **more: Any) -> None:
     """A tokenizer of byte pairs in tokenizer.json. ends: whether it puts special tokens around a text; without, it pads
     at the left and has no padding token, as language models do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -81,10 +81,12 @@ def _byte_pairs(folder: Path, ends: bool) -> None:
     if ends:
         made.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 2), ("</s>", 1)])
     pad = {"pad_token": "</s>", "model_max_length": 77} if ends else {"padding_side": "left", "truncation_side": "left"}
-    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", bos_token="<s>", **pad).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", bos_token="<s>", **pad, **more).save_pretrained(
+        folder
+    )
 
 
-def _sentencepiece(folder: Path, ends: bool) -> None:
+def sentencepiece_files(folder: Path, ends: bool = True) -> None:
     """spiece.model as T5 and SigLIP have it."""
     import sentencepiece
 

@@ -3,12 +3,9 @@ token states is kept.
 
 Classes are named here and built from a configuration of plain values, so that code that a configuration names is never
 run, and nothing is downloaded.
-
-Only this module and `ldm.text.training.foreign` import transformers.
 """
 
 import json
-import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,27 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ldm.core import artifact
-from ldm.core.errors import IntegrityError, MachineError
+from ldm.core.errors import IntegrityError
+from ldm.text.model import tokenizer
 from ldm.text.model.encoder import Layer
 from ldm.text.model.params import MAX_TOKENS
+from ldm.text.model.tokenizer import Tokenizer, is_text, package
 
 KIND = artifact.Kind("text_encoder")
-_TOKENIZER = "tokenizer"
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "config.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-"""Names of all files that tokenizers of these families are kept in; config.json says the family."""
-_PADDING = -1
 
 
 @dataclass(frozen=True)
@@ -84,20 +67,13 @@ MODEL_TYPES = (*_WITH_IMAGES, *_FAMILIES)
 
 
 class TransformersTower(nn.Module):
-    """A text encoder of transformers with its tokenizer.
+    """A text encoder of transformers with its tokenizer."""
 
-    Token ids are padded by -1 at the right, whatever the tokenizer pads by, so that padding is known by its id.
-    """
-
-    def __init__(self, model: nn.Module, tokenizer_files: Path, dtype: torch.dtype) -> None:
-        """tokenizer_files: a folder with the files of a tokenizer. dtype: number type that weights are saved in.
-        ValueError, OSError and the like: the tokenizer cannot be opened."""
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+        """dtype: number type that weights are saved in."""
         super().__init__()
         self.model: Any = model
-        self._dtype, self._tokenizer_files = dtype, tokenizer_files
-        tokenizers = package().AutoTokenizer
-        self._tokenizer = tokenizers.from_pretrained(tokenizer_files, local_files_only=True, trust_remote_code=False)
-        self._tokenizer.truncation_side = "right"
+        self.tokenizer, self._dtype = tokenizer, dtype
         self._family = _FAMILIES[self.model.config.model_type]
 
     @property
@@ -109,7 +85,7 @@ class TransformersTower(nn.Module):
     def context_length(self) -> int:
         """As of `TextModel`: what the tokenizer and the positions allow, at most `MAX_TOKENS`."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or MAX_TOKENS
-        return int(min(positions, self._tokenizer.model_max_length, MAX_TOKENS))
+        return int(min(positions, self.tokenizer.max_tokens, MAX_TOKENS))
 
     @property
     def context_width(self) -> int:
@@ -126,34 +102,18 @@ class TransformersTower(nn.Module):
         """One more than the largest token id that the model knows."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    @property
-    def largest_id(self) -> int:
-        """The largest id that the tokenizer gives."""
-        return max(self._tokenizer.get_vocab().values())
-
-    @property
-    def _padding_id(self) -> int:
-        named = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
-        return next((id for id in named if id is not None), 0)
-
-    def _ids(self, captions: Sequence[str], **options: Any) -> list[list[int]]:
-        return self._tokenizer(list(captions), **options)["input_ids"]
-
     def num_tokens(self, captions: Sequence[str]) -> Int[np.ndarray, " b"]:
         """As of `TextModel`."""
-        return np.array([max(1, len(ids)) for ids in self._ids(captions)], dtype=np.int64)
+        return np.array([len(ids) for ids in self.tokenizer.ids(captions)], dtype=np.int64)
 
     def tokenise(self, captions: Sequence[str], num_tokens: int | None = None) -> Int[Tensor, "b m"]:
-        """As of `TextModel`. m is `num_tokens`, or the whole context for a model that reads padding. A caption without
-        any token has one of padding that counts as its own, so that there is something to attend to."""
+        """As of `TextModel`. m is `num_tokens`, or the whole context for a model that reads padding."""
         kept = num_tokens or self.context_length
-        width = self.context_length if self._family.reads_padding else kept
-        rows = [ids or [self._padding_id] for ids in self._ids(captions, truncation=True, max_length=kept)]
-        return torch.tensor([ids + [_PADDING] * (width - len(ids)) for ids in rows], dtype=torch.int64)
+        return self.tokenizer.padded(captions, kept, self.context_length if self._family.reads_padding else kept)
 
     def mask(self, ids: Int[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
         """As of `TextModel`."""
-        return ids != _PADDING
+        return is_text(ids)
 
     def encode_text(
         self, ids: Int[Tensor, "b m"], layer: Layer, norm: bool
@@ -164,7 +124,7 @@ class TransformersTower(nn.Module):
         masked = {} if self._family.reads_padding else {"attention_mask": mask.long()}
         last_norm = self.model.get_submodule(self._family.norm)
         with _inputs(self.model.get_submodule(self._family.blocks)[-1], last_norm) as (penultimate, last):
-            out = self.model(input_ids=ids.where(mask, self._padding_id), **masked)
+            out = self.model(input_ids=self.tokenizer.for_model(ids), **masked)
         if layer == "last" and norm:
             states = out.last_hidden_state
         else:
@@ -181,12 +141,10 @@ class TransformersTower(nn.Module):
         tensors = {name: tensor.to(self._dtype) for name, tensor in self.model.state_dict().items() if name not in tied}
         directory.mkdir(parents=True, exist_ok=True)
         artifact.write_tensors(directory / artifact.WEIGHTS, tensors)
-        (directory / _TOKENIZER).mkdir()
-        for file in _TOKENIZER_FILES:
-            if (self._tokenizer_files / file).is_file():
-                shutil.copyfile(self._tokenizer_files / file, directory / _TOKENIZER / file)
-        files = [directory / artifact.WEIGHTS, *sorted((directory / _TOKENIZER).iterdir())]
-        sha256 = {path.relative_to(directory).as_posix(): artifact.sha256_file(path) for path in files}
+        sha256 = {
+            artifact.WEIGHTS: artifact.sha256_file(directory / artifact.WEIGHTS),
+            **self.tokenizer.save(directory),
+        }
         model = json.loads(self.model.config.to_json_string(use_diff=False))
         config = {"model": model, "dtype": str(self._dtype).removeprefix("torch."), "files": sha256}
         return artifact.write_passport(directory, KIND, config, {}, facts, artifact.sha256_json(sha256))
@@ -213,7 +171,7 @@ def load(directory: Path) -> tuple[TransformersTower, artifact.Passport]:
             fix = "make it again with `dvc repro train_clip`"
             raise IntegrityError(str(directory / artifact.WEIGHTS), wrong, "weights of its configuration", fix)
         dtype = getattr(torch, passport.config["dtype"])
-        return TransformersTower(model, directory / _TOKENIZER, dtype), passport
+        return TransformersTower(model, Tokenizer(directory / tokenizer.FOLDER), dtype), passport
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[nn.Module, str | None]:
@@ -246,18 +204,6 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[nn.
         name, there, expected = min(found["mismatched_keys"])
         return model, f"{name} has shape {tuple(there)} instead of {tuple(expected)}"
     return model.eval().requires_grad_(False), None
-
-
-def package() -> Any:
-    """The package transformers, which then says nothing. MachineError: it is not there."""
-    try:
-        import transformers
-    except ImportError as error:
-        where, fix = "text encoder of transformers", 'pip install "ldm[exchange]"'
-        raise MachineError(where, str(error), "the package transformers", fix) from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 @contextmanager

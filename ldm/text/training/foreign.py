@@ -5,23 +5,15 @@ from pathlib import Path
 import torch
 
 from ldm.core import workspace
-from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.errors import ConfigError
 from ldm.exchange import files
 from ldm.text.model import transformers_tower
+from ldm.text.model.tokenizer import Tokenizer, package
 from ldm.text.model.transformers_tower import MODEL_TYPES, TransformersTower
 from ldm.text.training.params import TransformersParams
 
 _WHERE = "params.yaml: train_clip.text_encoder"
 _MODEL_TYPE = "model_type"
-_VOCABULARIES = (
-    {"tokenizer.json"},
-    {"spiece.model"},
-    {"tokenizer.model"},
-    {"sentencepiece.bpe.model"},
-    {"vocab.json", "merges.txt"},
-    {"vocab.txt"},
-)
-"""Files that hold a vocabulary. Without them transformers may make a tokenizer of special tokens alone."""
 
 
 def from_transformers(source: TransformersParams) -> tuple[TransformersTower, dict[str, str]]:
@@ -38,7 +30,7 @@ def from_transformers(source: TransformersParams) -> tuple[TransformersTower, di
     _check_config(folder, config)
     tensors = files.read(folder)
     tokenizer = folder if source.tokenizer is None else _folder(source.tokenizer, "tokenizer")
-    transformers_tower.package()
+    package()
     try:
         model, wrong = transformers_tower.build(config, tensors.tensors)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
@@ -77,18 +69,9 @@ def _dtype(source: files.Source) -> torch.dtype:
 
 
 def _with_tokenizer(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> TransformersTower:
-    where, expected = str(folder), "the tokenizer of the text encoder"
-    fix = f"fetch all its files: tokenizer_config.json, and {' or '.join('+'.join(sorted(v)) for v in _VOCABULARIES)}"
-    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-        raise IntegrityError(where, "no file with a vocabulary", expected, fix)
-    try:
-        tower = TransformersTower(model, folder, dtype)
-        tower.tokenise(["a"])
-    except Exception as error:  # tokenizers raise whatever their files lead to
-        found = f"transformers cannot open it ({' '.join(str(error).split())[:200]})"
-        raise IntegrityError(where, found, expected, fix) from None
-    if tower.largest_id >= tower.vocab_size:
-        found = f"the tokenizer of {folder} gives ids up to {tower.largest_id}"
+    tower = TransformersTower(model, Tokenizer(folder), dtype)
+    if tower.tokenizer.largest_id >= tower.vocab_size:
+        found = f"the tokenizer of {folder} gives ids up to {tower.tokenizer.largest_id}"
         expected = f"less than {tower.vocab_size}, the vocabulary of the weights"
         raise ConfigError(f"{_WHERE}.tokenizer", found, expected, "name the tokenizer of this model")
     return tower
