@@ -28,7 +28,7 @@ def load_text(directory: Path) -> tuple[TextModel, artifact.Passport]:
 
     IntegrityError, MachineError: as there.
     """
-    if encoders.folder_of(directory) != directory:
+    if encoders.is_other(encoders.folder_of(directory)):
         return encoders.load(directory)
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):

@@ -15,7 +15,7 @@ from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.text.embedding.embeddings import TextContext
-from ldm.text.model.clip import KIND as OF_CLIP
+from ldm.text.model import encoders
 from ldm.tools.model.parts import AUTOENCODER, CLIP, TEXT, UNET, Parts, kind
 from ldm.tools.tasks.params import TaskParams
 
@@ -29,10 +29,11 @@ def write(directory: Path, parts: Parts, with_words: bool) -> Passport:
     text.copy(directory / TEXT, with_words)
     unet = _copied(parts.unet, directory / UNET, OF_UNET)
     autoencoder = _copied(parts.autoencoder, directory / AUTOENCODER, OF_AUTOENCODER)
-    clip = _copied(parts.clip, directory / CLIP, OF_CLIP)
+    shutil.copytree(encoders.folder_of(parts.clip), directory / CLIP, copy_function=shutil.copyfile)
+    clip = encoders.verify(directory / CLIP)
     artifact.check_input(parts.unet, unet, "autoencoder", autoencoder.content_sha256)
     artifact.check_input(parts.unet, unet, "embeddings", text.passport.content_sha256)
-    artifact.check_input(parts.text, text.passport, "clip", clip.content_sha256)
+    artifact.check_input(parts.text, text.passport, clip.kind, clip.content_sha256)
     sha256 = {
         "unet": unet.content_sha256,
         "autoencoder": autoencoder.content_sha256,
@@ -54,7 +55,9 @@ def verify(directory: Path) -> Passport:
     passport = artifact.read_passport(directory, kind())
     parts = Parts.of(directory)
     TextContext(parts.text)
-    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP, **dict(_guides(parts))}
+    clip = encoders.verify(directory / CLIP)
+    artifact.check_input(directory, passport, CLIP, clip.content_sha256)
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, **dict(_guides(parts))}
     for name, of_part in kinds.items():
         artifact.read_passport(directory / name, of_part)
         artifact.check_file(directory / name / artifact.WEIGHTS, passport.inputs[name])
@@ -62,10 +65,10 @@ def verify(directory: Path) -> Passport:
 
 
 def passports(directory: Path) -> dict[str, Passport]:
-    """Those of the parts of a model folder: `unet`, `autoencoder`, `clip` and `embeddings`."""
-    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP}
+    """Those of the parts of a model folder: `unet`, `autoencoder`, `clip` (the text encoder) and `embeddings`."""
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER}
     found = {name: artifact.read_passport(directory / name, of_part) for name, of_part in kinds.items()}
-    return found | {"embeddings": TextContext(directory / TEXT).passport}
+    return found | {CLIP: encoders.verify(directory / CLIP), "embeddings": TextContext(directory / TEXT).passport}
 
 
 def num_bytes(directory: Path) -> int:
