@@ -17,6 +17,8 @@ from ldm.text.model import encoders
 from ldm.text.model.captions import Captions
 from ldm.tools import lineage
 from ldm.tools.check import check
+from ldm.tools.model import folder
+from ldm.tools.model.parts import Parts
 from ldm.tools.pipeline import Pipeline
 from tests import text_towers, trained_data
 from tests.import_closure import ROOT
@@ -38,19 +40,19 @@ def write_networks(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a run with a CLIP for the evaluation and a T5 for the UNet, which is the current folder."""
-    folder = tmp_path_factory.mktemp("with_t5")
+    """The made of a run with a CLIP for the evaluation and a T5 for the UNet, which is the current made."""
+    made = tmp_path_factory.mktemp("with_t5")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
-        text_towers.make(folder / TOWER["path"], "t5")
-        change(folder, "train_clip", source=SOURCE, text_encoder=TOWER)
-        change(folder, "embed_text", padding="masked", context_tokens=24)
+        patch.chdir(made)
+        trained_data.make(made)
+        text_towers.make(made / TOWER["path"], "t5")
+        change(made, "train_clip", source=SOURCE, text_encoder=TOWER)
+        change(made, "embed_text", padding="masked", context_tokens=24)
         for stage in ("train_clip", "embed_text"):
             run(stage)
-        write_networks(folder)
+        write_networks(made)
         run("sample")
-        yield folder
+        yield made
 
 
 def test_the_tower_stands_beside_the_clip_and_names_its_source(root: Path) -> None:
@@ -85,6 +87,19 @@ def test_prompts_are_read_by_the_t5(root: Path) -> None:
     assert torch.allclose(stored["tokens"], computed["tokens"], atol=2e-3)
     pictures = pipeline(["a wholly new prompt", caption], seed=0)
     assert pictures.shape == (2, 3, 64, 64) and not torch.equal(*pictures)
+
+
+def test_a_model_folder_takes_the_t5_along(root: Path, tmp_path: Path) -> None:
+    """It draws what the repository draws, in every bit, and hashes the files of the tokenizer too."""
+    folder.write(tmp_path / "model", Parts.of(root), with_words=True)
+    pipelines = [Pipeline.load(place) for place in (root, tmp_path / "model")]
+    drawn = [pipeline(["a wholly new prompt"] * 2, seed=0) for pipeline in pipelines]
+    assert torch.equal(*drawn)
+    folder.verify(tmp_path / "model")
+    vocabulary = tmp_path / "model/clip/tokenizer/spiece.model"
+    vocabulary.write_bytes(vocabulary.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match=r"spiece\.model"):
+        folder.verify(tmp_path / "model")
 
 
 def test_the_encoder_of_another_run_is_refused(root: Path) -> None:
