@@ -19,7 +19,7 @@ from ldm.text.embedding import shards
 from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.embedding.survey import survey
-from ldm.text.model import clip
+from ldm.text.model import encoders
 from ldm.text.model.captions import Captions
 
 
@@ -29,9 +29,9 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = devices.start("fp32", machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
-    model, clip_passport = clip.load(Path(paths.clip))
+    model, made_with = encoders.load(Path(paths.clip))
     shards.check_fits(params, model)
-    inputs = {"clip": clip_passport.content_sha256}
+    inputs = {made_with.kind: made_with.content_sha256}
     # What is kept may be used again whenever the encoder and its settings are the same, even for other captions.
     made_by = {**inputs, "device": accelerator.device.type}
     key = fingerprint.of(__file__, params, made_by, without=fingerprint.AROUND)

@@ -18,7 +18,7 @@ from ldm.sampling import plan, samples
 from ldm.sampling.generator import Generator
 from ldm.sampling.params import SampleParams
 from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.model import clip
+from ldm.text.model import encoders
 
 
 def main() -> str:
@@ -27,7 +27,7 @@ def main() -> str:
     accelerator = devices.start(params.drawing.precision, machine)
     embeddings = TextEmbeddings(Path(paths.embeddings))
     device = accelerator.device
-    encoder = embeddings.encoder(*clip.load(Path(paths.clip)), device) if embeddings.is_online else None
+    encoder = embeddings.encoder(*encoders.load(Path(paths.clip)), device) if embeddings.is_online else None
     generator = Generator.load(Path(paths.unet), Path(paths.autoencoder), embeddings, device, text_encoder=encoder)
     generator.check_latents(Path(paths.latents))
     captions = {split: Shards(Path(paths.captions) / split) for split in SPLITS}

@@ -1,5 +1,5 @@
-"""Stage `train_clip`: a CLIP for this corpus, trained on it, loaded by an open_clip name or copied; and how well it
-matches images and captions."""
+"""Stage `train_clip`: a CLIP for this corpus, trained on it, loaded by an open_clip name or copied; how well it matches
+images and captions; and the text encoder, if it is another one."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
+from ldm.text.model import encoders
 from ldm.text.training import sources
 from ldm.text.training.pairs import ImagesAndCaptions, measure
 from ldm.text.training.params import TrainClipParams, TrainedClipParams
@@ -32,21 +33,28 @@ def main() -> str:
         process.check_files([*pairs.files, *val.files], accelerator)
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
+    encoder = sources.obtain_encoder(params)
     model, history = sources.obtain(params, pairs, val, accelerator, run)
     # A model from elsewhere does not depend on the corpus, so its passport names no inputs and no history.
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):
         metrics: dict[str, float] = {}
         if accelerator.is_main_process:
-            with torch.no_grad():
-                metrics = measure(model.eval(), val, params, accelerator.device)
-            facts = {"source": source.model_dump(mode="json", exclude={"network", "training"})}
-            model.save(folder, inputs if history else {}, facts | (history.facts if history else {}))
+            if model is not None:
+                with torch.no_grad():
+                    metrics = measure(model.eval(), val, params, accelerator.device)
+                facts = {"source": source.model_dump(mode="json", exclude={"network", "training"})}
+                model.save(folder, inputs if history else {}, facts | (history.facts if history else {}))
+            if encoder is not None:
+                tower, files = encoder
+                made_of = {"source": params.text_encoder.model_dump(mode="json"), "source_sha256": files}
+                tower.save(folder / encoders.FOLDER, made_of)
             artifact.write_json(results / "metrics.json", metrics)
             if history is not None:
                 history.write(results)
     run.remove()
     accuracies = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "num_pairs")
-    return f"train_clip: {accuracies} among {metrics.get('num_pairs', 0)} pairs -> {paths.clip}"
+    measured = f"{accuracies} among {metrics.get('num_pairs', 0)} pairs" if model is not None else "no CLIP"
+    return f"train_clip: {measured} -> {paths.clip}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ CFG = {
 }
 FOREIGN = {
     "text_cfg.hf_model_name": "somebody/text",
-    "text_cfg.hf_tokenizer_name": "somebody/tokenizer",
     "text_cfg.hf_model_pretrained": True,
     "text_cfg.hf_proj_type": "mlp",
     "text_cfg.tokenizer_mode": "clips",
@@ -109,13 +108,13 @@ def test_a_folder_whose_config_is_none_is_refused(tmp_path, text):
 
 
 def test_every_architecture_of_open_clip_is_told_apart():
-    """Ours are those with open_clip's own text tower and tokenizer; image towers of timm only as it describes them."""
+    """Ours are those with open_clip's own text tower; image towers of timm only as it describes them."""
     import open_clip
 
     for name in open_clip.list_models():
         cfg = open_clip.get_model_config(name)
         text, own = cfg["text_cfg"], layout.foreign_key(cfg) is None
-        assert own == ("hf_model_name" not in text and "hf_tokenizer_name" not in text and "multimodal_cfg" not in cfg)
+        assert own == ("hf_model_name" not in text and "multimodal_cfg" not in cfg)
         timm = cfg["vision_cfg"].get("timm_model_name")
         if own and timm is not None:
             assert ":" not in timm

@@ -36,6 +36,7 @@ PYTHON = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*
 DOORS = {
     "xformers": ("ldm/compute/attention.py",),
     "open_clip": ("ldm/text/",),
+    "transformers": ("ldm/text/model/tokenizer.py",),
     "PIL": ("ldm/core/images.py", "ldm/corpora/", "ldm/oracles/", "ldm/tools/figures/style.py"),
     "accelerate": (
         "ldm/compute/process.py",

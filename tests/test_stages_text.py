@@ -85,6 +85,7 @@ PARAMS: dict[str, Any] = {
     "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
     "train_clip": {
         "source": {"kind": "train", "network": CLIP, "training": TRAINING, "twins_together": True},
+        "text_encoder": {"kind": "clip"},
         "num_validation_pairs": 4,
     },
     "embed_text": {

@@ -11,7 +11,7 @@ from ldm.precompute.cache import START
 from ldm.text.embedding import shards as encoding
 from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
-from ldm.text.model import clip
+from ldm.text.model.encoder import TextModel
 
 
 def params(**changes: Any) -> EmbedTextParams:
@@ -20,8 +20,8 @@ def params(**changes: Any) -> EmbedTextParams:
     return EmbedTextParams.model_validate(values | changes)
 
 
-def model(layers: int = 2, context_length: int = 20) -> clip.Clip:
-    return cast(clip.Clip, SimpleNamespace(model_cfg={"text_cfg": {"layers": layers}}, context_length=context_length))
+def model(layers: int = 2, context_length: int = 20) -> TextModel:
+    return cast(TextModel, SimpleNamespace(num_layers=layers, context_length=context_length))
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(3, 8), (8, 8), (9, 16), (17, 20), (30, 20)])
@@ -49,6 +49,9 @@ class Fake:
             row[min(max(len(text), 1), context_tokens - 1)] = 9
         return ids
 
+    def mask(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.arange(ids.shape[1]) <= ids.argmax(1, keepdim=True)
+
     def encode_text(self, ids: torch.Tensor, layer: str, norm: bool) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.arange(ids.shape[1]).expand(ids.shape)
         lengths = ids.argmax(1, keepdim=True).expand(ids.shape)
@@ -57,7 +60,7 @@ class Fake:
 
 
 def fake(is_masked: bool) -> TextEncoder:
-    return TextEncoder(cast(clip.Clip, Fake()), "last", True, 4, is_masked, torch.device("cpu"))
+    return TextEncoder(cast(TextModel, Fake()), "last", True, 4, is_masked, torch.device("cpu"))
 
 
 def test_every_batch_is_full_and_every_text_has_its_row() -> None:

@@ -53,9 +53,12 @@ def test_images_and_captions_of_other_samples_are_refused(tmp_path: Path) -> Non
         write(tmp_path, TEXTS[:-1])
 
 
+REST: dict[str, Any] = {"text_encoder": {"kind": "clip"}, "num_validation_pairs": 2}
+
+
 def obtained(**source: Any) -> tuple[clip.Clip, Any]:
     """What a source gives that trains nothing: it sees no pairs and has no run."""
-    params = TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})
+    params = TrainClipParams.model_validate({"source": source, **REST})
     return sources.obtain(params, None, None, SimpleNamespace(device=torch.device("cpu")), None)
 
 
@@ -91,7 +94,7 @@ def test_a_model_that_is_not_there_is_refused_under_its_key(source: dict[str, An
 def test_contradictions_of_a_training_are_refused(changes: dict[str, Any], message: str) -> None:
     training = DEFAULTS | {"batch_size": 4, "num_accumulation_steps": 1}
     source = {"kind": "train", "network": CLIP, "training": training, "twins_together": True}
-    TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})
+    TrainClipParams.model_validate({"source": source, **REST})
     with pytest.raises(ValueError, match=message):
         source["training"] = training | changes
-        TrainClipParams.model_validate({"source": source, "num_validation_pairs": 2})
+        TrainClipParams.model_validate({"source": source, **REST})

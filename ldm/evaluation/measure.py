@@ -31,6 +31,7 @@ from ldm.oracles.oracle import Oracle
 from ldm.oracles.params import ClassifierOracleParams
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.text.model import clip as text_model
+from ldm.text.model import encoders
 from ldm.text.model.clip import Clip
 
 if TYPE_CHECKING:
@@ -134,14 +135,15 @@ class Instruments:
     """The networks, feature spaces and oracle that images are measured with."""
 
     spaces: Sequence[FeatureSpace]
-    """Feature spaces in which images are compared, including that of the run's own CLIP."""
+    """Feature spaces in which images are compared, including that of the run's own CLIP, if it has one."""
     oracle: Oracle | None
     """Checks claims; None without one."""
-    clip: Clip
+    clip: Clip | None
+    """The run's own; None if another text encoder does without one."""
     autoencoder: Autoencoder
     device: torch.device
     sha256: Mapping[str, str]
-    """Hashes of the CLIP, of the autoencoder, and of the captions that a classifier learned from."""
+    """Hashes of the CLIP (if there is one), of the autoencoder, and of the captions that a classifier learned from."""
 
     @classmethod
     def load(
@@ -153,11 +155,13 @@ class Instruments:
 
         IntegrityError: one of them is missing or corrupt.
         """
-        model, clip_passport = text_model.load(clip)
         decoder, passport = networks.load(autoencoder, device)
-        own = spaces.own_clip(model.to(device), clip_passport.content_sha256)
-        compared_in = [own, *(spaces.build(space, device) for space in params.feature_spaces)]
-        sha256 = {"autoencoder": passport.content_sha256, "clip": clip_passport.content_sha256}
+        compared_in = [spaces.build(space, device) for space in params.feature_spaces]
+        sha256, model = {"autoencoder": passport.content_sha256}, None
+        if encoders.has_clip(clip):
+            model, clip_passport = text_model.load(clip)
+            sha256["clip"] = clip_passport.content_sha256
+            compared_in.insert(0, spaces.own_clip(model.to(device), clip_passport.content_sha256))
         oracle = None
         if not isinstance(params.accuracy, RetrievalParams | NoAccuracyParams):
             oracle = kinds.build(params.accuracy, *pairs)
@@ -175,9 +179,9 @@ class Instruments:
     def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
         """Measure the images `rows` of a subject.
 
-        Always `features_SPACE` [n, f] in every space. With prompts also `clip_text` [n, e], CLIP's text features, and
-        with an oracle `checks` and `shuffled_checks` [n, attributes], codes for the image's own claim and for the claim
-        of another prompt.
+        Always `features_SPACE` [n, f] in every space. With prompts also `clip_text` [n, e], CLIP's text features, if
+        there is one, and with an oracle `checks` and `shuffled_checks` [n, attributes], codes for the image's own claim
+        and for the claim of another prompt.
         """
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
@@ -204,8 +208,9 @@ class Instruments:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
         tensors = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
         if subject.prompts is not None:
-            ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
-            tensors["clip_text"] = self.clip.text_features(ids).float().cpu()
+            if self.clip is not None:
+                ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
+                tensors["clip_text"] = self.clip.text_features(ids).float().cpu()
             if self.oracle is not None:
                 tensors |= _checks(self.oracle, subject.prompts, rows, pixels)
         return tensors

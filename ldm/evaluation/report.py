@@ -26,6 +26,7 @@ ALL = "all"
 CONTROL = "oracle_"
 """Prefix of the names of controls: accuracies of images that are known to be right, or wrong."""
 RETRIEVAL = "retrieval_accuracy"
+NO_CLIP = "no score of captions, as the run has no CLIP"
 Value = float | int | str
 
 
@@ -55,14 +56,15 @@ class Report:
     """The source of `accuracies`; None if they are empty."""
 
     def summary(self) -> str:
-        """The main accuracies on one line, or distances if there are none."""
+        """The main accuracies on one line, or distances if there are none; and whether there is no CLIP."""
         names = [RETRIEVAL]
         if self.oracle is not None:
             names += [f"{self.oracle.main}_accuracy_{name}" for name in self.sets]
             names += [f"{attribute}_accuracy" for attribute in self.oracle.highlights]
         if not self.metrics.keys() & set(names):
-            names = [f"frechet_{OWN_CLIP}_{name}" for name in self.sets]
-        return ", ".join(f"{name} {self.metrics[name]}" for name in names if name in self.metrics)
+            names = [f"frechet_{self.spaces[0]}_{name}" for name in self.sets]
+        found = [f"{name} {self.metrics[name]}" for name in names if name in self.metrics]
+        return ", ".join([*found, *([] if OWN_CLIP in self.spaces else [NO_CLIP])])
 
 
 def build(
@@ -90,13 +92,14 @@ def build(
         if space.has_cmmd:
             numbers |= _cmmds(measured, space.name, sets)
         numbers[f"{space.name}_extractor_sha256"] = space.sha256
-    numbers |= _clip_scores(measured, sets)
+    if OWN_CLIP in [space.name for space in spaces]:
+        numbers |= _clip_scores(measured, sets)
     if isinstance(params.accuracy, RetrievalParams):
         assert matching is not None, "retrieval searches a gallery"
         numbers |= _retrieval(measured, matching, params.accuracy)
     # How many images the numbers are based on.
     numbers |= {f"num_samples_{name}": len(samples[name]) for name in sets}
-    numbers["num_reference_images"] = len(measured[REFERENCE][features_in(OWN_CLIP)])
+    numbers["num_reference_images"] = len(measured[REFERENCE][features_in(spaces[0].name)])
     names = [space.name for space in spaces]
     sweep = _sweep(samples, measured, names, oracle)
     return Report(numbers, accuracies, sweep, sets, names, oracle)
@@ -231,7 +234,8 @@ def _sweep(
         if oracle is not None:
             for attribute in (*oracle.headlines, *oracle.highlights):
                 estimates[f"{attribute}_accuracy"] = _pooled(measured, [name], "checks", attribute, oracle)
-        estimates["own_clip_score_margin"] = _clip_score(measured[name])[1]
+        if OWN_CLIP in spaces:
+            estimates["own_clip_score_margin"] = _clip_score(measured[name])[1]
         row = {"guidance_scale": part.guidance_scale}
         for key, estimate in estimates.items():
             if estimate is not None:

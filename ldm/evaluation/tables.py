@@ -8,6 +8,7 @@ from ldm.core import artifact
 from ldm.evaluation.measure import DECODED, REAL
 from ldm.evaluation.metrics import Estimate
 from ldm.evaluation.report import ALL, CONTROL, RETRIEVAL, Report
+from ldm.evaluation.spaces import OWN_CLIP
 from ldm.oracles.oracle import Oracle
 from ldm.training import plots
 
@@ -48,8 +49,9 @@ def main_table(report: Report) -> str:
         lines.append(
             _number_line("CMMD (clip)", [(f"cmmd_{name}", f"cmmd_{name}_floor") for name in report.sets], report)
         )
-    keys = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
-    lines.append(_number_line("CLIP score (own clip), own minus other caption", keys, report))
+    if OWN_CLIP in report.spaces:
+        keys = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
+        lines.append(_number_line("CLIP score (own clip), own minus other caption", keys, report))
     return "\n".join([*lines, "", "; ".join(_notes(report)), "", *_sweep_lines(report)])
 
 

@@ -15,23 +15,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.core import artifact
-from ldm.text.model.clip import HALF_OF, KIND, Clip, load, merges_of, preprocess_of
+from ldm.text.model import encoders
+from ldm.text.model.clip import HALF_OF, KIND, Clip, merges_of, preprocess_of
+from ldm.text.model.encoder import TextModel
 
 _OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "no_causal_mask", "tokenizer_kwargs"}
 """Options of open_clip's `text_cfg` that `TextTower` knows: all that open_clip's own architectures of this kind use."""
 
 
-def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
-    """Like `ldm.text.model.clip.load`, but without the image tower, unless the text tower has options that only
-    open_clip knows. States and features of a caption are equal up to rounding.
+def load_text(directory: Path) -> tuple[TextModel, artifact.Passport]:
+    """Like `ldm.text.model.encoders.load`, but of a CLIP without the image tower, unless the text tower has options
+    that only open_clip knows. States and features of a caption are equal up to rounding.
 
-    IntegrityError: missing, corrupt or not a CLIP.
+    IntegrityError, MachineError: as there.
     """
+    if encoders.is_other(encoders.folder_of(directory)):
+        return encoders.load(directory)
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):
         cfg: dict[str, Any] = passport.config["model_cfg"]
         if set(cfg["text_cfg"]) - _OPTIONS:
-            return load(directory)
+            return encoders.load(directory)
         tower = TextTower(cfg)
         # With `custom_text`, open_clip puts the tower under the name `text`.
         named = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
@@ -41,13 +45,16 @@ def load_text(directory: Path) -> tuple[Clip, artifact.Passport]:
 
 
 def copy_text(directory: Path, target: Path) -> artifact.Passport:
-    """Write the text half of a CLIP as an artefact, which `load_text` opens like the whole; its fact `half_of` is the
-    hash of the whole. A CLIP whose text tower only open_clip knows is copied whole. IntegrityError: as of `load`."""
-    clip, whole = load_text(directory)
-    if not isinstance(clip.model, TextTower):
-        shutil.copytree(directory, target, copy_function=shutil.copyfile)
-        return whole
-    return clip.save(target, whole.inputs, whole.facts | {HALF_OF: whole.content_sha256})
+    """Write the text encoder of a run: of a CLIP the text half, which `load_text` opens like the whole, and whose fact
+    `half_of` is the hash of the whole. Another encoder, or a CLIP whose text tower only open_clip knows, is copied as
+    it is. IntegrityError: as of `load_text`."""
+    folder = encoders.folder_of(directory)
+    if not encoders.is_other(folder):
+        clip, whole = load_text(folder)
+        if isinstance(clip, Clip) and isinstance(clip.model, TextTower):
+            return clip.save(target, whole.inputs, whole.facts | {HALF_OF: whole.content_sha256})
+    shutil.copytree(folder, target, copy_function=shutil.copyfile)
+    return encoders.verify(target)
 
 
 class TextTower(nn.Module):

@@ -17,7 +17,7 @@ from ldm.evaluation import report
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.model import clip
+from ldm.text.model import clip, encoders, transformers_tower
 from ldm.tools.model import folder
 
 _SHARDS = ("images", "captions")
@@ -46,7 +46,7 @@ def check(root: Path, paths: PathsParams, frozen: Collection[str] = ()) -> list[
     """
     hashes: dict[str, str] = {}
     problems: list[IntegrityError] = []
-    for link in _chain(paths):
+    for link in _chain(root, paths):
         place = root / link.path
         try:
             passport = link.read(place)
@@ -59,7 +59,7 @@ def check(root: Path, paths: PathsParams, frozen: Collection[str] = ()) -> list[
     return problems
 
 
-def _chain(paths: PathsParams) -> tuple[_Link, ...]:
+def _chain(root: Path, paths: PathsParams) -> tuple[_Link, ...]:
     """All artefacts, in the order of the pipeline."""
     return (
         _Link("prepare", "images", paths.images, partial(_shards, kind="images")),
@@ -67,13 +67,23 @@ def _chain(paths: PathsParams) -> tuple[_Link, ...]:
         _Link("train_autoencoder", "autoencoder", paths.autoencoder, partial(_weights, kind=AUTOENCODER)),
         _Link("encode_latents", "latents_train", f"{paths.latents}/train", _latents),
         _Link("encode_latents", "latents_val", f"{paths.latents}/val", _latents, split="val"),
-        _Link("train_clip", "clip", paths.clip, lambda folder: clip.load(folder)[1]),
+        *_text_encoders(root, paths.clip),
         _Link("embed_text", "embeddings", paths.embeddings, _embeddings),
         _Link("train_unet", "unet", paths.unet, partial(_weights, kind=UNET)),
         _Link("sample", "samples", paths.samples, _samples),
         _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
         _Link("model", "model", paths.model, folder.verify),
     )
+
+
+def _text_encoders(root: Path, path: str) -> list[_Link]:
+    """The CLIP, the other text encoder, or both."""
+    links: list[_Link] = []
+    if encoders.has_clip(root / path):
+        links.append(_Link("train_clip", "clip", path, lambda folder: clip.load(folder)[1]))
+    if encoders.folder_of(root / path) != root / path:
+        links.append(_Link("train_clip", "text_encoder", f"{path}/{encoders.FOLDER}", transformers_tower.verify))
+    return links
 
 
 def _hashes(name: str, passport: Passport) -> dict[str, str]:

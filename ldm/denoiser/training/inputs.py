@@ -26,8 +26,8 @@ from ldm.denoiser.training.params import TrainUNetParams
 from ldm.denoiser.training.texts import OnlineTexts, StoredTexts, Texts
 from ldm.precompute.cache import Cache
 from ldm.text.embedding.embeddings import TextEmbeddings
+from ldm.text.model import encoders
 from ldm.text.model.captions import Captions
-from ldm.text.model.clip import load as load_clip
 
 Samples = npt.NDArray[np.int64]
 
@@ -179,7 +179,7 @@ def _online(
     # Their longest caption may have decided how many tokens are kept.
     artifact.check_input(embeddings.directory, embeddings.passport, "captions_train", captions.sha256)
     precision: Precision = embeddings.passport.config["train_split"]["precision"]
-    return OnlineTexts(embeddings.encoder(*load_clip(clip), device, precision), takes_pooled)
+    return OnlineTexts(embeddings.encoder(*encoders.load(clip), device, precision), takes_pooled)
 
 
 def check_fits(params: TrainUNetParams, inputs: Inputs) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ldm.compute.precision import autocast
 from ldm.core import artifact
-from ldm.core.errors import IntegrityError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.params import Precision
 from ldm.precompute.cache import START, Cache, Lookup
-from ldm.text.model import clip
 from ldm.text.model.captions import Captions
+from ldm.text.model.encoder import Layer, TextModel
 
 INDEX = "captions.safetensors"
 """Columns of a `Lookup` of captions."""
@@ -44,10 +44,10 @@ KIND = artifact.Kind("embeddings", (_with_padding,))
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP, and which of its token states a UNet attends to."""
+    """A text encoder, and which of its token states a UNet attends to."""
 
-    model: clip.Clip
-    layer: clip.Layer
+    model: TextModel
+    layer: Layer
     norm: bool
     context_tokens: int
     is_masked: bool
@@ -72,12 +72,18 @@ class TextEncoder:
         return parts | {"tokens": parts["tokens"] * mask[..., None], "mask": mask}
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The parts of one batch of texts, on the CPU."""
-        return {name: part.cpu() for name, part in self.encode(self.ids(texts)).items()}
+        """The parts of one batch of texts, on the CPU. ConfigError: float16 cannot hold the states."""
+        parts = {name: part.cpu() for name, part in self.encode(self.ids(texts)).items()}
+        if not parts["tokens"].isfinite().all():
+            found, expected = f"{str(self.norm).lower()}, and float16 cannot hold the states", "smaller states"
+            raise ConfigError(
+                "params.yaml: embed_text.norm", found, expected, "set norm: true, or choose another layer"
+            )
+        return parts
 
     def mask(self, ids: Int[Tensor, "b m"]) -> Tensor:
-        """True up to the end token, which has the largest id: [b, n]. Id 0 is also that of a "!"."""
-        return torch.arange(self.context_tokens, device=ids.device) <= ids.argmax(1, keepdim=True)
+        """True for tokens of a text, False for padding: [b, n]."""
+        return self.model.mask(ids)[:, : self.context_tokens]
 
     def in_batches(self, texts: Sequence[str], batch_size: int) -> dict[str, Tensor]:
         """Rows of a cache for any number of texts: `pooled` [b, f] and `tokens` in float16. If padding is masked, the
@@ -123,10 +129,10 @@ class TextContext:
         return self.null["tokens"].shape[1]
 
     def encoder(
-        self, model: clip.Clip, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
+        self, model: TextModel, passport: artifact.Passport, device: torch.device, precision: Precision = "fp32"
     ) -> TextEncoder:
-        """The encoder that made these embeddings. IntegrityError: it was another CLIP than the one given."""
-        artifact.check_input(self.directory, self.passport, "clip", clip.identity(passport))
+        """The encoder that made these embeddings. IntegrityError: it was another one than the one given."""
+        artifact.check_input(self.directory, self.passport, passport.kind, clip.identity(passport))
         facts = self.passport.facts
         states = facts["layer"], facts["norm"], facts["context_tokens"], self.is_masked
         return TextEncoder(model.to(device), *states, device, precision)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ldm.core.config import Section
 from ldm.core.params import Precision
+from ldm.text.model.params import MAX_TOKENS
 
 
 class StoredParams(Section):
@@ -32,7 +33,7 @@ class EmbedTextParams(Section):
     """Block of the text encoder whose states are used: last as in Stable Diffusion 1, penultimate as in 2."""
     norm: bool
     """Whether the encoder's final layer norm is applied to these states, as both versions of Stable Diffusion do."""
-    context_tokens: int | None = Field(ge=3, le=1024)
+    context_tokens: int | None = Field(ge=3, le=MAX_TOKENS)
     """Tokens per caption, start and end included; longer captions are cut. null = those of the longest caption, rounded
     up to a multiple of 8. Models compatible with Stable Diffusion need 77."""
     padding: Literal["attended", "masked"]

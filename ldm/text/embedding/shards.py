@@ -19,7 +19,7 @@ from ldm.precompute.work import keep_each
 from ldm.text.embedding.embeddings import INDEX, KIND, NULL, WORDS, TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.embedding.survey import Piece, Survey
-from ldm.text.model import clip
+from ldm.text.model.encoder import TextModel
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def pieces(survey: Survey, params: EmbedTextParams) -> list[Piece]:
     return survey.pieces([split for split in SPLITS if split != "train" or not is_online])
 
 
-def count(survey: Survey, stored: list[Piece], params: EmbedTextParams, model: clip.Clip) -> Counts:
+def count(survey: Survey, stored: list[Piece], params: EmbedTextParams, model: TextModel) -> Counts:
     """Count the tokens of captions, and decide how many are kept."""
     num_tokens = survey.num_tokens[survey.distinct]
     longest = int(num_tokens.max())
@@ -53,9 +53,9 @@ def count(survey: Survey, stored: list[Piece], params: EmbedTextParams, model: c
     return Counts(len(num_tokens), num_stored, int((num_tokens > kept).sum()), longest, kept)
 
 
-def check_fits(params: EmbedTextParams, model: clip.Clip) -> None:
+def check_fits(params: EmbedTextParams, model: TextModel) -> None:
     """ConfigError: more tokens than the encoder reads, or the encoder has no penultimate layer."""
-    if params.layer == "penultimate" and model.model_cfg["text_cfg"]["layers"] < 2:
+    if params.layer == "penultimate" and model.num_layers < 2:
         raise ConfigError(
             "params.yaml: embed_text.layer", "penultimate", "last: the encoder has one layer", "set layer: last"
         )
@@ -64,7 +64,7 @@ def check_fits(params: EmbedTextParams, model: clip.Clip) -> None:
         raise ConfigError("params.yaml: embed_text.context_tokens", str(params.context_tokens), expected, "lower it")
 
 
-def context_tokens_of(params: EmbedTextParams, model: clip.Clip, longest: int) -> int:
+def context_tokens_of(params: EmbedTextParams, model: TextModel, longest: int) -> int:
     """Tokens kept per caption."""
     return params.context_tokens or min(-(-longest // 8) * 8, model.context_length)
 
@@ -83,7 +83,7 @@ def write(
     """Write the whole artefact: shards, the columns that find captions in them, words, the embedding of "" and the
     passport. Captions that `run` has kept are not encoded again. Each process does its share.
 
-    inputs: name -> SHA-256, including that of the CLIP as `clip`.
+    inputs: name -> SHA-256, including that of the text encoder, by its kind.
     """
     work = {piece.key(counts.context_tokens): piece for piece in stored}
 
@@ -105,7 +105,7 @@ def write(
     artifact.write_tensors(folder / INDEX, Lookup.columns(np.concatenate([piece.digests for piece in stored])))
     artifact.write_json(folder / WORDS, survey.words)
     facts = {
-        "encoder_sha256": inputs["clip"],
+        "encoder_sha256": inputs[encoder.model.kind.name],
         "layer": params.layer,
         "norm": params.norm,
         "context_tokens": counts.context_tokens,

@@ -15,8 +15,8 @@ from ldm.core import artifact
 from ldm.precompute.cache import Lookup
 from ldm.precompute.work import keep_each
 from ldm.text.embedding.words import words_of
-from ldm.text.model import clip
 from ldm.text.model.captions import Captions
+from ldm.text.model.encoder import TextModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Survey:
         return found
 
 
-def survey(splits: Mapping[str, Captions], model: clip.Clip, accelerator: Accelerator, run: Run) -> Survey:
+def survey(splits: Mapping[str, Captions], model: TextModel, accelerator: Accelerator, run: Run) -> Survey:
     """Look at all captions of a corpus. Each process looks at its share of the shards; a shard that `run` knows is not
     looked at again."""
     places = [(split, captions, n) for split, captions in splits.items() for n in range(captions.shards.num_shards)]

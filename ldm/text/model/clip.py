@@ -6,7 +6,8 @@ and one pooled feature, which is compared with images.
 States after the end token are padding. They never influence the states of the caption: a causal tower does not let
 earlier tokens see them, and a bidirectional tower masks them out of every attention. They do depend on the caption,
 and the UNet sees them, as in Stable Diffusion. open_clip recognises padding by id 0, which is also the token of a "!"
-inside a run of punctuation, so a bidirectional tower does not attend to that one.
+inside a run of punctuation, so a bidirectional tower does not attend to that one. Models that were trained with a
+tokenizer of transformers, such as SigLIP, attend to their padding, which has id -1 here.
 
 Only modules of `ldm.text` import open_clip.
 """
@@ -23,19 +24,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from ldm import randomness
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
-from ldm.text.model import layout
+from ldm.text.model import layout, tokenizer
+from ldm.text.model.encoder import Layer
 from ldm.text.model.params import ClipParams
+from ldm.text.model.tokenizer import Tokenizer, is_text
 
-Layer = Literal["last", "penultimate"]
 
-KIND = artifact.Kind("clip")
+def _with_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had open_clip's own tokenizer alone."""
+    return {**config, "tokenizer_sha256": None}
+
+
+KIND = artifact.Kind("clip", (_with_tokenizer,))
 MERGES = "merges.txt.gz"
 HALF_OF = "half_of"
 """Fact of the text half of a CLIP: the SHA-256 of the whole."""
@@ -78,16 +85,27 @@ class Clip(nn.Module):
     """An open_clip model with its tokenizer and its preprocessing."""
 
     def __init__(
-        self, model: nn.Module, model_cfg: Mapping[str, Any], preprocess: Preprocess, merges: bytes | None
+        self,
+        model: nn.Module,
+        model_cfg: Mapping[str, Any],
+        preprocess: Preprocess,
+        merges: bytes | None,
+        other_tokenizer: Tokenizer | None = None,
     ) -> None:
         """model_cfg: open_clip's model configuration. merges: the gzipped byte-pair merges of a reduced vocabulary, or
-        None for open_clip's whole vocabulary."""
+        None for open_clip's whole vocabulary. other_tokenizer: one of transformers instead of open_clip's own."""
         super().__init__()
         self.model: Any = model
         self.model_cfg = dict(model_cfg)
         self.preprocess = preprocess
         self.merges = merges
-        self.tokenizer = _tokenizer(self.model_cfg["text_cfg"], merges)
+        self.other_tokenizer = other_tokenizer
+        self.tokenizer: Any = None if other_tokenizer is not None else _tokenizer(self.model_cfg["text_cfg"], merges)
+
+    @property
+    def kind(self) -> artifact.Kind:
+        """The kind of artefact that `save` writes."""
+        return KIND
 
     @property
     def context_length(self) -> int:
@@ -100,6 +118,11 @@ class Clip(nn.Module):
         return int(self._text_tower.ln_final.normalized_shape[0])
 
     @property
+    def num_layers(self) -> int:
+        """Number of blocks of the text tower."""
+        return int(self.model_cfg["text_cfg"]["layers"])
+
+    @property
     def feature_width(self) -> int:
         """Width of the feature space that images and captions share."""
         return int(self.model_cfg["embed_dim"])
@@ -110,13 +133,32 @@ class Clip(nn.Module):
 
     def num_tokens(self, captions: Sequence[str]) -> Int[np.ndarray, " b"]:
         """Number of tokens of each caption before it is cut, start and end included."""
+        if self.other_tokenizer is not None:
+            return np.array([len(ids) for ids in self.other_tokenizer.ids(captions)], dtype=np.int64)
         return np.array([len(self.tokenizer.encode(caption)) + 2 for caption in captions], dtype=np.int64)
 
     def tokenise(self, captions: Sequence[str], num_tokens: int | None = None) -> Int[Tensor, "b n"]:
         """Token ids [start, ..., end, 0, ...], padded to `context_length`. A caption of more than `num_tokens` (None =
         `context_length`) is cut and still ends in the end token."""
-        ids = self.tokenizer(list(captions), context_length=num_tokens or self.context_length)
+        kept = num_tokens or self.context_length
+        if self.other_tokenizer is not None:
+            return self.other_tokenizer.padded(captions, kept, self.context_length)
+        ids = self.tokenizer(list(captions), context_length=kept)
         return F.pad(ids, (0, self.context_length - ids.shape[1]))
+
+    def _for_model(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """Ids that the model knows; for one that was trained so, such as CLIPA, with 0 instead of separators."""
+        if self.other_tokenizer is None:
+            return ids
+        ids, separator = self.other_tokenizer.for_model(ids), self.other_tokenizer.separator_id
+        is_stripped = separator is not None and _options(self.model_cfg).get("strip_sep_token", False)
+        return ids.where(ids != separator, 0) if is_stripped else ids
+
+    def mask(self, ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+        """True up to the end token, which has the largest id. Id 0 is also that of a "!"."""
+        if self.other_tokenizer is not None:
+            return is_text(ids)
+        return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(1, keepdim=True)
 
     def encode_text(
         self, ids: Int[Tensor, "b n"], layer: Layer, norm: bool
@@ -127,12 +169,13 @@ class Clip(nn.Module):
         Stable Diffusion 1 uses the last block with norm, Stable Diffusion 2 the penultimate block with norm.
         """
         blocks = -1 if layer == "last" else -2
+        ids = self._for_model(ids)
         out = self.model.forward_intermediates(text=ids, text_indices=-blocks, normalize_intermediates=norm)
         return out["text_intermediates"][blocks], out["text_features"]
 
     def text_features(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b f"]:
         """Pooled features of captions, of length 1."""
-        return self.model.encode_text(ids, normalize=True)
+        return self.model.encode_text(self._for_model(ids), normalize=True)
 
     def image_features(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
         """Features of images of any size, of length 1."""
@@ -145,6 +188,7 @@ class Clip(nn.Module):
             "model_cfg": self.model_cfg,
             "preprocess": asdict(self.preprocess),
             "merges_sha256": None,
+            "tokenizer_sha256": None if self.other_tokenizer is None else self.other_tokenizer.save(directory),
         }
         if self.merges is not None:
             (directory / MERGES).write_bytes(self.merges)
@@ -162,7 +206,8 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
         if (key := layout.foreign_key(cfg)) is not None:
             where, expected = str(directory / artifact.PASSPORT), "parts that open_clip builds by itself"
             raise IntegrityError(where, f"model_cfg has {key}", expected, fix)
-        clip = Clip(_model(cfg), cfg, preprocess_of(passport), merges_of(directory, passport))
+        merges, other_tokenizer = merges_of(directory, passport), _other_tokenizer(directory, passport)
+        clip = Clip(_model(cfg), cfg, preprocess_of(passport), merges, other_tokenizer)
     try:
         clip.model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -187,6 +232,25 @@ def merges_of(directory: Path, passport: artifact.Passport) -> bytes | None:
         return None
     artifact.check_file(directory / MERGES, passport.config["merges_sha256"])
     return (directory / MERGES).read_bytes()
+
+
+def open_tokenizer(folder: Path, model_cfg: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of transformers in a folder, with what open_clip's configuration says of it. Errors: as
+    `Tokenizer`."""
+    return Tokenizer(folder, _open_clip_tokenizer().get_clean_fn(_options(model_cfg).get("clean", "whitespace")))
+
+
+def _other_tokenizer(directory: Path, passport: artifact.Passport) -> Tokenizer | None:
+    if passport.config["tokenizer_sha256"] is None:
+        return None
+    for name, sha256 in passport.config["tokenizer_sha256"].items():
+        artifact.check_file(directory / name, sha256)
+    return open_tokenizer(directory / tokenizer.FOLDER, passport.config["model_cfg"])
+
+
+def _options(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration says of the tokenizer."""
+    return dict(model_cfg["text_cfg"].get("tokenizer_kwargs") or {})
 
 
 def build(params: ClipParams, seed: int) -> Clip:
@@ -240,7 +304,8 @@ def _model(cfg: Mapping[str, Any]) -> Any:
     if not cfg.get("custom_text", False):
         return CLIP(**arguments)
     model: Any = CustomTextCLIP(**arguments)
-    model.text.use_pad_mask = bool(cfg["text_cfg"].get("no_causal_mask", False))
+    is_bidirectional = bool(cfg["text_cfg"].get("no_causal_mask", False))
+    model.text.use_pad_mask = is_bidirectional and not layout.has_other_tokenizer(cfg)
     return model
 
 
@@ -267,10 +332,10 @@ def _tokenizer(text_cfg: Mapping[str, Any], merges: bytes | None) -> Any:
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     if merges is not None:
         options["bpe_path"] = io.BytesIO(merges)
-    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **options)
+    made = _open_clip_tokenizer().SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **options)
     vocab_size = text_cfg.get("vocab_size", _FULL_VOCABULARY)
-    if tokenizer.vocab_size != vocab_size:
+    if made.vocab_size != vocab_size:
         raise IntegrityError(
-            "CLIP tokenizer", f"{tokenizer.vocab_size} tokens", f"{vocab_size} tokens", "make the CLIP artefact again"
+            "CLIP tokenizer", f"{made.vocab_size} tokens", f"{vocab_size} tokens", "make the CLIP artefact again"
         )
-    return tokenizer
+    return made

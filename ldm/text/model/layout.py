@@ -11,7 +11,8 @@ from pickle import PickleError
 from typing import Any
 
 _MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
-_TOKENIZER = {"clean", "reduction_mask"}
+_TOKENIZER = {"clean", "reduction_mask", "strip_sep_token"}
+_TOKENIZER_NAME = "hf_tokenizer_name"
 _FOREIGN = ("hf_", "timm_")
 _NUM_SHOWN = 3
 
@@ -20,8 +21,8 @@ def foreign_key(model_cfg: Any) -> str | None:
     """The first key of a model configuration, with its value, that names a part of another library or that open_clip's
     own towers and tokenizer do not know; None if there is no such key.
 
-    An image tower of the package timm is accepted if open_clip itself has the same configuration, since its name is
-    then one of timm's own models.
+    A tokenizer of transformers may be named: its files are read, and the name is not. An image tower of the package
+    timm is accepted if open_clip itself has the same configuration, since its name is then one of timm's own models.
     """
     if not isinstance(model_cfg, Mapping):
         return f"{model_cfg!r}, which is not a mapping"
@@ -30,7 +31,7 @@ def foreign_key(model_cfg: Any) -> str | None:
     known = {
         "": {*_MODEL, "vision_cfg", "text_cfg"},
         "vision_cfg.": _own(CLIPVisionCfg),
-        "text_cfg.": _own(CLIPTextCfg) - {"tokenizer_mode"},
+        "text_cfg.": _own(CLIPTextCfg) - {"tokenizer_mode"} | {_TOKENIZER_NAME},
         "text_cfg.tokenizer_kwargs.": _TOKENIZER,
     }
     vision = model_cfg.get("vision_cfg")
@@ -46,6 +47,11 @@ def foreign_key(model_cfg: Any) -> str | None:
             return strangers[0]
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
     return f"no {min(missing)}" if missing else None
+
+
+def has_other_tokenizer(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether a model was trained with a tokenizer of transformers."""
+    return bool(model_cfg["text_cfg"].get(_TOKENIZER_NAME))
 
 
 def _own(cfg: type) -> set[str]:

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from ldm.core.config import Section
 
+MAX_TOKENS = 1024
+"""The most tokens of a caption, however many an encoder reads."""
+
 
 class VisionParams(Section):
     """The image tower: a vision transformer."""
@@ -41,7 +44,7 @@ class TextParams(Section):
     """Attention heads."""
     layers: int = Field(ge=1, le=64)
     """Transformer blocks."""
-    context_length: int = Field(ge=3, le=1024)
+    context_length: int = Field(ge=3, le=MAX_TOKENS)
     """Tokens per caption, start and end included; longer captions are cut."""
     num_merges: int | None = Field(ge=0, le=48894)
     """Byte-pair merges kept from open_clip's vocabulary, most frequent first (vocabulary = 514 + merges); null = all of

@@ -85,12 +85,51 @@ class ClipFolderParams(Section):
     """Whether it was trained with QuickGELU, as OpenAI's models were; must agree with the folder's configuration."""
 
 
+class NoClipParams(Section):
+    """No CLIP: another text encoder conditions the UNet, and the evaluation has no feature space of the run's own."""
+
+    kind: Literal["none"]
+    """Where the CLIP comes from."""
+
+
+ClipSource = Annotated[
+    TrainedClipParams | UntrainedClipParams | OpenClipParams | ClipFileParams | ClipFolderParams | NoClipParams,
+    Field(discriminator="kind"),
+]
+
+
+class ClipTextParams(Section):
+    """The text tower of the CLIP, as in Stable Diffusion."""
+
+    kind: Literal["clip"]
+    """Which text encoder conditions the UNet."""
+
+
+class TransformersParams(Section):
+    """A text encoder that the package transformers has saved: T5, CLIP, SigLIP or a decoder language model."""
+
+    kind: Literal["transformers"]
+    """Which text encoder conditions the UNet."""
+    path: Name
+    """The folder with its config.json and weights, below the folder `clip` of `paths.models`. Of a model that also
+    reads images or writes text, only what makes token states is kept."""
+    tokenizer: Name | None
+    """The folder of its tokenizer, if that is another one, as in a folder of diffusers; null = the same."""
+
+
 class TrainClipParams(Section):
     """Section `train_clip` of params.yaml."""
 
-    source: TrainedClipParams | UntrainedClipParams | OpenClipParams | ClipFileParams | ClipFolderParams = Field(
-        discriminator="kind"
-    )
+    source: ClipSource
     """Where the CLIP comes from."""
+    text_encoder: Annotated[ClipTextParams | TransformersParams, Field(discriminator="kind", json_schema_extra=BESIDE)]
+    """Which text encoder conditions the UNet. With another one than its own text tower, the CLIP is for the evaluation
+    alone."""
     num_validation_pairs: int = Field(ge=2, le=65536, json_schema_extra=BESIDE)
     """Image-caption pairs with distinct captions for validation by retrieval (fewer if the split has fewer)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source.kind == "none" and self.text_encoder.kind == "clip":
+            raise ValueError("source.kind none leaves no text encoder; set text_encoder.kind to transformers")
+        return self

@@ -11,12 +11,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import PickleError
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
+from weakref import finalize
 
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError
 from ldm.text.model import layout
-from ldm.text.model.clip import Clip, Preprocess, load
+from ldm.text.model.clip import Clip, Preprocess, load, open_tokenizer
+from ldm.text.model.tokenizer import Tokenizer
 from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
 
 _WHERE = "params.yaml: train_clip.source"
@@ -50,7 +53,8 @@ def from_tag(source: OpenClipParams) -> Clip:
     cfg["quick_gelu"] = trained_with
     _check_parts(cfg, name, f"{_WHERE}.architecture")
     fix = "check the connection, or bring the weights as a file and set kind: file"
-    return _create(name, source.tag, cfg, weights=source.tag, key="tag", fix=fix)
+    tokenizer = _fetched_tokenizer(name, cfg) if layout.has_other_tokenizer(cfg) else None
+    return _create(name, source.tag, cfg, tokenizer, weights=source.tag, key="tag", fix=fix)
 
 
 def from_file(source: ClipFileParams) -> Clip:
@@ -66,8 +70,11 @@ def from_file(source: ClipFileParams) -> Clip:
         _check_quick_gelu(source.quick_gelu, True, f"{name} says")
     cfg["quick_gelu"] = source.quick_gelu
     _check_parts(cfg, name, f"{_WHERE}.architecture")
+    if layout.has_other_tokenizer(cfg):
+        found, fix = f"{name} has a tokenizer of its own", f"bring its files, the weights and {_CONFIG} in one folder"
+        raise ConfigError(f"{_WHERE}.kind", f"file, and {found}", "folder", f"{fix}, and set kind: folder")
     fix = "name the architecture that they belong to, or bring a state dict that open_clip has saved"
-    return _create(name, source.path, cfg, weights=source.path, key="path", fix=fix)
+    return _create(name, source.path, cfg, None, weights=source.path, key="path", fix=fix)
 
 
 def from_folder(source: ClipFolderParams) -> Clip:
@@ -82,7 +89,26 @@ def from_folder(source: ClipFolderParams) -> Clip:
     name, cfg = f"local-dir:{path}", _folder_cfg(path)
     _check_quick_gelu(source.quick_gelu, bool(cfg.get("quick_gelu")), f"{path} says")
     _check_parts(cfg, name, str(path / _CONFIG))
-    return _create(name, None, cfg, weights=source.path, key="path", fix="bring a folder that open_clip has saved")
+    tokenizer = open_tokenizer(path, cfg) if layout.has_other_tokenizer(cfg) else None
+    fix = "bring a folder that open_clip has saved"
+    return _create(name, None, cfg, tokenizer, weights=source.path, key="path", fix=fix)
+
+
+def _fetched_tokenizer(name: str, cfg: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of an architecture, downloaded on first use. ConfigError: it cannot be."""
+    import open_clip
+
+    folder = TemporaryDirectory(prefix="ldm-tokenizer-")
+    try:
+        fetched: Any = open_clip.get_tokenizer(name)
+        fetched.save_pretrained(folder.name)
+    except _UNREADABLE as error:
+        found = f"open_clip cannot fetch the tokenizer of {name} ({' '.join(str(error).split())[:200]})"
+        fix = "check the connection, or bring a folder and set kind: folder"
+        raise ConfigError(f"{_WHERE}.architecture", found, "a tokenizer that can be opened", fix) from error
+    tokenizer = open_tokenizer(Path(folder.name), cfg)
+    finalize(tokenizer, folder.cleanup)  # its files are copied when it is saved
+    return tokenizer
 
 
 def _check_path(path: Path, kind: Literal["file", "folder"]) -> None:
@@ -97,17 +123,26 @@ def _check_path(path: Path, kind: Literal["file", "folder"]) -> None:
 
 
 def _check_parts(cfg: Mapping[str, Any], name: str, where: str) -> None:
-    """ConfigError unless open_clip itself builds every part, and the text tower is causal."""
+    """ConfigError unless open_clip itself builds every part, and the text tower is causal or has its own tokenizer."""
     key = layout.foreign_key(cfg)
-    if key is None and cfg["text_cfg"].get("no_causal_mask"):
+    if key is None and cfg["text_cfg"].get("no_causal_mask") and not layout.has_other_tokenizer(cfg):
         key = "text_cfg.no_causal_mask: True"
     if key is not None:
         expected = "a CLIP with open_clip's own text tower and tokenizer"
         raise ConfigError(where, f"{name} has {key}", expected, "choose another, e.g. ViT-L-14")
 
 
-def _create(name: str, pretrained: str | None, cfg: Mapping[str, Any], *, weights: str, key: str, fix: str) -> Clip:
-    """open_clip's model of this name with these weights, frozen.
+def _create(
+    name: str,
+    pretrained: str | None,
+    cfg: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    *,
+    weights: str,
+    key: str,
+    fix: str,
+) -> Clip:
+    """open_clip's model of this name with these weights, frozen. tokenizer: None = open_clip's own.
 
     weights, key: how the params name the weights, and in which field. ConfigError: open_clip cannot load them; `fix` is
     the advice, unless the reason suggests a better one.
@@ -125,7 +160,7 @@ def _create(name: str, pretrained: str | None, cfg: Mapping[str, Any], *, weight
                 "published, or a tag of open_clip"
             )
         raise ConfigError(f"{_WHERE}.{key}", found, f"weights of {name} as open_clip saves them", fix) from error
-    return Clip(model, cfg, _preprocess_of(model), None).eval().requires_grad_(False)
+    return Clip(model, cfg, _preprocess_of(model), None, tokenizer).eval().requires_grad_(False)
 
 
 def _folder_cfg(path: Path) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""Obtain a CLIP from any kind of source."""
+"""Obtain a CLIP, and another text encoder, from any kind of source."""
 
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.text.model import clip
 from ldm.text.model.clip import Clip
-from ldm.text.training import pretrained
+from ldm.text.model.transformers_tower import TransformersTower
+from ldm.text.training import foreign, pretrained
 from ldm.text.training.pairs import ImagesAndCaptions, measure, train_new
 from ldm.text.training.params import (
     ClipFileParams,
     ClipFolderParams,
+    ClipTextParams,
+    NoClipParams,
     OpenClipParams,
     TrainClipParams,
     TrainedClipParams,
+    TransformersParams,
     UntrainedClipParams,
 )
 from ldm.training.history import History
@@ -19,9 +23,9 @@ from ldm.training.history import History
 
 def obtain(
     params: TrainClipParams, pairs: ImagesAndCaptions, val: ImagesAndCaptions, accelerator: Accelerator, run: Run
-) -> tuple[Clip, History | None]:
-    """The model that `params.source` describes, on this process's device, and the history of its training on `pairs`;
-    None for one that is not trained here.
+) -> tuple[Clip | None, History | None]:
+    """The CLIP that `params.source` describes, on this process's device, and the history of its training on `pairs`;
+    None for one that is not trained here, or if there is none.
 
     ConfigError: there is no such model, or it is not what `source` states. IntegrityError: an artefact is corrupt.
     """
@@ -38,4 +42,16 @@ def obtain(
             model = pretrained.from_file(source)
         case ClipFolderParams() as source:
             model = pretrained.from_folder(source)
+        case NoClipParams():
+            return None, None
     return model.to(accelerator.device), None
+
+
+def obtain_encoder(params: TrainClipParams) -> tuple[TransformersTower, dict[str, str]] | None:
+    """The text encoder that is not the CLIP's, with the SHA-256 of the files that it was read from; None = the CLIP's.
+    Errors: as `foreign.from_transformers`."""
+    match params.text_encoder:
+        case ClipTextParams():
+            return None
+        case TransformersParams() as source:
+            return foreign.from_transformers(source)

@@ -110,8 +110,10 @@ def _summary(facts: Facts, source: sources.Source) -> str:
     sizes = facts.prepare.corpus.sizes_px(facts.prepare.image_size_px)
     size = " or ".join(f"{width} x {height}" for height, width in sizes[:4])
     others = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
-    clip = facts.parts["clip"].facts.get("source", {}).get("kind", "train")
-    told = "a CLIP trained on the same captions" if clip == "train" else f"a CLIP that was brought (`{clip}`)"
+    encoder = facts.parts["clip"]
+    kind, name = encoder.facts.get("source", {}).get("kind", "train"), encoder.kind.replace("clip", "CLIP")
+    told = "a CLIP trained on the same captions" if kind == "train" else f"a {name.replace('_', ' ')} that was brought"
+    told += "" if kind == "train" else f" (`{kind}`)"
     return (
         f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise "
         f"from the latents of an autoencoder, told by {told} what to draw."

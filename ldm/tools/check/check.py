@@ -22,12 +22,15 @@ from ldm.evaluation.params import ClipSpaceParams, InceptionSpaceParams
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.sampling.samplers import propagation
 from ldm.sampling.samplers.ancestral import DDIMParams
+from ldm.text.model.params import MAX_TOKENS
 from ldm.text.training.params import (
     ClipFileParams,
     ClipFolderParams,
+    NoClipParams,
     OpenClipParams,
     TrainClipParams,
     TrainedClipParams,
+    TransformersParams,
     UntrainedClipParams,
 )
 from ldm.tools.check import contents, objectives
@@ -135,7 +138,7 @@ def _mirroring(params: Params) -> Iterator[Finding]:
 
 
 def _text(params: Params) -> Iterator[Finding]:
-    """Widths and numbers of tokens must agree from CLIP's text tower to embeddings to cross-attention."""
+    """Widths and numbers of tokens must agree from the text encoder to embeddings to cross-attention."""
     tower, unet = _text_tower(params.train_clip), params.train_unet.network
     kept = params.embed_text.context_tokens
     if tower is not None:
@@ -143,17 +146,17 @@ def _text(params: Params) -> Iterator[Finding]:
         if unet.context_width != width:
             yield (
                 "train_unet.network.context_width",
-                f"found {unet.context_width}; expected {width}, the width of CLIP's text tower",
-                f"set it to {width}, or choose another CLIP",
+                f"found {unet.context_width}; expected {width}, the width of the text encoder",
+                f"set it to {width}, or choose another text encoder",
             )
         if kept is not None and kept > context_length:
             yield (
                 "embed_text.context_tokens",
-                f"found {kept}; expected null or at most {context_length}, all that CLIP's text tower reads",
+                f"found {kept}; expected null or at most {context_length}, all that the text encoder reads",
                 "set it to null, which keeps the longest caption",
             )
         if params.embed_text.layer == "penultimate" and num_layers < 2:
-            found = "found penultimate; expected last: CLIP's text tower has one layer only"
+            found = "found penultimate; expected last: the text encoder has one layer only"
             yield "embed_text.layer", found, "set it to last, or give the text tower more layers"
         kept = kept or context_length
     if kept is not None and unet.context_limit is not None and unet.context_limit < kept:
@@ -165,11 +168,13 @@ def _text(params: Params) -> Iterator[Finding]:
 
 
 def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
-    """Width, context length and number of layers of the text tower; None if only the weights determine them."""
+    """Width, context length and number of layers of the text encoder; None if only the weights determine them."""
+    if isinstance(clip.text_encoder, TransformersParams):
+        return _transformers_tower(Path(clip.text_encoder.path) / "config.json")
     if isinstance(clip.source, TrainedClipParams | UntrainedClipParams):
         text = clip.source.network.text
         return text.width, text.context_length, text.layers
-    if isinstance(clip.source, ClipFolderParams):
+    if isinstance(clip.source, ClipFolderParams | NoClipParams):
         return None
     config = _open_clip_config(clip.source.architecture)
     text = config.get("text_cfg", {}) if config else {}
@@ -178,6 +183,21 @@ def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
         if {"width", "context_length", "layers"} <= set(text)
         else None
     )
+
+
+def _transformers_tower(path: Path) -> tuple[int, int, int] | None:
+    """The same from a config.json of transformers; None if it is not there or leaves something out. The stage that
+    reads the weights says what is wrong with it."""
+    try:
+        config: Any = json.loads(path.read_bytes())
+        text = config.get("text_config", config)
+        width, num_layers = (
+            next(text[name] for name in names if name in text)
+            for names in (("hidden_size", "d_model", "n_embd"), ("num_hidden_layers", "num_layers", "n_layer"))
+        )
+        return int(width), min(int(text.get("max_position_embeddings", MAX_TOKENS)), MAX_TOKENS), int(num_layers)
+    except (OSError, ValueError, TypeError, AttributeError, StopIteration, RuntimeError):
+        return None
 
 
 def _open_clip_configs() -> dict[str, Path]:
@@ -212,7 +232,11 @@ def _weights(params: Params) -> Iterator[Finding]:
     is_brought = isinstance(autoencoder, PretrainedAutoencoderParams)
     loss = params.train_autoencoder.reconstruction
     lpips = loss.perceptual if loss is not None else None
+    encoder = params.train_clip.text_encoder
+    brought = encoder if isinstance(encoder, TransformersParams) else None
     places = {
+        "train_clip.text_encoder.path": (brought and brought.path, "clip"),
+        "train_clip.text_encoder.tokenizer": (brought and brought.tokenizer, "clip"),
         "train_autoencoder.source.path": (autoencoder.path if is_brought else None, "autoencoder"),
         "train_autoencoder.source.reconstruction.perceptual.weights": (lpips.weights if lpips else None, "lpips"),
         "train_clip.source.path": (clip.path if isinstance(clip, ClipFileParams | ClipFolderParams) else None, "clip"),
@@ -345,5 +369,6 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     contents.kinds,
     contents.captions,
     contents.instruments,
+    contents.own_clip,
     _tasks,
 )

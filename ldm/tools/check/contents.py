@@ -60,6 +60,19 @@ def instruments(params: Params) -> Iterator[Finding]:
             )
 
 
+def own_clip(params: Params) -> Iterator[Finding]:
+    """Without a CLIP, what needs its features cannot be measured."""
+    if params.train_clip.source.kind != "none":
+        return
+    if params.evaluate.accuracy.kind == "retrieval":
+        found = "found retrieval; expected none or an oracle: train_clip.source is none, and retrieval compares images "
+        found += "by the features of a CLIP"
+        yield "evaluate.accuracy.kind", found, "write accuracy: {kind: none}, or bring a CLIP for the evaluation"
+    if not params.evaluate.feature_spaces:
+        found = "found none; expected at least one: train_clip.source is none, so there is no CLIP to compare images by"
+        yield "evaluate.feature_spaces", found, "name one, or bring a CLIP for the evaluation"
+
+
 def captions(params: Params) -> Iterator[Finding]:
     """Where every caption is empty, nothing can be learned from captions, asked for or checked."""
     if params.prepare.captions != "none":

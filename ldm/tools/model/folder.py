@@ -1,7 +1,7 @@
 """Stage `model`: what inference needs, in one folder that works by itself.
 
 The parts are artefacts as the stages wrote them, each with its passport; of the text embeddings, what holds no caption,
-and of a CLIP its text half.
+and of a CLIP its text half, unless another text encoder is in its place.
 The passport of the folder holds the settings of drawing and tasks, and the hash of every part.
 """
 
@@ -17,7 +17,7 @@ from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.text.embedding.embeddings import TextContext
-from ldm.text.model.clip import KIND as OF_CLIP
+from ldm.text.model import encoders
 from ldm.text.model.clip import identity
 from ldm.text.tower import copy_text
 from ldm.tools.model.parts import AUTOENCODER, CLIP, TEXT, UNET, Parts, kind
@@ -33,14 +33,14 @@ def write(directory: Path, parts: Parts, with_words: bool) -> Passport:
     text.copy(directory / TEXT, with_words)
     unet = _copied(parts.unet, directory / UNET, OF_UNET)
     autoencoder = _copied(parts.autoencoder, directory / AUTOENCODER, OF_AUTOENCODER)
-    of_clip = identity(copy_text(parts.clip, directory / CLIP))
+    encoder = copy_text(parts.clip, directory / CLIP)
     artifact.check_input(parts.unet, unet, "autoencoder", autoencoder.content_sha256)
     artifact.check_input(parts.unet, unet, "embeddings", text.passport.content_sha256)
-    artifact.check_input(parts.text, text.passport, "clip", of_clip)
+    artifact.check_input(parts.text, text.passport, encoder.kind, identity(encoder))
     sha256 = {
         "unet": unet.content_sha256,
         "autoencoder": autoencoder.content_sha256,
-        "clip": of_clip,
+        encoder.kind: identity(encoder),
         "embeddings": text.passport.content_sha256,
     }
     for name, of_guide in _guides(parts):
@@ -57,9 +57,9 @@ def verify(directory: Path) -> Passport:
     """Hash all that a model folder holds. IntegrityError: something is missing or damaged."""
     passport = artifact.read_passport(directory, kind())
     parts = Parts.of(directory)
-    text = TextContext(parts.text)
+    text, encoder = TextContext(parts.text), encoders.verify(directory / CLIP)
     artifact.check_input(directory, passport, "embeddings", text.passport.content_sha256)
-    artifact.check_input(directory, passport, "clip", identity(_verified(directory / CLIP, OF_CLIP)))
+    artifact.check_input(directory, passport, encoder.kind, identity(encoder))
     kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, **dict(_guides(parts))}
     for name, of_part in kinds.items():
         artifact.check_input(directory, passport, name, _verified(directory / name, of_part).content_sha256)
@@ -67,10 +67,10 @@ def verify(directory: Path) -> Passport:
 
 
 def passports(directory: Path) -> dict[str, Passport]:
-    """Those of the parts of a model folder: `unet`, `autoencoder`, `clip` and `embeddings`."""
-    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER, CLIP: OF_CLIP}
+    """Those of the parts of a model folder: `unet`, `autoencoder`, `clip` (the text encoder) and `embeddings`."""
+    kinds = {UNET: OF_UNET, AUTOENCODER: OF_AUTOENCODER}
     found = {name: artifact.read_passport(directory / name, of_part) for name, of_part in kinds.items()}
-    return found | {"embeddings": TextContext(directory / TEXT).passport}
+    return found | {CLIP: encoders.verify(directory / CLIP), "embeddings": TextContext(directory / TEXT).passport}
 
 
 def num_bytes(directory: Path) -> int:
