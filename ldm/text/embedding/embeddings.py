@@ -21,6 +21,7 @@ from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.params import Precision
 from ldm.precompute.cache import START, Cache, Lookup
+from ldm.text.model import clip
 from ldm.text.model.captions import Captions
 from ldm.text.model.encoder import Layer, TextModel
 
