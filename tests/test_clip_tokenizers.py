@@ -12,6 +12,7 @@ import torch
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.text.model import clip
+from ldm.text.model.tokenizer import is_text
 from ldm.text.tower import load_text
 from ldm.text.training import pretrained
 from ldm.text.training.params import ClipFileParams, ClipFolderParams
@@ -70,7 +71,7 @@ def test_features_and_states_equal_open_clips(folder: Path, tmp_path: Path) -> N
     assert isinstance(ours, clip.Clip)
     ids, theirs = ours.tokenise(CAPTIONS), tokenizer(CAPTIONS)
     mask = ours.mask(ids)
-    assert torch.equal(ours._for_model(ids), theirs)
+    assert torch.equal(ours._for_model(ids), theirs) and torch.equal(mask, is_text(ids))
     assert mask.sum(1).tolist() == ours.num_tokens(CAPTIONS).clip(max=12).tolist()
     assert torch.allclose(ours.text_features(ids), model.encode_text(theirs, normalize=True), atol=1e-5)
     out = model.forward_intermediates(text=theirs, text_indices=2, normalize_intermediates=True)

@@ -40,6 +40,8 @@ _VOCABULARIES = (
 )
 """Files that hold a vocabulary. Without them transformers may make a tokenizer of special tokens alone."""
 _PADDING = -1
+_UNREADABLE = (Exception,)
+"""What the package tokenizers raises for files that it cannot read is of no other class."""
 
 
 class Tokenizer:
@@ -59,7 +61,7 @@ class Tokenizer:
             self._own: Any = tokenizers.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._own.truncation_side = "right"
             self.ids(["a"])
-        except Exception as error:  # tokenizers raise whatever their files lead to
+        except _UNREADABLE as error:
             found = f"transformers cannot open it ({' '.join(str(error).split())[:200]})"
             raise IntegrityError(where, found, expected, fix) from None
 
