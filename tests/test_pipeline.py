@@ -111,8 +111,8 @@ def test_an_experiment_is_kept_beside_the_commit(repository: Repository) -> None
     (shown,) = json.loads(repository.run("dvc", "params", "diff", "HEAD", "stronger", "--json")).values()
     assert shown == {"sample.drawing.guidance_scale": {"old": before, "new": 2.5, "diff": 2.5 - before}}
     assert "stronger" in repository.run("dvc", "exp", "show", "--csv")
-    (diff,) = json.loads(repository.run("dvc", "metrics", "diff", "HEAD", "stronger", "--json")).values()
-    assert any(change["old"] != change["new"] for change in diff.values())
+    diff = json.loads(repository.run("dvc", "metrics", "diff", "HEAD", "stronger", "--json"))
+    assert any(change["old"] != change["new"] for change in diff["data/evaluation/metrics.json"].values())
     plots = json.loads(repository.run("dvc", "plots", "diff", "HEAD", "stronger", "--json"))["data"]
     assert {plot["revisions"][0] for plot in plots["data/samples/grid.png"]} == {"HEAD", "stronger"}
 

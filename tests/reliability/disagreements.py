@@ -158,7 +158,8 @@ def _other_weights(root: Path, victim: int, draw: random.Random) -> str:
 
             def restore(running: loop._Training, found: state.State) -> None:
                 real(running, found)
-                moments = [value for part in running.optimizer.state.values() for value in part.values()]
+                kept = map(running.optimizers.moments, running.weights.values())
+                moments = [value for part in kept for value in part.values()]
                 tensors = [*running.weights.values(), *running.ema.values(), *moments]
                 tensors[number % len(tensors)].data.flatten()[0] += 1e-3
 
