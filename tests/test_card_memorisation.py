@@ -88,6 +88,15 @@ def test_a_copy_is_closest_and_an_image_far_from_all_is_not_close() -> None:
     assert repeated.closeness.tolist() == [0.0], "a copy of what training repeats is a copy"
 
 
+def test_near_copies_of_what_training_repeats_are_found(tmp_path: Path) -> None:
+    subject = pictures(10, seed=5)
+    for seed, (split, count) in enumerate(COUNTS.items()):
+        own = pictures(count, seed) + (subject * 20 if split == "train" else [])
+        write(tmp_path / split, [(f"{split}{i}", {"webp": encode(image)}) for i, image in enumerate(own)], 100)
+    result = measured([image ^ 3 for image in subject], RealImages(tmp_path, SPLITS))
+    assert result.share.value == 1.0 and result.numbers()["num_training"] == COUNTS["train"] + 10
+
+
 def test_new_images_pass(real) -> None:
     result = measured(pictures(60, seed=7), real)
     result.check("nowhere")

@@ -176,7 +176,7 @@ def _memorisation(facts: Facts, has_pictures: bool) -> Iterator[str]:
         f"real image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
     )
     yield (
-        f"Closeness is the distance to the nearest of {numbers['num_training']} training images, over the mean "
+        f"Closeness is the distance to the nearest of {numbers['num_training']} different training images, over the mean "
         f"distance to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples are "
         f"below {numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}. "
         f"It is measured on {params.size_px} x {params.size_px} pixels, so it finds copies of whole images, not of "

@@ -5,6 +5,7 @@ the nearest training image is divided by the mean distance to the nearest few, a
 and what is near is said by real images that no training saw: samples should be no nearer than these.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -42,7 +43,7 @@ class Neighbours:
     @property
     def closeness(self) -> Float[Tensor, "n"]:
         """The distance to the nearest one over the mean distance to all k, in 0..1; 0 = a copy, 1 = none of them stands
-        out. An image that training repeats k times stands out only if it is copied in every bit."""
+        out. If training has k images that are nearly equal, a near copy of these does not stand out."""
         nearest, mean = self.distances[:, 0], self.distances.mean(1)
         return torch.where(nearest == 0, torch.zeros_like(nearest), nearest / mean)
 
@@ -86,7 +87,7 @@ class Memorisation:
     samples: Compared
     real: Compared
     training: Sequence[Origin]
-    """The training images that were searched, in that order."""
+    """The training images that were searched, in that order; no two of them are equal."""
     params: MemorisationParams
 
     @property
@@ -150,8 +151,9 @@ class Memorisation:
 def measure(samples: Mapping[str, Samples], real: RealImages, params: MemorisationParams) -> Memorisation:
     """Search the training images for those nearest to samples, and for those nearest to real images of other splits.
 
-    The real images are those of the prompts, as far as no training saw them, then others of validation. ConfigError:
-    there are fewer than two of either kind.
+    The real images are those of the prompts, as far as no training saw them, then others of validation. Of training
+    images that are equal, as those of a part that a mixture repeats, one is searched: beside its repetitions, what is
+    near it would not stand out. ConfigError: there are fewer than two of either kind.
     """
     chosen = [(name, i) for name in SETS if name in samples for i in range(min(len(samples[name]), params.num_images))]
     drawn = _Images(
@@ -160,7 +162,7 @@ def measure(samples: Mapping[str, Samples], real: RealImages, params: Memorisati
     )
     origins = _unseen(samples, real, len(SETS) * params.num_images)
     others = _Images([real.png(origin) for origin in origins], [f"real, {split}" for split, _ in origins])
-    training = list(islice(scattered(real, "train"), params.num_training_images))
+    training = list(islice(_distinct(real, scattered(real, "train")), params.num_training_images))
     if min(len(origins), len(training)) < 2:
         found = f"{len(training)} training images, and {len(origins)} that no training saw"
         raise ConfigError("model.memorisation", found, "at least two of each", "prepare more images")
@@ -184,6 +186,16 @@ def _unseen(samples: Mapping[str, Samples], real: RealImages, count: int) -> lis
     own = dict.fromkeys(real.origin(prompt) for prompt in prompts if prompt.split != "train")
     others = (origin for origin in scattered(real, "val") if origin not in own)
     return list(islice(chain(own, others), count))
+
+
+def _distinct(real: RealImages, origins: Iterable[Origin]) -> Iterator[Origin]:
+    """Those whose encoded bytes no earlier one has."""
+    seen: set[bytes] = set()
+    for origin in origins:
+        digest = hashlib.sha256(real.png(origin)).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield origin
 
 
 def _shrunk(pngs: Iterable[bytes], size_px: int) -> Iterator[Float[Tensor, "b f"]]:

@@ -40,7 +40,8 @@ class MemorisationParams(Section):
     prompts, then others of validation (fewer if there are fewer). What is close is known only from more than 1 /
     `quantile` real ones."""
     num_training_images: int = Field(ge=2, le=10**9)
-    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer)."""
+    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer). Equal
+    ones count once."""
     num_neighbours: int = Field(ge=2, le=1000)
     """Nearest training images, over whose mean distance that of the nearest one is divided."""
     quantile: float = Field(gt=0, lt=1)
