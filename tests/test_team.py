@@ -109,7 +109,7 @@ def test_two_developers_share_results_and_experiments(
 
 
 def draw_with_the_model_alone(third: Repository) -> None:
-    third.run("dvc", "pull", "model")
+    third.run("dvc", "pull", "data/model")
     there = {path.name for path in (third.root / "data").iterdir() if path.is_dir()}
     assert there == {"source", "models", "model"}, "no data, no embeddings, no training"
     third.run("python", "-m", "ldm.tools.cli", "generate", "a red star", "--model", "data/model", "--output", "out")
