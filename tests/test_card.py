@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 from huggingface_hub import ModelCard
+from pydantic import ValidationError
 
 from ldm.core import artifact, config
 from ldm.core.artifact import Passport
@@ -12,7 +13,7 @@ from ldm.corpora.params import CorpusParams, PrepareParams, TorchvisionParams
 from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams
 from ldm.sampling.params import SampleParams
 from ldm.tools.card import card, sources
-from ldm.tools.model.params import CardParams, MemorisationParams
+from ldm.tools.model.params import CardParams, MemorisationParams, ModelParams
 from tests.import_closure import ROOT
 from tests.test_card_memorisation import PARAMS as COMPARED
 from tests.trained_data import PREPARE
@@ -120,6 +121,15 @@ def test_it_shows_three_tools() -> None:
 def test_pictures_can_be_left_out() -> None:
     text = card.write(FACTS, PARAMS.model_copy(update={"pictures": False}))
     assert "![" not in text and ".png" not in text
+
+
+def test_captions_that_are_kept_back_are_not_in_pictures_either() -> None:
+    model = config.read(ModelParams, "model", ROOT / "params.yaml").model_dump()
+    shown, hidden = (PARAMS.model_copy(update={"pictures": pictures}).model_dump() for pictures in (True, False))
+    with pytest.raises(ValidationError, match="set card.pictures: false"):
+        ModelParams.model_validate(model | {"with_words": False, "card": shown})
+    for values in ({"with_words": False, "card": hidden}, {"with_words": True, "card": shown}):
+        ModelParams.model_validate(model | values)
 
 
 @pytest.mark.parametrize("corpus", get_args(CorpusParams), ids=lambda model: model.__name__)

@@ -1,8 +1,8 @@
 """Section `model`: what a model takes along when it leaves the repository, its card, and when samples are copies."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section
 
@@ -58,6 +58,16 @@ class ModelParams(Section):
 
     with_words: bool
     """Whether the words of all captions travel, sorted, so that `ldm generate` can name words of a prompt that no
-    caption has. Captions never travel. false = nothing of them does, for captions whose words are private."""
+    caption has. Whole captions travel as prompts in the pictures of the card alone. false = nothing of captions travels,
+    for those whose words are private; `card.pictures` must then be false."""
     card: CardParams
     memorisation: MemorisationParams
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.card.pictures and not self.with_words:
+            raise ValueError(
+                "card.pictures shows prompts, which are captions, and with_words false keeps captions back; "
+                "set card.pictures: false, or with_words: true"
+            )
+        return self
