@@ -1,5 +1,6 @@
 """The model card: what it must say, for every corpus, and that the hub can read it."""
 
+import dataclasses
 import re
 from typing import Any, get_args
 
@@ -56,7 +57,7 @@ def passport(kind: str, number: int, facts: dict[str, Any], **inputs: str) -> Pa
     values = {
         "kind": kind,
         "format_version": 1,
-        "config": {"accuracy": {"kind": "shapes"}},
+        "config": {"accuracy": {"kind": "shapes"}, "diffusion": {"schedule": "cosine"}},
         "inputs": inputs,
         "content_sha256": str(number) * 64,
         "facts": facts,
@@ -118,6 +119,54 @@ def test_it_shows_three_tools() -> None:
         compile(block, "card", "exec")
 
 
+def with_parts(**changes: Passport) -> card.Facts:
+    return dataclasses.replace(FACTS, parts={**FACTS.parts, **changes})
+
+
+def test_it_calls_diffusers_as_an_export_does() -> None:
+    unet = FACTS.parts["unet"].model_copy(update={"config": {"diffusion": {"schedule": "flow"}}})
+    assert "sigmas=[1 - i / 12 for i in range(12)], guidance_scale=2.5" in card.write(with_parts(unet=unet), PARAMS)
+
+
+BROUGHT = {
+    "unet": passport("unet", 1, {}, init_from="8" * 64),
+    "autoencoder": passport("autoencoder", 2, {"source": {"vae.safetensors": "9" * 64}}, source="a" * 64),
+    "clip": passport("clip", 3, {"source": {"kind": "open_clip", "architecture": "ViT-L-14", "tag": "openai"}}),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("unet", f"its UNet (trained further from weights with SHA-256 `{'8' * 64}`)"),
+        ("autoencoder", "its autoencoder (from `vae.safetensors`)"),
+        ("clip", "its text encoder (`ViT-L-14, openai`)"),
+    ],
+)
+def test_weights_of_others_are_named_and_nothing_is_claimed_for_them(part: str, said: str) -> None:
+    text = card.write(with_parts(**{part: BROUGHT[part]}), PARAMS)
+    assert ModelCard(text).data.license is None
+    assert said in text and "nor under which licence" in text and "and no others" not in text
+    stated = card.write(with_parts(**{part: BROUGHT[part]}), PARAMS.model_copy(update={"licence": "openrail"}))
+    assert ModelCard(stated).data.license == "openrail" and "nor under which licence" not in stated
+    assert "Others' weights" not in card.write(FACTS, PARAMS) and "and no others" in card.write(FACTS, PARAMS)
+
+
+def test_files_of_others_are_listed_with_their_hashes() -> None:
+    facts = {"source": {"kind": "transformers", "path": "data/models/clip/t5"}}
+    encoder = passport("text_encoder", 3, facts | {"source_sha256": {"model.safetensors": "b" * 64}})
+    text = card.write(with_parts(clip=encoder, autoencoder=BROUGHT["autoencoder"]), PARAMS)
+    assert f"| text encoder: model.safetensors | `{'b' * 64}` |" in text
+    assert f"| autoencoder: vae.safetensors | `{'9' * 64}` |" in text
+    assert "told by a text encoder that was brought (`data/models/clip/t5`)" in text
+
+
+def test_a_clip_that_nothing_trained_was_not_brought() -> None:
+    untrained = passport("clip", 3, {"source": {"kind": "untrained", "seed": 0}})
+    text = card.write(with_parts(clip=untrained), PARAMS)
+    assert "told by a CLIP with random weights" in text and "Others' weights" not in text
+
+
 def test_pictures_can_be_left_out() -> None:
     text = card.write(FACTS, PARAMS.model_copy(update={"pictures": False}))
     assert "![" not in text and ".png" not in text
@@ -126,7 +175,7 @@ def test_pictures_can_be_left_out() -> None:
 def test_captions_that_are_kept_back_are_not_in_pictures_either() -> None:
     model = config.read(ModelParams, "model", ROOT / "params.yaml").model_dump()
     shown, hidden = (PARAMS.model_copy(update={"pictures": pictures}).model_dump() for pictures in (True, False))
-    with pytest.raises(ValidationError, match="set card.pictures: false"):
+    with pytest.raises(ValidationError, match=r"set card\.pictures: false"):
         ModelParams.model_validate(model | {"with_words": False, "card": shown})
     for values in ({"with_words": False, "card": hidden}, {"with_words": True, "card": shown}):
         ModelParams.model_validate(model | values)

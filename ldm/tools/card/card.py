@@ -12,7 +12,8 @@ from typing import Any
 from ldm.core.artifact import Passport
 from ldm.corpora.params import PrepareParams
 from ldm.sampling.params import DrawingParams
-from ldm.tools.card import sources
+from ldm.tools.card import brought, sources
+from ldm.tools.export import call
 from ldm.tools.model.params import CardParams, MemorisationParams
 
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
@@ -81,7 +82,7 @@ def write(facts: Facts, params: CardParams) -> str:
 
 def _head(facts: Facts, params: CardParams, source: sources.Source) -> str:
     """Metadata for the hub. JSON is YAML."""
-    licence = params.licence or source.licence
+    licence = params.licence or (None if brought.weights(facts.parts) else source.licence)
     results = [
         {"type": name, "name": name.replace("_", " "), "value": facts.metrics[name]} for name in _main_numbers(facts)
     ]
@@ -110,13 +111,9 @@ def _summary(facts: Facts, source: sources.Source) -> str:
     sizes = facts.prepare.corpus.sizes_px(facts.prepare.image_size_px)
     size = " or ".join(f"{width} x {height}" for height, width in sizes[:4])
     others = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
-    encoder = facts.parts["clip"]
-    kind, name = encoder.facts.get("source", {}).get("kind", "train"), encoder.kind.replace("clip", "CLIP")
-    told = "a CLIP trained on the same captions" if kind == "train" else f"a {name.replace('_', ' ')} that was brought"
-    told += "" if kind == "train" else f" (`{kind}`)"
     return (
         f"A latent diffusion model that draws {source.name} from text, {size}{others} pixels. A UNet removes noise "
-        f"from the latents of an autoencoder, told by {told} what to draw."
+        f"from the latents of an autoencoder, told by {brought.text_encoder(facts.parts['clip'])} what to draw."
     )
 
 
@@ -130,8 +127,7 @@ def _uses(facts: Facts, example: str) -> Iterator[str]:
         "parts have no place there. With diffusers:"
     )
     yield _code("sh", "ldm export pipeline --format diffusers --model FOLDER")
-    drawing = facts.drawing
-    settings = f"num_inference_steps={drawing.num_steps}, guidance_scale={drawing.guidance_scale:g}"
+    settings = call.arguments(facts.drawing, facts.parts["unet"].config["diffusion"]["schedule"])
     yield _code("python", f"{_DIFFUSERS}\nimage = pipeline({prompt}, {settings}).images[0]")
     yield "With ComfyUI, whose folder `models/checkpoints` takes one file of all weights:"
     yield _code("sh", "ldm export model.safetensors --format single-file --model FOLDER")
@@ -150,6 +146,10 @@ def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[
         f"Images: {counts}; only those of `train` are trained on.{captions} None of them is in this folder but for "
         "what its pictures show."
     )
+    if found := brought.weights(facts.parts):
+        listed = "; ".join(f"its {part} ({origin})" for part, origin in found.items())
+        licence = ", nor under which licence they are, which binds this model too" if params.licence is None else ""
+        yield f"Others' weights are in it: {listed}. What these were trained on is **not stated** here{licence}."
 
 
 def _scales(facts: Facts) -> Iterator[str]:
@@ -176,9 +176,9 @@ def _memorisation(facts: Facts, has_pictures: bool) -> Iterator[str]:
         f"real image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
     )
     yield (
-        f"Closeness is the distance to the nearest of {numbers['num_training']} different training images, over the mean "
-        f"distance to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples are "
-        f"below {numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}. "
+        f"Closeness is the distance to the nearest of {numbers['num_training']} different training images, over the "
+        f"mean distance to the nearest {params.num_neighbours} (Carlini et al. 2023): 0 is a copy. Half of the samples "
+        f"are below {numbers['closeness_samples']:.2f}, half of the real images below {numbers['closeness_real']:.2f}. "
         f"It is measured on {params.size_px} x {params.size_px} pixels, so it finds copies of whole images, not of "
         "parts, mirrored ones, styles or faces."
     )
@@ -194,7 +194,8 @@ _NEAREST = (
 
 def _limits(facts: Facts) -> Iterator[str]:
     tokens = facts.parts["embeddings"].facts.get("context_tokens")
-    yield "It knows the words and the kinds of pictures of its captions, and no others."
+    if not brought.weights(facts.parts):
+        yield "It knows the words and the kinds of pictures of its captions, and no others."
     yield f"It reads {tokens} tokens of a prompt." if tokens else "It reads as much of a prompt as its CLIP does."
     yield "Other sizes than those of training give worse images, or none."
     if facts.parts["unet"].facts.get("caption_dropout") == 0:
@@ -205,7 +206,7 @@ def _origin(facts: Facts) -> Iterator[str]:
     rows = [(name, passport.content_sha256) for name, passport in facts.parts.items()]
     inputs = [row for passport in facts.parts.values() for row in passport.inputs.items()]
     named: dict[str, str] = {}
-    for name, sha256 in [*rows, *inputs]:  # what several parts name is listed once
+    for name, sha256 in [*rows, *inputs, *brought.files(facts.parts)]:  # what several parts name is listed once
         named.setdefault(sha256, name.replace("_", " "))
     yield "SHA-256 of its weights and of what they were made from, as the passports in this folder have them:"
     yield _table(("what", "SHA-256"), [(name, f"`{sha256}`") for sha256, name in named.items()])

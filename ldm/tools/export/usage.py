@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ldm.denoiser.model.params import UNetParams
 from ldm.sampling.params import DrawingParams
+from ldm.tools.export import call
 from ldm.tools.export.topology import Format, diffusion_params, unet_params
 from ldm.tools.pipeline import Pipeline
 
@@ -14,22 +15,17 @@ _COMFY_CONTEXT = {768: False, 1024: True}
 
 def lines(pipeline: Pipeline, path: Path, format: Format) -> list[str]:
     """Python that draws our image from our noise, and what to know about it."""
-    call = f'("a prompt", {_arguments(pipeline)}).images[0].save("0000.png")'
+    drawn = f'("a prompt", {_arguments(pipeline)}).images[0].save("0000.png")'
     if format == "diffusers":
         load = f'StableDiffusionPipeline.from_pretrained("{path}")'
     else:
         load = f'StableDiffusionPipeline.from_single_file("{path}", config="a folder of --format diffusers")'
     notes = [*_differences(pipeline.drawing), *(_comfy(unet_params(pipeline)) if format == "single-file" else [])]
-    return ["from diffusers import StableDiffusionPipeline", f"{load}{call}", *(f"note: {note}" for note in notes)]
+    return ["from diffusers import StableDiffusionPipeline", f"{load}{drawn}", *(f"note: {note}" for note in notes)]
 
 
 def _arguments(pipeline: Pipeline) -> str:
-    drawing = pipeline.drawing
-    steps = drawing.num_steps
-    # Its flow scheduler would otherwise end at time 0.001, and not step from 1 / steps to 0.
-    of_flow = f"sigmas=[1 - i / {steps} for i in range({steps})]"
-    times = of_flow if diffusion_params(pipeline).schedule == "flow" else f"num_inference_steps={steps}"
-    return f"{times}, guidance_scale={drawing.guidance_scale:g}"
+    return call.arguments(pipeline.drawing, diffusion_params(pipeline).schedule)
 
 
 def _differences(drawing: DrawingParams) -> list[str]:

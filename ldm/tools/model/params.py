@@ -16,7 +16,7 @@ class CardParams(Section):
     """Its heading."""
     licence: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")] | None
     """Licence of the weights, as the Hugging Face hub names it, such as `apache-2.0`, `cc-by-sa-4.0` or `other`. null =
-    that which the images of a corpus of this project ask for; for images that you bring, none is stated."""
+    that which the images of a corpus of this project ask for; for images or weights that you bring, none is stated."""
     data: Line | None
     """Where images and captions come from, whose they are and under which licence. null = what this project knows of a
     corpus of its own; for images that you bring, the card says that nothing is stated."""
@@ -40,8 +40,8 @@ class MemorisationParams(Section):
     prompts, then others of validation (fewer if there are fewer). What is close is known only from more than 1 /
     `quantile` real ones."""
     num_training_images: int = Field(ge=2, le=10**9)
-    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer). Equal
-    ones count once."""
+    """Training images among which the nearest ones are searched, spread over the split (fewer if there are fewer).
+    Equal ones count once."""
     num_neighbours: int = Field(ge=2, le=1000)
     """Nearest training images, over whose mean distance that of the nearest one is divided."""
     quantile: float = Field(gt=0, lt=1)
@@ -58,8 +58,8 @@ class ModelParams(Section):
 
     with_words: bool
     """Whether the words of all captions travel, sorted, so that `ldm generate` can name words of a prompt that no
-    caption has. Whole captions travel as prompts in the pictures of the card alone. false = nothing of captions travels,
-    for those whose words are private; `card.pictures` must then be false."""
+    caption has. Whole captions travel as prompts in the pictures of the card alone. false = nothing of captions
+    travels, for those whose words are private; `card.pictures` must then be false."""
     card: CardParams
     memorisation: MemorisationParams
 

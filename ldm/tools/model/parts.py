@@ -70,7 +70,7 @@ class Parts:
             return cls._of_folder(root)
         if not (root / config.PARAMS).is_file():
             found = f"no {config.PARAMS} and no {PASSPORT}" if root.is_dir() else "no such folder"
-            fix = "run from the repository root, or name a model folder (--model DIR), which `dvc pull data/model` brings"
+            fix = "run from the repository root, or name a model folder (--model DIR): `dvc pull data/model` brings one"
             raise ConfigError(str(root), found, "a repository or a model folder", fix)
         return cls._of_repository(root)
 
