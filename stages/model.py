@@ -34,8 +34,9 @@ def main() -> str:
     with process.output(Path(paths.model), accelerator) as model:
         if accelerator.is_main_process:
             folder.write(model, parts, params.with_words)
-            compared = evidence.compare(results, params.memorisation)
             made_of = folder.passports(model)
+            evidence.check(made_of["unet"])
+            compared = evidence.compare(results, params.memorisation)
             evidence.write_card(model, results, made_of, prepare, sample.drawing, compared, params.card)
     return f"model: {folder.num_bytes(Path(paths.model)) / 1e6:.1f} MB -> {paths.model}"
 

@@ -77,6 +77,15 @@ def test_a_model_that_copies_is_not_written_but_its_proof_is(made: Path, tmp_pat
     assert (tmp_path / "data/model" / CARD).is_file() and not list((tmp_path / "data/model").glob("*.png"))
 
 
+def test_samples_of_another_model_are_not_taken_for_copies(made: Path, monkeypatch) -> None:
+    monkeypatch.chdir(made.parent)
+    of_samples = samples.read(made / "samples")[0]
+    other = of_samples.model_copy(update={"inputs": of_samples.inputs | {"unet": "0" * 64}})
+    monkeypatch.setattr(samples, "read", lambda _: (other, {}))
+    with pytest.raises(IntegrityError, match="samples made with unet"):
+        run("model")
+
+
 def _memorisation(**changes: object) -> dict[str, object]:
     return config.read(ModelParams, "model").memorisation.model_dump() | changes
 

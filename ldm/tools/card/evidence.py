@@ -28,6 +28,15 @@ class Evidence:
     samples: Path
     evaluation: Path
 
+    def check(self, unet: Passport) -> Passport:
+        """The passport of the evaluation. IntegrityError: the samples are not those of this UNet, or the evaluation not
+        that of these samples."""
+        of_samples, _ = samples.read(self.samples)
+        artifact.check_input(self.samples, of_samples, "unet", unet.content_sha256)
+        evaluation = artifact.read_passport(self.evaluation, _EVALUATION)
+        artifact.check_input(self.evaluation, evaluation, "samples", of_samples.content_sha256)
+        return evaluation
+
     def compare(self, results: Path, params: MemorisationParams) -> memorisation.Memorisation:
         """Compare samples with training images, and write numbers and picture into the folder `results`.
 
@@ -55,12 +64,9 @@ class Evidence:
         """Write the card and its pictures into a model folder.
 
         parts: passports of `unet`, `autoencoder`, `clip` and `embeddings`. results: where `compare` has written.
-        IntegrityError: the samples are not those of this UNet, or the evaluation not that of these samples.
+        IntegrityError: as of `check`.
         """
-        of_samples, _ = samples.read(self.samples)
-        artifact.check_input(self.samples, of_samples, "unet", parts["unet"].content_sha256)
-        evaluation = artifact.read_passport(self.evaluation, _EVALUATION)
-        artifact.check_input(self.evaluation, evaluation, "samples", of_samples.content_sha256)
+        evaluation = self.check(parts["unet"])
         facts = card.Facts(
             parts=parts,
             prepare=prepare,
