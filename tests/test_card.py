@@ -198,5 +198,17 @@ def test_a_known_dataset_of_torchvision_has_its_licence() -> None:
 
 
 def test_every_space_and_every_accuracy_is_explained() -> None:
-    assert kinds(get_args(FeatureSpaceParams)[0]) | {"own_clip"} == set(card._SCALES)
-    assert kinds(EvaluateParams.model_fields["accuracy"].annotation) == set(card._ACCURACIES)
+    for kind in kinds(EvaluateParams.model_fields["accuracy"].annotation):
+        evaluation = FACTS.evaluation.model_copy(update={"config": {"accuracy": {"kind": kind}}})
+        text = card.write(dataclasses.replace(FACTS, evaluation=evaluation), PARAMS)
+        assert "When is a sample right?" in text and f"`{kind}` says so" not in text
+    for space in kinds(get_args(FeatureSpaceParams)[0]) | {"own_clip"}:
+        text = card.write(dataclasses.replace(FACTS, metrics=METRICS | {f"{space}_extractor_sha256": "f" * 64}), PARAMS)
+        assert f"- *{space.replace('_', ' ')}*: " in text and "a network of that name" not in text
+
+
+def test_a_new_oracle_and_a_new_space_do_not_stop_a_card() -> None:
+    evaluation = FACTS.evaluation.model_copy(update={"config": {"accuracy": {"kind": "stars"}}})
+    facts = dataclasses.replace(FACTS, evaluation=evaluation, metrics={"stars_extractor_sha256": "f" * 64})
+    text = card.write(facts, PARAMS)
+    assert "`stars` says so" in text and "- *stars*: a network of that name" in text

@@ -19,21 +19,8 @@ from ldm.tools.model.params import CardParams, MemorisationParams
 GRID, NEIGHBOURS = "grid.png", "neighbours.png"
 """Pictures that the text shows."""
 Numbers = Mapping[str, float | int | str]
-_SCALES = {
-    "own_clip": "this run's own CLIP: they cannot be compared with those of another run",
-    "shapes": "a small fixed network of this project for scenes of shapes: they can be compared between runs",
-    "inception": "the Inception network of FID: comparable with FIDs of as many images against the same real ones",
-    "clip": "a CLIP that others trained, in which CMMD is taken; comparable as FID is",
-}
-"""Name of a feature space -> whose features distances are of, and what they can be compared with."""
-_ACCURACIES = {
-    "shapes": "a program reads the scene back from the pixels and compares it with the caption",
-    "classifier": "a classifier that learned from real training images names the class of the image",
-    "retrieval": "a sample is right if a real image with its prompt as a caption is among those nearest to it, in the "
-    "features of the run's own CLIP",
-    "none": "nothing says which image is right: distances alone say what samples are worth",
-}
-"""Kind of `evaluate.accuracy` -> when a sample counts as right."""
+_EXTRACTOR = "_extractor_sha256"
+"""End of the name of a metric: the hash of the network of a feature space."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +140,49 @@ def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[
 
 
 def _scales(facts: Facts) -> Iterator[str]:
-    kind = facts.evaluation.config["accuracy"]["kind"]
-    yield f"When is a sample right? {_sentence(_ACCURACIES[kind])} Intervals are those of 95 %, over prompts."
+    right = _sentence(_right(facts.evaluation.config["accuracy"]["kind"]))
+    yield f"When is a sample right? {right} Intervals are those of 95 %, over prompts."
     yield (
         "*Seen* prompts are of kinds that training has shown, *held out* and *unseen* ones, if there are any, of kinds "
         "that it has not. Beside each number of samples are those of the real images of the same prompts, which is as "
         "good as a number can be, and of these images after a round trip through the autoencoder."
     )
-    names = [name for name in _SCALES if f"{name}_extractor_sha256" in facts.metrics]
+    names = [name.removesuffix(_EXTRACTOR) for name in facts.metrics if name.endswith(_EXTRACTOR)]
     yield "Distances are 0 between equal sets. Their features are those of:"
-    yield "\n".join(f"- *{name.replace('_', ' ')}*: {_SCALES[name]}." for name in names)
+    yield "\n".join(f"- *{name.replace('_', ' ')}*: {_scale(name)}." for name in names)
+
+
+def _right(kind: str) -> str:
+    """When a sample counts as right, by the kind of `evaluate.accuracy`."""
+    match kind:
+        case "shapes":
+            return "a program reads the scene back from the pixels and compares it with the caption"
+        case "classifier":
+            return "a classifier that learned from real training images names the class of the image"
+        case "retrieval":
+            return (
+                "a sample is right if a real image with its prompt as a caption is among those nearest to it, in the "
+                "features of the run's own CLIP"
+            )
+        case "none":
+            return "nothing says which image is right: distances alone say what samples are worth"
+        case _:
+            return f"the oracle `{kind}` says so"
+
+
+def _scale(name: str) -> str:
+    """Whose features the distances of a feature space are of, and what they can be compared with."""
+    match name:
+        case "own_clip":
+            return "this run's own CLIP: they cannot be compared with those of another run"
+        case "shapes":
+            return "a small fixed network of this project for scenes of shapes: they can be compared between runs"
+        case "inception":
+            return "the Inception network of FID: comparable with FIDs of as many images against the same real ones"
+        case "clip":
+            return "a CLIP that others trained, in which CMMD is taken; comparable as FID is"
+        case _:
+            return "a network of that name; comparable where its `extractor_sha256` is the same"
 
 
 def _memorisation(facts: Facts, has_pictures: bool) -> Iterator[str]:
