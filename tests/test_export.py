@@ -126,13 +126,14 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
     """Ours -> diffusers, which saves them again -> ours."""
     model.diffusers.save_pretrained(tmp_path)
     generator, encode = model.pipeline.generator, model.pipeline.encode
+    clip: Any = encode.model
     equal(files.read(tmp_path, "unet").tensors, generator.unet.state_dict())
     unfolded = artifact.open_tensors(model.folder / "vae" / write.UNFOLDED)
     latents = {name: unfolded.pop(f"latent_{name}") for name in ("mean", "std")}
     assert all(torch.equal(latents[name], getattr(generator.scale, name)) for name in latents)
     equal(files.read(tmp_path, "vae").tensors | unfolded, generator.autoencoder.state_dict())
     tower = names.text_to_open_clip(files.read(tmp_path, "text_encoder").tensors)
-    expected = encode.model.model.state_dict()
+    expected = clip.model.state_dict()
     assert len(tower) == len(expected) - 1 - 12 * (encode.layer == "penultimate")  # no projection, no unused block
     assert all(torch.equal(tower[name], expected[name]) for name in tower)
 
@@ -324,7 +325,8 @@ def test_text_that_other_tools_encode_otherwise_is_refused(eps: Pipeline) -> Non
     masked = replace(eps, encode=replace(eps.encode, is_masked=True))
     with pytest.raises(ConfigError, match=r"^embed_text\.padding: masked; expected attended"):
         topology.check(masked, "diffusers")
-    tower = eps.encode.model.model
+    clip: Any = eps.encode.model
+    tower = clip.model
     tower.is_causal = False
     with pytest.raises(ConfigError, match=r"^train_clip\.source\.network\.text\.causal: false; expected true"):
         topology.check(eps, "diffusers")

@@ -14,6 +14,7 @@ from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.denoiser.model.schedules import NUM_TABLE_STEPS
 from ldm.denoiser.model.unet import NORM_EPS
 from ldm.exchange import names
+from ldm.exchange.files import CONFIG
 from ldm.text.model.clip import Clip
 from ldm.text.model.transformers_tower import TransformersTower
 from ldm.tools.export import folding
@@ -148,7 +149,7 @@ def tokenizer(pipeline: Pipeline) -> dict[str, str]:
     if (tower := transformers_clip_of(pipeline.encode.model)) is None:
         return _of_open_clips_tokenizer(pipeline)
     files = {
-        path.name: path.read_text(encoding="utf-8") for path in tower.tokenizer.files if path.name != "config.json"
+        path.name: path.read_text(encoding="utf-8") for path in tower.tokenizer.files if path.name != CONFIG
     }
     settings = json.loads(files.get("tokenizer_config.json", "{}"))
     settings |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": pipeline.encode.context_tokens}

@@ -74,7 +74,7 @@ def _padding(pipeline: Pipeline) -> list[str]:
     if ours == (theirs := 0 if is_second else end):
         return []
     return [
-        f"ComfyUI pads prompts of this layout by token {theirs}, and this UNet was trained with {ours} and reads padding: "
+        f"ComfyUI pads prompts of this layout by token {theirs}; this UNet was trained with {ours} and reads it, so "
         "images there differ; diffusers takes the tokenizer of a folder"
     ]
 
