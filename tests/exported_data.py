@@ -14,8 +14,11 @@ from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet
 from ldm.precompute.cache import CacheWriter, Lookup
 from ldm.text.embedding.embeddings import INDEX, NULL, WORDS, TextEncoder
-from ldm.text.model import clip
+from ldm.text.model import clip, encoders
+from ldm.text.model.encoder import TextModel
 from ldm.text.model.params import ClipParams
+from ldm.text.training.foreign import from_transformers
+from ldm.text.training.params import TransformersParams
 from ldm.tools.pipeline import Pipeline
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
@@ -78,19 +81,25 @@ def made(root: Path, recipe: str, changes: dict[str, Any]) -> Pipeline:
         for key in place.split("."):
             section = section[key]
         section |= values
+    root.mkdir(exist_ok=True)
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(params, file)
     (root / "paths.yaml").write_bytes((ROOT / "paths.yaml").read_bytes())
     data = root / "data"
-    model = clip.build(ClipParams.model_validate(params["train_clip"]["source"]["network"]), 0)
-    encoder = model.save(data / "clip", {}, {})
-    embeddings = _write_embeddings(data / "embeddings", model, encoder.content_sha256, params["embed_text"])
+    if params["train_clip"]["text_encoder"]["kind"] == "clip":
+        model = clip.build(ClipParams.model_validate(params["train_clip"]["source"]["network"]), 0).eval()
+        encoder = model.save(data / "clip", {}, {})
+    else:
+        model, _ = from_transformers(TransformersParams.model_validate(params["train_clip"]["text_encoder"]))
+        encoder = model.save(data / "clip" / encoders.FOLDER, {})
+    embeddings = _write_embeddings(data / "embeddings", model, encoder, params["embed_text"])
     _write_networks(data, params, embeddings)
     return Pipeline.load(root, "cpu")
 
 
-def _write_embeddings(folder: Path, model: clip.Clip, sha256: str, params: dict[str, Any]) -> str:
-    encode = TextEncoder(model.eval(), params["layer"], params["norm"], NUM_TOKENS, False, torch.device("cpu"))
+def _write_embeddings(folder: Path, model: TextModel, encoder: artifact.Passport, params: dict[str, Any]) -> str:
+    sha256 = encoder.content_sha256
+    encode = TextEncoder(model, params["layer"], params["norm"], NUM_TOKENS, False, torch.device("cpu"))
     null = {name: part[0].half() for name, part in encode([""]).items()}
     writer = CacheWriter(folder, KINDS["embeddings"])
     writer.write_shard(0, encode.in_batches(["stored"], 1))
@@ -105,7 +114,7 @@ def _write_embeddings(folder: Path, model: clip.Clip, sha256: str, params: dict[
         "context_width": model.context_width,
         "null_sha256": artifact.sha256_tensors(null),
     }
-    return writer.finish(1, params, {"clip": sha256}, facts, files=[INDEX, NULL, WORDS]).content_sha256
+    return writer.finish(1, params, {encoder.kind: sha256}, facts, files=[INDEX, NULL, WORDS]).content_sha256
 
 
 def _write_networks(data: Path, params: dict[str, Any], embeddings: str) -> None:

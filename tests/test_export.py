@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -21,12 +23,14 @@ from ldm.core.errors import ConfigError
 from ldm.denoiser.training import published
 from ldm.exchange import files, names
 from ldm.sampling import trajectory
+from ldm.text.training.foreign import from_transformers
+from ldm.text.training.params import TransformersParams
 from ldm.tools import cli
 from ldm.tools.cli import export as command
 from ldm.tools.cli.options import Command
 from ldm.tools.export import folding, parts, topology, usage, write
 from ldm.tools.pipeline import Pipeline
-from tests import exported_data
+from tests import exported_data, text_towers
 
 PROMPTS = ["a small red circle above a large blue square", "!? a star"]
 SCALE = 2.5
@@ -58,14 +62,19 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder, file = root / "exported", root / "exported.safetensors"
     write.export(pipeline, folder, "diffusers")
     write.export(pipeline, file, "single-file")
-    loaded: Any = StableDiffusionPipeline.from_pretrained(folder)
-    loaded.set_progress_bar_config(disable=True)
-    return Exported(pipeline, folder, file, loaded)
+    return Exported(pipeline, folder, file, opened(folder))
 
 
 @pytest.fixture(scope="module")
 def eps(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return exported_data.made(tmp_path_factory.mktemp("eps"), *MODELS["eps"])
+
+
+def opened(folder: Path) -> Any:
+    """diffusers' pipeline of a folder."""
+    loaded: Any = StableDiffusionPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
 def equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -117,13 +126,14 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
     """Ours -> diffusers, which saves them again -> ours."""
     model.diffusers.save_pretrained(tmp_path)
     generator, encode = model.pipeline.generator, model.pipeline.encode
+    clip: Any = encode.model
     equal(files.read(tmp_path, "unet").tensors, generator.unet.state_dict())
     unfolded = artifact.open_tensors(model.folder / "vae" / write.UNFOLDED)
     latents = {name: unfolded.pop(f"latent_{name}") for name in ("mean", "std")}
     assert all(torch.equal(latents[name], getattr(generator.scale, name)) for name in latents)
     equal(files.read(tmp_path, "vae").tensors | unfolded, generator.autoencoder.state_dict())
     tower = names.text_to_open_clip(files.read(tmp_path, "text_encoder").tensors)
-    expected = encode.model.model.state_dict()
+    expected = clip.model.state_dict()
     assert len(tower) == len(expected) - 1 - 12 * (encode.layer == "penultimate")  # no projection, no unused block
     assert all(torch.equal(tower[name], expected[name]) for name in tower)
 
@@ -144,6 +154,63 @@ def test_a_training_here_may_start_from_it(model: Exported) -> None:
     source |= {"reconstruction": None, "training": None}
     autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
     equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
+
+
+def end_padded(folder: Path) -> None:
+    """Let the tokenizer of a folder pad as that of Stable Diffusion 1 does, by the token that ends a prompt."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / "tokenizer" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "<|endoftext|>"}))
+    vocabulary = folder / "tokenizer/vocab.json"
+    tokens = json.loads(vocabulary.read_text())
+    vocabulary.write_text(json.dumps({token: number for token, number in tokens.items() if token != "<|pad|>"}))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing config attribute:FutureWarning")
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_a_whole_folder_of_stable_diffusion_draws_its_prompts_here_and_goes_back(name: str, tmp_path: Path) -> None:
+    """With its own text encoder and tokenizer: the UNet reads the states of padding, which depend on how it is done."""
+    recipe, changes = MODELS[name]
+    base, folder = exported_data.made(tmp_path / "base", recipe, changes), tmp_path / "sd"
+    write.export(base, folder, "diffusers")
+    end_padded(folder)
+    own = {"path": str(folder / "text_encoder"), "tokenizer": str(folder / "tokenizer")}
+    text = {"train_clip": {"text_encoder": {"kind": "transformers", **own}}, "embed_text": {"layer": "last"}}
+    pipeline = exported_data.made(tmp_path / "ours", recipe, changes | text)
+    expected, found = theirs(pipeline, opened(folder)), ours(pipeline)
+    assert (found - expected).abs().max() < 1e-4
+    assert (ours(base) - expected).abs().max() > 1e-3, "open_clip's padding is another"
+    write.export(pipeline, tmp_path / "back", "diffusers")
+    assert torch.equal(theirs(pipeline, opened(tmp_path / "back")), expected)
+    equal(files.read(tmp_path / "back", "text_encoder").tensors, files.read(folder, "text_encoder").tensors)
+    write.export(pipeline, tmp_path / "back.safetensors", "single-file")
+    config = {"config": str(tmp_path / "back"), "local_files_only": True}
+    single: Any = StableDiffusionPipeline.from_single_file(str(tmp_path / "back.safetensors"), **config)
+    assert torch.equal(theirs(pipeline, single), expected)
+    # Its own padding is what ComfyUI has for this layout; that of open_clip is not.
+    notes = [usage.lines(each, tmp_path, "single-file") for each in (pipeline, base)]
+    assert [any("pads prompts" in line for line in lines) for lines in notes] == [False, name == "eps"]
+
+
+def test_the_last_but_one_block_of_a_text_encoder_of_transformers_goes_out(tmp_path: Path) -> None:
+    base, folder = exported_data.made(tmp_path / "base", *MODELS["eps"]), tmp_path / "sd"
+    write.export(base, folder, "diffusers")
+    own = {"path": str(folder / "text_encoder"), "tokenizer": str(folder / "tokenizer")}
+    text = {"train_clip": {"text_encoder": {"kind": "transformers", **own}}, "embed_text": {"layer": "penultimate"}}
+    pipeline = exported_data.made(tmp_path / "ours", "default", exported_data.SD_1 | text)
+    write.export(pipeline, tmp_path / "back", "diffusers")
+    loaded = opened(tmp_path / "back")
+    assert loaded.text_encoder.config.num_hidden_layers == pipeline.encode.model.num_layers - 1
+    assert (theirs(pipeline, loaded) - ours(pipeline)).abs().max() < 1e-4
+
+
+def test_another_tokenizer_or_text_encoder_of_transformers_is_refused(eps: Pipeline, tmp_path: Path) -> None:
+    for family, key in (("clip_text_model", "train_clip.text_encoder.tokenizer"), ("t5", "train_clip")):
+        folder = text_towers.make(tmp_path / family, family)
+        source = TransformersParams(kind="transformers", path=str(folder), tokenizer=None)
+        other = replace(eps, encode=replace(eps.encode, model=from_transformers(source)[0]))
+        with pytest.raises(ConfigError, match=rf"^{key}: \w+; expected"):
+            topology.check(other, "diffusers")
 
 
 def test_weights_of_a_single_file_come_back_bit_by_bit(model: Exported) -> None:
@@ -212,7 +279,7 @@ def test_the_tokenizer_gives_our_ids(model: Exported) -> None:
 
 def test_a_folder_says_what_it_was_made_from(model: Exported) -> None:
     facts = json.loads((model.folder / write.FACTS).read_text())
-    assert facts["made_from"] == model.pipeline.generator.inputs
+    assert facts["made_from"] == model.pipeline.generator.inputs and facts["adapters"] == {}
     assert facts["drawing"]["num_steps"] == model.pipeline.drawing.num_steps
     assert facts["prediction"] == model.pipeline.generator.prediction
 
@@ -258,7 +325,8 @@ def test_text_that_other_tools_encode_otherwise_is_refused(eps: Pipeline) -> Non
     masked = replace(eps, encode=replace(eps.encode, is_masked=True))
     with pytest.raises(ConfigError, match=r"^embed_text\.padding: masked; expected attended"):
         topology.check(masked, "diffusers")
-    tower = eps.encode.model.model
+    clip: Any = eps.encode.model
+    tower = clip.model
     tower.is_causal = False
     with pytest.raises(ConfigError, match=r"^train_clip\.source\.network\.text\.causal: false; expected true"):
         topology.check(eps, "diffusers")
@@ -324,6 +392,36 @@ def test_what_differs_elsewhere_is_said(eps: Pipeline) -> None:
     changed = {"sampler": "dpm_solver_pp_2m", "guidance_interval": (0.1, 0.9)}
     drawn = replace(eps, drawing=eps.drawing.changed(changed))
     lines = usage.lines(drawn, Path("out.safetensors"), "single-file")
-    assert "num_inference_steps=5, guidance_scale=2.5" in lines[1]
-    assert "sampler dpm_solver_pp_2m, guidance_interval" in lines[2]
-    assert "ComfyUI" in lines[3]
+    assert "num_inference_steps=5, guidance_scale=2.5" in lines[3]
+    assert "sampler dpm_solver_pp_2m, guidance_interval" in lines[4]
+    assert all("ComfyUI" in line for line in lines[5:]) and len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sampler": {"kind": "ddim", "eta": 0.5}}, "eta 0.5"),
+        ({"precision": "bf16"}, "precision bf16"),
+        ({"time_shift": 2.0}, "time_shift 2"),
+        ({"size_px": (128, 64)}, "size_px"),
+        ({"dynamic_threshold": 0.9}, "dynamic_threshold"),
+    ],
+)
+def test_each_setting_that_the_call_does_not_have_is_said(eps: Pipeline, changed: dict[str, Any], said: str) -> None:
+    lines = usage.lines(replace(eps, drawing=eps.drawing.changed(changed)), Path("out"), "diffusers")
+    assert lines[-1].startswith(f"note: images here have {said};")
+
+
+@pytest.mark.filterwarnings("ignore:Accessing config attribute:FutureWarning")
+def test_the_printed_call_draws_our_image(model: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = usage.lines(model.pipeline, model.folder, "diffusers")
+    exec("\n".join(line for line in lines if not line.startswith("note")), {})
+    expected = model.pipeline(["a prompt"])[0].permute(1, 2, 0).int()
+    found = torch.from_numpy(np.array(Image.open("0000.png"))).int()
+    assert (found - expected).abs().max() <= 1
+
+
+def test_a_folder_names_the_adapters_in_its_unet(eps: Pipeline) -> None:
+    adapted = replace(eps, generator=replace(eps.generator, adapters={"abc": 0.5}))
+    assert write.facts(adapted)["adapters"] == {"abc": 0.5}

@@ -66,6 +66,16 @@ class Tokenizer:
             raise IntegrityError(where, found, expected, fix) from None
 
     @property
+    def kind(self) -> str:
+        """Name of its class in transformers."""
+        return type(self._own).__name__
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it is kept in, which are there."""
+        return [self._folder / name for name in _FILES if (self._folder / name).is_file()]
+
+    @property
     def max_tokens(self) -> int:
         """The most tokens of a text that it was made for."""
         return int(self._own.model_max_length)
@@ -105,9 +115,8 @@ class Tokenizer:
     def save(self, directory: Path) -> dict[str, str]:
         """Copy the files into the folder `FOLDER` of a directory; their SHA-256 by path below the directory."""
         (directory / FOLDER).mkdir(parents=True)
-        for name in _FILES:
-            if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, directory / FOLDER / name)
+        for path in self.files:
+            shutil.copyfile(path, directory / FOLDER / path.name)
         files = sorted((directory / FOLDER).iterdir())
         return {path.relative_to(directory).as_posix(): artifact.sha256_file(path) for path in files}
 

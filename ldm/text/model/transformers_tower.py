@@ -82,6 +82,11 @@ class TransformersTower(nn.Module):
         return KIND
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration as plain values; `model_type` names its family."""
+        return json.loads(self.model.config.to_json_string(use_diff=False))
+
+    @property
     def context_length(self) -> int:
         """As of `TextModel`: what the tokenizer and the positions allow, at most `MAX_TOKENS`."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or MAX_TOKENS
@@ -145,8 +150,7 @@ class TransformersTower(nn.Module):
             artifact.WEIGHTS: artifact.sha256_file(directory / artifact.WEIGHTS),
             **self.tokenizer.save(directory),
         }
-        model = json.loads(self.model.config.to_json_string(use_diff=False))
-        config = {"model": model, "dtype": str(self._dtype).removeprefix("torch."), "files": sha256}
+        config = {"model": self.config, "dtype": str(self._dtype).removeprefix("torch."), "files": sha256}
         return artifact.write_passport(directory, KIND, config, {}, facts, artifact.sha256_json(sha256))
 
 

@@ -14,9 +14,17 @@ from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.denoiser.model.schedules import NUM_TABLE_STEPS
 from ldm.denoiser.model.unet import NORM_EPS
 from ldm.exchange import names
+from ldm.exchange.files import CONFIG
 from ldm.text.model.clip import Clip
+from ldm.text.model.transformers_tower import TransformersTower
 from ldm.tools.export import folding
-from ldm.tools.export.topology import PREDICTIONS, clip_of, diffusion_params, unet_params
+from ldm.tools.export.topology import (
+    PREDICTIONS,
+    clip_of,
+    diffusion_params,
+    transformers_clip_of,
+    unet_params,
+)
 from ldm.tools.pipeline import Pipeline
 
 DIFFUSERS_VERSION = "0.42.0"
@@ -95,9 +103,22 @@ def vae(pipeline: Pipeline) -> Network:
 
 def text_encoder(pipeline: Pipeline) -> Network:
     """The text tower as a `CLIPTextModel`, without the block that the UNet does not see."""
-    encode, clip = pipeline.encode, _clip(pipeline)
-    width, num_blocks = clip.context_width, len(list(clip.model.transformer["resblocks"].children()))
-    num_layers = num_blocks - (encode.layer == "penultimate")
+    num_layers = pipeline.encode.model.num_layers - (pipeline.encode.layer == "penultimate")
+    if (tower := transformers_clip_of(pipeline.encode.model)) is not None:
+        return _of_transformers(tower, num_layers)
+    return _of_open_clip(_clip(pipeline), num_layers)
+
+
+def _of_transformers(tower: TransformersTower, num_layers: int) -> Network:
+    config = tower.config | {"architectures": ["CLIPTextModel"], "num_hidden_layers": num_layers}
+    config |= {"dtype": "float32", "torch_dtype": "float32"}
+    left_out = tuple(f"encoder.layers.{i}." for i in range(num_layers, tower.num_layers))
+    kept = {name: value for name, value in tower.model.state_dict().items() if not name.startswith(left_out)}
+    return Network(config, names.under(_on_cpu(kept), names.TEXT_MODEL))
+
+
+def _of_open_clip(clip: Clip, num_layers: int) -> Network:
+    width = clip.context_width
     vocabulary = clip.tokenizer.encoder
     config = {
         "architectures": ["CLIPTextModel"],
@@ -116,7 +137,7 @@ def text_encoder(pipeline: Pipeline) -> Network:
         "pad_token_id": 0,
         "torch_dtype": "float32",
     }
-    left_out = tuple(f"transformer.resblocks.{i}." for i in range(num_layers, num_blocks))
+    left_out = tuple(f"transformer.resblocks.{i}." for i in range(num_layers, clip.num_layers))
     kept = {
         name: value for name, value in clip.model.state_dict().items() if not name.startswith((*left_out, "text_proj"))
     }
@@ -124,8 +145,27 @@ def text_encoder(pipeline: Pipeline) -> Network:
 
 
 def tokenizer(pipeline: Pipeline) -> dict[str, str]:
-    """Files of a `CLIPTokenizer` by name. Its ids are those of open_clip's tokenizer, except of text that ftfy would
-    repair, such as ligatures and HTML entities: ftfy is left out there."""
+    """Files of a `CLIPTokenizer` by name, which pads to as many tokens as the UNet reads."""
+    if (tower := transformers_clip_of(pipeline.encode.model)) is None:
+        return _of_open_clips_tokenizer(pipeline)
+    files = {
+        path.name: path.read_text(encoding="utf-8") for path in tower.tokenizer.files if path.name != CONFIG
+    }
+    settings = json.loads(files.get("tokenizer_config.json", "{}"))
+    settings |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": pipeline.encode.context_tokens}
+    return files | {"tokenizer_config.json": _json(settings)}
+
+
+def padding(pipeline: Pipeline) -> tuple[int, int]:
+    """The id that prompts are padded with, and that of the token that ends them."""
+    if (tower := transformers_clip_of(pipeline.encode.model)) is not None:
+        return tower.tokenizer.padding_id, tower.tokenizer.ids([""])[0][-1]
+    return 0, _clip(pipeline).tokenizer.encoder["<end_of_text>"]
+
+
+def _of_open_clips_tokenizer(pipeline: Pipeline) -> dict[str, str]:
+    """Its ids are those of open_clip's tokenizer, except of text that ftfy would repair, such as ligatures and HTML
+    entities: ftfy is left out there."""
     own = _clip(pipeline).tokenizer
     vocabulary = {_OPEN_CLIP_ENDS.get(token, token): number for token, number in own.encoder.items()}
     # Padding has id 0, which is also that of a "!" inside a run of punctuation. With a name of its own, padding is not

@@ -11,6 +11,7 @@ from ldm.core.errors import ConfigError
 from ldm.denoiser.model.params import DiffusionParams, NetworkParams, UNetParams
 from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.model.clip import Clip
+from ldm.text.model.transformers_tower import TransformersTower
 from ldm.text.tower import TextTower
 from ldm.tools.pipeline import Pipeline
 
@@ -18,6 +19,7 @@ Format = Literal["diffusers", "single-file"]
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 """Names in diffusers of what a network may predict of the schedules that are tables."""
 TABLES = ("linear", "scaled_linear", "zero_terminal_snr", "cosine")
+_CLIP, _TOKENIZERS = "clip_text_model", ("CLIPTokenizer", "CLIPTokenizerFast")
 _FIX = "train a model that exports (`ldm recipe exportable`), or use this one by `ldm generate`"
 Misfit = tuple[str, object, str]
 """Key of the params, value, and what is expected and why."""
@@ -49,6 +51,11 @@ def diffusion_params(pipeline: Pipeline) -> DiffusionParams:
 def clip_of(model: object) -> Clip | None:
     """The text encoder, if it is a CLIP with a `TextTower`; others have options that transformers does not know."""
     return model if isinstance(model, Clip) and isinstance(model.model, TextTower) else None
+
+
+def transformers_clip_of(model: object) -> TransformersTower | None:
+    """The text encoder, if it is a CLIP of transformers, as in a folder of Stable Diffusion."""
+    return model if isinstance(model, TransformersTower) and model.config["model_type"] == _CLIP else None
 
 
 def _of_unet(params: UNetParams) -> Iterator[Misfit]:
@@ -86,8 +93,13 @@ def _of_text(encode: TextEncoder) -> Iterator[Misfit]:
         yield "embed_text.padding", "masked", "attended: Stable Diffusion's pipelines pass no mask"
     if not encode.norm:
         yield "embed_text.norm", False, "true: transformers' CLIP always ends in its layer norm"
+    if (tower := transformers_clip_of(encode.model)) is not None:
+        if (kind := tower.tokenizer.kind) not in _TOKENIZERS:
+            yield "train_clip.text_encoder.tokenizer", kind, "CLIPTokenizer, the one of Stable Diffusion's pipelines"
+        return
     if (clip := clip_of(encode.model)) is None:
-        yield "train_clip", type(encode.model).__name__, "a CLIP whose text tower is open_clip's plain one"
+        kind = getattr(encode.model, "config", {}).get("model_type", type(encode.model).__name__)
+        yield "train_clip", kind, "a CLIP of transformers, or one whose text tower is open_clip's plain one"
         return
     if not clip.model.is_causal:
         yield "train_clip.source.network.text.causal", False, "true: transformers' CLIP is causal"

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from ldm.denoiser.model.params import UNetParams
-from ldm.sampling.params import DrawingParams
-from ldm.tools.export import call
+from ldm.tools.export import call, parts
 from ldm.tools.export.topology import Format, diffusion_params, unet_params
 from ldm.tools.pipeline import Pipeline
 
@@ -15,24 +14,34 @@ _COMFY_CONTEXT = {768: False, 1024: True}
 
 def lines(pipeline: Pipeline, path: Path, format: Format) -> list[str]:
     """Python that draws our image from our noise, and what to know about it."""
-    drawn = f'("a prompt", {_arguments(pipeline)}).images[0].save("0000.png")'
+    noise = f"noise = prompt_noise({pipeline.drawing.seed}, [0], {tuple(pipeline.generator.unet.latent_shape)})"
+    arguments = call.arguments(pipeline.drawing, diffusion_params(pipeline).schedule)
+    drawn = f'("a prompt", latents=noise, {arguments}).images[0].save("0000.png")'
     if format == "diffusers":
         load = f'StableDiffusionPipeline.from_pretrained("{path}")'
     else:
         load = f'StableDiffusionPipeline.from_single_file("{path}", config="a folder of --format diffusers")'
-    notes = [*_differences(pipeline.drawing), *(_comfy(unet_params(pipeline)) if format == "single-file" else [])]
-    return ["from diffusers import StableDiffusionPipeline", f"{load}{drawn}", *(f"note: {note}" for note in notes)]
+    notes = [*_differences(pipeline), *(_comfy(pipeline) if format == "single-file" else [])]
+    return [
+        "from diffusers import StableDiffusionPipeline",
+        "from ldm.sampling.trajectory import prompt_noise  # without it: other noise, another image",
+        noise,
+        f"{load}{drawn}",
+        *(f"note: {note}" for note in notes),
+    ]
 
 
-def _arguments(pipeline: Pipeline) -> str:
-    return call.arguments(pipeline.drawing, diffusion_params(pipeline).schedule)
-
-
-def _differences(drawing: DrawingParams) -> list[str]:
+def _differences(pipeline: Pipeline) -> list[str]:
     """Settings of our images that the call above does not have."""
-    kind = drawing.sampler.kind
+    drawing, is_flow = pipeline.drawing, diffusion_params(pipeline).schedule == "flow"
+    kind, eta = drawing.sampler.kind, getattr(drawing.sampler, "eta", 0.0)
     others = {
         f"sampler {kind}": kind not in ("euler", "ddim"),
+        f"eta {eta:g}": eta > 0,
+        f"precision {drawing.precision}": drawing.precision != "fp32",
+        f"time_shift {drawing.time_shift:g}": drawing.time_shift != 1 and not is_flow,
+        "size_px": drawing.size_px is not None,
+        "dynamic_threshold": drawing.dynamic_threshold is not None,
         f"spacing {drawing.spacing}": drawing.spacing not in ("uniform", "trailing"),
         f"guidance {drawing.guidance.kind}": drawing.guidance.kind != "classifier_free",
         "guidance_interval": drawing.guidance_interval != (0, 1),
@@ -46,8 +55,24 @@ def _differences(drawing: DrawingParams) -> list[str]:
     ]
 
 
-def _comfy(params: UNetParams) -> list[str]:
-    """What ComfyUI does not build: it knows Stable Diffusion by these widths."""
+def _comfy(pipeline: Pipeline) -> list[str]:
+    """What ComfyUI does not build, or computes otherwise."""
+    return [*_widths(unet_params(pipeline)), *_padding(pipeline)]
+
+
+def _padding(pipeline: Pipeline) -> list[str]:
+    """ComfyUI pads prompts as the text encoder of a file's layout was trained (from its code, not tried)."""
+    (ours, end), is_second = parts.padding(pipeline), pipeline.encode.layer == "penultimate"
+    if ours == (theirs := 0 if is_second else end):
+        return []
+    return [
+        f"ComfyUI pads prompts of this layout by token {theirs}; this UNet was trained with {ours} and reads it, so "
+        "images there differ; diffusers takes the tokenizer of a folder"
+    ]
+
+
+def _widths(params: UNetParams) -> list[str]:
+    """ComfyUI knows Stable Diffusion by these widths."""
     shape = (list(params.channels), params.num_res_blocks)
     if shape == _COMFY_UNET and _COMFY_CONTEXT.get(params.context_width) == params.linear_projection:
         return []

@@ -31,10 +31,12 @@ def export(pipeline: Pipeline, path: Path, format: Format) -> None:
 
 
 def facts(pipeline: Pipeline) -> dict[str, Any]:
-    """What a file was made from, what its UNet predicts, and the settings of our images."""
+    """What a file was made from, and the scale of each adapter in its UNet by SHA-256; what its UNet predicts; the
+    settings of our images."""
     diffusion = pipeline.generator.passport.config["diffusion"]
     return {
         "made_from": dict(pipeline.generator.inputs),
+        "adapters": dict(pipeline.generator.adapters),
         "prediction": diffusion["prediction"],
         "schedule": diffusion["schedule"],
         "drawing": pipeline.drawing.model_dump(mode="json"),
