@@ -43,6 +43,7 @@ def main() -> str:
                 with torch.no_grad():
                     metrics = measure(model.eval(), val, params, accelerator.device)
                 facts = {"source": source.model_dump(mode="json", exclude={"network", "training"})}
+                facts |= {"source_sha256": files} if (files := sources.source_sha256(params)) else {}
                 model.save(folder, inputs if history else {}, facts | (history.facts if history else {}))
             if encoder is not None:
                 tower, files = encoder

@@ -88,9 +88,16 @@ def test_the_command_line_adds_adapters_and_replays_with_them(root, of_stage, tm
     assert "times 0.5; expected no adapter" in finding and "--adapter" in fix
     missing = ["--adapter", str(tmp_path / "none")]
     assert cli.main(["generate", PROMPTS[0], *missing, "--output", str(tmp_path / "out")]) == 4
+    twice = ["--adapter", f"{of_stage},scale=0.25", *chosen]
+    assert cli.main(["generate", PROMPTS[0], *twice, "--output", str(tmp_path / "twice")]) == 0
+    assert [*Origin.read((tmp_path / "twice/0000.png").read_bytes(), "png").adapters.values()] == [0.75]
+
+
+@pytest.mark.parametrize("scale", ["much", "nan", "inf", ""])
+def test_a_scale_that_is_no_number_is_refused(scale: str, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["generate", PROMPTS[0], "--adapter", "a,scale=much", "--output", str(tmp_path / "out")])
-    assert caught.value.code == 2 and "found scale 'much'; expected a number" in capsys.readouterr().err
+        cli.main(["generate", PROMPTS[0], "--adapter", f"a,scale={scale}", "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2 and f"found scale {scale!r}; expected a number" in capsys.readouterr().err
 
 
 def test_a_png_without_an_adapter_is_as_before(loaded):
@@ -109,6 +116,16 @@ def test_two_adapters_add_up_and_none_changes_nothing(root, loaded, of_stage, tm
     assert all(torch.equal(weight, weights(expected)[name]) for name, weight in weights(both).items())
     plain = adapted(Pipeline.load(root), {})
     assert all(torch.equal(weight, weights(loaded)[name]) for name, weight in weights(plain).items())
+
+
+def test_the_pipeline_given_stays_as_it_is(root, loaded, of_stage, tmp_path):
+    given = Pipeline.load(root)
+    adapted(given, {of_stage: 1})
+    other = saved(tmp_path / "other", Adapter({"no_layer": (torch.zeros(2, 4), torch.zeros(4, 2))}), "0" * 64)
+    with pytest.raises(ConfigError, match="no such layer"), pytest.warns(UserWarning, match="was trained on UNet"):
+        adapted(given, {of_stage: 1, other: 1})
+    assert given.generator.adapters == {}
+    assert all(torch.equal(weight, weights(loaded)[name]) for name, weight in weights(given).items())
 
 
 def foreign(adapter: Adapter, kind: str, alpha: float) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -147,6 +164,19 @@ def test_files_of_others_add_what_they_state(kind: str, root, loaded, adapter, t
         torch.testing.assert_close(weight, weights(expected)[name])
     layer = f"{next(iter(adapter.layers))}.weight"
     assert not torch.allclose(weights(found)[layer], weights(loaded)[layer])
+
+
+def test_a_folder_that_peft_writes_is_read(root, loaded, tmp_path):
+    peft: Any = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=RANK, lora_alpha=6.0, target_modules=["to_q", "conv1"], init_lora_weights=False)
+    model = peft.get_peft_model(Pipeline.load(root).generator.unet, config)
+    model.save_pretrained(tmp_path)
+    expected = model.merge_and_unload().state_dict()
+    found = adapted(Pipeline.load(root), {tmp_path: 1})
+    assert found.generator.adapters == {artifact.sha256_file(tmp_path / "adapter_model.safetensors"): 1}
+    for name, weight in weights(found).items():
+        torch.testing.assert_close(weight, expected[name])
+    assert any(not torch.allclose(weight, weights(loaded)[name]) for name, weight in weights(found).items())
 
 
 def test_a_file_that_diffusers_writes_is_read(root, adapter, tmp_path):

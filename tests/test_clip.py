@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ldm.compute import attention
+from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.text.model import clip
+from ldm.text.model import clip, encoders
 from ldm.text.model.params import ClipParams
+from ldm.text.tower import copy_text
 from ldm.text.training.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
 from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
-from ldm.text.training.pretrained import from_file, from_folder, from_tag
+from ldm.text.training.pretrained import from_file, from_folder, from_tag, source_sha256
 
 CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 
@@ -238,8 +240,10 @@ def test_changed_merges_are_refused(tmp_path):
     clip.build(params(), 0).save(tmp_path / "a", {}, {})
     clip.build(params(num_merges=200), 0).save(tmp_path / "b", {}, {})
     (tmp_path / "a" / clip.MERGES).write_bytes((tmp_path / "b" / clip.MERGES).read_bytes())
-    with pytest.raises(IntegrityError, match=clip.MERGES):
-        clip.load(tmp_path / "a")
+    for read in (clip.load, encoders.verify):
+        with pytest.raises(IntegrityError, match=clip.MERGES):
+            read(tmp_path / "a")
+    encoders.verify(tmp_path / "b")
 
 
 def tag(name, architecture, quick_gelu=None):
@@ -271,6 +275,14 @@ def test_an_artefact_of_ours_is_copied(tmp_path):
         from_folder(folder(tmp_path, True))
 
 
+def test_the_text_half_of_a_model_folder_is_refused_by_name(tmp_path):
+    whole = built().save(tmp_path / "whole", {}, {})
+    copy_text(tmp_path / "whole", tmp_path / "half")
+    found = f"half is the text half of a CLIP; expected the whole CLIP, of SHA-256 {whole.content_sha256}"
+    with pytest.raises(ConfigError, match=rf"source\.path: .*{found}\nfix: name the folder `data/clip`"):
+        from_folder(folder(tmp_path / "half", False))
+
+
 def tiny_cfg(quick_gelu):
     vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
@@ -280,8 +292,6 @@ def tiny_cfg(quick_gelu):
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_foreign_weights_are_loaded_with_their_activation(tmp_path, quick_gelu):
     import open_clip
-
-    from ldm.core import artifact
 
     cfg = tiny_cfg(quick_gelu)
     model = open_clip.model.CLIP(**cfg)
@@ -301,8 +311,20 @@ def test_foreign_weights_are_loaded_with_their_activation(tmp_path, quick_gelu):
         assert torch.equal(found.tokenise(CAPTIONS), ids)
         torch.testing.assert_close(found.text_features(ids), expected, rtol=1e-5, atol=1e-5)
     assert again.preprocess.mean == [0.5] * 3
+    sha256 = {"open_clip_model.safetensors": artifact.sha256_file(path / "open_clip_model.safetensors")}
+    for source in (file(path / "open_clip_model.safetensors", name, quick_gelu), folder(path, quick_gelu)):
+        assert source_sha256(source) == sha256
     with pytest.raises(ConfigError, match=f"expected {str(quick_gelu).lower()}"):
         from_folder(folder(path, not quick_gelu))
+
+
+def test_the_file_of_a_tag_is_named_by_its_hash(tmp_path, monkeypatch):
+    from open_clip import pretrained
+
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    monkeypatch.setattr(pretrained, "download_pretrained", lambda cfg: str(tmp_path / "weights.bin"))
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert source_sha256(tag("laion2b_s32b_b82k", "ViT-L-14")) == {"weights.bin": sha256}
 
 
 def test_wrong_names_are_refused_before_any_download(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.text.model import clip
+from ldm.text.model import clip, encoders
 from ldm.text.model.tokenizer import is_text
 from ldm.text.tower import load_text
 from ldm.text.training import pretrained
@@ -92,8 +92,9 @@ def test_without_the_files_of_its_tokenizer_it_is_refused(folder: Path, tmp_path
     opened(folder).save(tmp_path / "kept", {}, {})
     damaged = max((tmp_path / "kept/tokenizer").iterdir(), key=lambda path: path.stat().st_size)
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match=damaged.name):
-        clip.load(tmp_path / "kept")
+    for read in (clip.load, encoders.verify):
+        with pytest.raises(IntegrityError, match=damaged.name):
+            read(tmp_path / "kept")
 
 
 def test_a_file_of_such_a_model_is_refused_and_a_folder_asked_for(tmp_path: Path) -> None:

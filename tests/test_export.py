@@ -123,7 +123,7 @@ def test_a_single_file_is_the_same_model(model: Exported) -> None:
 
 
 def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
-    """Ours -> diffusers, which saves them again -> ours."""
+    """Ours -> diffusers, which saves them again -> ours; of the autoencoder with what folding has changed."""
     model.diffusers.save_pretrained(tmp_path)
     generator, encode = model.pipeline.generator, model.pipeline.encode
     clip: Any = encode.model

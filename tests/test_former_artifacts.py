@@ -2,6 +2,8 @@
 
 `tests/fixtures/61be5f6` is what the stages of that commit wrote under the params there (without pictures), when all
 kinds had format 1. `expected.safetensors` beside it was computed by the code of that commit from the inputs below.
+`tests/fixtures/376439d` has the kinds that came later, made likewise: the adapter and the averages as if they were of
+the UNet of 61be5f6.
 """
 
 import json
@@ -22,18 +24,21 @@ from ldm.core import artifact, config
 from ldm.core.errors import IntegrityError
 from ldm.core.images import decode_png
 from ldm.core.params import PathsParams
+from ldm.denoiser import adapters
+from ldm.denoiser.model import networks as denoisers
 from ldm.denoiser.model.condition import Condition
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.text.embedding.embeddings import TextEmbeddings
-from ldm.text.model import clip
+from ldm.text.model import clip, encoders
 from ldm.tools import lineage, pipeline
+from ldm.training import averages
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
 
-FORMER = ROOT / "tests/fixtures/61be5f6"
+FORMER, LATER = ROOT / "tests/fixtures/61be5f6", ROOT / "tests/fixtures/376439d"
 CPU = torch.device("cpu")
 TEXTS = ["a small red circle", "no caption of the corpus: xyz!"]
 SETTINGS: dict[str, Any] = {
@@ -57,6 +62,9 @@ def wave(*shape: int) -> Tensor:
 def root(tmp_path: Path) -> Path:
     """A repository of today with the artefacts of then."""
     shutil.copytree(FORMER / "data", tmp_path / "data")
+    shutil.copytree(LATER / "adapter", tmp_path / "data/unet/adapter")
+    shutil.copytree(LATER / "averages", tmp_path / "data/unet_results/averages")
+    shutil.copytree(LATER / "text_encoder", tmp_path / "data/text_encoder")
     for name in ("params.yaml", "paths.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
@@ -141,7 +149,47 @@ def test_samples_are_read_and_made_again(loaded: pipeline.Pipeline) -> None:
 def test_the_chain_of_passports_is_followed(root: Path) -> None:
     paths = config.read(PathsParams, "paths", root / "paths.yaml")
     found = [str(error).splitlines()[0] for error in lineage.check(root, paths)]
-    assert len(found) == 2 and "data/images: no passport.json" in found[0] and "captions: no passport" in found[1]
+    missing = ["images", "captions", "model"]  # of a stage that was not there then
+    assert len(found) == 3 and all(f"{name}: no passport" in line for name, line in zip(missing, found, strict=True))
+
+
+@torch.no_grad()
+def test_a_text_encoder_of_transformers() -> None:
+    model, passport = encoders.load(LATER / "text_encoder")
+    later = load_file(LATER / "expected.safetensors")
+    ids = model.tokenise(TEXTS)
+    assert passport.format_version == 1 and torch.equal(ids, later["text_encoder.ids"])
+    states, pooled = model.encode_text(ids, "last", True)
+    check_equal(states, later["text_encoder.states"])
+    check_equal(pooled, later["text_encoder.pooled"])
+
+
+def test_an_adapter_and_averages() -> None:
+    later = load_file(LATER / "expected.safetensors")
+    unet, _, _ = denoisers.load(FORMER / "data/unet", CPU)
+    adapter, passport = adapters.load(LATER / "adapter")
+    adapter.add_to(unet, 0.5, "here")
+    (layer,) = adapter.layers
+    assert passport.format_version == 1
+    check_equal(unet.get_parameter(f"{layer}.weight"), later["adapter"])
+    passport, found = averages.read(LATER / "averages")
+    assert passport.format_version == 1
+    for name, value in averages.mixed(found, 20, 0.1).items():
+        check_equal(value, later[f"averages.{name}"])
+
+
+@pytest.mark.parametrize("damaged", ["unet/adapter/model", "unet_results/averages/average_0_1-000000020"])
+def test_what_a_training_wrote_beside_the_unet_is_in_the_chain(root: Path, damaged: str) -> None:
+    path = root / f"data/{damaged}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=rf"{path.name}: SHA-256"):
+        verify(root)
+    folder = path.parent
+    shutil.rmtree(folder)
+    shutil.copytree(LATER / folder.name, folder)
+    rewrite(folder, lambda passport: passport["inputs"].update(embeddings="0" * 64))
+    with pytest.raises(IntegrityError, match=rf"{folder.name} made with embeddings 0+; expected"):
+        verify(root)
 
 
 def load_unet(root: Path) -> Generator:
@@ -163,6 +211,10 @@ LOADERS: list[tuple[str, Callable[[Path], object]]] = [
     ("embeddings", lambda root: TextEmbeddings(root / "data/embeddings")),
     ("unet", load_unet),
     ("samples", lambda root: samples.read(root / "data/samples")),
+    ("text_encoder", lambda root: encoders.load(root / "data/text_encoder")),
+    ("unet/adapter", lambda root: adapters.load(root / "data/unet/adapter")),
+    ("unet_results/averages", lambda root: averages.read(root / "data/unet_results/averages")),
+    *((name, verify) for name in ("unet/adapter", "unet_results/averages")),
     *((name, verify) for name in ("autoencoder", "latents/val", "clip", "embeddings", "unet", "samples", "evaluation")),
 ]
 
@@ -175,12 +227,18 @@ def rewrite(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_every_kind_is_here() -> None:
-    assert {name.partition("/")[0] for name, _ in LOADERS} == set(KINDS)
+    assert {kind_of(name) for name, _ in LOADERS} == set(KINDS)
+
+
+def kind_of(name: str) -> str:
+    """The kind of the artefact in this folder of `data`."""
+    first, _, last = name.partition("/")
+    return last if last in KINDS else first
 
 
 @pytest.mark.parametrize(("name", "load"), LOADERS)
 def test_a_newer_format_is_refused(root: Path, name: str, load: Callable[[Path], object]) -> None:
-    kind = KINDS[name.partition("/")[0]]
+    kind = KINDS[kind_of(name)]
     rewrite(root / "data" / name, lambda passport: passport.update(format_version=kind.format + 1))
     expected = (
         rf"format {kind.format + 1}; expected kind '{kind.name}', format 1 to {kind.format}\nfix: update this code"

@@ -95,6 +95,16 @@ def test_the_image_tower_stays_at_home(model: Path, root: Path):
     assert passports[0].content_sha256 == clip.identity(passports[0]) == clip.identity(passports[1])
 
 
+def test_an_adapter_stays_at_home(root: Path, tmp_path: Path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(root / name, tmp_path)
+    (tmp_path / "data/unet/adapter").mkdir()
+    (tmp_path / "data/unet/adapter/model.safetensors").touch()
+    folder.write(tmp_path / "model", Parts.of(tmp_path), with_words=False)
+    assert {path.name for path in (tmp_path / "model/unet").iterdir()} == {"model.safetensors", "passport.json"}
+
+
 def test_words_stay_at_home_where_they_are_private(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(root)
     folder.write(tmp_path / "model", Parts.of(Path()), with_words=False)

@@ -229,7 +229,8 @@ def test_train_clip_copies_a_pretrained_artefact(here: Path):
     assert before.keys() == after.keys()
     assert all(before[name] == after[name] for name in ("model.safetensors", clip.MERGES))
     assert json.loads(after["passport.json"])["inputs"] == {}
-    assert json.loads(after["passport.json"])["facts"] == {"source": source}
+    sha256 = {"model.safetensors": artifact.sha256_file(Path("mine/model.safetensors"))}
+    assert json.loads(after["passport.json"])["facts"] == {"source": source, "source_sha256": sha256}
     assert list(contents("data/clip_results")) == ["metrics.json"]
 
 

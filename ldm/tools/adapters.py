@@ -1,5 +1,6 @@
 """Adapters as users bring them, added to the UNet of a pipeline: of `train_unet`, or of peft, diffusers and kohya."""
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from ldm.exchange import files
 from ldm.sampling.generator import Generator
 from ldm.tools.pipeline import Pipeline
 
+_OF_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
+"""Names of the weights in a folder as peft writes it."""
 _OF_TEXT = ("text_encoder", "lora_te")
 _PREFIXES = ("unet.", "base_model.model.", "lora_unet_")
 _ENDS = {
@@ -30,32 +33,39 @@ _FIX = "name a LoRA of a UNet, as `train_unet`, peft, diffusers or kohya's scrip
 
 
 def adapted(pipeline: Pipeline, chosen: Mapping[str | Path, float]) -> Pipeline:
-    """The pipeline with adapters in its UNet: `adapted(Pipeline.load(), {"data/unet/adapter": 1})`. They are added to
-    its own weights, so that an image takes no more time.
+    """A pipeline with adapters in its UNet: `adapted(Pipeline.load(), {"data/unet/adapter": 1})`. They are added to
+    the weights of a copy of the UNet, so that an image takes no more time, and the pipeline given stays as it is.
 
-    chosen: a folder that `train_unet` wrote, or a file of others -> its scale; 1 = as trained, 0 = without effect.
+    chosen: a folder that `train_unet` or peft wrote, or a file of others -> its scale; 1 = as trained, 0 = without
+    effect.
 
     Warns if one was trained on another UNet, or has layers for a text encoder too, which are left out. ConfigError: one
     does not fit the UNet. IntegrityError: one is missing, damaged or no LoRA.
     """
     generator, found = pipeline.generator, dict(pipeline.generator.adapters)
+    unet = copy.deepcopy(generator.unet)
     for name, scale in chosen.items():
         sha256, adapter = _read(Path(name), generator)
-        adapter.add_to(generator.unet, scale, str(name))
+        adapter.add_to(unet, scale, str(name))
         found[sha256] = found.get(sha256, 0.0) + scale
-    return replace(pipeline, generator=replace(generator, adapters=found))
+    return replace(pipeline, generator=replace(generator, unet=unet, adapters=found))
 
 
 def _read(path: Path, generator: Generator) -> tuple[str, Adapter]:
     """An adapter with its SHA-256."""
     if not (path / artifact.PASSPORT).is_file():
-        source = files.read(path)
+        source = files.read(_file(path))
         return source.sha256, _foreign(source, generator.unet)
     adapter, passport = adapters.load(path)
     base, ours = passport.inputs["init_from"], generator.passport.content_sha256
     if base != ours:
         warnings.warn(f"{path} was trained on UNet {base[:12]}, and this is {ours[:12]}", stacklevel=3)
     return passport.content_sha256, adapter
+
+
+def _file(path: Path) -> Path:
+    """The file of weights in a folder of peft; else the path itself."""
+    return next((path / name for name in _OF_PEFT if (path / name).is_file()), path)
 
 
 def _foreign(source: files.Source, network: nn.Module) -> Adapter:

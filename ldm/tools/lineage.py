@@ -1,6 +1,6 @@
 """The chain from data to metrics: every artefact is read, and compared with those that it was made from."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,16 @@ from ldm.core.artifact import Passport
 from ldm.core.errors import IntegrityError
 from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
+from ldm.denoiser import adapters
 from ldm.denoiser.model.networks import KIND as UNET
 from ldm.evaluation import report
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
 from ldm.text.model import clip, encoders, transformers_tower
+from ldm.tools import averaging
 from ldm.tools.model import folder
+from ldm.training import averages
 
 _SHARDS = ("images", "captions")
 
@@ -70,6 +73,7 @@ def _chain(root: Path, paths: PathsParams) -> tuple[_Link, ...]:
         *_text_encoders(root, paths.clip),
         _Link("embed_text", "embeddings", paths.embeddings, _embeddings),
         _Link("train_unet", "unet", paths.unet, partial(_weights, kind=UNET)),
+        *_beside_unet(root, paths),
         _Link("sample", "samples", paths.samples, _samples),
         _Link("evaluate", "evaluation", paths.evaluation, _evaluation),
         _Link("model", "model", paths.model, folder.verify),
@@ -84,6 +88,15 @@ def _text_encoders(root: Path, path: str) -> list[_Link]:
     if encoders.folder_of(root / path) != root / path:
         links.append(_Link("train_clip", "text_encoder", f"{path}/{encoders.FOLDER}", transformers_tower.verify))
     return links
+
+
+def _beside_unet(root: Path, paths: PathsParams) -> Iterator[_Link]:
+    """What a training may write besides the UNet: its adapter, and the averages that it kept."""
+    adapter, kept = f"{paths.unet}/{adapters.FOLDER}", f"{paths.unet_results}/{averaging.FOLDER}"
+    if (root / adapter).exists():
+        yield _Link("train_unet", adapters.KIND.name, adapter, lambda folder: adapters.load(folder)[1])
+    if (root / kept).exists():
+        yield _Link("train_unet", averages.KIND.name, kept, lambda folder: averages.read(folder)[0])
 
 
 def _hashes(name: str, passport: Passport) -> dict[str, str]:

@@ -216,6 +216,16 @@ def load(directory: Path) -> tuple[Clip, artifact.Passport]:
     return clip.eval().requires_grad_(False), passport
 
 
+def verify(directory: Path) -> artifact.Passport:
+    """The passport of an artefact whose files are all as it says. IntegrityError: one is missing or damaged."""
+    passport = artifact.read_passport(directory, KIND)
+    artifact.check_file(directory / artifact.WEIGHTS, passport.content_sha256)
+    with artifact.fitting(directory):
+        merges_of(directory, passport)
+        _check_tokenizer(directory, passport)
+    return passport
+
+
 def identity(passport: artifact.Passport) -> str:
     """SHA-256 by which others name a CLIP, and also its text half."""
     return str(passport.facts.get(HALF_OF, passport.content_sha256))
@@ -243,9 +253,13 @@ def open_tokenizer(folder: Path, model_cfg: Mapping[str, Any]) -> Tokenizer:
 def _other_tokenizer(directory: Path, passport: artifact.Passport) -> Tokenizer | None:
     if passport.config["tokenizer_sha256"] is None:
         return None
-    for name, sha256 in passport.config["tokenizer_sha256"].items():
-        artifact.check_file(directory / name, sha256)
+    _check_tokenizer(directory, passport)
     return open_tokenizer(directory / tokenizer.FOLDER, passport.config["model_cfg"])
+
+
+def _check_tokenizer(directory: Path, passport: artifact.Passport) -> None:
+    for name, sha256 in (passport.config["tokenizer_sha256"] or {}).items():
+        artifact.check_file(directory / name, sha256)
 
 
 def _options(model_cfg: Mapping[str, Any]) -> dict[str, Any]:

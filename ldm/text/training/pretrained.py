@@ -18,7 +18,7 @@ from weakref import finalize
 from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError
 from ldm.text.model import layout
-from ldm.text.model.clip import Clip, Preprocess, load, open_tokenizer
+from ldm.text.model.clip import HALF_OF, KIND, Clip, Preprocess, load, open_tokenizer
 from ldm.text.model.tokenizer import Tokenizer
 from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
 
@@ -83,6 +83,7 @@ def from_folder(source: ClipFolderParams) -> Clip:
     path = Path(source.path)
     _check_path(path, "folder")
     if (path / artifact.PASSPORT).is_file():
+        _check_whole(path)
         clip, _ = load(path)
         _check_quick_gelu(source.quick_gelu, bool(clip.model_cfg.get("quick_gelu")), f"{path} says")
         return clip
@@ -92,6 +93,33 @@ def from_folder(source: ClipFolderParams) -> Clip:
     tokenizer = open_tokenizer(path, cfg) if layout.has_other_tokenizer(cfg) else None
     fix = "bring a folder that open_clip has saved"
     return _create(name, None, cfg, tokenizer, weights=source.path, key="path", fix=fix)
+
+
+def source_sha256(source: OpenClipParams | ClipFileParams | ClipFolderParams) -> dict[str, str]:
+    """Name -> SHA-256 of the file of weights that the CLIP of this source was read from."""
+    from open_clip import factory, pretrained
+
+    match source:
+        case OpenClipParams():
+            cfg = pretrained.get_pretrained_cfg(source.architecture, source.tag)
+            path = Path(pretrained.download_pretrained(cfg))  # it is there: `from_tag` has read it
+        case ClipFileParams():
+            path = Path(source.path)
+        case ClipFolderParams() if (Path(source.path) / artifact.PASSPORT).is_file():
+            path = Path(source.path) / artifact.WEIGHTS
+        case ClipFolderParams():
+            found = factory._find_checkpoint_in_dir(Path(source.path))  # pyright: ignore[reportPrivateUsage]
+            assert found is not None, "`from_folder` has read it"
+            path = Path(found)
+    return {path.name: artifact.sha256_file(path)}
+
+
+def _check_whole(path: Path) -> None:
+    """ConfigError: an artefact of ours is the half of a CLIP that reads text alone, as it is in a model folder."""
+    whole = artifact.read_passport(path, KIND).facts.get(HALF_OF)
+    if whole is not None:
+        found, fix = f"{path} is the text half of a CLIP", "name the folder `data/clip` of the repository that made it"
+        raise ConfigError(f"{_WHERE}.path", found, f"the whole CLIP, of SHA-256 {whole}", fix)
 
 
 def _fetched_tokenizer(name: str, cfg: Mapping[str, Any]) -> Tokenizer:

@@ -47,6 +47,15 @@ def obtain(
     return model.to(accelerator.device), None
 
 
+def source_sha256(params: TrainClipParams) -> dict[str, str]:
+    """Name -> SHA-256 of the file that the CLIP was read from; empty for one that is made here, or none."""
+    match params.source:
+        case OpenClipParams() | ClipFileParams() | ClipFolderParams() as source:
+            return pretrained.source_sha256(source)
+        case _:
+            return {}
+
+
 def obtain_encoder(params: TrainClipParams) -> tuple[TransformersTower, dict[str, str]] | None:
     """The text encoder that is not the CLIP's, with the SHA-256 of the files that it was read from; None = the CLIP's.
     Errors: as `foreign.from_transformers`."""

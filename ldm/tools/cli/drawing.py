@@ -1,6 +1,7 @@
 """What all commands that draw share: prompts, settings, loading the models, and writing PNGs."""
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Generator, Iterable
@@ -65,8 +66,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="adapters",
         metavar="PATH[,scale=X]",
-        help="a LoRA of the UNet: the folder `adapter` of a fine-tuned UNet, or a file of peft, diffusers or kohya; \
-scale 1 = as trained; several may be given",
+        help="a LoRA of the UNet: the folder `adapter` of a fine-tuned UNet, a folder of peft, or a file of peft, \
+diffusers or kohya; scale 1 = as trained; several may be given, and scales of the same one add up",
     )
     add_device(parser)
 
@@ -79,10 +80,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def _adapter(text: str) -> tuple[str, float]:
     """A path and its scale."""
     path, has_scale, scale = text.rpartition(",scale=")
+    if not has_scale:
+        return text, 1.0
     try:
-        return (path, float(scale)) if has_scale else (text, 1.0)
+        value = float(scale)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found scale {scale!r}; expected a number, as in {path},scale=0.5") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"found scale {scale!r}; expected a number, as in {path},scale=0.5")
+    return path, value
 
 
 def texts_of(options: argparse.Namespace, is_needed: bool = True) -> list[str]:
@@ -133,7 +139,10 @@ def load(options: argparse.Namespace, parts: Parts, num_threads: int | None = No
         return found
     from ldm.tools.adapters import adapted
 
-    return adapted(found, dict(options.adapters))
+    scales: dict[str | Path, float] = {}
+    for path, scale in options.adapters:
+        scales[path] = scales.get(path, 0.0) + scale
+    return adapted(found, scales)
 
 
 def hint(pipeline: "Pipeline", texts: list[str]) -> None:

@@ -14,8 +14,8 @@ from ldm.tools.pipeline import Pipeline
 FACTS = "ldm.json"
 """File of a folder that says what it was made from, and how our images are drawn."""
 UNFOLDED = "unfolded.safetensors"
-"""Beside the autoencoder's weights: what folding has changed, as it was. With it, our autoencoder comes back bit by
-bit."""
+"""Beside the autoencoder's weights: what folding has changed, as it was, from which our autoencoder can be put together
+bit by bit. No reader of ours does: the UNet of the export knows the folded latents."""
 
 
 def export(pipeline: Pipeline, path: Path, format: Format) -> None:

@@ -13,6 +13,7 @@ from ldm.autoencoder.model.networks import KIND as OF_AUTOENCODER
 from ldm.core import artifact, workspace
 from ldm.core.artifact import Kind, Passport
 from ldm.core.errors import IntegrityError
+from ldm.denoiser import adapters
 from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
@@ -93,12 +94,13 @@ def _guides(parts: Parts) -> Iterator[tuple[str, Kind]]:
 
 def _copied(source: Path, target: Path, of_part: Kind) -> Passport:
     """Copy an artefact, and read the copy. The place of a guide is that which settings name, so that images can be
-    replayed in both places."""
+    replayed in both places. An adapter beside the weights is left out: they have it within them."""
     if not source.is_dir():
         fix = workspace.left_behind(source) or "run `dvc repro`, or bring it back by `dvc pull`"
         raise IntegrityError(str(source), "no such folder", f"an artefact of kind {of_part.name!r}", fix)
     if not target.exists():
-        shutil.copytree(source, target, copy_function=shutil.copyfile)
+        ignore = shutil.ignore_patterns(adapters.FOLDER)
+        shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile)
     return _verified(target, of_part)
 
 
