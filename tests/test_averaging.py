@@ -106,6 +106,7 @@ def test_what_cannot_be_is_refused_in_a_line(trained: Path, capsys: pytest.Captu
     for arguments, words in (
         (["0.1", "--step", "21"], "step: 21; expected one from 1 to 20"),
         (["0.01"], "length 0.01 at step 20: misfit 0."),
+        *(([given], f"length: {given}; expected one from 0.005 to 0.28") for given in ("-0.1", "0", "nan", "0.3")),
         (["0.1", "--output", "data/unet"], "data/unet exists"),
     ):
         given = ["average", *arguments, *([] if "--output" in arguments else ["--output", "new"])]
