@@ -23,7 +23,6 @@ from ldm.training import plots
 from ldm.training.params import Length
 
 PARAMS = Path("optional/params.yaml")
-OUTPUT = Path("data/unet_averaged")
 
 
 class AverageUNetParams(Section):
@@ -61,12 +60,13 @@ def main() -> str:
         rows.append({"length": length, "misfit": kept.misfit(kept.last_step, length), **validated()})
         print(f"length {length}: {params.metric} {rows[-1][params.metric]:.5f}", flush=True)
     best = min(rows, key=lambda row: row[params.metric])
-    with stage.output(OUTPUT) as folder:
+    output = Path(paths.unet_averaged)
+    with stage.output(output) as folder:
         kept.write(folder, kept.last_step, best["length"])
         plots.write_table(folder / "lengths.csv", rows)
         artifact.write_json(folder / "metrics.json", {"trained": trained, "best": best})
-    found = f"{params.metric} {best[params.metric]:.5f}, where data/unet has {trained[params.metric]:.5f}"
-    return f"average_unet: length {best['length']}, {found} -> {OUTPUT}"
+    found = f"{params.metric} {best[params.metric]:.5f}, where {paths.unet} has {trained[params.metric]:.5f}"
+    return f"average_unet: length {best['length']}, {found} -> {output}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ PROMISES = {
     "number of threads": ("equal", "weights within 1e-5 after 20 steps (float32)"),
     "number of processes, or of accumulation passes": (
         "equal",
-        "losses within 1e-5 (float32) or 2e-3 (bf16) over 20 steps",
+        "losses within 1e-5 (float32) or 2e-3 (bf16) over 20 steps; with a discriminator, nothing is promised",
     ),
     "kind of CPU, with the same vector instructions": ("equal", "equal as far as MKL keeps its word: docs/cpus.md"),
     "vector instructions of the CPU, or kind of device": ("equal: drawn on the CPU", "nothing is promised"),

@@ -151,6 +151,27 @@ def test_one_loss_gives_both_players_their_own_gradients():
     )
 
 
+def test_passes_train_the_discriminator_alike_and_the_decoder_only_nearly():
+    """The factor is that of the rows of a pass, so two passes are not one; it is as the documents say."""
+    torch.manual_seed(0)
+    judge, x = PatchDiscriminator(ADVERSARIAL), torch.randn(4, 3, 16, 16) * torch.tensor([1, 1, 3, 3]).view(4, 1, 1, 1)
+    decoder = nn.Conv2d(3, 3, 3, padding=1)
+    players = nn.ModuleList([decoder, judge])
+
+    def gradients(num_passes: int) -> tuple[Tensor, Tensor]:
+        players.zero_grad()
+        for rows in x.chunk(num_passes):
+            made = decoder(rows)
+            distortion = (made - rows).abs().mean()
+            added, _ = adversarial_loss(judge, 0.5, distortion, made, rows, decoder.weight)
+            ((distortion + added) / num_passes).backward()
+        return tuple(torch.cat([w.grad.flatten() for w in each.parameters()]) for each in players)  # pyright: ignore
+
+    (decoder_once, judge_once), (decoder_twice, judge_twice) = gradients(1), gradients(2)
+    torch.testing.assert_close(judge_twice, judge_once, rtol=1e-4, atol=1e-6)
+    assert 1e-3 < (decoder_twice - decoder_once).norm() / decoder_once.norm() < 0.5
+
+
 def test_the_adaptive_weight_is_a_ratio_of_norms_with_a_limit():
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     assert adaptive_weight((3 * x).sum(), (2 * x).sum(), x).item() == pytest.approx(1.5)

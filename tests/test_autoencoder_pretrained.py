@@ -245,6 +245,14 @@ def test_what_is_no_whole_autoencoder_is_refused(tmp_path: Path, folder: Path, d
     assert re.search(said, text), text
 
 
+@pytest.mark.parametrize("changes", [{"made_up": 1}, {"act_fn": ["no", "such"]}], ids=str)
+def test_a_dc_ae_whose_config_its_class_does_not_take_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dc().save_pretrained(tmp_path / "dc")
+    edit_config(tmp_path / "dc", **changes)
+    error, text = refusal(params(tmp_path / "dc", latent_channels=8))
+    assert error.exit_code == 4 and "config.json: " in text and len(text.splitlines()) == 2
+
+
 def test_a_file_of_something_else_says_what_it_holds(tmp_path: Path) -> None:
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, tmp_path / "unet.safetensors")
     _, text = refusal(params(tmp_path / "unet.safetensors"))

@@ -144,6 +144,19 @@ def test_damaged_averages_are_reported_and_left_out(tmp_path: Path, capsys: pyte
     assert "averages-000000010" in capsys.readouterr().err
 
 
+def test_a_result_is_not_made_of_what_damage_has_left(tmp_path: Path) -> None:
+    run_toy(tmp_path, LONG, kept=averages())
+    for unit in sorted(tmp_path.rglob("unit-averages-*"))[3:]:
+        (unit / "tensors.safetensors").write_bytes(b"x")
+    with pytest.raises(
+        IntegrityError, match=r"misfit 1\.\d+ of length 0\.07 at step 200, made of those of steps 20, 40, 60"
+    ):
+        run_toy(tmp_path, LONG, kept=averages(result=0.07))
+    run_toy(tmp_path, LONG, kept=averages())
+    passport, found = kept_averages.read(_write(tmp_path))
+    assert passport.config["num_steps"] == 200 and max(step for (step, _), _ in found) == 60
+
+
 def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     chosen = params()
     run_toy(tmp_path, chosen, kept=averages(every_steps=10))

@@ -70,20 +70,20 @@ def _weights(folder: str) -> dict[str, Tensor]:
 
 def test_the_stage_writes_the_length_that_validates_best(trained: Path) -> None:
     line = average_unet.main()
-    rows = list(csv.DictReader((trained / "data/unet_averaged/lengths.csv").open()))
+    rows = list(csv.DictReader((trained / "other/unet_averaged/lengths.csv").open()))
     assert [float(row["length"]) for row in rows] == LENGTHS and len({row["mse"] for row in rows}) == 3
     best = min(rows, key=lambda row: float(row["mse"]))
     assert line.startswith(f"average_unet: length {best['length']}")
-    passport = artifact.read_passport(Path("data/unet_averaged"), KINDS["unet"])
+    passport = artifact.read_passport(Path("other/unet_averaged"), KINDS["unet"])
     assert passport.facts["average"] == {"step": 20, "length": float(best["length"])}
     averages = json.loads(Path("data/unet_results/averages/passport.json").read_text())
     assert passport.inputs["averages"] == averages["content_sha256"]
     kept = KeptAverages.load(*UNETS)
     found = mixed(kept.found, 20, float(best["length"]))
-    assert all(torch.equal(_weights("data/unet_averaged")[name], value) for name, value in found.items())
+    assert all(torch.equal(_weights("other/unet_averaged")[name], value) for name, value in found.items())
     assert found.keys() == _weights("data/unet").keys(), "every weight of this network is trained"
     # The trained one is measured as its training has measured it.
-    measured = json.loads((trained / "data/unet_averaged/metrics.json").read_text())["trained"]["mse"]
+    measured = json.loads((trained / "other/unet_averaged/metrics.json").read_text())["trained"]["mse"]
     assert measured == pytest.approx(json.loads(Path("data/unet_results/metrics.json").read_text())["validation_mse"])
 
 
@@ -106,6 +106,7 @@ def test_what_cannot_be_is_refused_in_a_line(trained: Path, capsys: pytest.Captu
     for arguments, words in (
         (["0.1", "--step", "21"], "step: 21; expected one from 1 to 20"),
         (["0.01"], "length 0.01 at step 20: misfit 0."),
+        *(([given], f"length: {given}; expected one from 0.005 to 0.28") for given in ("-0.1", "0", "nan", "0.3")),
         (["0.1", "--output", "data/unet"], "data/unet exists"),
     ):
         given = ["average", *arguments, *([] if "--output" in arguments else ["--output", "new"])]

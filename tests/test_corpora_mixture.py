@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ldm.corpora import kinds, mixture
+from ldm.corpora import kinds, made, mixture
 from ldm.corpora.pairs import Pair, Rejection
 from ldm.corpora.params import MixtureParams, PrepareParams
+from ldm.corpora.report import Report
+from ldm.corpora.units import without_sample
 from tests.corpora import FOLDER, shapes_params
 from tests.prepare_data import picture
 
@@ -62,6 +64,24 @@ def test_a_part_is_repeated_and_captioned_and_its_splits_are_kept(source: Path):
         for item in items
         if isinstance(item, Pair) and item.key.startswith("subject")
     )
+
+
+def test_repeats_are_counted_as_such_and_not_as_equal_pictures(source: Path):
+    (source / "ordinary/copy.png").write_bytes((source / "subject/0.png").read_bytes())
+    (source / "ordinary/copy.txt").write_text("a copy")
+    report, sizes_px = Report(), params().corpus.sizes_px(16)
+    for item in kinds.pairs(params(), source):
+        report.add(made.make(item, sizes_px))
+    counts = report.to_json()
+    assert counts["pictures"]["repeat"] == 4
+    assert (counts["num_equal_pictures"], counts["num_near_duplicates"]) == (1, 0)
+    assert counts["num_near_duplicates_across_splits"] == 0
+
+
+def test_files_without_a_sample_are_those_of_all_parts(source: Path):
+    (source / "ordinary/notes.pdf").write_text("not a picture")
+    (source / "subject/notes.pdf").write_text("not a picture")
+    assert without_sample(kinds.units(params(), source)) == {".pdf": 2}
 
 
 def test_any_corpora_can_be_mixed_and_all_texts_left_out(source: Path):

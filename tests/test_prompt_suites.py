@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ldm.core.errors import ConfigError
-from ldm.core.images import decode_png, encode_png
+from ldm.core.images import decode_png
+from ldm.sampling.origin import Origin
 from ldm.tools import cli, prompt_suites
 from ldm.tools.cli import benchmark
 
@@ -23,7 +24,8 @@ def metadata(folder: Path) -> Path:
 
 
 def pngs(count: int) -> list[bytes]:
-    return [encode_png(np.full((2, 3, 3), i, np.uint8)) for i in range(count)]
+    origins = Origin.of_batch([""] * count, range(count), {}, {})
+    return [origin.png(np.full((2, 3, 3), i, np.uint8)) for i, origin in enumerate(origins)]
 
 
 def test_geneval_gets_the_folders_that_its_readme_describes(tmp_path: Path) -> None:
@@ -59,9 +61,14 @@ def test_dpg_gets_a_square_named_like_its_prompt(tmp_path: Path) -> None:
     square = decode_png((tmp_path / "out/b.png").read_bytes())
     assert square.shape == (4, 6, 3)
     assert square[::2, ::3, 0].tolist() == [[4, 5], [6, 7]]
+    expected, other = (Origin.of_batch([""], [7], {"seed": seed}, {})[0] for seed in (0, 1))
+    (tmp_path / "out/b.png").write_bytes(expected.png(square))
+    suite.check_done(tmp_path / "out", expected)
+    with pytest.raises(ConfigError, match=r"b\.png: an image of seed 0; expected 1"):
+        suite.check_done(tmp_path / "out", other)
     single = prompt_suites.read("dpg", tmp_path, 1)
     list(single.write(tmp_path / "out", pngs(2), 0))
-    assert (tmp_path / "out/a.png").read_bytes() == pngs(1)[0]
+    assert (tmp_path / "out/a.png").read_bytes() == pngs(2)[0]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -89,6 +96,9 @@ def test_the_command_draws_what_generate_draws_and_goes_on(root, loaded, tmp_pat
     assert cli.main(command) == 2, "a folder with images is left alone"
     assert "add --resume" in capsys.readouterr().err
     (out / names[3]).unlink()
+    for changes, words in ((["--seed", "7"], "an image of seed "), (["--num-steps", "3"], "an image of num_steps ")):
+        assert cli.main([*command, "--resume", *changes]) == 2
+        assert words in capsys.readouterr().err and not (out / names[3]).exists()
     assert cli.main([*command, "--resume"]) == 0
     assert decode_png((out / names[3]).read_bytes()).shape == decode_png(expected[3]).shape
     assert benchmark.__doc__

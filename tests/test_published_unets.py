@@ -289,15 +289,26 @@ REFUSED: dict[str, tuple[Callable[[], UNet2DConditionModel], str]] = {
         r"network.channels: found \[16, 32\]; expected \[16, 16\], as in",
     ),
     "other heads": (lambda: theirs(attention_head_dim=2), r"network.head_width: found 8; expected \[8, 16\]"),
+    "heads of other levels": (
+        lambda: theirs(attention_head_dim=(2, 2)),
+        r"config.json: attention_head_dim \[2, 2, 2\] of 2 levels; expected a UNet of diffusers",
+    ),
+    "no heads": (lambda: theirs(), r"config.json: attention_head_dim 0 of 2 levels"),
     "other groups": (lambda: theirs(norm_num_groups=4), "network.norm_groups: found 8; expected 4"),
     "other text": (lambda: theirs(cross_attention_dim=16), "network.context_width: found 8; expected 16"),
 }
+
+
+HEADS: dict[str, Any] = {"heads of other levels": [2, 2, 2], "no heads": 0}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_another_network_is_refused_by_name(tmp_path: Path, inputs: Inputs, kind: str) -> None:
     make, said = REFUSED[kind]
     make().save_pretrained(tmp_path)
+    if (changed := HEADS.get(kind)) is not None:  # which diffusers itself would not write
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"attention_head_dim": changed}))
     with pytest.raises(UserError) as caught:
         start(tmp_path, inputs)
     assert re.search(said, str(caught.value)), caught.value

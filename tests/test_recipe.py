@@ -392,7 +392,7 @@ def test_dvc_takes_paths_from_their_file_whatever_the_recipe(here: Path) -> None
     with Repo() as repo:
         outs = {Path(out.fs_path).relative_to(here).as_posix() for out in repo.index.outs}
     paths = set(load(Path("paths.yaml").read_text())["paths"].values())
-    assert "data/other" in outs and outs == paths - {"data/source", "data/models", "runs"}
+    assert "data/other" in outs and outs == paths - {"data/source", "data/models", "runs", "data/unet_averaged"}
     Path("params.yaml").write_text(f"paths:\n  unet: data/unet\n{Path('params.yaml').read_text()}")
     with Repo() as repo, pytest.raises(DvcException, match=r"paths\.unet"):
         _ = repo.index.outs

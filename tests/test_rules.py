@@ -18,6 +18,7 @@ from ldm.compute.closure import files_of, has_code, imported_files
 from ldm.core.params import PathsParams
 from tests.import_closure import (
     NOT_LISTED,
+    OPTIONAL,
     QUICK,
     ROOT,
     covered,
@@ -226,7 +227,8 @@ def test_the_machine_section_is_listed_by_no_stage() -> None:
 
 
 def test_every_path_is_used() -> None:
-    used = {match for match in re.findall(r"\$\{paths\.(\w+)\}", (ROOT / "dvc.yaml").read_text())}
+    text = "".join((ROOT / pipeline).read_text() for pipeline in ("dvc.yaml", OPTIONAL))
+    used = set(re.findall(r"\$\{paths\.(\w+)\}", text))
     assert used == set(PathsParams.model_fields) - {"runs"}
 
 

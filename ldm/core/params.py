@@ -74,6 +74,8 @@ class PathsParams(Section):
     """Trained UNet."""
     unet_results: RelativePath
     """Metrics, curves and pictures of the UNet."""
+    unet_averaged: RelativePath
+    """The UNet as the average that validates best, if `optional/dvc.yaml` is run; no other stage reads it."""
     samples: RelativePath
     """Sampled images in shards, and a grid of some of them."""
     evaluation: RelativePath

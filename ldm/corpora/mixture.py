@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+from jaxtyping import UInt8
+
 from ldm.corpora import spelling
-from ldm.corpora.pairs import Pair, Rejection, Unit, key_of
+from ldm.corpora.pairs import REPEAT, Pair, Picture, Rejection, Unit, key_of, size_notes
 from ldm.corpora.params import PartParams
 
 
@@ -15,7 +18,7 @@ def unit(name: str, part: PartParams, of_corpus: Unit) -> Unit:
     """A unit of the corpus of a part, as a unit of the mixture. name: of the part."""
     facts = [name, part.repeats, part.caption, of_corpus.sha256]
     sha256 = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return Unit(f"{name}: {of_corpus.name}", sha256, partial(_items, name, part, of_corpus))
+    return Unit(f"{name}: {of_corpus.name}", sha256, partial(_items, name, part, of_corpus), of_corpus.without_sample)
 
 
 def _items(name: str, part: PartParams, of_corpus: Unit) -> Iterator[Pair | Rejection]:
@@ -25,4 +28,12 @@ def _items(name: str, part: PartParams, of_corpus: Unit) -> Iterator[Pair | Reje
             continue
         told = item if part.caption is None else replace(item, captions=[spelling.clean(part.caption)], claims=[None])
         for copy in range(part.repeats):
-            yield replace(told, key=key_of(f"{name}-{item.key}" + f"-{copy + 1}" * (part.repeats > 1)))
+            image = partial(_repeated, told.image) if copy else told.image
+            yield replace(told, image=image, key=key_of(f"{name}-{item.key}" + f"-{copy + 1}" * (part.repeats > 1)))
+
+
+def _repeated(image: UInt8[np.ndarray, "h w 3"] | Callable[[], UInt8[np.ndarray, "h w 3"] | Picture]) -> Picture:
+    """The image, with a note that it is there already."""
+    made = image() if callable(image) else image
+    picture = made if isinstance(made, Picture) else Picture(made, size_notes(*made.shape[1::-1]))
+    return replace(picture, notes=(*picture.notes, REPEAT))

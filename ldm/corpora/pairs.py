@@ -13,6 +13,8 @@ from ldm.core.shards import Split
 
 SIDE, ASPECT = "side_px=", "aspect="
 """How `size_notes` begin."""
+REPEAT = "repeat"
+"""Note of a picture that a mixture has repeated on purpose."""
 
 
 class Rejected(Exception):

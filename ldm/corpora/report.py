@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ldm.core.shards import SPLITS, Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Made, Sample
-from ldm.corpora.pairs import ASPECT, SIDE, Rejection
+from ldm.corpora.pairs import ASPECT, REPEAT, SIDE, Rejection
 
 _FEW = 1 << 20
 _NUM_COMPARED, _NUM_PAIRS = 1 << 16, 1000
@@ -107,7 +107,8 @@ class Report:
     alike: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """Keys of near-duplicates, `_NUM_PAIRS` pairs at most."""
     num_compared: int = 0
-    """Samples whose split depends on what they show; of these, `looks` and `pixels` hold the hashes."""
+    """Samples whose split depends on what they show, without repeats of a mixture; `looks` and `pixels` hold their
+    hashes."""
     without_sample: dict[str, int] = field(default_factory=dict[str, int])
     """Files of the corpus that hold no sample, by suffix."""
     across: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
@@ -127,9 +128,10 @@ class Report:
             self.num_rejected[item.reason] += 1
             self.first_rejected.setdefault(item.reason, _described(item))
         else:
-            self.splits[item.split].add(item)
-            self.pictures.update(item.notes)
-            self._compare(item.key, item.likeness)
+            seen = replace(item, likeness=None) if REPEAT in item.notes else item
+            self.splits[seen.split].add(seen)
+            self.pictures.update(seen.notes)
+            self._compare(seen.key, seen.likeness)
         return item
 
     def _compare(self, key: str, likeness: Likeness | None) -> None:

@@ -12,7 +12,7 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.networks import KIND
 from ldm.training import averages
 from ldm.training.averages import Weights
-from ldm.training.profiles import MAX_MISFIT, Base, mixture
+from ldm.training.profiles import MAX_LENGTH, MAX_MISFIT, MIN_LENGTH, Base, mixture
 
 FOLDER = "averages"
 """Where they are, in the results of a training."""
@@ -27,6 +27,8 @@ class KeptAverages:
     sha256: str
     """Hash of the averages."""
     unet: Weights
+    last_step: int
+    """The end of the training, at which none may be left."""
     found: Sequence[tuple[Base, Weights]]
 
     @classmethod
@@ -45,20 +47,21 @@ class KeptAverages:
         if theirs.inputs != passport.inputs or theirs.facts != passport.facts:
             expected = f"those of the training of {unet}"
             raise IntegrityError(str(folder), "averages of another training", expected, "run `dvc repro`")
-        return cls(passport, theirs.content_sha256, weights, found)
+        return cls(passport, theirs.content_sha256, weights, theirs.config["num_steps"], found)
 
     @property
     def bases(self) -> list[Base]:
         """Step and length of each, the newest step last."""
         return [base for base, _ in self.found]
 
-    @property
-    def last_step(self) -> int:
-        """The end of the training."""
-        return max(step for step, _ in self.bases)
-
     def misfit(self, step: int, length: float) -> float:
-        """That of the mixture of this length and step. ConfigError: it is too far from those kept, or after the end."""
+        """That of the mixture of this length and step.
+
+        ConfigError: no average has this length, it is too far from those kept, or the step is after the end.
+        """
+        if not MIN_LENGTH <= length <= MAX_LENGTH:
+            expected = f"one from {MIN_LENGTH} to {MAX_LENGTH}, as a share of the training"
+            raise ConfigError("length", f"{length:g}", expected, "name one such as 0.1")
         if not 1 <= step <= self.last_step:
             fix = f"name one of {', '.join(map(str, sorted({step for step, _ in self.bases})))}"
             raise ConfigError("step", str(step), f"one from 1 to {self.last_step}, the end of the training", fix)

@@ -11,11 +11,13 @@ import numpy as np
 
 from ldm.core import images
 from ldm.core.errors import ConfigError
+from ldm.sampling.origin import Origin
 from ldm.sampling.prompts import texts_of
 from ldm.tools import png_folder
 
 SuiteName = Literal["geneval", "dpg"]
 _FETCH = "name what the benchmark's repository has"
+_PLACE = {"batch_size", "position"}
 
 
 class Suite(ABC):
@@ -36,6 +38,17 @@ class Suite(ABC):
         """How many prompts, from the first on, have all their images in a folder."""
         numbers = range(len(self.prompts))
         return next((i for i in numbers if not (directory / self.last_file(i)).is_file()), len(self.prompts))
+
+    def check_done(self, directory: Path, expected: Origin) -> None:
+        """Check that the last image that is there is the one expected, but for its place in a batch. ConfigError: it
+        was drawn otherwise. IntegrityError: it does not say how."""
+        path = directory / self.last_file(expected.prompt_number // self.num_images)
+        found = Origin.read(path.read_bytes(), str(path))
+        ours, theirs = ({**each.model_dump(exclude={"settings"}), **each.settings} for each in (expected, found))
+        for key in sorted((ours.keys() | theirs.keys()) - _PLACE):
+            if ours.get(key) != theirs.get(key):
+                fix = "draw with what the folder was drawn with, or name another folder"
+                raise ConfigError(str(path), f"an image of {key} {theirs.get(key)}", f"{ours.get(key)}", fix)
 
     def texts(self, first: int) -> list[str]:
         """The prompt of every image, from those of prompt `first` on."""
@@ -74,7 +87,7 @@ class GenEval(Suite):
 
 class Dpg(Suite):
     """DPG-Bench (Hu et al. 2024): a folder with a text file per prompt in; a PNG of the same name out, one image or a
-    square of 2 x 2, which `PIC_NUM` of its program says."""
+    square of 2 x 2, which `PIC_NUM` of its program says. A square carries the origin of its last image."""
 
     def __init__(self, folder: Path, num_images: int) -> None:
         files = sorted(folder.glob("*.txt"))
@@ -93,7 +106,8 @@ class Dpg(Suite):
         png = pngs[0]
         if self.num_images == 4:
             cells = [images.decode_png(one) for one in pngs]
-            png = images.encode_png(np.block([[[cells[0]], [cells[1]]], [[cells[2]], [cells[3]]]]))
+            square = np.block([[[cells[0]], [cells[1]]], [[cells[2]], [cells[3]]]])
+            png = Origin.read(pngs[-1], self._names[number]).png(square)
         png_folder.save(directory / self.last_file(number), png, overwrite=True)
 
 

@@ -17,7 +17,7 @@ from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.training.optimizer import ema_decay_at
 from ldm.training.params import AveragesParams, TrainingParams
-from ldm.training.profiles import Base, decay_at, mixture
+from ldm.training.profiles import MAX_MISFIT, Base, decay_at, mixture
 
 KIND = artifact.Kind("averages")
 """Kind of the artefact that holds averages of several lengths and steps, a file each."""
@@ -63,7 +63,10 @@ class Averages:
 
     def choose(self, run: Run) -> bool:
         """Make the average that the params choose, if any, of those kept in the run; it takes the place of `ema`.
-        Returns whether there is one."""
+        Returns whether there is one.
+
+        IntegrityError: too much of what the run kept is damaged.
+        """
         if self._kept is None or self._kept.result is None:
             return False
         averages = list(_kept(run, self._kept, self._params.num_steps))
@@ -74,10 +77,15 @@ class Averages:
 
 
 def mixed(averages: Sequence[tuple[Base, Weights]], step: int, length: float) -> Weights:
-    """The average of `length` after `step` updates, made of others in float32."""
-    shares = mixture([base for base, _ in averages], step, length).shares
+    """The average of `length` after `step` updates, made of others in float32. IntegrityError: they are too few."""
+    found = mixture([base for base, _ in averages], step, length)
+    if found.misfit > MAX_MISFIT:
+        steps = ", ".join(map(str, sorted({after for (after, _), _ in averages})))
+        told = f"misfit {found.misfit:.2f} of length {length} at step {step}, made of those of steps {steps}"
+        fix = "choose no result, or another length (this takes no step again), or train again"
+        raise IntegrityError("averages", told, f"a misfit of at most {MAX_MISFIT}", fix)
     total = {name: torch.zeros(value.shape) for name, value in averages[0][1].items()}
-    for share, (_, weights) in zip(shares, averages, strict=True):
+    for share, (_, weights) in zip(found.shares, averages, strict=True):
         for name, value in weights.items():
             total[name].add_(value.float(), alpha=share)
     return total
@@ -105,7 +113,7 @@ def write(
         file = directory / f"{_name(length)}-{step:09d}.safetensors"
         artifact.write_tensors(file, {name.partition(".")[2]: value for name, value in weights.items()})
         files.append({"file": file.name, "step": step, "length": length, "sha256": artifact.sha256_file(file)})
-    settings = {**config, "averages": files}
+    settings = {**config, "num_steps": num_steps, "averages": files}
     artifact.write_passport(directory, KIND, settings, inputs, facts, artifact.sha256_json(files))
 
 

@@ -62,7 +62,8 @@ def train(
     averages: which averages the run keeps besides, and whether one made of them is the result.
 
     On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
-    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding.
+    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding,
+    if the gradient of the loss is the mean of those of its rows, as it is of all objectives but one with an adversary.
 
     Raises:
         Stopped: the process was asked to stop; the state after the current step is saved.

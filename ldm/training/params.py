@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section
 from ldm.core.params import Precision
-from ldm.training.profiles import MAX_MISFIT, mixture
+from ldm.training.profiles import MAX_LENGTH, MAX_MISFIT, MIN_LENGTH, mixture
 
-Length = Annotated[float, Field(ge=0.005, le=0.28)]
+Length = Annotated[float, Field(ge=MIN_LENGTH, le=MAX_LENGTH)]
 """Of an average: the standard deviation of what each step counts in it, as a share of the steps so far. 0.1 is about
 the last quarter of them; 0.28 is nearly the mean over all."""
 

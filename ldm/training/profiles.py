@@ -13,6 +13,8 @@ from functools import cache
 Base = tuple[int, float]
 """An average: after how many updates, and its length."""
 
+MIN_LENGTH, MAX_LENGTH = 0.005, 0.28
+"""Of an average. No exponent gives 0.289, which is the mean over all updates."""
 MAX_MISFIT = 0.1
 """Of a `Mixture` that is good enough. Weights change slowly, so they come out nearer than this: at 0.1, about 1e-3."""
 
@@ -29,7 +31,7 @@ class Mixture:
 
 @cache
 def exponent_of(length: float) -> float:
-    """The exponent g of a length between 0 and 0.288: length^2 = (g+1) / ((g+2)^2 (g+3)) (equation 3)."""
+    """The exponent g of a length from `MIN_LENGTH` to `MAX_LENGTH`: length^2 = (g+1) / ((g+2)^2 (g+3)) (equation 3)."""
     low, high = 0.0, 1 / length  # the length falls with g, and is less than 1 / g
     for _ in range(200):
         middle = (low + high) / 2

@@ -23,8 +23,8 @@ _LEAST_NORM = 1e-12
 class PatchDiscriminator(nn.Module):
     """Convolutions of 4x4 that end in one verdict per patch (Isola et al. 2017, appendix 6.1.2).
 
-    Group norms stand for their batch norms: a verdict then depends on its own image alone, so that processes and
-    accumulation passes change nothing.
+    Group norms stand for their batch norms: a verdict then depends on its own image alone. So processes and
+    accumulation passes change nothing of it, nor of how it is trained.
     """
 
     def __init__(self, params: AdversarialParams) -> None:
@@ -60,6 +60,9 @@ def adversarial_loss(
 
     The health has the keys of `HEALTH`: the decoder's loss and its factor; the hinge loss, which is 1 for verdicts of 0
     and 0 for a perfect judge; the mean verdicts on images and on reconstructions.
+
+    The factor is that of these rows. So the gradient of the decoder depends on how a global batch is divided into
+    processes and passes, by a few per cent; it would take a second pass over the batch to have one factor for all.
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     deceived: Tensor = -functional_call(discriminator, fixed, (reconstruction,)).mean()

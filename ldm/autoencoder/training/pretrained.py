@@ -54,7 +54,10 @@ def load(source: PretrainedAutoencoderParams) -> tuple[Autoencoder, StoredParams
     config = _SINGLE_FILE_CONFIG if found.config is None else found.config
     params, tensors = _understood(found, config)
     _check_stated(source, params)
-    network = networks.build(params)
+    try:
+        network = networks.build(params)
+    except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:  # what diffusers' classes raise
+        raise _unknown(found, f"config.json: {str(error).splitlines()[0]}") from error
     files.load(path, network, tensors)
     return network.eval(), params, found
 

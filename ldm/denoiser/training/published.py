@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -82,8 +82,10 @@ def _network(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
     def count(pattern: str) -> int:
         return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
-    middle = "mid_block.attentions.0"
+    middle, heads = "mid_block.attentions.0", config.get("attention_head_dim")
     num_levels = count(r"down_blocks\.(\d+)\.")
+    if not _counts(heads, num_levels):
+        raise _unknown(path, f"config.json: attention_head_dim {heads} of {num_levels} levels")
     try:
         channels = [len(tensors[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(num_levels)]
         is_linear = tensors[f"{middle}.proj_in.weight"].dim() == 2
@@ -97,12 +99,18 @@ def _network(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
         "num_res_blocks": count(r"down_blocks\.0\.resnets\.(\d+)\."),
         "attention_levels": [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(num_levels)],
         "num_transformer_layers": count(rf"{re.escape(middle)}\.transformer_blocks\.(\d+)\."),
-        "head_width": _head_widths(channels, config.get("attention_head_dim"), is_linear),
+        "head_width": _head_widths(channels, heads, is_linear),
         "context_width": context_width,
         "norm_groups": config.get("norm_num_groups", _GROUPS),
         "num_context_layers": 0,
         "position_embedding": False,
     }
+
+
+def _counts(num_heads: Any, num_levels: int) -> bool:
+    """Whether it is a number of heads, one for each level, or None."""
+    each = cast(list[object], num_heads) if isinstance(num_heads, list) else [num_heads] * num_levels
+    return num_heads is None or (len(each) == num_levels and all(isinstance(n, int) and n > 0 for n in each))
 
 
 def _head_widths(channels: list[int], num_heads: int | list[int] | None, is_linear: bool) -> list[int]:

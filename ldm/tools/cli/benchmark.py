@@ -48,6 +48,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     first = suite.num_done(directory)
     with drawing.plain_warnings():
         pipeline = drawing.load(options, parts)
+        if first:
+            prompt, number = suite.prompts[first - 1], first * suite.num_images - 1
+            changed = parts.drawing.changed(settings)
+            suite.check_done(directory, pipeline.generator.origins([prompt], [number], changed)[0])
         pngs = pipeline.pngs(suite.texts(first), first * suite.num_images, **settings) if suite.texts(first) else ()
         directory.mkdir(parents=True, exist_ok=True)
         for number, path in enumerate(suite.write(directory, pngs, first), first + 1):
