@@ -148,9 +148,7 @@ def tokenizer(pipeline: Pipeline) -> dict[str, str]:
     """Files of a `CLIPTokenizer` by name, which pads to as many tokens as the UNet reads."""
     if (tower := transformers_clip_of(pipeline.encode.model)) is None:
         return _of_open_clips_tokenizer(pipeline)
-    files = {
-        path.name: path.read_text(encoding="utf-8") for path in tower.tokenizer.files if path.name != CONFIG
-    }
+    files = {path.name: path.read_text(encoding="utf-8") for path in tower.tokenizer.files if path.name != CONFIG}
     settings = json.loads(files.get("tokenizer_config.json", "{}"))
     settings |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": pipeline.encode.context_tokens}
     return files | {"tokenizer_config.json": _json(settings)}
