@@ -13,7 +13,7 @@ from ldm.core.artifact import Passport
 from ldm.corpora.params import CorpusParams, PrepareParams, TorchvisionParams
 from ldm.evaluation.params import EvaluateParams, FeatureSpaceParams
 from ldm.sampling.params import SampleParams
-from ldm.tools.card import card, sources
+from ldm.tools.card import brought, card, sources
 from ldm.tools.model.params import CardParams, MemorisationParams, ModelParams
 from tests.import_closure import ROOT
 from tests.test_card_memorisation import PARAMS as COMPARED
@@ -212,3 +212,11 @@ def test_a_new_oracle_and_a_new_space_do_not_stop_a_card() -> None:
     facts = dataclasses.replace(FACTS, evaluation=evaluation, metrics={"stars_extractor_sha256": "f" * 64})
     text = card.write(facts, PARAMS)
     assert "`stars` says so" in text and "- *stars*: a network of that name" in text
+
+
+def test_a_model_of_its_own_has_nothing_that_was_brought() -> None:
+    assert brought.weights(FACTS.parts) == {} and brought.files(FACTS.parts) == []
+    tuned = passport("unet", 1, {}, init_from="7" * 64)
+    assert brought.weights(FACTS.parts | {"unet": tuned}) == {
+        "UNet": f"trained further from weights with SHA-256 `{'7' * 64}`"
+    }

@@ -225,6 +225,7 @@ def test_the_twins_of_a_mac_are_no_samples(tmp_path):
     twins = [(f"./._{name}", b"\0\x05\x16\x07") for name in names]
     rest = [
         ("__MACOSX/._a.png", b""),
+        ("@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", _image()),
         (".DS_Store", b""),
         ("sub/Thumbs.db", b""),
         ("README.txt", b""),
@@ -235,6 +236,15 @@ def test_the_twins_of_a_mac_are_no_samples(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden/1.tar").write_bytes(b"")
     assert (_taken(tmp_path), _rejected(tmp_path)) == (["a"], [])
+
+
+@pytest.mark.parametrize("key_ends_at", ["first_dot", "last_dot"])
+def test_a_text_may_be_named_after_the_whole_file_of_its_picture(tmp_path, key_ends_at):
+    """a.png.txt, as a folder takes it too; where dots are in keys, key and part end as those of the picture do."""
+    members = [("a.png", _image()), ("a.png.txt", b"one"), ("1.5.png", _image()), ("1.5.PNG.TXT", b"two")]
+    _tar(tmp_path / "0.tar", *members)
+    found = {"a": ["one"]} | ({"1.5": ["two"]} if key_ends_at == "last_dot" else {})
+    assert _captions(tmp_path, key_ends_at=key_ends_at) == found
 
 
 def test_keys_with_dots_are_named_or_read(tmp_path):

@@ -211,7 +211,8 @@ def _without_image(rows: metadata.Metadata, samples: Iterable[_Sample]) -> list[
 
 def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
     parts = name.lower().split("/")
-    return any(part.startswith(".") or any(fnmatchcase(part, each.lower()) for each in patterns) for part in parts)
+    is_hidden = any(part.startswith(".") or part == "@eadir" for part in parts)
+    return is_hidden or any(any(fnmatchcase(part, each.lower()) for each in patterns) for part in parts)
 
 
 def _kinds(files: Sequence[File]) -> str:

@@ -1,7 +1,7 @@
 """Members of a tar -> samples, by webdataset's rule: the key ends at the first dot of the name, the rest is a part.
 
-Not samples, nor parts of one: folders, hidden files such as the `._` twins that a Mac adds, `__MACOSX`, Thumbs.db,
-desktop.ini, README and LICENSE files, and what webdataset keeps for itself (`__NAME__`).
+Not samples, nor parts of one: folders, hidden files such as the `._` twins that a Mac adds, `__MACOSX`, `@eaDir`,
+Thumbs.db, desktop.ini, README and LICENSE files, and what webdataset keeps for itself (`__NAME__`).
 """
 
 import re
@@ -15,7 +15,7 @@ from ldm.corpora.tars import Member, Scan
 from ldm.corpora.user_params import WebdatasetParams
 
 _NO_SAMPLE = re.compile(
-    r"(.*/)?(\.(?!\.(/|$)).*|__MACOSX/.*|(README|LICENSE)[^/]*|(thumbs\.db|desktop\.ini))|__[^/]*__(/.*)?",
+    r"(.*/)?(\.(?!\.(/|$)).*|(__MACOSX|@eaDir)/.*|(README|LICENSE)[^/]*|(thumbs\.db|desktop\.ini))|__[^/]*__(/.*)?",
     re.DOTALL | re.IGNORECASE,
 )
 _TEXTS = ("txt", "caption", "json")
@@ -77,8 +77,13 @@ def _plain(name: str) -> str:
 
 
 def _split(name: str, params: WebdatasetParams) -> tuple[str, str]:
-    """Key and part of a path; the part is empty if there is no dot."""
+    """Key and part of a path; the part is empty if there is no dot. A text that is named after the whole file of a
+    picture, such as KEY.jpg.txt, is the part txt of KEY, as it is in a folder."""
     folder, slash, file = name.rpartition("/")
+    named, _, last = file.rpartition(".")
+    stem, dot, suffix = named.rpartition(".")
+    if dot and last.lower() in _TEXTS and suffix.lower() in pixels.SUFFIXES:
+        file = f"{stem}.{last}"
     first, _, part = file.partition(".")
     if params.key_ends_at == "last_dot" and part:
         first, _, part = file.rpartition(".")
