@@ -160,7 +160,7 @@ def _other_weights(root: Path, victim: int, draw: random.Random) -> str:
                 real(running, found)
                 kept = map(running.optimizers.moments, running.weights.values())
                 moments = [value for part in kept for value in part.values()]
-                tensors = [*running.weights.values(), *running.ema.values(), *moments]
+                tensors = [*running.weights.values(), *running.averages.ema.values(), *moments]
                 tensors[number % len(tensors)].data.flatten()[0] += 1e-3
 
             loop._Training.restore = restore  # type: ignore[method-assign]
