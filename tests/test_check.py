@@ -79,15 +79,15 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
         ),
         (
             {"train_clip.source.network.text.width": 64},
-            "train_unet.network.context_width: found 32; expected 64, the width of CLIP's text tower",
+            "train_unet.network.context_width: found 32; expected 64, the width of the text encoder",
         ),
         (
             {"embed_text.context_tokens": 40, "train_unet.network.max_context_tokens": 40},
-            "embed_text.context_tokens: found 40; expected null or at most 32, all that CLIP's text tower reads",
+            "embed_text.context_tokens: found 40; expected null or at most 32, all that the text encoder reads",
         ),
         (
             {"embed_text.layer": "penultimate", "train_clip.source.network.text.layers": 1},
-            "embed_text.layer: found penultimate; expected last: CLIP's text tower has one layer only",
+            "embed_text.layer: found penultimate; expected last: the text encoder has one layer only",
         ),
         (
             {"train_unet.network.max_context_tokens": 16},
@@ -416,7 +416,7 @@ def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
 
 def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
     found = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-32"}, "gpu-256.yaml")
-    assert found == ["train_unet.network.context_width: found 1024; expected 512, the width of CLIP's text tower"]
+    assert found == ["train_unet.network.context_width: found 1024; expected 512, the width of the text encoder"]
     (line,) = findings(tmp_path, {"train_clip.source.architecture": "ViT-B-33"}, "gpu-256.yaml")
     assert line.startswith("train_clip.source.architecture: found ViT-B-33; expected an architecture of open_clip")
 
@@ -424,7 +424,7 @@ def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "kinds"),
     [
-        ("train_clip.source.kind", "file, folder, open_clip, train, untrained"),
+        ("train_clip.source.kind", "file, folder, none, open_clip, train, untrained"),
         ("train_autoencoder.source.network.kind", "identity, kl"),
         ("train_unet.network.kind", "unet"),
     ],

@@ -155,7 +155,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     arguments: list[str],
     message: str,
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "Pipeline", None)
     for name, size, value in (("image.png", (64, 64), 9), ("tall.png", (64, 80), 255), ("black.png", (64, 64), 0)):

@@ -136,7 +136,7 @@ def test_the_lock_of_the_workspace_is_compared_with_that_of_head(
     before = lock.read_text()
     lock.write_text(before.replace(listing_of(root, "data/samples"), f"{'0' * 32}.dir"))
     said = run(capsys)[1]
-    assert "in evaluate (deps), sample (outs)\n" in said and "check (" not in said
+    assert "in evaluate (deps), model (deps), sample (outs)\n" in said and "check (" not in said
     lock.write_text(before)
     Repository.at(root).run("git", "update-ref", "-d", "HEAD")
     code, said = run(capsys)

@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "webdataset": lambda path: webdataset.units(WEBDATASET, 16, Files.below(path, ".")),
     "clip file": lambda path: from_file(SimpleNamespace(path=str(path))),
     "clip folder": lambda path: from_folder(SimpleNamespace(path=str(path))),
-    "unet": lambda path: load_weights(None, SimpleNamespace(directory=path), None, None),
+    "unet": lambda path: load_weights(None, SimpleNamespace(path=str(path)), None, None),
     "inception": lambda path: spaces.build(
         InceptionSpaceParams(kind="inception", weights=str(path)), torch.device("cpu")
     ),
