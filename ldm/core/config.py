@@ -292,8 +292,9 @@ class _Schema:
                 yield key, properties["kind"]["const"]
             for part, inner in properties.items():
                 yield from self.kinds(f"{key}.{part}", inner)
-            if "items" in option:
-                yield from self.kinds(key, option["items"])
+            named: dict[str, Json] = option.get("patternProperties", {})
+            for inner in [*named.values(), *([option["items"]] if "items" in option else [])]:
+                yield from self.kinds(key, inner)
 
     def _legal(self, option: Json) -> str:
         words = [_KINDS.get(option.get("type", ""), "a value")]

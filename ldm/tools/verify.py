@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Object:
     path: Path
     stage: str
     """The stage that produces it."""
-    listing: str | None = None
-    """MD5 of the listing that contains it, for a file of a folder."""
+    listings: tuple[str, ...] = ()
+    """MD5 of the listing that contains it, for a file of a folder; of all, if several folders have this file."""
     lock: Path | None = None
     """The file that records the stage's hashes, for a listing."""
 
@@ -94,7 +94,10 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
         problems: list[IntegrityError] = []
         objects = _objects(repo, stores, store, problems)
         num_bytes = 0
-        distinct = {item.md5: item for item in objects}.values()
+        listings: dict[str, tuple[str, ...]] = {}
+        for item in objects:
+            listings[item.md5] = tuple(dict.fromkeys([*listings.get(item.md5, ()), *item.listings]))
+        distinct = {item.md5: replace(item, listings=listings[item.md5]) for item in objects}.values()
         for item in each(distinct, "verify --remote", "file", len(distinct)):
             md5 = stores.md5(store, item.md5)
             if md5 != item.md5:
@@ -263,7 +266,7 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityErr
             if listing and not good:
                 copies["the workspace"] = md5
             problems += _describe(Object(md5, path, stage, lock=lock), copies, stores, store)
-        objects += [Object(entry["md5"], path / entry["relpath"], stage, md5) for entry in listing or []]
+        objects += [Object(entry["md5"], path / entry["relpath"], stage, (md5,)) for entry in listing or []]
     return objects
 
 
@@ -310,7 +313,7 @@ def _fix(item: Object, copies: dict[str, str | None], stores: _Stores, store: An
         return f"the workspace has a good copy: mkdir -p {folder}; rm -f {old}; cp {path} {old}; chmod 444 {old}"
     if store is not stores.cache and stores.md5(stores.cache, item.md5) == item.md5:
         # DVC considers a folder pushed if the remote has its listing, and remembers that.
-        paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, item.listing) if oid is not None)
+        paths = ", ".join(store.oid_to_path(oid) for oid in (item.md5, *item.listings))
         again = f"delete {paths} from the remote; rm -rf {shlex.quote(str(stores.memory))}; dvc push"
         return f"the cache has a good copy: {again}"
     if holders := stores.holders(item.md5):
@@ -324,7 +327,7 @@ def _fix(item: Object, copies: dict[str, str | None], stores: _Stores, store: An
 def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
     """Files in the folders of outs that are not recorded. Folders whose listing is lost are left out: nothing is known
     of them."""
-    known, listings = {item.path for item in objects}, {item.listing for item in objects}
+    known, listings = {item.path for item in objects}, {listing for item in objects for listing in item.listings}
     for out in repo.index.outs:
         folder = Path(out.fs_path)
         if out.hash_info and str(out.hash_info.value) in listings and folder.is_dir():
