@@ -16,7 +16,7 @@ from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
-from ldm.evaluation import measure, report, tables
+from ldm.evaluation import measure, metrics, report, tables
 from ldm.evaluation.params import EvaluateParams, RetrievalParams
 from ldm.evaluation.real_images import RealImages
 from ldm.precompute.work import keep_each
@@ -58,7 +58,7 @@ def main() -> str:
                 tables.write(folder, result)
                 facts = {"feature_spaces": [space.name for space in instruments.spaces]}
                 sha256 = artifact.sha256_file(folder / "metrics.json")
-                artifact.write_passport(folder, report.KIND, params.model_dump(mode="json"), inputs, facts, sha256)
+                artifact.write_passport(folder, metrics.KIND, params.model_dump(mode="json"), inputs, facts, sha256)
                 measure.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
                 summary = result.summary()
         run.remove()

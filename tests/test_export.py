@@ -20,7 +20,7 @@ from ldm.autoencoder.training import pretrained
 from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.denoiser.training import published
+from ldm.denoiser.training import pretrained as pretrained_unets
 from ldm.exchange import files, names
 from ldm.sampling import trajectory
 from ldm.text.training.foreign import from_transformers
@@ -141,9 +141,9 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
 def test_a_training_here_may_start_from_it(model: Exported) -> None:
     """By the readers of `train_unet.init_from` and `train_autoencoder.source`."""
     for path in (model.folder, model.file):
-        found = published.read(path)
+        found = pretrained_unets.read(path)
         equal(found.tensors, model.pipeline.generator.unet.state_dict())
-    found = published.read(model.folder)
+    found = pretrained_unets.read(model.folder)
     params = topology.unet_params(model.pipeline)
     ours = params.model_dump() | {"head_width": params.head_widths}
     assert found.network == {key: ours[key] for key in found.network}

@@ -10,7 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ldm import randomness
+from ldm.core import artifact
 
+KIND = artifact.Kind("evaluation")
+"""The artefact of stage `evaluate`."""
 _Z_95 = 1.959963984540054
 
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Int8
 from torch import Tensor
 
-from ldm.core import artifact
 from ldm.evaluation import metrics
 from ldm.evaluation.measure import DECODED, GALLERY, REAL, REAL_SWEEP, REFERENCE, Measured, features_in
 from ldm.evaluation.metrics import Estimate
@@ -20,7 +19,6 @@ from ldm.evaluation.spaces import OWN_CLIP, FeatureSpace
 from ldm.oracles.oracle import NOT_STATED, RIGHT, Oracle
 from ldm.sampling.samples import SEEN, SETS, Samples
 
-KIND = artifact.Kind("evaluation")
 ALL = "all"
 """Name of the group of all images of a set."""
 CONTROL = "oracle_"

@@ -112,6 +112,17 @@ def unfit(tensors: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> str:
     return "; ".join(f"{what}: {_few(some)}" for what, some in parts.items() if some)
 
 
+def misfits(config: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> str:
+    """What a config.json says that is not among the known values of a key, on one line; empty if there is nothing. Each
+    entry of a list must be known; a key that is not there is."""
+
+    def values(value: Any) -> set[Any]:
+        return set(value) if isinstance(value, list | tuple) else {value}
+
+    wrong = [key for key, legal in known.items() if not values(config.get(key, legal)) <= set(legal)]
+    return f"{CONFIG}: {', '.join(f'{key} {config[key]}' for key in wrong)}" if wrong else ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a file. IntegrityError: it is missing or is none."""
     if not path.is_file():

@@ -67,6 +67,11 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many different numbers the first group of a pattern finds in names: those of blocks, say, or layers."""
+    return len(_numbers(names, pattern))
+
+
 def is_single_unet(names: Iterable[str]) -> bool:
     """Whether these are names of a UNet in a single file, without the prefix."""
     return any(name.startswith("input_blocks.") for name in names)
@@ -80,8 +85,8 @@ def is_single_vae(names: Iterable[str]) -> bool:
 def unet_to_single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A UNet in diffusers' layout -> single file, without the prefix."""
     num_levels, num_blocks = (
-        _count(tensors, r"down_blocks\.(\d+)\."),
-        _count(tensors, r"down_blocks\.0\.resnets\.(\d+)\."),
+        count(tensors, r"down_blocks\.(\d+)\."),
+        count(tensors, r"down_blocks\.0\.resnets\.(\d+)\."),
     )
     attend = [any(name.startswith(f"up_blocks.{i}.attentions.") for name in tensors) for i in range(num_levels)]
     return _renamed(tensors, dict(_unet_modules(num_levels, num_blocks, attend)))
@@ -92,7 +97,7 @@ def unet_from_single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     downsamplers = _numbers(tensors, r"input_blocks\.(\d+)\.0\.op\.")
     num_levels = len(downsamplers) + 1
     # Level 0 is the first convolution, then the blocks, then the downsampler.
-    num_blocks = min(downsamplers, default=_count(tensors, r"input_blocks\.(\d+)\.")) - 1
+    num_blocks = min(downsamplers, default=count(tensors, r"input_blocks\.(\d+)\.")) - 1
     firsts = [i * (num_blocks + 1) for i in range(num_levels)]
     attend = [any(name.startswith(f"output_blocks.{first}.1.norm.") for name in tensors) for first in firsts]
     return _renamed(tensors, _inverse(_unet_modules(num_levels, num_blocks, attend)))
@@ -142,14 +147,14 @@ def with_projections(tensors: Mapping[str, Tensor], *, linear: bool) -> dict[str
 def vae_to_single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An autoencoder in diffusers' layout -> single file, without the prefix; its attention becomes 1x1
     convolutions."""
-    num_levels = _count(tensors, r"(?:encoder\.down|decoder\.up)_blocks\.(\d+)\.")
-    num_blocks = _count(tensors, r"\.resnets\.(\d+)\.")
+    num_levels = count(tensors, r"(?:encoder\.down|decoder\.up)_blocks\.(\d+)\.")
+    num_blocks = count(tensors, r"\.resnets\.(\d+)\.")
     return _with_attention(_renamed(tensors, dict(_vae_modules(num_levels, num_blocks))), "attn_1", 4)
 
 
 def vae_from_single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An autoencoder of a single file, without the prefix -> diffusers' layout."""
-    num_levels, num_blocks = _count(tensors, r"\.(?:down|up)\.(\d+)\."), _count(tensors, r"\.block\.(\d+)\.")
+    num_levels, num_blocks = count(tensors, r"\.(?:down|up)\.(\d+)\."), count(tensors, r"\.block\.(\d+)\.")
     return _with_attention(_renamed(tensors, _inverse(_vae_modules(num_levels, num_blocks))), "attentions.0", 2)
 
 
@@ -258,10 +263,6 @@ def _inverse(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _numbers(names: Iterable[str], pattern: str) -> set[int]:
     return {int(match[1]) for name in names if (match := re.search(pattern, name))}
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    return len(_numbers(names, pattern))
 
 
 def _with_dims(tensor: Tensor, num_dims: int) -> Tensor:

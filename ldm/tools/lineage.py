@@ -14,7 +14,7 @@ from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
 from ldm.denoiser import adapters
 from ldm.denoiser.model.networks import KIND as UNET
-from ldm.evaluation import report
+from ldm.evaluation import metrics
 from ldm.precompute.cache import Cache
 from ldm.sampling import samples
 from ldm.text.embedding.embeddings import TextEmbeddings
@@ -151,6 +151,6 @@ def _samples(folder: Path) -> Passport:
 
 
 def _evaluation(folder: Path) -> Passport:
-    passport = artifact.read_passport(folder, report.KIND)
+    passport = artifact.read_passport(folder, metrics.KIND)
     artifact.check_file(folder / "metrics.json", passport.content_sha256)
     return passport

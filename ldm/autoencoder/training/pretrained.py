@@ -4,7 +4,6 @@ Its topology follows from names and shapes of its weights; only the groups of it
 A single file has 32, as all code that writes such files.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,23 +88,18 @@ def _named(found: files.Source) -> dict[str, Tensor]:
 
 
 def _kl_params(found: files.Source, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> KLAutoencoderParams:
-    wrong = [key for key, known in _FIXED.items() if not _values(config.get(key, known)) <= set(known)]
-    if wrong:
-        raise _unknown(found, f"config.json: {', '.join(f'{key} {config[key]}' for key in wrong)}")
-
-    def count(pattern: str) -> int:
-        return len({match[1] for name in tensors if (match := re.match(pattern, name))})
-
+    if misfits := files.misfits(config, _FIXED):
+        raise _unknown(found, misfits)
     try:
         first_convs = [
             tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"]
-            for i in range(count(r"encoder\.down_blocks\.(\d+)\."))
+            for i in range(names.count(tensors, r"encoder\.down_blocks\.(\d+)\."))
         ]
         return KLAutoencoderParams(
             kind="kl",
             patch_px=1,
             channels=[len(conv) for conv in first_convs],
-            num_res_blocks=count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+            num_res_blocks=names.count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
             latent_channels=tensors["decoder.conv_in.weight"].shape[1],
             middle_attention=any(".mid_block.attentions." in name for name in tensors),
             quant_conv="quant_conv.weight" in tensors,
@@ -115,10 +109,6 @@ def _kl_params(found: files.Source, tensors: Mapping[str, Tensor], config: Mappi
         raise _unknown(found, f"no {error.args[0]}") from None
     except ValidationError as error:
         raise _unknown(found, str(error.errors()[0]["msg"])) from None
-
-
-def _values(value: Any) -> set[Any]:
-    return set(value) if isinstance(value, list | tuple) else {value}
 
 
 def _unknown(found: files.Source, what: str) -> IntegrityError:

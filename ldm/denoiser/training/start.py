@@ -13,7 +13,7 @@ from ldm.core import artifact, workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.networks import KIND
 from ldm.denoiser.model.params import NetworkParams
-from ldm.denoiser.training import published
+from ldm.denoiser.training import pretrained
 from ldm.denoiser.training.inputs import Inputs
 from ldm.denoiser.training.params import InitFromParams, TrainUNetParams, Trait
 from ldm.exchange import files, names
@@ -58,7 +58,7 @@ def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetPa
         fix = workspace.left_behind(path) or "correct train_unet.init_from, or bring it back by `dvc pull`"
         raise IntegrityError(str(path), "no such file or folder", "a trained UNet", fix)
     ours = _traits(params.diffusion.model_dump(), inputs.sha256, inputs.facts)
-    found = _own(path) if (path / artifact.PASSPORT).is_file() else published.read(path)
+    found = _own(path) if (path / artifact.PASSPORT).is_file() else pretrained.read(path)
     theirs = found.traits
     if found.autoencoder is not None:
         is_same = found.autoencoder == inputs.autoencoder_source
@@ -77,12 +77,12 @@ def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetPa
     return found.sha256
 
 
-def _own(directory: Path) -> published.Published:
+def _own(directory: Path) -> pretrained.Pretrained:
     """A denoiser that this pipeline has trained."""
     passport, tensors = artifact.read(directory, KIND)
     with artifact.fitting(directory):
         traits = _traits(passport.config["diffusion"], passport.inputs, passport.facts)
-    return published.Published(tensors, passport.config["network"], traits, None, passport.content_sha256)
+    return pretrained.Pretrained(tensors, passport.config["network"], traits, None, passport.content_sha256)
 
 
 def _of_trait(path: Path, trait: str, ours: str, theirs: str | None) -> ConfigError:

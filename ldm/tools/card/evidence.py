@@ -10,6 +10,7 @@ from ldm.core import artifact, stage
 from ldm.core.artifact import Passport
 from ldm.core.shards import SPLITS, Shards
 from ldm.corpora.params import PrepareParams
+from ldm.evaluation import metrics
 from ldm.evaluation.real_images import RealImages
 from ldm.sampling import samples
 from ldm.sampling.params import DrawingParams
@@ -17,7 +18,6 @@ from ldm.tools.card import card, memorisation
 from ldm.tools.model.params import CardParams, MemorisationParams
 
 CARD = "README.md"
-_EVALUATION = artifact.Kind("evaluation")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evidence:
         that of these samples."""
         of_samples, _ = samples.read(self.samples)
         artifact.check_input(self.samples, of_samples, "unet", unet.content_sha256)
-        evaluation = artifact.read_passport(self.evaluation, _EVALUATION)
+        evaluation = artifact.read_passport(self.evaluation, metrics.KIND)
         artifact.check_input(self.evaluation, evaluation, "samples", of_samples.content_sha256)
         return evaluation
 

@@ -49,7 +49,7 @@ _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 @dataclass(frozen=True)
-class Published:
+class Pretrained:
     """Weights by their names here, and what their files say of the network and of how it was trained."""
 
     tensors: dict[str, Tensor]
@@ -62,28 +62,24 @@ class Published:
     sha256: str
 
 
-def read(path: Path) -> Published:
+def read(path: Path) -> Pretrained:
     """The UNet of a folder or file. IntegrityError: it is missing, damaged, or no UNet of this topology."""
     found = files.read(path, _PART)
     tensors = names.below(found.tensors, names.UNET) or found.tensors
     if names.is_single_unet(tensors):
         tensors = names.unet_from_single(tensors)
     config = {} if found.config is None else found.config
-    wrong = [key for key, known in _FIXED.items() if not _values(config.get(key, known)) <= set(known)]
-    if wrong:
-        raise _unknown(path, f"config.json: {', '.join(f'{key} {config[key]}' for key in wrong)}")
+    if misfits := files.misfits(config, _FIXED):
+        raise _unknown(path, misfits)
     traits, autoencoder = dict[Trait, str](), None
     if (path / _PART).is_dir():
         traits, autoencoder = _of_pipeline(path)
-    return Published(tensors, _network(path, tensors, config), traits, autoencoder, found.sha256)
+    return Pretrained(tensors, _network(path, tensors, config), traits, autoencoder, found.sha256)
 
 
 def _network(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    def count(pattern: str) -> int:
-        return len({match[1] for name in tensors if (match := re.match(pattern, name))})
-
     middle, heads = "mid_block.attentions.0", config.get("attention_head_dim")
-    num_levels = count(r"down_blocks\.(\d+)\.")
+    num_levels = names.count(tensors, r"down_blocks\.(\d+)\.")
     if not _counts(heads, num_levels):
         raise _unknown(path, f"config.json: attention_head_dim {heads} of {num_levels} levels")
     try:
@@ -96,9 +92,9 @@ def _network(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
     return {
         "kind": "unet",
         "channels": channels,
-        "num_res_blocks": count(r"down_blocks\.0\.resnets\.(\d+)\."),
+        "num_res_blocks": names.count(tensors, r"down_blocks\.0\.resnets\.(\d+)\."),
         "attention_levels": [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(num_levels)],
-        "num_transformer_layers": count(rf"{re.escape(middle)}\.transformer_blocks\.(\d+)\."),
+        "num_transformer_layers": names.count(tensors, rf"{re.escape(middle)}\.transformer_blocks\.(\d+)\."),
         "head_width": _head_widths(channels, heads, is_linear),
         "context_width": context_width,
         "norm_groups": config.get("norm_num_groups", _GROUPS),
@@ -153,10 +149,6 @@ def _objective(config: Mapping[str, Any]) -> tuple[str, str]:
     if config.get("rescale_betas_zero_snr"):
         schedule = "zero_terminal_snr" if schedule == "scaled_linear" else f"{schedule}, rescaled to zero terminal SNR"
     return schedule, _PREDICTIONS.get(prediction, prediction)
-
-
-def _values(value: Any) -> set[Any]:
-    return set(value) if isinstance(value, list | tuple) else {value}
 
 
 def _unknown(path: Path, what: str) -> IntegrityError:

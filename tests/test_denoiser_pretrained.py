@@ -28,7 +28,7 @@ from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Schedule, denoiser
 from ldm.denoiser.model.networks import build
 from ldm.denoiser.model.unet import UNet
-from ldm.denoiser.training import published
+from ldm.denoiser.training import pretrained as pretrained_unets
 from ldm.denoiser.training.inputs import Inputs, load_inputs
 from ldm.denoiser.training.params import InitFromParams, TrainUNetParams
 from ldm.denoiser.training.start import load_weights
@@ -200,7 +200,7 @@ def test_the_whole_published_unet_fits(config: dict[str, Any], network: dict[str
         tensors = names.unet_from_single(names.unet_to_single(tensors))
     assert len(tensors) == 686 and files.unfit(tensors, expected) == ""
     stated = {} if is_single else dict(model.config)
-    found = published._network(Path("unet"), tensors, stated)
+    found = pretrained_unets._network(Path("unet"), tensors, stated)
     head_widths = params.model_copy(update={"head_width": found["head_width"]}).head_widths
     assert head_widths == params.head_widths and found["norm_groups"] == 32
     assert found == params.model_dump(include=set(found)) | {"head_width": found["head_width"]}
@@ -269,7 +269,7 @@ def test_a_pipeline_tells_what_its_unet_was_trained_with(tmp_path: Path, inputs:
     ids=str,
 )
 def test_a_scheduler_is_a_schedule_and_a_prediction_of_ours(config: dict[str, Any], expected: tuple[str, str]) -> None:
-    assert published._objective(config) == expected
+    assert pretrained_unets._objective(config) == expected
 
 
 REFUSED: dict[str, tuple[Callable[[], UNet2DConditionModel], str]] = {
@@ -416,7 +416,7 @@ def test_a_folder_of_stable_diffusion_gives_the_image_of_diffusers(tmp_path: Pat
         source |= {"reconstruction": None, "training": None}
         decoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
         network, schedule = start(tmp_path / "sd", inputs), Schedule("scaled_linear")
-        name = published.read(tmp_path / "sd").traits["prediction"]
+        name = pretrained_unets.read(tmp_path / "sd").traits["prediction"]
         cond, uncond = (denoiser(network, schedule, name, Condition(text)) for text in (tokens, null))  # pyright: ignore
 
         def guided(z: Tensor, t: Tensor, cond: Any = cond, uncond: Any = uncond) -> Tensor:
