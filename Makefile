@@ -36,10 +36,10 @@ demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictur
 recipe: $(INSTALLED) ## write params.yaml from NAME=tiny or another recipe (FORCE=1: over edits); without NAME, list them
 	@$(PYTHON) -m ldm.tools.cli recipe $(if $(NAME),"$(NAME)") $(if $(FORCE),--force)
 
-gallery: $(INSTALLED) ## copy pictures and numbers of the last run into README.md and docs/
+gallery: $(INSTALLED) ## copy pictures and numbers of the last run into docs/
 	$(PYTHON) -m docs.gallery
 
-seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); scores go to docs/seeds.json and README.md
+seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); scores go to docs/seeds.json and docs/results.md
 	$(PYTHON) -m studies.seeds
 
 studies: $(INSTALLED) ## measure samplers, guidance and tasks on the default model (hours); results go to docs/studies and docs/studies.md

@@ -1,4 +1,4 @@
-"""Bring pictures and numbers of the last run into README.md and docs/images/; `--show` only prints them."""
+"""Bring pictures and numbers of the last run into docs/results.md and docs/images/; `--show` only prints them."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/results.md"
 
 from ldm.core import config
 from ldm.core.params import PathsParams
@@ -21,7 +22,7 @@ PICTURES = {
     },
     "openmoji": {"evaluation/beside_real.png": "Samples, each beside the drawing of its name (OpenMoji, CC BY-SA 4.0)"},
 }
-"""By corpus, each of which has a block of the README."""
+"""By corpus, each of which has a block of the page."""
 
 
 def numbers(folders: dict[str, Path]) -> str:
@@ -31,16 +32,16 @@ def numbers(folders: dict[str, Path]) -> str:
     return f"{table}\n\nAutoencoder: {autoencoder['psnr_db']:.2f} dB, SSIM {autoencoder['ssim']:.3f}\n"
 
 
-def rewritten(readme: str, kind: str, block: str) -> str:
-    """The README with another block between the gallery markers of a corpus."""
-    before, opening, rest = readme.partition(f"<!-- gallery {kind} -->\n")
+def rewritten(page: str, kind: str, block: str) -> str:
+    """The page with another block between the gallery markers of a corpus."""
+    before, opening, rest = page.partition(f"<!-- gallery {kind} -->\n")
     _, closing, after = rest.partition(f"<!-- /gallery {kind} -->")
-    assert opening and closing, f"README.md has no gallery markers for the corpus {kind}"
+    assert opening and closing, f"docs/results.md has no gallery markers for the corpus {kind}"
     return f"{before}{opening}{block}{closing}{after}"
 
 
 def main() -> None:
-    """Print, or copy the pictures and rewrite the corpus's block of the README."""
+    """Print, or copy the pictures and rewrite the corpus's block of the page."""
     paths = config.read(PathsParams, "paths", ROOT / config.PATHS).model_dump()
     kind = config.read(PrepareParams, "prepare", ROOT / config.PARAMS).corpus.kind
     folders = {name: ROOT / path for name, path in paths.items()}
@@ -50,14 +51,13 @@ def main() -> None:
         places = "\n".join(f"{words}: {path.relative_to(ROOT)}" for path, words in found.items())
         print(f"{numbers(folders)}\n{places}\n\nAll numbers: dvc metrics show; curves: dvc plots show")
         return
-    (ROOT / "docs/images").mkdir(exist_ok=True)
+    (PAGE.parent / "images").mkdir(exist_ok=True)
     blocks = [numbers(folders)]
     for path, words in found.items():
-        picture = Path("docs/images", f"{kind}_{path.parent.name}_{path.name}")
-        shutil.copyfile(path, ROOT / picture)
+        picture = Path("images", f"{kind}_{path.parent.name}_{path.name}")
+        shutil.copyfile(path, PAGE.parent / picture)
         blocks.append(f"{words}:\n\n![{words}]({picture.as_posix()})\n")
-    readme = ROOT / "README.md"
-    readme.write_text(rewritten(readme.read_text(encoding="utf-8"), kind, "\n".join(blocks)), encoding="utf-8")
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), kind, "\n".join(blocks)), encoding="utf-8")
 
 
 if __name__ == "__main__":

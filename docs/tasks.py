@@ -1,4 +1,4 @@
-"""Draw the README's picture of every task, from the trained model: `python -m docs.tasks`."""
+"""Draw the picture of every task for docs/tasks.md, from the trained model: `python -m docs.tasks`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Measurements over several runs of the pipeline, which README.md quotes."""
+"""Measurements over several runs of the pipeline, which docs/ quotes."""

@@ -32,6 +32,7 @@ from studies.devices import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/seeds.json"
+PAGE = ROOT / "docs/results.md"
 CLONES = ROOT / "runs/studies"
 SEEDS = {
     "autoencoder": "train_autoencoder.source.training.seed",
@@ -179,12 +180,12 @@ def read_rows(path: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_readme(rows: Mapping[str, Mapping[str, Any]], readme: Path) -> None:
-    """Put the tables between their marks in the README."""
-    before, opening, rest = readme.read_text(encoding="utf-8").partition(_MARKS[0])
+def write_page(rows: Mapping[str, Mapping[str, Any]], page: Path) -> None:
+    """Put the tables between their marks in docs/results.md."""
+    before, opening, rest = page.read_text(encoding="utf-8").partition(_MARKS[0])
     _, closing, after = rest.partition(_MARKS[1])
-    assert opening and closing, "README.md has no marks for the table of seeds"
-    readme.write_text(f"{before}{opening}{table(rows)}{closing}{after}", encoding="utf-8")
+    assert opening and closing, "docs/results.md has no marks for the table of seeds"
+    page.write_text(f"{before}{opening}{table(rows)}{closing}{after}", encoding="utf-8")
 
 
 def do_all(runs: Sequence[Run], rows: dict[str, Any], num_at_once: int) -> None:
@@ -206,7 +207,7 @@ def do_all(runs: Sequence[Run], rows: dict[str, Any], num_at_once: int) -> None:
         with lock:
             rows[run.name] = row
             artifact.write_json(RESULTS, rows)
-            write_readme(rows, ROOT / "README.md")
+            write_page(rows, PAGE)
 
     with ThreadPoolExecutor(num_at_once) as pool:
         for done in [pool.submit(work, run) for run in runs if run.name not in rows]:

@@ -1,7 +1,8 @@
-"""What two runs of one commit have in common, as the table of README.md; `python -m tests.promises` writes it there."""
+"""What two runs of one commit have in common, as a table of docs/resuming.md; `python -m tests.promises` writes it."""
 
 from tests.import_closure import ROOT
 
+PAGE = ROOT / "docs/resuming.md"
 OPENING, CLOSING = "<!-- promises -->\n", "<!-- /promises -->"
 PROMISES = {
     "nothing, or one of them was stopped or killed and resumed": ("equal", "equal in every bit"),
@@ -22,14 +23,13 @@ def table() -> str:
     return "\n".join([*head, *(f"| {key} | {drawn} | {made} |" for key, (drawn, made) in PROMISES.items())]) + "\n"
 
 
-def written(readme: str) -> str:
-    """README.md with this table between its marks."""
-    before, opening, rest = readme.partition(OPENING)
+def written(page: str) -> str:
+    """The page with this table between its marks."""
+    before, opening, rest = page.partition(OPENING)
     _, closing, after = rest.partition(CLOSING)
-    assert opening and closing, "README.md has no marks for the promises"
+    assert opening and closing, "docs/resuming.md has no marks for the promises"
     return f"{before}{opening}{table()}{closing}{after}"
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -109,7 +109,7 @@ def shape(error: UserError) -> list[str]:
     return lines
 
 
-def test_real_errors_have_the_shape_that_the_readme_promises(tmp_path: Path) -> None:
+def test_real_errors_have_the_shape_that_the_docs_promise(tmp_path: Path) -> None:
     good = params_of("tiny")
     params, (first, second, *_) = tmp_path / "params.yaml", good.split("\n\n")
     for text in (

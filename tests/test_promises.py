@@ -8,15 +8,14 @@ import torch
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.inputs import load_inputs
 from tests import test_training_loop
-from tests.import_closure import ROOT
-from tests.promises import PROMISES, written
+from tests.promises import PAGE, PROMISES, written
 from tests.toy_training import Batches, Toy, params, run_toy
 from tests.training_data import unet_params, write_all
 
 
-def test_the_table_in_the_readme_is_the_table() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert written(readme) == readme, "run python -m tests.promises"
+def test_the_table_in_the_docs_is_the_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(page) == page, "run python -m tests.promises"
     assert list(PROMISES)[1:3] == ["number of threads", "number of processes, or of accumulation passes"]
 
 

@@ -352,21 +352,21 @@ def test_accelerate_configs_leave_results_to_the_params(path: Path) -> None:
     assert config.get("gradient_accumulation_steps", 1) == 1
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    listed = set(readme_tree())
+def test_the_tree_in_the_docs_is_the_tree() -> None:
+    listed = set(listed_tree())
     missing = {path for path in listed if not (ROOT / path).exists()} - {"runs"}
-    assert not missing, "listed in README.md, but not there"
+    assert not missing, "listed in docs/layout.md, but not there"
     wanted = {name(path) for path in LIBRARY if path.name != "__init__.py"}
     wanted |= {name(path.parent) for path in LIBRARY if path.name == "__init__.py" and path.parent.parent.name == "ldm"}
     wanted |= {name(path).split("/")[0] for path in repository_files() if "/" in name(path)}
     unlisted = {path for path in wanted if not path.startswith(".")} - listed
-    assert not unlisted, "there, but not listed in README.md"
+    assert not unlisted, "there, but not listed in docs/layout.md"
 
 
-def readme_tree() -> Iterator[str]:
-    """Paths of the indented listing between the tree markers of the README."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
+def listed_tree() -> Iterator[str]:
+    """Paths of the indented listing between the tree markers of docs/layout.md."""
+    page = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
+    block = page.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
     folder = ""
     for line in block.splitlines():
         if match := re.match(r"( *)([\w./-]+)( |$)", line):

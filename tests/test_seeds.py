@@ -114,7 +114,7 @@ def test_rows_are_written_as_runs_end_and_those_that_are_there_are_not_repeated(
 
     monkeypatch.setattr(seeds, "do", do)
     monkeypatch.setattr(seeds, "RESULTS", tmp_path / "seeds.json")
-    monkeypatch.setattr(seeds, "write_readme", lambda rows, readme: None)
+    monkeypatch.setattr(seeds, "write_page", lambda rows, page: None)
     first, *others = seeds.plan()[:3]
     rows = {first.name: row(first, 0.4)}
     seeds.do_all([first, *others], rows, num_at_once=1)
@@ -127,11 +127,11 @@ def test_rows_are_written_as_runs_end_and_those_that_are_there_are_not_repeated(
     assert {tuple(share) for _, share in done} <= {(0, 2), (1,)}
 
 
-def test_the_readme_has_the_marks(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text())
+def test_the_page_has_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(seeds.PAGE.read_text())
     rows = {run.name: row(run, 0.5) for run in seeds.plan()[:2]}
-    seeds.write_readme(rows, readme)
-    assert seeds.table(rows) in readme.read_text()
-    seeds.write_readme(rows, readme)
-    assert readme.read_text().count("| all 1 |") == 1
+    seeds.write_page(rows, page)
+    assert seeds.table(rows) in page.read_text()
+    seeds.write_page(rows, page)
+    assert page.read_text().count("| all 1 |") == 1

@@ -1,0 +1,49 @@
+"""The pages for people: every link leads somewhere, and the README is what a newcomer needs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.import_closure import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#...` may name: headings in lower case, hyphens for spaces, without punctuation."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose(page)):
+        name, _, anchor = "".join(link).partition("#")
+        if name.startswith("https://"):
+            continue
+        place = page.parent / name if name else page
+        assert place.exists(), link
+        assert not anchor or anchor in anchors(place), link
+
+
+def test_the_first_screen_says_what_it_is_and_how_to_try_it() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    first = "\n".join(lines[:18])
+    assert "text-to-image" in first and "make demo" in first and "ldm generate" in first and "docs/images/" in first
+    assert len(lines) <= 150
+
+
+def test_every_page_is_within_reach_of_the_readme() -> None:
+    seen, todo = set[Path](), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        links = re.findall(r"\]\(([^)\s#]+\.md)", prose(page))
+        todo += {(page.parent / link).resolve() for link in links if "://" not in link} - seen
+    assert not set(PAGES) - seen
