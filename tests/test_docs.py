@@ -35,7 +35,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_the_first_screen_says_what_it_is_and_how_to_try_it() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     first = "\n".join(lines[:18])
-    assert "text-to-image" in first and "make demo" in first and "ldm generate" in first and "docs/images/" in first
+    assert "text-to-image" in first and "make demo" in first and "make test" in first and "docs/images/" in first
     assert len(lines) <= 150
 
 
