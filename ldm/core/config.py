@@ -185,7 +185,7 @@ def from_values(section: type[S], values: Mapping[str, Any], given: Mapping[str,
 def kinds(section: type[Section], name: str) -> dict[str, list[str]]:
     """Dotted key -> possible kinds, for every value in a section that has a `kind`."""
     found: dict[str, list[str]] = {}
-    for key, kind in _Schema(section).kinds(name):
+    for key, kind in Schema(section).kinds(name):
         found[key] = [*found.get(key, []), *([kind] if kind not in found.get(key, []) else [])]
     return found
 
@@ -194,12 +194,12 @@ def _explained(
     section: type[Section], error: ValidationError, values: Any, where: Callable[[Loc], str]
 ) -> list[ConfigError]:
     """One error per finding of pydantic. where: names a location within the section."""
-    schema = _Schema(section)
+    schema = Schema(section)
     found = [_explain(schema, details, values, where) for details in error.errors()]
     return list({str(error): error for error in found}.values())
 
 
-def _explain(schema: "_Schema", details: ErrorDetails, values: Any, where: Callable[[Loc], str]) -> ConfigError:
+def _explain(schema: "Schema", details: ErrorDetails, values: Any, where: Callable[[Loc], str]) -> ConfigError:
     loc, owner, field = schema.locate(details["loc"])
     place, key = where(loc), str(loc[-1]) if loc else ""
     kind, value = details["type"], details["input"]
@@ -240,11 +240,15 @@ def _child(node: Node | None, part: int | str) -> tuple[Node, int] | None:
     return None
 
 
-class _Schema:
+class Schema:
     """The JSON schema of a section, which describes the legal values of every key."""
 
     def __init__(self, section: type[Section]) -> None:
         self._root: Json = section.model_json_schema()
+
+    def field(self, name: str) -> Json:
+        """The schema of a field of the section."""
+        return self._root["properties"][name]
 
     def locate(self, loc: Loc) -> tuple[Loc, list[str], Json]:
         """Resolve pydantic's error location, which also names members of unions.

@@ -44,7 +44,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 def add_fields(parser: argparse.ArgumentParser, model: type[Section], skipped: Collection[str] = ()) -> None:
     """An option per field of the model, such as `--num-steps` for num_steps, whose docstring is the help."""
-    texts = _docstrings(model)
+    texts = docstrings(model)
     for name, field in model.model_fields.items():
         if name not in skipped:
             annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -131,7 +131,7 @@ def _keyed(annotation: Any) -> Callable[[str], dict[str, Any]]:
     return read
 
 
-def _docstrings(model: type[Section]) -> dict[str, str]:
+def docstrings(model: type[Section]) -> dict[str, str]:
     """The docstring under each field."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
