@@ -211,7 +211,7 @@ def test_help_of_generate_names_every_sampler_with_its_keys(capsys: pytest.Captu
         assert ",".join([kind_of(sampler), *keys]) in words
 
 
-@pytest.mark.parametrize("arguments", [[], ["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
+@pytest.mark.parametrize("arguments", [["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
 def test_wrong_arguments_end_with_code_two(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(arguments)

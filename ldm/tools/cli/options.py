@@ -14,7 +14,15 @@ from ldm.core.config import Section
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns."""
+_EXAMPLES = "examples:"
 _BETWEEN_PAIRS = re.compile(r",(?![^\[]*\])")
+
+
+class _Layout(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class Command(argparse.ArgumentParser):
@@ -22,9 +30,17 @@ class Command(argparse.ArgumentParser):
 
     more: Callable[[], str] | None = None
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"formatter_class": _Layout} | arguments)
+
     def format_help(self) -> str:
         """Help, and `more`."""
         return super().format_help() + (self.more() if self.more else "")
+
+
+def examples(*commands: str) -> str:
+    """The end of a help: commands that can be typed as they stand, and what follows `#` in them as a remark."""
+    return "\n".join([_EXAMPLES, *(f"  {command}" for command in commands)])
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
