@@ -31,7 +31,8 @@ class Command(argparse.ArgumentParser):
     more: Callable[[], str] | None = None
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**{"formatter_class": _Layout} | arguments)
+        arguments.setdefault("formatter_class", _Layout)
+        super().__init__(**arguments)
 
     def format_help(self) -> str:
         """Help, and `more`."""

@@ -1,7 +1,6 @@
 """What `ldm` says without a command: five things to do next, given what is here. Nothing is loaded to find out."""
 
 import argparse
-import configparser
 import json
 import sys
 from collections.abc import Collection, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 from ldm.core import config, workspace
 from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
+from ldm.tools import trial
 from ldm.tools.cli.colours import painted
 from ldm.tools.cli.options import examples
 from ldm.tools.model.parts import PASSPORT
@@ -58,16 +58,6 @@ def steps(root: Path, verbs: Collection[str]) -> tuple[str, list[Step]]:
     return where, known[:_NUM_STEPS]
 
 
-def remote(root: Path) -> str | None:
-    """Name of DVC's default remote in a repository, or None."""
-    parser = configparser.ConfigParser()
-    try:
-        parser.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        return None  # `dvc` says what is wrong
-    return parser.get("core", "remote", fallback=None)
-
-
 def _verb(command: str) -> str | None:
     """The command of `ldm` that a step is, or None."""
     words = command.split()
@@ -110,7 +100,7 @@ def _in_repository(root: Path) -> tuple[str, Iterator[Step]]:
         return where, iter([*first, *_without_model(root, params)])
     model = "" if is_whole else f" --model {paths.model}"
     is_measured = (root / paths.evaluation / "metrics.json").is_file()
-    return where, iter([*first, *_with_model(_prompt(params), model, is_measured)])
+    return where, iter([*first, *_with_model(trial.example(root) or _ANY_PROMPT, model, is_measured)])
 
 
 def _unfinished(root: Path, paths: PathsParams) -> list[Step]:
@@ -125,8 +115,8 @@ def _unfinished(root: Path, paths: PathsParams) -> list[Step]:
 
 
 def _without_model(root: Path, params: dict[str, Any]) -> Iterator[Step]:
-    if remote(root) is not None:
-        yield Step("make try", f"fetch the model from the DVC remote {remote(root)}, and draw")
+    if (name := trial.remote(root)) is not None:
+        yield Step("make try", f"fetch the model from the DVC remote {name}, and draw")
     kind = _value(params, "prepare", "corpus", "kind")
     yield Step("make demo", f"train the model of params.yaml ({kind}), measure it, and show pictures")
     yield Step("ldm recipe", "list other trainings: a tiny one, drawings, your own images, ...")
@@ -151,12 +141,6 @@ def _generate(prompt: str, model: str) -> Step:
 
 def _quoted(prompt: str) -> str:
     return json.dumps(prompt, ensure_ascii=False)
-
-
-def _prompt(params: dict[str, Any]) -> str:
-    """The prompt for examples that the params name."""
-    found = _value(params, "model", "card", "prompt")
-    return found if isinstance(found, str) else _ANY_PROMPT
 
 
 def _value(params: Any, *keys: str) -> Any:
