@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import cache
 from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -148,6 +149,7 @@ def _keyed(annotation: Any) -> Callable[[str], dict[str, Any]]:
     return read
 
 
+@cache
 def _docstrings(model: type[Section]) -> dict[str, str]:
     """The docstring under each field."""
     found: dict[str, str] = {}

@@ -129,7 +129,7 @@ def _with_model(prompt: str, model: str, is_measured: bool) -> Iterator[Step]:
     yield Step(f"ldm web{model}", "a page to play with")
     if is_measured:
         yield Step("ldm report", "one page: what was trained on what, scores, pictures")
-        yield Step("dvc metrics show", "how good it is: the README says what the numbers mean")
+        yield Step("dvc metrics show", "how good it is: docs/results.md says what the numbers mean")
     yield Step("ldm inpaint --help", "draw into a picture; likewise img2img, upscale, interpolate, ...")
     yield Step("ldm recipe", "list other trainings: drawings, your own images, ...")
     yield from _anywhere()

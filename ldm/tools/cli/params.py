@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ldm.core import config
 from ldm.core.config import PARAMS
-from ldm.tools import recipe
 from ldm.tools.cli.options import Commands, examples
 
 
@@ -20,13 +19,20 @@ def add(commands: Commands) -> None:
     about = "Write params.yaml: the default with what a recipe changes. Without NAME, list the recipes."
     epilog = examples("ldm recipe openmoji", "ldm recipe path/to/mine.yaml", "ldm recipe default --force")
     writer = commands.add_parser("recipe", help="Write params.yaml from a recipe", description=about, epilog=epilog)
-    writer.more = lambda: f"\n{recipe.listing()}\n"
+    writer.more = _listing
     writer.add_argument("name", nargs="?", metavar="NAME", help="one of those below, or the path of a file like them")
     writer.add_argument("--force", action="store_true", help="over edits of params.yaml that would be lost")
     writer.set_defaults(command=_recipe)
 
 
+def _listing() -> str:
+    from ldm.tools import recipe
+
+    return f"\n{recipe.listing()}\n"
+
+
 def _check(options: argparse.Namespace) -> None:
+    from ldm.tools import recipe
     from ldm.tools.check import check, launch_config
 
     params = check.whole(recipe.document(options.path))
@@ -45,4 +51,6 @@ def _kinds() -> str:
 
 
 def _recipe(options: argparse.Namespace) -> None:
+    from ldm.tools import recipe
+
     print(recipe.write(options.name, options.force) if options.name else recipe.listing())
