@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help repository setup demo recipe gallery seeds studies test deps lock reliability clean
+.PHONY: help repository setup demo try recipe gallery seeds studies test deps lock reliability clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -32,6 +32,9 @@ demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictur
 	LDM_TIMES=$(TIMES) $(PYTHON) -m dvc repro
 	@echo && $(PYTHON) -m docs.gallery --show
 	@echo && echo "Seconds per stage that ran:" && cat $(TIMES) 2>/dev/null || echo "none: all results were up to date"
+
+try: $(INSTALLED) ## draw PROMPT="a red star" with a model that the DVC remote has, without a training
+	@$(PYTHON) -m ldm.tools.trial $(if $(PROMPT),"$$PROMPT")
 
 recipe: $(INSTALLED) ## write params.yaml from NAME=tiny or another recipe (FORCE=1: over edits); without NAME, list them
 	@$(PYTHON) -m ldm.tools.cli recipe $(if $(NAME),"$(NAME)") $(if $(FORCE),--force)

@@ -21,6 +21,7 @@ from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
 from ldm.tools.check import check
 from ldm.tools.cli import __main__ as program
+from ldm.tools.cli import seeds
 from tests import stage_scripts, trained_data
 from tests.import_closure import ROOT
 
@@ -92,6 +93,61 @@ def test_prompts_come_from_a_file_or_standard_input(asked, monkeypatch):
     assert [prompts for prompts, _, _ in asked] == [["a", "a", "b", "b"], ["c", "c"]]
 
 
+def test_every_prompt_is_drawn_with_each_seed_of_a_range(asked, capsys):
+    arguments = ["generate", "a", "b", "--seed", "3-4,9", "--output", "out"]
+    assert cli.main(arguments) == 0
+    assert asked == [(["a", "b"], 0, {"seed": seed}) for seed in (3, 4, 9)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"out/000{i}.png  {text}  (seed {seed})"
+        for i, (seed, text) in enumerate((seed, text) for seed in (3, 4, 9) for text in "ab")
+    ]
+    assert cli.main(["generate", "a", "--seed", "5-5", "--output", "out"]) == 0
+    assert capsys.readouterr().out == "out/0006.png  a\n", "with one seed there is nothing to tell apart"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("7", [7]), ("3-7", [3, 4, 5, 6, 7]), ("1,4-6", [1, 4, 5, 6]), ("2,1-3", [2, 1, 3]), ("-1", [-1])],
+)
+def test_seeds_are_numbers_and_ranges(text, found):
+    assert seeds.read(text) == found
+    assert seeds.read(seeds.written(found)) == found
+    assert seeds.written([3, 4, 5, 9, 1]) == "3-5,9,1"
+
+
+@pytest.mark.parametrize("text", ["", "x", "7-3", "1-", "0-1000000", "0-999999,2000000", "1.5", "1--2"])
+def test_what_names_no_seeds_is_refused(capsys, text):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["generate", "x", "--output", "o", "--seed", text])
+    assert error.value.code == 2 and "argument --seed: found " in capsys.readouterr().err
+
+
+def test_sizes_are_passed_on(asked):
+    assert cli.main(["generate", "x", "--output", "out", "--size", "64", "96"]) == 0
+    assert asked[0][2] == {"size_px": [64, 96]}
+
+
+def test_one_png_goes_to_a_pipe_and_nothing_else_does(asked, monkeypatch, capfdbinary):
+    assert cli.main(["generate", "an unseen \u2603", "--output", "-"]) == 0
+    said = capfdbinary.readouterr()
+    assert said.out == "an unseen \u2603".encode() and said.err.startswith(b"hint: ")
+    assert not Path("-").exists()
+    for arguments in (["x", "y"], ["x", "--num-images", "2"], ["x", "--seed", "1-2"]):
+        assert cli.main(["generate", *arguments, "--output", "-"]) == 2
+        assert capfdbinary.readouterr().err.startswith(b"--output: -, and 2 images; expected one image")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert cli.main(["generate", "x", "--output", "-"]) == 2
+    assert b"-, and a terminal; expected" in capfdbinary.readouterr().err
+    assert len(asked) == 1, "refused before anything is drawn"
+
+
+def test_prompts_are_printed_as_they_are_written(asked, capsys):
+    text = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f4bb \u5706\u3000\u00a0x"
+    assert cli.main(["generate", text, "\u202egnp.exe", "\x07", "--output", "out"]) == 0
+    lines = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [text, "\\u202egnp.exe", "\\x07"], "what turns a line around, or rings, is escaped"
+
+
 def test_a_hint_names_words_that_no_caption_has(asked, capsys):
     assert cli.main(["generate", "a unicorn", "--output", "out"]) == 0
     assert capsys.readouterr().err == "hint: no training caption has: unicorn\n"
@@ -107,6 +163,12 @@ def test_ctrl_c_says_what_is_written(asked, monkeypatch, capsys):
     assert said.err.startswith("out: stopped by Ctrl-C, 2 of 5 images are written; ") and "--start-number 6" in said.err
     monkeypatch.setattr(FakePipeline, "stops_after", 0)
     assert cli.main(["generate", "x", "--output", "new"]) == 130
+    capsys.readouterr()
+    monkeypatch.setattr(FakePipeline, "stops_after", 1)
+    assert cli.main(["generate", "x", "y", "--output", "two", "--seed", "3-6,9"]) == 130
+    said = capsys.readouterr().err
+    assert "1 of 10 images are written" in said
+    assert "fix: for the others, give --seed 3-6,9; the first 1 of seed 3 are there already" in said
     assert not Path("new").exists()
 
 
@@ -211,7 +273,7 @@ def test_help_of_generate_names_every_sampler_with_its_keys(capsys: pytest.Captu
         assert ",".join([kind_of(sampler), *keys]) in words
 
 
-@pytest.mark.parametrize("arguments", [[], ["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
+@pytest.mark.parametrize("arguments", [["generate", "x"], ["generate", "x", "--output", "o", "--num-images", "0"]])
 def test_wrong_arguments_end_with_code_two(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(arguments)

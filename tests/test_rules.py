@@ -74,6 +74,7 @@ DOORS = {
     "fsspec": ("ldm/corpora/remote.py",),
     "pillow_heif": ("ldm/corpora/pixels.py",),
     "pillow_jxl": ("ldm/corpora/pixels.py",),
+    "shtab": ("ldm/tools/cli/completion.py",),
     "lpips": ("ldm/autoencoder/training/perceptual.py",),
 }
 

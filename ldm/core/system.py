@@ -65,10 +65,11 @@ def explain(error: OSError, where: str | None = None, kind: type[UserError] | No
     return kind(where, found, expected, fix)
 
 
-def run(work: Callable[[], None], prefix: str = "") -> int:
+def run(work: Callable[[], None], prefix: str = "", told: Callable[[UserError], str] = str) -> int:
     """Do the work of a command and return its exit code.
 
-    A `UserError`, an `OSError` and Ctrl-C are printed on stderr after `prefix`, without a traceback unless LDM_DEBUG=1.
+    A `UserError`, an `OSError` and Ctrl-C are printed on stderr after `prefix`, as `told` puts them, without a
+    traceback unless LDM_DEBUG=1.
     A closed pipe ends the work silently with 141. Text that a terminal cannot encode is printed as escapes.
     """
     for stream in _streams():
@@ -103,7 +104,7 @@ def run(work: Callable[[], None], prefix: str = "") -> int:
     if mistake is None:
         return 0
     with suppress(OSError):
-        print(f"{prefix}{mistake}", file=sys.stderr, flush=True)
+        print(f"{prefix}{told(mistake)}", file=sys.stderr, flush=True)
     _flush()
     return mistake.exit_code
 

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from unicodedata import category
 
 from ldm.core.errors import ConfigError
 from ldm.sampling.params import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"
 _SHOWN_CHARACTERS = 60
+_JOINERS = "\u200c\u200d"
 
 
 def texts_of(prompts: str | Iterable[str]) -> list[str]:
@@ -77,8 +79,13 @@ def shortened(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text with its control characters as escapes."""
-    return "".join(c if c.isprintable() or not _is_encodable(c) else repr(c)[1:-1] for c in text)
+    """A text with its control characters as escapes. Joiners, which Persian and emoji are spelled with, and spaces of
+    other widths stay; marks that turn the direction of a line do not."""
+    return "".join(c if _is_shown(c) or not _is_encodable(c) else repr(c)[1:-1] for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or category(character) == "Zs"
 
 
 def _is_encodable(text: str) -> bool:

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,13 +19,15 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class PngFolder:
     """0000.png, 0001.png, ... in an existing folder; `paths` are those that were written."""
 
-    def __init__(self, directory: Path, first: int, overwrite: bool) -> None:
+    def __init__(self, directory: Path, first: int, overwrite: bool, rest: Callable[[int], str] | None = None) -> None:
         """first: number of the first file. If the folder has higher ones, numbers go on after the highest; with
-        `overwrite` they do not, and existing files are replaced one by one."""
+        `overwrite` they do not, and existing files are replaced one by one. rest: how a user gets the images that are
+        missing once so many are written; None = by their number."""
         self.directory = directory
         self.paths: list[Path] = []
         self._overwrite = overwrite
         self._first = first
+        self._rest = rest
         numbers = [int(match[1]) for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name))]
         self._next = first if overwrite else max([first - 1, *numbers]) + 1
 
@@ -49,14 +51,19 @@ class PngFolder:
     @property
     def rest(self) -> str:
         """What a user does to get the images that are still missing."""
-        number = self._first + len(self.paths)
-        return f"give the prompts that are left and --start-number {number}" if self.paths else "run it again"
+        if not self.paths:
+            return "run it again"
+        if self._rest is not None:
+            return self._rest(len(self.paths))
+        return f"give the prompts that are left and --start-number {self._first + len(self.paths)}"
 
 
 @contextmanager
-def opened(directory: Path, first: int, overwrite: bool) -> Generator[PngFolder]:
+def opened(
+    directory: Path, first: int, overwrite: bool, rest: Callable[[int], str] | None = None
+) -> Generator[PngFolder]:
     """A folder for images, created if it is missing, and tested by a write before any work. Folders created here are
-    removed if no image was written. first, overwrite: as in `PngFolder`.
+    removed if no image was written. first, overwrite, rest: as in `PngFolder`.
 
     Raises:
         ConfigError: it is a file.
@@ -70,7 +77,7 @@ def opened(directory: Path, first: int, overwrite: bool) -> Generator[PngFolder]
             created = [folder for folder in (directory, *directory.parents) if not folder.exists()]
             directory.mkdir(parents=True, exist_ok=True)
             _try(directory)
-            folder = PngFolder(directory, first, overwrite)
+            folder = PngFolder(directory, first, overwrite, rest)
         yield folder
     except BaseException:
         _remove_empty(created)

@@ -1,6 +1,7 @@
 """The command `ldm`. There is a file per group of commands; each adds its own to the parser."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -8,10 +9,14 @@ from ldm.core import system
 from ldm.tools.cli import (
     average,
     benchmark,
+    colours,
+    completion,
+    doctor,
     export,
     figures,
     generate,
     manifest,
+    overview,
     params,
     replay,
     results,
@@ -21,28 +26,44 @@ from ldm.tools.cli import (
 )
 from ldm.tools.cli.options import Command
 
-_GROUPS = (generate, tasks, score, benchmark, replay, export, figures, average, params, manifest, salvage, results)
+_GROUPS = (
+    generate,
+    tasks,
+    score,
+    benchmark,
+    replay,
+    export,
+    figures,
+    average,
+    params,
+    manifest,
+    salvage,
+    results,
+    doctor,
+    completion,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code of `system.run`."""
 
     def work() -> None:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         options.command(options)
 
-    return system.run(work)
+    return system.run(work, told=lambda error: colours.of_error(error, sys.stderr))
 
 
-def _parser() -> argparse.ArgumentParser:
-    about = "Latent-diffusion text-to-image models; run from the repository root."
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="ldm", description=about, epilog=generate.EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"ldm {_version('ldm')}, torch {_version('torch')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands. Its default `parser` is itself, for commands that look at all of them."""
+    about = "Latent-diffusion text-to-image models. Without a command: what can be done here next."
+    root = Command(prog="ldm", description=about, epilog=overview.EXAMPLES)
+    root.add_argument("--version", action="version", version=f"ldm {_version('ldm')}, torch {_version('torch')}")
+    root.set_defaults(command=overview.show, parser=root)
+    commands = root.add_subparsers(metavar="COMMAND", parser_class=Command)
     for group in _GROUPS:
         group.add(commands)
-    return parser
+    return root
 
 
 def _version(package: str) -> str:

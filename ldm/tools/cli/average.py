@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.core import config
 from ldm.core.params import PathsParams
-from ldm.tools.cli.options import Commands, whole
+from ldm.tools.cli.options import Commands, examples, whole
 
 
 def add(commands: Commands) -> None:
@@ -13,7 +13,12 @@ def add(commands: Commands) -> None:
     about = "Write the UNet as it would be with an average of another length, at the end or at an earlier step of its \
 training, made of the averages that train_unet.averages kept. `ldm generate` takes such a folder as the worse model of \
 autoguidance."
-    parser = commands.add_parser("average", help="the UNet as another average of its training", description=about)
+    epilog = examples(
+        "ldm average 0.1 --output data/models/guidance/longer",
+        "ldm average 0.05 --step 2000 --output data/models/guidance/early",
+    )
+    summary = "Make the UNet as another average of its training"
+    parser = commands.add_parser("average", help=summary, description=about, epilog=epilog)
     parser.add_argument("length", type=float, metavar="LENGTH", help="share of the training, such as 0.1")
     parser.add_argument("--step", type=whole(1, 10**9), metavar="N", help="of an earlier UNet; by default the last")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")

@@ -5,39 +5,39 @@ from pathlib import Path
 from typing import get_args
 
 from ldm.core.errors import ConfigError
-from ldm.tools import prompt_suites
-from ldm.tools.cli import drawing
-from ldm.tools.cli.options import Commands, whole
+from ldm.tools.cli import drawing, output
+from ldm.tools.cli.options import Commands, examples, whole
 from ldm.tools.model.parts import Parts
 
-_EXAMPLES = """examples:
-  ldm benchmark geneval geneval/prompts/evaluation_metadata.jsonl --output geneval_images
-  ldm benchmark dpg ELLA/dpg_bench/prompts --output dpg_images
-"""
+_EXAMPLES = examples(
+    "ldm benchmark geneval geneval/prompts/evaluation_metadata.jsonl --output geneval_images",
+    "ldm benchmark dpg ELLA/dpg_bench/prompts --output dpg_images",
+    "ldm benchmark dpg ELLA/dpg_bench/prompts --output dpg_images --resume    # goes on where it stopped",
+)
 
 
 def add(commands: Commands) -> None:
     """Add the command to a parser."""
     about = """Draw the prompts of GenEval or DPG-Bench, and write the images as the programs of these read them, which
 then score them. Image j of prompt i starts from the noise i * NUM_IMAGES + j of the seed."""
-    parser = commands.add_parser(
-        "benchmark",
-        help="images for GenEval or DPG-Bench",
-        description=about,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "Draw the prompts of GenEval or DPG-Bench"
+    parser = commands.add_parser("benchmark", help=summary, description=about, epilog=_EXAMPLES)
     add_argument = parser.add_argument
-    add_argument("suite", choices=get_args(prompt_suites.SuiteName))
+    # The suites stand in a module that imports NumPy.
+    add_argument("suite", choices=("geneval", "dpg"))
     add_argument("source", type=Path, help="evaluation_metadata.jsonl of GenEval, or the folder of DPG's prompts")
     add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the images, new or empty")
     add_argument("--resume", action="store_true", help="go on in a folder that has the images of the first prompts")
     add_argument("--num-images", type=whole(1, 1000), default=4, metavar="N", help="images per prompt (4)")
+    add_argument("--seed", type=int, default=argparse.SUPPRESS, metavar="N", help="seed of the noise")
     drawing.add_settings(parser)
     parser.set_defaults(command=_benchmark, name="benchmark")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    from ldm.tools import prompt_suites
+
+    assert options.suite in get_args(prompt_suites.SuiteName), "an option of the parser"
     suite = prompt_suites.read(options.suite, options.source, options.num_images)
     parts = Parts.of(options.model)
     settings = drawing.settings_of(options, parts.drawing)
@@ -46,7 +46,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         fix = "name another, or add --resume to go on with the same settings"
         raise ConfigError(str(directory), "something that is there already", "a new or an empty folder", fix)
     first = suite.num_done(directory)
-    with drawing.plain_warnings():
+    with output.plain_warnings():
         pipeline = drawing.load(options, parts)
         if first:
             prompt, number = suite.prompts[first - 1], first * suite.num_images - 1

@@ -1,30 +1,28 @@
-"""What all commands that draw share: prompts, settings, loading the models, and writing PNGs."""
+"""What all commands that draw share: prompts, settings, and loading the models."""
 
 import argparse
 import math
 import sys
-import warnings
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.core.errors import ConfigError, Interrupted
+from ldm.core.errors import ConfigError
 from ldm.sampling import prompts, samplers
 from ldm.sampling.params import DrawingParams
 from ldm.tools.cli import options as forms
+from ldm.tools.cli import seeds
+from ldm.tools.cli.colours import painted
 from ldm.tools.model.parts import Parts
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
-    from ldm.tools.png_folder import PngFolder
 
 _MAX_IMAGES = 10**6
 _NUM_HINTS = 12
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Options that say how many images of what, and where they go."""
+    """Options that say how many images of what."""
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help='"" = no caption')
     add("--prompts-file", metavar="FILE", help="UTF-8, one prompt per line, instead of arguments; - = standard input")
@@ -37,18 +35,12 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
         help="noise of the first image (0), and the number of its file unless higher ones are there: with 3 it is \
 image 3 of a call from 0, up to rounding; in every bit if it has the same place in a batch of the same size",
     )
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Options that say where images go."""
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the images, made if it is not there")
-    add("--overwrite", action="store_true", help="start at --start-number and replace what has these names")
+    seeds.add(parser)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option per field of a drawing, `--eta`, and the device."""
-    forms.add_fields(parser, DrawingParams)
+    """An option per field of a drawing but the seed, `--eta`, and the device."""
+    forms.add_fields(parser, DrawingParams, skipped=("seed",))
     parser.add_argument("--eta", type=float, metavar="X", help="eta of the sampler, for one that has it")
     add_model(parser)
 
@@ -115,6 +107,22 @@ def settings_of(options: argparse.Namespace, drawing: DrawingParams) -> dict[str
     return settings
 
 
+def by_seed(options: argparse.Namespace, settings: dict[str, Any], drawing: DrawingParams) -> list[dict[str, Any]]:
+    """The settings once per seed that was given. ConfigError: a seed is illegal."""
+    if options.seeds is None:
+        return [settings]
+    for seed in (min(options.seeds), max(options.seeds)):
+        drawing.changed({**settings, "seed": seed})
+    return [{**settings, "seed": seed} for seed in options.seeds]
+
+
+def labels(texts: list[str], runs: list[dict[str, Any]]) -> list[str]:
+    """What is printed beside each image: its prompt, and its seed if there are several."""
+    if len(runs) == 1:
+        return texts
+    return [f"{text}  (seed {run['seed']})" for run in runs for text in texts]
+
+
 def _check_eta(kind: str) -> None:
     names = {forms.forms(model)[0].split(",")[0]: model for model in samplers.kinds()}
     if kind in names and "eta" not in names[kind].model_fields:
@@ -150,41 +158,5 @@ def hint(pipeline: "Pipeline", texts: list[str]) -> None:
     unknown = pipeline.unknown_words(texts)
     if unknown:
         more = f" and {len(unknown) - _NUM_HINTS} more" if len(unknown) > _NUM_HINTS else ""
-        print(f"hint: no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}", file=sys.stderr)
-
-
-def write(pngs: Iterable[bytes], texts: list[str], folder: "PngFolder") -> None:
-    """Write PNGs as they come, one per text, which is printed beside the path."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(texts), unit="image", disable=None) as bar:
-        for png, text in zip(pngs, texts, strict=True):
-            bar.write(f"{folder.add(png)}  {prompts.on_one_line(text)}")
-            sys.stdout.flush()
-            bar.update()
-
-
-@contextmanager
-def opened(options: argparse.Namespace, num_images: int) -> "Generator[PngFolder]":
-    """The folder of the output, as `png_folder.opened`; warnings are printed on one line. Interrupted: Ctrl-C, with
-    what is written by then."""
-    from ldm.tools import png_folder
-
-    with plain_warnings(), png_folder.opened(options.output, options.start_number, options.overwrite) as folder:
-        try:
-            yield folder
-        except KeyboardInterrupt:
-            found = f"stopped by Ctrl-C, {len(folder.paths)} of {num_images} images are written"
-            raise Interrupted(str(options.output), found, "all of them", f"for the others, {folder.rest}") from None
-
-
-@contextmanager
-def plain_warnings() -> Generator[None]:
-    """Print each warning on one line, without its place in the code."""
-
-    def show(message: Warning | str, *_: object) -> None:
-        print(f"warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
+        found = f"no training caption has: {', '.join(unknown[:_NUM_HINTS])}{more}"
+        print(painted("hint:", "yellow", sys.stderr), found, file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldm.core import config
 from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 
 def add(commands: Commands) -> None:
@@ -17,7 +17,12 @@ def add(commands: Commands) -> None:
         "prepare.corpus.directory, `prepare` reads the files where they are. DVC hashes the list: run this again when "
         "the files have changed, and `dvc repro` does what is new."
     )
-    parser = commands.add_parser("manifest", help="use images that lie elsewhere (s3://, ...)", description=about)
+    epilog = examples(
+        "ldm manifest s3://bucket/photographs",
+        "ldm manifest https://example.org/tars/ --output data/source/tars.jsonl --overwrite    # after files changed",
+    )
+    summary = "List images that lie elsewhere (s3://, ...), to train on them"
+    parser = commands.add_parser("manifest", help=summary, description=about, epilog=epilog)
     parser.add_argument(
         "url", metavar="URL", help="such as s3://bucket/folder, gs://..., https://... or file:///folder"
     )

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Collection
+from functools import cache
 from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,7 +15,15 @@ from ldm.core.config import Section
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What `add_subparsers` returns."""
+_EXAMPLES = "examples:"
 _BETWEEN_PAIRS = re.compile(r",(?![^\[]*\])")
+
+
+class _Layout(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class Command(argparse.ArgumentParser):
@@ -22,9 +31,18 @@ class Command(argparse.ArgumentParser):
 
     more: Callable[[], str] | None = None
 
+    def __init__(self, **arguments: Any) -> None:
+        arguments.setdefault("formatter_class", _Layout)
+        super().__init__(**arguments)
+
     def format_help(self) -> str:
         """Help, and `more`."""
         return super().format_help() + (self.more() if self.more else "")
+
+
+def examples(*commands: str) -> str:
+    """The end of a help: commands that can be typed as they stand, and what follows `#` in them as a remark."""
+    return "\n".join([_EXAMPLES, *(f"  {command}" for command in commands)])
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -131,6 +149,7 @@ def _keyed(annotation: Any) -> Callable[[str], dict[str, Any]]:
     return read
 
 
+@cache
 def docstrings(model: type[Section]) -> dict[str, str]:
     """The docstring under each field."""
     found: dict[str, str] = {}

@@ -5,26 +5,34 @@ from pathlib import Path
 
 from ldm.core import config
 from ldm.core.config import PARAMS
-from ldm.tools import recipe
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 
 def add(commands: Commands) -> None:
     """Add the commands to a parser."""
     about = "Validate a params file, section by section and as a whole; one of recipes/ with the default beneath."
-    check = commands.add_parser("check", help="validate a params file", description=about)
+    epilog = examples("ldm check", "ldm check recipes/openmoji.yaml")
+    check = commands.add_parser("check", help="Say what is wrong in a params file", description=about, epilog=epilog)
     check.add_argument("path", nargs="?", type=Path, default=PARAMS, metavar="PATH", help="params.yaml by default")
     check.set_defaults(command=_check)
     check.more = _kinds
     about = "Write params.yaml: the default with what a recipe changes. Without NAME, list the recipes."
-    writer = commands.add_parser("recipe", help="write params.yaml from a recipe", description=about)
-    writer.more = lambda: f"\n{recipe.listing()}\n"
+    epilog = examples("ldm recipe openmoji", "ldm recipe path/to/mine.yaml", "ldm recipe default --force")
+    writer = commands.add_parser("recipe", help="Write params.yaml from a recipe", description=about, epilog=epilog)
+    writer.more = _listing
     writer.add_argument("name", nargs="?", metavar="NAME", help="one of those below, or the path of a file like them")
     writer.add_argument("--force", action="store_true", help="over edits of params.yaml that would be lost")
     writer.set_defaults(command=_recipe)
 
 
+def _listing() -> str:
+    from ldm.tools import recipe
+
+    return f"\n{recipe.listing()}\n"
+
+
 def _check(options: argparse.Namespace) -> None:
+    from ldm.tools import recipe
     from ldm.tools.check import check, launch_config
 
     params = check.whole(recipe.document(options.path))
@@ -43,4 +51,6 @@ def _kinds() -> str:
 
 
 def _recipe(options: argparse.Namespace) -> None:
+    from ldm.tools import recipe
+
     print(recipe.write(options.name, options.force) if options.name else recipe.listing())

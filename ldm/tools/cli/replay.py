@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.sampling import prompts
-from ldm.tools.cli import drawing, tasks
+from ldm.tools.cli import drawing, output, tasks
 from ldm.tools.cli import options as forms
 from ldm.tools.model.parts import Parts
 
@@ -20,8 +20,12 @@ _MAX_PNG_BYTES = 2**28
 def add(commands: forms.Commands) -> None:
     """Add the command to a parser."""
     about = "Make the image of a PNG once more from what the PNG says, and compare every pixel."
-    example = "example: ldm replay pictures/0000.png"
-    parser = commands.add_parser("replay", help="make an image again, bit for bit", description=about, epilog=example)
+    epilog = forms.examples(
+        "ldm replay pictures/0000.png",
+        "ldm replay pictures/0000.png --image photo.png --mask mask.png    # of a task: with the pictures it was given",
+        "ldm replay pictures/0000.png --model DIR --output again.png",
+    )
+    parser = commands.add_parser("replay", help="Make an image again, bit for bit", description=about, epilog=epilog)
     add = parser.add_argument
     add("png", type=Path, metavar="PNG", help="written by ldm, or by stage `sample`")
     for name in tasks.PICTURES:
@@ -50,7 +54,7 @@ def _replay(options: argparse.Namespace) -> None:
     draw.again(origin, given, where)
     if options.output is not None:
         png_folder.check_new(options.output, options.overwrite)
-    with drawing.plain_warnings():
+    with output.plain_warnings():
         pipeline = drawing.load(options, parts, options.threads)
     # Make the image again, and compare every value.
     again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()

@@ -3,7 +3,7 @@
 import argparse
 
 from ldm.core.errors import IntegrityError
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 
 def add(commands: Commands) -> None:
@@ -12,15 +12,21 @@ def add(commands: Commands) -> None:
         "Read every byte of the results that dvc.lock records, in the workspace and in DVC's cache, say where dvc.lock \
 differs from HEAD, and follow the passports from data to metrics; or read every byte in a remote."
     )
-    verify = commands.add_parser("verify", help="is every byte what the commit says?", description=about)
+    epilog = examples("ldm verify", "ldm verify --remote", "ldm verify --remote team")
+    summary = "Check that every byte of the results is as the commit says"
+    verify = commands.add_parser("verify", help=summary, description=about, epilog=epilog)
     verify.add_argument("--remote", nargs="?", const="", metavar="NAME", help="in a DVC remote (the default one)")
     verify.set_defaults(command=_verify)
     about = "List what is saved of unfinished runs: step, size, age, and what differs from params.yaml and the code."
-    runs = commands.add_parser("runs", help="saved states, and what differs", description=about)
+    epilog = examples("ldm runs", "ldm runs --prune")
+    summary = "List saved states of trainings"
+    runs = commands.add_parser("runs", help=summary, description=about, epilog=epilog)
     runs.add_argument("--prune", action="store_true", help="first remove what section machine does not keep")
     runs.set_defaults(command=_runs)
     about = "Let the next run of a training go on from a state that was made by other params, inputs or code."
-    resume = commands.add_parser("resume", help="go on from a state, on purpose", description=about)
+    epilog = examples("ldm runs", "ldm resume train_unet/0123456789abcdef")
+    summary = "Let a training go on from a state of another one"
+    resume = commands.add_parser("resume", help=summary, description=about, epilog=epilog)
     resume.add_argument("state", metavar="STATE", help="as `ldm runs` prints it, or the start of it, or a path")
     resume.set_defaults(command=_resume)
 

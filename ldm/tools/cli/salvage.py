@@ -2,7 +2,7 @@
 
 import argparse
 
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 
 def add(commands: Commands) -> None:
@@ -11,7 +11,9 @@ def add(commands: Commands) -> None:
         "List what can be read of a tar, plain or packed by gzip: first byte, size and name of every member, and every \
 damaged place. Nothing is extracted. With prepare.corpus.damaged_tars: salvage, `prepare` takes what is whole."
     )
-    salvage = commands.add_parser("salvage", help="what can be read of a damaged tar", description=about)
+    epilog = examples("ldm salvage data/source/photographs.tar")
+    summary = "List what can be read of a damaged tar"
+    salvage = commands.add_parser("salvage", help=summary, description=about, epilog=epilog)
     salvage.add_argument("tar", metavar="TAR", help="a .tar, .tar.gz or .tgz")
     salvage.set_defaults(command=_salvage)
 

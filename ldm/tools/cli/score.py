@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm.core.errors import ConfigError
 from ldm.sampling import prompts
-from ldm.tools.cli import drawing
+from ldm.tools.cli import drawing, output
 from ldm.tools.cli import options as forms
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks.params import ScoreParams
@@ -21,8 +21,11 @@ def add(commands: forms.Commands) -> None:
     about = (
         f"{inspect.cleandoc(ScoreParams.__doc__ or '')} Higher = more unusual; what is not given is as in params.yaml."
     )
-    example = "example: ldm score photos/*.png --output scores.csv"
-    parser = commands.add_parser("score", help="how unusual images are", description=about, epilog=example)
+    epilog = forms.examples(
+        "ldm score photos/*.png --output scores.csv",
+        'ldm score star.png --prompt "a red star" --num-probes 0    # without the likelihood, which takes longest',
+    )
+    parser = commands.add_parser("score", help="Say how unusual images are", description=about, epilog=epilog)
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG or WebP")
     add("--prompt", default="", metavar="TEXT", help="what all images are said to show (nothing)")
@@ -39,18 +42,18 @@ def _score(options: argparse.Namespace) -> None:
     from ldm.tools.tasks import pictures
 
     # Refuse bad settings and pictures before the networks are loaded.
-    parts, output = Parts.of(options.model), options.output
+    parts, table = Parts.of(options.model), options.output
     own = forms.given(options, ScoreParams)
     seed = {"seed": options.seed} if hasattr(options, "seed") else {}
     parts.drawing.changed(seed)
     parts.tasks.score.changed(own)
     prompts.texts_of(options.prompt)
-    if output is not None:
-        if output.suffix not in (".csv", ".json"):
-            raise ConfigError("--output", str(output), "a name that ends in .csv or .json", "name such a file")
-        png_folder.check_new(output, options.overwrite)
+    if table is not None:
+        if table.suffix not in (".csv", ".json"):
+            raise ConfigError("--output", str(table), "a name that ends in .csv or .json", "name such a file")
+        png_folder.check_new(table, options.overwrite)
     images = [pictures.read(path) for path in options.images]
-    with drawing.plain_warnings():
+    with output.plain_warnings():
         pipeline = drawing.load(options, parts)
         found = pipeline.score(images, [options.prompt] * len(images), **own, **seed)
     columns = {name: [float(value) for value in values] for name, values in found.items()}
@@ -58,12 +61,12 @@ def _score(options: argparse.Namespace) -> None:
         {"image": image.where, "sha256": image.sha256, **{name: values[i] for name, values in columns.items()}}
         for i, image in enumerate(images)
     ]
-    if output is None:
+    if table is None:
         print(_csv(rows), end="")
     else:
-        text = _csv(rows) if output.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
-        png_folder.save(output, text.encode(), options.overwrite)
-        print(f"{output}: {len(rows)} images")
+        text = _csv(rows) if table.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
+        png_folder.save(table, text.encode(), options.overwrite)
+        print(f"{table}: {len(rows)} images")
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -4,7 +4,7 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING
 
-from ldm.tools.cli import drawing
+from ldm.tools.cli import drawing, output
 from ldm.tools.cli import options as forms
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import masks, params
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 PICTURES = ("image", "mask", "last_image")
 """Names of all pictures that a task may be given."""
+_TRY = {
+    "img2img": "--strength 0.5",
+    "outpaint": "--margin-px 32",
+    "upscale": "--factor 4",
+    "variations": "--num-images 8",
+    "interpolate": '--last-prompt "a blue star" --num-frames 8',
+    "invert": '--edit "a blue star"',
+}
+_WITH_PROMPT = ("interpolate", "invert")
+"""What an example shows besides what a task needs."""
 
 
 def add(commands: forms.Commands) -> None:
@@ -23,12 +33,15 @@ def add(commands: forms.Commands) -> None:
         about = inspect.cleandoc(model.__doc__ or "")
         what_else = "What is not given is as in params.yaml: tasks and sample."
         parser = commands.add_parser(
-            _verb(name), help=about.split("\n\n")[0].split(": ")[0], description=f"{about} {what_else}"
+            _verb(name),
+            help=_in_short(about),
+            description=f"{about} {what_else}",
+            epilog=forms.examples(_example(name)),
         )
         drawing.add_prompts(parser)
         for picture in (*model.inputs(), *model.optional_inputs()):
             add_picture(parser, picture, required=picture in model.inputs())
-        drawing.add_output(parser)
+        output.add(parser)
         forms.add_fields(parser, model, skipped=("drawing",))
         drawing.add_settings(parser)
         parser.set_defaults(command=_perform, name=_verb(name), task=name)
@@ -58,14 +71,29 @@ def _perform(options: argparse.Namespace) -> None:
     task: params.TaskParams = getattr(parts.tasks, options.task).changed(own)
     others = task.changes(parts.drawing)
     settings, row = drawing.settings_of(options, others), given(options)
+    runs = drawing.by_seed(options, settings, others)
     task.check(others.changed(settings).num_steps)
     task.check_inputs(row.keys())
-    shown = [text for text in texts for _ in range(task.num_per_prompt)]
-    with drawing.opened(options, len(shown)) as folder:
+    labels = drawing.labels([text for text in texts for _ in range(task.num_per_prompt)], runs)
+    with output.opened(options, len(labels)) as add:
         pipeline = drawing.load(options, parts)
         drawing.hint(pipeline, [*texts, task.second_prompt or ""])
-        pngs = pipeline.task_pngs(options.task, texts, row, options.start_number, **own, **settings)
-        drawing.write(pngs, shown, folder)
+        start = options.start_number
+        pngs = (png for run in runs for png in pipeline.task_pngs(options.task, texts, row, start, **own, **run))
+        output.write(pngs, labels, add)
+
+
+def _in_short(about: str) -> str:
+    """The first clause of a docstring, without the papers in brackets."""
+    return about.split("\n\n")[0].split(": ")[0].split(" (")[0].rstrip(".")
+
+
+def _example(name: str) -> str:
+    model = params.class_of(name)
+    prompt = ['"a red star"'] if model.needs_prompt() or name in _WITH_PROMPT else []
+    inputs = [f"--{picture} {picture}.png" for picture in model.inputs()]
+    also = [_TRY[name]] if name in _TRY else []
+    return " ".join(["ldm", _verb(name), *prompt, *inputs, *also, "--output pictures"])
 
 
 def _verb(name: str) -> str:
