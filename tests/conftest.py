@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.import_closure import ROOT
-from tests.repository import Repository, short_recipe
+from tests.repository import Repository, short_recipe, traces_of
 
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
@@ -24,7 +24,7 @@ os.environ["LDM_CACHE"] = _CACHE.name
 
 
 # Workers that take one file after the other end at about the same time if the longest come first.
-LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_trace", "test_verify")
+LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_verify", "test_stages_training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def repository(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The pipeline after one `dvc repro` of everything. All workers share it: a test that changes it takes a copy."""
+    """The pipeline after one `dvc repro` of everything, traced. All workers share it: a test that changes it takes a
+    copy."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
         folder = folder.parent  # it holds the folders of all workers
@@ -54,7 +55,12 @@ def _run_pipeline(root: Path) -> None:
     params.write_text(short_recipe()(params.read_text()))
     repository.commit()
     stages = re.findall(r"^  (\w+):\n    desc", (ROOT / "dvc.yaml").read_text(), flags=re.MULTILINE)
-    assert repository.repro() == set(stages)
+    traces = traces_of(repository)
+    traces.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests/tracing"), prepend=os.pathsep)
+        patch.setenv("LDM_TRACE", str(traces))
+        assert repository.repro() == set(stages)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from ldm.text.embedding.embeddings import INDEX, NULL, WORDS, TextEncoder
 from ldm.text.model import clip, encoders
 from ldm.text.model.encoder import TextModel
 from ldm.text.model.params import ClipParams
-from ldm.text.training.foreign import from_transformers
 from ldm.text.training.params import TransformersParams
+from ldm.text.training.pretrained_tower import from_transformers
 from ldm.tools.pipeline import Pipeline
 from tests.import_closure import ROOT
 from tests.kinds import KINDS

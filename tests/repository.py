@@ -65,8 +65,9 @@ class Repository:
         assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
 
-    def interrupt(self, when: Callable[[], bool], *command: str) -> str:
-        """What a command printed until Ctrl-C, which comes as soon as `when` is true."""
+    def interrupt(self, when: Callable[[], bool], *command: str, kill: bool = False) -> str:
+        """What a command and its children printed until Ctrl-C, or SIGKILL to the command alone, which comes as soon as
+        `when` is true."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         # A test run in the background ignores SIGINT, and so would its children.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,7 +78,7 @@ class Repository:
         end = time.monotonic() + 600
         while not when() and running.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)
+        running.kill() if kill else os.killpg(running.pid, signal.SIGINT)
         return running.communicate(timeout=600)[0]
 
     def repro(self, *arguments: str) -> set[str]:
@@ -99,6 +100,11 @@ class Repository:
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
+
+
+def traces_of(repository: Repository) -> Path:
+    """Where each stage of the fixture `repository` wrote what it opened and imported (`tests/tracing`)."""
+    return repository.root.with_name("traces")
 
 
 @cache

@@ -23,8 +23,8 @@ from ldm.core.errors import ConfigError
 from ldm.denoiser.training import pretrained as pretrained_unets
 from ldm.exchange import files, names
 from ldm.sampling import trajectory
-from ldm.text.training.foreign import from_transformers
 from ldm.text.training.params import TransformersParams
+from ldm.text.training.pretrained_tower import from_transformers
 from ldm.tools import cli
 from ldm.tools.cli import export as command
 from ldm.tools.cli.options import Command

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, default_config_file, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from ldm.core.errors import MachineError
 from ldm.tools import launch
@@ -171,3 +173,57 @@ def test_a_stage_starts_without_notices_with_the_users_threads_and_its_arguments
     command = [sys.executable, "-m", "ldm.tools.launch", str(path), "--an-option"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 ['--an-option']\n", "")
+
+
+def test_one_process_on_cpus_is_started_without_accelerate(tmp_path: Path) -> None:
+    """Its exit code is 0 or 1, as accelerate's is."""
+    program = "import sys; from ldm.tools import launch; print(launch.main(sys.argv[1:]), 'torch' in sys.modules)"
+    environment = {**os.environ, "HF_HOME": str(tmp_path)}
+    for code in (0, 3):
+        (tmp_path / "script.py").write_text(f"raise SystemExit({code})")
+        command = [sys.executable, "-c", program, str(tmp_path / "script.py")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.stderr) == (f"{min(code, 1)} False\n", "")
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands for /dev."""
+    monkeypatch.setattr(launch, "_DEVICES", tmp_path / "dev")
+    (tmp_path / "dev/dri").mkdir(parents=True)
+    return tmp_path / "dev"
+
+
+@pytest.mark.parametrize("device", ["nvidia0", "nvidia15", "dxg", "kfd", "dri/renderD128", "davinci3", "accel"])
+def test_accelerate_counts_devices(config: Path, devices: Path, device: str) -> None:
+    (devices / "nvidiactl").touch()
+    assert launch._is_one_process(["stages/sample.py"])
+    (devices / device).touch()
+    assert not launch._is_one_process(["stages/sample.py"])
+
+
+def test_accelerate_reads_its_options_and_its_config(config: Path, devices: Path) -> None:
+    assert launch._is_one_process(["stages/sample.py", "--cpu"])
+    assert not launch._is_one_process(["--multi_gpu", "stages/sample.py"])
+    config.write_text(yaml.safe_dump(ANSWERS))
+    assert not launch._is_one_process(["stages/sample.py"])
+
+
+@pytest.mark.parametrize("threads", [None, "2"])
+def test_one_process_sees_what_accelerate_would_tell_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch, threads: str | None
+) -> None:
+    """Besides what Accelerator takes for granted: no compiler, and the device that is there."""
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP_"))]:
+        monkeypatch.delenv(name)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--quiet", "a.py", "--b"]))
+    command, theirs = prepare_simple_launcher_cmd_env(arguments)
+    seen: list[Any] = []
+    monkeypatch.setattr(subprocess, "call", lambda command, env: seen.append((command, env)) or 0)
+    assert launch._start(["a.py", "--b"]) == 0
+    ((ours, environment),) = seen
+    assert ours == command and environment.items() <= theirs.items()
+    missing = theirs.keys() - environment.keys()
+    assert {name.removeprefix("ACCELERATE_").split("_")[0] for name in missing} == {"DYNAMO", "USE"}

@@ -61,9 +61,7 @@ def test_a_recipe_holds_only_what_differs_from_the_default(name: str) -> None:
             for key in value:
                 check_differs(default.get(key), value[key], f"{where}.{key}")
 
-    values = load((ROOT / f"recipes/{name}.yaml").read_text())
-    for section in values:
-        check_differs(load(DEFAULT.read_text())[section], values[section], section)
+    check_differs(load(DEFAULT.read_text()), load((ROOT / f"recipes/{name}.yaml").read_text()), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -299,7 +297,7 @@ def test_elsewhere_the_place_to_run_is_named(tmp_path: Path, monkeypatch: pytest
 
 def test_recipes_follow_each_other_and_the_default_comes_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("params.yaml").read_bytes()
-    for name in NAMES:
+    for name in ("tiny", "openmoji", "folder"):
         assert cli.main(["recipe", name]) == 0
         assert Path("params.yaml").read_text() == params_of(name)
         assert cli.main(["check"]) == 0

@@ -1,12 +1,11 @@
 """The checks of `make reliability`, each tried a few times."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 
-from tests.reliability import report, sharing
+from tests.reliability import report
 from tests.reliability.checks import CHECKS
 from tests.repository import Repository
 
@@ -25,8 +24,13 @@ def test_the_page_shows_the_counts() -> None:
         assert found["passed"] == found["trials"] >= CHECKS[name].full, name
 
 
-def test_a_clone_that_is_killed_on_the_way_has_the_same_lock(repository: Repository, tmp_path: Path) -> None:
-    (tmp_path / "killed").mkdir()
-    killed = sharing.short_clone(tmp_path / "killed")
-    assert sharing.repro_with_kills(killed, 2, random.Random(0)) == 2
-    assert (killed.root / "dvc.lock").read_bytes() == (repository.root / "dvc.lock").read_bytes()
+def test_a_training_whose_dvc_was_killed_goes_on_to_the_same_lock(repository: Repository, tmp_path: Path) -> None:
+    """`make reliability` kills clones of the whole pipeline, at any moment."""
+    killed = repository.copy(tmp_path / "killed")
+    lock, runs = killed.root / "dvc.lock", killed.root / "runs/train_unet"
+    before = lock.read_bytes()
+    command = ["dvc", "repro", "--force", "--single-item", "train_unet"]
+    said = killed.interrupt(lambda: any(runs.glob("*/*")), *command, kill=True)
+    assert "died" in said and not (killed.root / "data/unet").exists() and lock.read_bytes() == before
+    assert "going on from step" in killed.run(*command)
+    assert lock.read_bytes() == before

@@ -16,7 +16,7 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.evaluation import metrics, spaces
 from ldm.evaluation.params import ClipSpaceParams, InceptionSpaceParams, ShapesSpaceParams
 from ldm.oracles import shapes_extractor
-from ldm.text import brought
+from ldm.text import reference_clip
 
 CPU = torch.device("cpu")
 ARCHITECTURE = "ViT-S-32-alt"
@@ -122,4 +122,4 @@ def test_clip_refuses_other_weights_and_unknown_architectures(tmp_path: Path) ->
         clip(path)
     with pytest.raises(ConfigError, match="architecture ViT-none"):
         clip(path, architecture="ViT-none")
-    assert brought.build.__doc__
+    assert reference_clip.build.__doc__

@@ -3,8 +3,6 @@
 import ast
 import errno
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ from ldm.compute import cores, devices
 from ldm.core import stage
 from ldm.core.errors import IntegrityError, MachineError, Stopped
 from ldm.core.params import MachineParams
+from tests.killed_outputs import PAIR, fill, written
 from tests.stage_scripts import forget_accelerator
 from tests.training_data import KEPT
 
@@ -152,95 +151,13 @@ def test_a_link_into_a_cache_is_replaced_not_followed(tmp_path: Path) -> None:
     assert [file.name for file in cache.iterdir()] == ["kept"]
 
 
-PAIR = ("weights", "results")
-
-
-def written(root: Path) -> dict[str, str]:
-    """What each of two outputs holds; each is two files, which must be there together."""
-    found = {}
-    for name in PAIR:
-        if (root / name).exists():
-            texts = {(root / name / part).read_text() for part in ("1", "2")}
-            assert len(texts) == 1, f"{name} is half of this and half of that"
-            found[name] = texts.pop()
-    return found
-
-
-def fill(folder: Path, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    for part in ("1", "2"):
-        (folder / part).write_text(text)
-
-
-def write_pair(root: Path, fails: bool) -> int:
-    """Write both outputs; exit code."""
-    try:
-        with stage.outputs(*(root / name for name in PAIR)) as folders:
-            for folder in folders:
-                fill(folder, "new")
-            if fails:
-                raise Stopped("a", "b", "c", "d")
-    except Stopped as error:
-        return error.exit_code
-    return 0
-
-
-def write_pair_until(kill_at: int, root: Path, fails: bool) -> int:
-    """The same in a child that dies before the n-th call that changes a folder."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    num_calls = 0
-
-    def counted(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*arguments: object, **options: object) -> object:
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        setattr(os, name, call)
-
-    code = 1
-    try:
-        for name in ("rename", "mkdir", "unlink", "rmdir"):
-            counted(name)
-        code = write_pair(root, fails)
-    finally:
-        os._exit(code)
-
-
 @pytest.mark.parametrize("former", [(), ("results",), PAIR])
 def test_a_kill_at_any_point_leaves_both_former_outputs_or_both_new_ones(
     tmp_path: Path, former: tuple[str, ...]
 ) -> None:
-    """Where one left something aside, then also a kill at any point of the run that repairs it, which itself fails."""
-    old, new = dict.fromkeys(former, "old"), dict.fromkeys(PAIR, "new")
-    root, start = tmp_path / "root", tmp_path / "start"
-    codes, seen = list[int](), list[dict[str, str]]()
-    while 0 not in codes:
-        shutil.rmtree(start, ignore_errors=True)
-        start.mkdir()
-        for name in former:
-            fill(start / name, "old")
-        codes.append(write_pair_until(len(codes) + 1, start, fails=False))
-        ends = [] if list(start.glob(".*.old")) else [75]
-        while not ends or ends[-1] != 75:
-            shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(start, root)
-            ends.append(write_pair_until(len(ends) + 1, root, fails=True))
-            assert write_pair(root, fails=True) == 75
-            assert written(root) in (old, new), (codes, ends)
-            assert {entry.name for entry in root.iterdir()} == set(written(root)), "nothing is left over"
-        assert set(ends[:-1]) <= {-signal.SIGKILL}
-        assert write_pair(start, fails=True) == 75
-        seen.append(written(start))
-        assert seen[-1] in (old, new) or (not former and seen[-1] == {"weights": "new"}), codes
-    assert set(codes[:-1]) == {-signal.SIGKILL} and len(codes) > 6
-    assert old in seen and new in seen
+    command = [sys.executable, "-m", "tests.killed_outputs", str(tmp_path), *former]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_error_while_outputs_are_renamed_brings_the_former_ones_back(

@@ -16,7 +16,7 @@ from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
-from ldm.tools.tasks import draw, scores
+from ldm.tools.tasks import draw, restoration, scores
 from ldm.tools.tasks.params import names
 
 FIRST, LAST = "a red star", "a blue cross"
@@ -79,13 +79,18 @@ def test_variations_have_noises_of_their_own_and_none_at_strength_0(loaded: pipe
     assert torch.equal(loaded.variations(path, strength=0, **STEPS), loaded.img2img(path, "", strength=0, **STEPS))
 
 
-def test_denoising_asks_once_and_the_noise_may_be_told(loaded: pipeline.Pipeline, root: Path) -> None:
+def test_denoising_asks_once_and_the_noise_may_be_told(
+    loaded: pipeline.Pipeline, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, generator = root / "first.png", loaded.generator
     image = torch.from_numpy(decode_png(path.read_bytes()).copy()).permute(2, 0, 1)
     with torch.no_grad():
         round_trip = generator.decode(generator.encode(image[None]))
     assert close(loaded.denoise(path, noise_level=0), round_trip)
+    assert capsys.readouterr().err == ""
     assert not close(loaded.denoise(path), round_trip)
+    level = float(restoration.noise_level(to_signal(image[None]))) / 2
+    assert f"the range of a pixel is 1: {level:.3f} (" in capsys.readouterr().err
     assert torch.equal(loaded.denoise(path, num_steps=7), loaded.denoise(path)), "steps are no matter"
 
 

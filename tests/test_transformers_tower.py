@@ -19,8 +19,8 @@ from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.model import encoders, transformers_tower
 from ldm.text.model.encoder import Layer
 from ldm.text.tower import load_text
-from ldm.text.training.foreign import from_transformers
 from ldm.text.training.params import TransformersParams
+from ldm.text.training.pretrained_tower import from_transformers
 from tests.text_towers import CAPTIONS, FAMILIES, make, theirs
 from tests.trained_data import UNET
 

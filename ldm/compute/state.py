@@ -33,6 +33,7 @@ REQUEST = "resume.json"
 FINGERPRINT = "fingerprint.json"
 
 _TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
+_LOCK = "lock"
 _SECONDS_PER_DAY = 86400
 
 
@@ -80,7 +81,7 @@ class Run:
             return
         is_fresh = not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = locks.take(self.directory / "lock")
+        self._lock = locks.take(self.directory / _LOCK)
         for left_over in self.directory.glob(".*.building"):
             shutil.rmtree(left_over)
         if is_fresh:
@@ -166,7 +167,7 @@ class Run:
             return
         asked: dict[str, str] = json.loads(request.read_bytes())
         source = self.directory.parent / asked["state"]
-        with suppress(FileNotFoundError) if source.parent == self.directory else held(source.parent):
+        with suppress(FileNotFoundError) if source.parent == self.directory else locks.held(source.parent / _LOCK):
             saved = check(source, asked["manifest_sha256"])
             before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
             differs = fingerprint.differences(before, self.fingerprint)
@@ -238,10 +239,8 @@ class Run:
             shutil.rmtree(self.directory / f"unit-{key}")
         for other in self.directory.parent.iterdir():
             if other != self.directory and other.is_dir():
-                with suppress(MachineError):
-                    lock = locks.take(other / "lock")
+                with suppress(MachineError), locks.held(other / _LOCK):
                     shutil.rmtree(other)
-                    locks.release(lock)
 
     def _publish(self, name: str, state: State) -> None:
         """Write a state beside its place, force it to the disk, give it its name, and read it back."""
@@ -294,16 +293,6 @@ def last_used(run: Path) -> float:
     return max(path.stat().st_mtime for path in (run, *run.glob(FINGERPRINT), *parts_of(run)))
 
 
-@contextmanager
-def held(run: Path) -> Generator[None]:
-    """A block in which no other process works in a run directory. MachineError: one does."""
-    lock = locks.take(run / "lock")
-    try:
-        yield
-    finally:
-        locks.release(lock)
-
-
 def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
     """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
     state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each."""
@@ -318,7 +307,8 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
         days = (time.time() - last_used(run)) / _SECONDS_PER_DAY
         if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
             continue
-        with suppress(MachineError, OSError), held(run):  # what cannot be removed now must not end a training
+        # What cannot be removed now must not end a training.
+        with suppress(MachineError, OSError), locks.held(run / _LOCK):
             description = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
             shutil.rmtree(run)
             removed += [description] if run in filled else []

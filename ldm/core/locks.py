@@ -9,7 +9,8 @@ import errno
 import fcntl
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def take(path: Path) -> int:
 def release(file: int) -> None:
     """Let go of what `take` returned."""
     os.close(file)
+
+
+@contextmanager
+def held(path: Path) -> Generator[None]:
+    """A block in which no other process holds the lock file. Errors: as `take`."""
+    file = take(path)
+    try:
+        yield
+    finally:
+        release(file)
 
 
 def _refusal(path: Path, file: int, error: OSError) -> MachineError | None:

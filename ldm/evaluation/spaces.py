@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.core.errors import IntegrityError, MachineError
 from ldm.evaluation.params import ClipSpaceParams, FeatureSpaceParams, InceptionSpaceParams, ShapesSpaceParams
 from ldm.exchange import files
-from ldm.text import brought
+from ldm.text import reference_clip
 from ldm.text.model.clip import Clip
 
 OWN_CLIP = "own_clip"
@@ -64,7 +64,7 @@ def build(params: FeatureSpaceParams, device: torch.device) -> FeatureSpace:
             return FeatureSpace(params.kind, weights.sha256, _inception(weights, device))
         case ClipSpaceParams():
             weights = files.read(Path(params.weights))
-            model = brought.build(params.architecture, weights, params.quick_gelu).to(device)
+            model = reference_clip.build(params.architecture, weights, params.quick_gelu).to(device)
             return FeatureSpace(params.kind, weights.sha256, model.image_features, has_cmmd=True)
 
 

@@ -16,7 +16,7 @@ from ldm.tools import verify
 from tests.import_closure import ROOT
 from tests.reliability import workspace
 from tests.reliability.report import Result
-from tests.repository import Repository, short_recipe
+from tests.repository import Repository
 
 
 def cut_pushes(folder: Path, trials: int, seed: int) -> Result:
@@ -117,15 +117,6 @@ def default_clone(folder: Path, trials: int, seed: int) -> Result:
         if (root / "dvc.lock").read_bytes() != committed:
             failures.append(f"clone {trial}: {clone.run('git', 'diff', '--unified=0', 'dvc.lock')}")
     return Result(trials, trials - len(failures), {}, tuple(failures))
-
-
-def short_clone(root: Path) -> Repository:
-    """A new clone with the recipe of the tests."""
-    repository = Repository(root)
-    params = repository.root / "params.yaml"
-    params.write_text(short_recipe()(params.read_text()))
-    repository.commit()
-    return repository
 
 
 def repro_with_kills(

@@ -5,7 +5,7 @@ from ldm.compute.state import Run
 from ldm.text.model import clip
 from ldm.text.model.clip import Clip
 from ldm.text.model.transformers_tower import TransformersTower
-from ldm.text.training import foreign, pretrained
+from ldm.text.training import pretrained, pretrained_tower
 from ldm.text.training.pairs import ImagesAndCaptions, measure, train_new
 from ldm.text.training.params import (
     ClipFileParams,
@@ -58,9 +58,9 @@ def source_sha256(params: TrainClipParams) -> dict[str, str]:
 
 def obtain_encoder(params: TrainClipParams) -> tuple[TransformersTower, dict[str, str]] | None:
     """The text encoder that is not the CLIP's, with the SHA-256 of the files that it was read from; None = the CLIP's.
-    Errors: as `foreign.from_transformers`."""
+    Errors: as `pretrained_tower.from_transformers`."""
     match params.text_encoder:
         case ClipTextParams():
             return None
         case TransformersParams() as source:
-            return foreign.from_transformers(source)
+            return pretrained_tower.from_transformers(source)

@@ -1,5 +1,6 @@
 """A task on pictures: what it needs of the trained networks, which function performs it, and what its PNGs say."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -316,5 +317,10 @@ def _denoise(task: DenoiseParams, batch: Batch) -> Pixels:
     def encode(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         return generator.latents_of(x.clamp(-1, 1))  # as the bytes of an image cut noise off
 
-    signals, _, _ = restoration.restore(batch.unguided, batch.schedule, encode, generator.signals_of, x, noise, level)
+    signals, found, _ = restoration.restore(
+        batch.unguided, batch.schedule, encode, generator.signals_of, x, noise, level
+    )
+    if level is None:
+        levels = ", ".join(dict.fromkeys(f"{value / 2:.3f}" for value in found.tolist()))
+        print(f"noise measured, where the range of a pixel is 1: {levels} (noise_level names another)", file=sys.stderr)
     return to_image(signals).cpu()
