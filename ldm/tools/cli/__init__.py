@@ -18,10 +18,25 @@ from ldm.tools.cli import (
     salvage,
     score,
     tasks,
+    watch,
 )
 from ldm.tools.cli.options import Command
 
-_GROUPS = (generate, tasks, score, benchmark, replay, export, figures, average, params, manifest, salvage, results)
+_GROUPS = (
+    generate,
+    tasks,
+    score,
+    benchmark,
+    replay,
+    export,
+    figures,
+    average,
+    params,
+    manifest,
+    salvage,
+    watch,
+    results,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
