@@ -52,7 +52,7 @@ others have l1."""
 NUM_VAL_CROPS = 2048
 MACHINE = MachineParams.model_validate(
     {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
-    | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1}
+    | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1, "trackers": []}
 )
 NUM_PICTURES = 12
 NUM_ROWS = 64
@@ -137,6 +137,7 @@ def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAu
             "save_every_steps": 10**6,
             "num_kept_states": 1,
             "max_nonfinite_steps": 10,
+            "loss_band": None,
         },
     }
     return TrainedAutoencoderParams.model_validate_json(json.dumps(section), strict=True)

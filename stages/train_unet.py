@@ -48,7 +48,7 @@ def main() -> str:
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)
     batches = LatentBatches(inputs.train, params)
     given = (objective, batches, batches.keys, training, accelerator, run)
-    history = train(*given, validate=validation, picture=pictures, averages=params.averages, name="unet")
+    history = train(*given, validate=validation, picture=pictures.while_training, averages=params.averages, name="unet")
     lora.merge()
     metrics = summary(history.training, history.validation)
     with process.outputs(accelerator, Path(paths.unet), Path(paths.unet_results)) as (weights, results):

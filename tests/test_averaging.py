@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         write_all(folder / "data")
         machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
-        machine |= {"keep_finished_states": True, "num_kept_runs": 3, "max_run_age_days": 30}
+        machine |= {"keep_finished_states": True, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []}
         write_params(folder, train_unet=_params(), machine=machine)
         run("train_unet")
     return folder

@@ -31,7 +31,7 @@ from ldm.core.params import MachineParams
 
 machine = MachineParams(
     threads=None, num_workers=0, attention="math", compile=False,
-    num_kept_runs=None, max_run_age_days=None, keep_finished_states=False,
+    num_kept_runs=None, max_run_age_days=None, keep_finished_states=False, trackers=[],
 )
 accelerator = devices.start("fp32", machine)
 import torch

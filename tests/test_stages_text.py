@@ -67,6 +67,7 @@ TRAINING = {
     "save_every_steps": 3,
     "num_kept_states": 1,
     "max_nonfinite_steps": 1,
+    "loss_band": None,
 }
 CLIP = {
     "embed_dim": 8,

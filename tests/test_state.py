@@ -260,7 +260,7 @@ MACHINE: dict[str, Any] = {"threads": 1, "num_workers": 0, "attention": "math", 
 
 
 def machine(**changes: Any) -> MachineParams:
-    kept = {"keep_finished_states": False, "num_kept_runs": None, "max_run_age_days": None}
+    kept = {"keep_finished_states": False, "num_kept_runs": None, "max_run_age_days": None, "trackers": []}
     return MachineParams(**{**MACHINE, **kept, **changes})
 
 

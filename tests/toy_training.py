@@ -47,6 +47,7 @@ DEFAULTS = {
     "save_every_steps": 7,
     "num_kept_states": 2,
     "max_nonfinite_steps": 3,
+    "loss_band": None,
 }
 
 

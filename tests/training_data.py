@@ -23,8 +23,8 @@ from tests.toy_training import DEFAULTS
 NUM_SAMPLES = {"train": 13, "val": 6}
 SIZE_PX, CHANNELS, LATENT_SIZE, NUM_TOKENS, WIDTH = 16, 4, 4, 5, 8
 
-KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30}
-"""What section machine says of old runs."""
+KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []}
+"""What section machine says of runs."""
 AUTOENCODER: dict[str, Any] = {
     "source": {
         "kind": "train",
@@ -89,6 +89,8 @@ UNET: dict[str, Any] = {
     "num_validation_samples": 5,
     "num_validation_buckets": 2,
     "num_pictures": 2,
+    "num_picture_steps": 2,
+    "picture_guidance_scale": 1.5,
 }
 
 

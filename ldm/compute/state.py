@@ -68,7 +68,7 @@ class Run:
         finished one."""
         self.fingerprint = dict(made_by)
         self.directory = root / stage / artifact.sha256_json(fingerprint.identity(made_by))[:16]
-        self._machine = machine
+        self.machine = machine
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -87,7 +87,7 @@ class Run:
         if is_fresh:
             self._report_changes()
         replace_json(self.directory / FINGERPRINT, self.fingerprint)
-        removed = prune(self.directory.parent, self._machine, self.directory) if self._machine else []
+        removed = prune(self.directory.parent, self.machine, self.directory) if self.machine else []
         if removed:
             print(f"old runs removed, as section machine asks: {', '.join(removed)}", flush=True)
 
@@ -118,7 +118,7 @@ class Run:
         if self._lock is None:
             return
         states = states_of(self.directory)
-        if states and self._machine is not None and self._machine.keep_finished_states:
+        if states and self.machine is not None and self.machine.keep_finished_states:
             for old in states[:-1]:
                 shutil.rmtree(old)
         else:

@@ -60,6 +60,21 @@ def held(path: Path) -> Generator[None]:
         release(file)
 
 
+def holder(path: Path) -> str | None:
+    """The process that holds a lock file, as it describes itself there; None if nobody does. Needs only read access."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(file, 1000).decode(errors="replace")
+    finally:
+        os.close(file)
+    return None
+
+
 def _refusal(path: Path, file: int, error: OSError) -> MachineError | None:
     if isinstance(error, BlockingIOError):
         holder = os.read(file, 1000).decode(errors="replace")

@@ -122,3 +122,6 @@ class MachineParams(Section):
     including those that a process is working in. Older ones are removed when the stage runs again. null = keep all."""
     max_run_age_days: float | None = Field(gt=0)
     """Days without a change after which an earlier run is also removed; null = never."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "dvclive"]]
+    """Programs that are told every row of a training's log and its pictures, and keep them in `runs/trackers/`; [] =
+    none. They change no weight, and a training goes on without one that fails."""

@@ -40,7 +40,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None and self._done > self._before and (self._has_printed or self._notes):
-            self._print(f"in {_duration(time.monotonic() - self._start)}")
+            self._print(f"in {duration(time.monotonic() - self._start)}")
 
     def advance(self) -> None:
         """One more piece is done."""
@@ -63,7 +63,7 @@ class Progress:
         pace = f"{count / seconds:.1f} {self._unit}s/s" if is_fast else f"{seconds / count:.1f} s per {self._unit}"
         if self._total is None:
             return pace
-        return f"{pace}, {_duration((self._total - self._done) * seconds / count)} left"
+        return f"{pace}, {duration((self._total - self._done) * seconds / count)} left"
 
     def _print(self, pace: str) -> None:
         self._has_printed = True
@@ -83,7 +83,7 @@ def each(items: Iterable[T], name: str, unit: str, total: int | None, *, is_show
             progress.advance()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Such as 45 s, 3 min 20 s, 1 h 5 min."""
     whole = round(seconds)
     if whole < 60:

@@ -1,9 +1,7 @@
 """`ldm runs` lists what is saved under `runs/`; `ldm resume` lets the next run of a training resume from a state of
 other params, inputs or code."""
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.compute import fingerprint, state
-from ldm.core import config, workspace
+from ldm.core import config, locks, workspace
 from ldm.core.errors import ConfigError, MachineError
 from ldm.core.params import MachineParams, PathsParams
 from ldm.tools.check import check
@@ -55,7 +53,7 @@ def kept(root: Path) -> list[Kept]:
         for directory in sorted(directories, key=state.last_used, reverse=True):
             made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
             differs = fingerprint.differences(made_by, _now(stage, made_by))
-            runs.append(Kept(directory, _holder(directory), made_by, differs))
+            runs.append(Kept(directory, locks.holder(directory / "lock"), made_by, differs))
     return runs
 
 
@@ -110,6 +108,11 @@ def prune(root: Path, machine: MachineParams) -> list[str]:
     return [line for stage in stages for line in state.prune(stage, machine)]
 
 
+def num_steps(made_by: Mapping[str, Any]) -> int | None:
+    """Updates of the training with this fingerprint; None if it is none."""
+    return next((value for key, value in made_by.items() if key.endswith("training.num_steps")), None)
+
+
 def _find(root: Path, text: str) -> tuple[Kept, Path]:
     """The run and the state that a text names."""
     runs = [run for run in kept(root) if run.states]
@@ -133,9 +136,8 @@ def _is_named(run: Kept, path: Path, text: str) -> bool:
 
 
 def _facts(run: Kept, path: Path) -> str:
-    step = _step(path)
-    num_steps = next((value for key, value in run.made_by.items() if key.endswith(".training.num_steps")), None)
-    done = f"finished, {step} steps" if step == num_steps else f"{step} of {num_steps} steps"
+    step, last = _step(path), num_steps(run.made_by)
+    done = f"finished, {step} steps" if step == last else f"{step} of {last} steps"
     return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
 
 
@@ -160,18 +162,3 @@ def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
     }
     section = config.read(check.SECTIONS[stage], stage)
     return {**fingerprint.of_params(section), **inputs, **code, **fingerprint.of_packages()}
-
-
-def _holder(run: Path) -> str | None:
-    """The process that works in a run directory, as its lock file describes it, or None. Needs only read access."""
-    try:
-        file = os.open(run / "lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(file, 1000).decode(errors="replace")
-    finally:
-        os.close(file)
-    return None

@@ -8,6 +8,12 @@ from ldm.core import artifact
 from ldm.training import plots
 
 Row = dict[str, float]
+CURVES, VALIDATION = "curves.csv", "validation.csv"
+"""Tables of a run directory, rewritten with every row, and of the results."""
+PACE = "pace.csv"
+"""Table of a run directory: how fast each row was computed since the training started or went on."""
+PICTURES = "picture-*.png"
+"""Pictures of a run directory, by their steps."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class History:
 
     def write_tables(self, directory: Path) -> dict[str, Path]:
         """Write `curves.csv` and `validation.csv`; returns label -> file."""
-        tables = {"training": directory / "curves.csv", "validation": directory / "validation.csv"}
+        tables = {"training": directory / CURVES, "validation": directory / VALIDATION}
         plots.write_table(tables["training"], self.training)
         plots.write_table(tables["validation"], self.validation)
         return tables

@@ -21,10 +21,11 @@ from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.core.progress import Progress
 from ldm.training.averages import Averages
 from ldm.training.history import History, Row
+from ldm.training.live import Live
 from ldm.training.optimizer import ADVERSARY, Optimizers, learning_rate_at
+from ldm.training.pace import BatchAtStep, Pace
 from ldm.training.params import AdversaryParams, AveragesParams, TrainingParams
 
-BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
 KeysAtStep = Callable[[int], list[str]]
 Validate = Callable[[nn.Module], dict[str, float]]
 Picture = Callable[[nn.Module, Path], None]
@@ -79,7 +80,9 @@ def train(
         if ranks.count() > 1:
             fix = "start all from equal packages on machines of one kind"
             ranks.agree(ranks.checksums(objective.state_dict()), fix)
-        training = _Training(objective, batch_at_step, keys_at_step, params, adversary, accelerator, averages)
+        pace = Pace(params.batch_size)
+        given = (objective, pace.timed(batch_at_step), keys_at_step, params, adversary, accelerator, averages)
+        training = _Training(*given)
         if accelerator.is_main_process:
             run.open()
             run.adopt(training.accept)
@@ -87,18 +90,21 @@ def train(
         # Equal code and data should give equal batches; keys are cheap, so a few are compared before any is computed.
         coming = range(training.step, training.step + _NUM_COMPARED_BATCHES)
         ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
-        _run_steps(training, run, validate, picture, name)
-        if training.averages.choose(run):
-            _compare(training)
-            training.history.validation.pop()
-            _validate(training, validate, picture, run)
+        with Live(run, params, training.history, pace, is_shown=accelerator.is_main_process) as live:
+            _run_steps(training, run, validate, picture, name, live)
+            if training.averages.choose(run):
+                _compare(training)
+                training.history.validation.pop()
+                _validate(training, validate, picture, run, live)
         on_error.pop_all()  # the run stays open until the caller has its result in place
     training.averages.swap()
     objective.eval()
     return training.history
 
 
-def _run_steps(training: "_Training", run: Run, validate: Validate, picture: Picture | None, name: str) -> None:
+def _run_steps(
+    training: "_Training", run: Run, validate: Validate, picture: Picture | None, name: str, live: Live
+) -> None:
     """Update until the last step: log, validate and save when it is time to, and stop in good order if asked."""
     params, is_main = training.params, training.accelerator.is_main_process
     with (
@@ -114,24 +120,26 @@ def _run_steps(training: "_Training", run: Run, validate: Validate, picture: Pic
                 training.averages.save(run, training.step)
             if is_last or training.step % params.log_every_steps == 0:
                 progress.note(loss=training.log()["loss"])
+                live.show(training.history)
             progress.advance()
-            if is_last or training.step % params.validate_every_steps == 0:
-                _validate(training, validate, picture, run)
-            if is_last or is_stopping or training.step % params.save_every_steps == 0:
-                _save(training, run)
+            with live.pace.stopped():
+                if is_last or training.step % params.validate_every_steps == 0:
+                    _validate(training, validate, picture, run, live)
+                if is_last or is_stopping or training.step % params.save_every_steps == 0:
+                    _save(training, run)
             if is_stopping and not is_last:
                 found = f"{stop.reason or 'another process was asked to stop'} at step {training.step}"
                 raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
 
 
-def _validate(training: "_Training", validate: Validate, picture: Picture | None, run: Run) -> None:
-    """Add a row to the validation curve, and write curves and a picture to the run directory."""
+def _validate(training: "_Training", validate: Validate, picture: Picture | None, run: Run, live: Live) -> None:
+    """Add a row to the validation curve, write a picture to the run directory, and show both."""
     with training.averaged():
         training.history.validation.append({"step": training.step, **validate(training.objective)})
         if training.accelerator.is_main_process:
             if picture is not None:
                 picture(training.objective, run.directory / f"picture-{training.step:09d}.png")
-            training.history.write_tables(run.directory)
+            live.show(training.history)
     ranks.wait()
 
 

@@ -50,6 +50,9 @@ class TrainingParams(Section):
     """Saved states kept in the run directory."""
     max_nonfinite_steps: int = Field(ge=1, json_schema_extra=BESIDE)
     """Updates in a row with a non-finite loss or gradient after which the stage gives up."""
+    loss_band: str | None = Field(json_schema_extra=BESIDE)
+    """CSV file of `recipes/bands/` with least and greatest losses of a known run of these params: the training says
+    when its loss leaves them, and goes on. null = none, as for data and params of your own."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,12 +10,15 @@ Table = dict[str, list[tuple[float, float]]]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write rows as CSV with a header; columns in the order in which they first appear, floats to 9 digits."""
+    """Write rows as CSV with a header; columns in the order in which they first appear, floats to 9 digits. A reader
+    finds the former file or this one, never a part of it."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([[_text(row.get(name)) for name in columns] for row in rows])
+    new.replace(path)
 
 
 def read_table(path: Path, x: str = "step") -> Table:

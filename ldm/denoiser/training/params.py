@@ -67,7 +67,11 @@ class TrainUNetParams(Section):
     num_validation_buckets: int = Field(ge=1, le=20, json_schema_extra=BESIDE)
     """Equal slices of the distribution of training times; the validation error is also reported for each of them."""
     num_pictures: int = Field(ge=1, le=64, json_schema_extra=BESIDE)
-    """Validation latents shown in the picture of one-step predictions."""
+    """Validation latents shown in the picture of one-step predictions, and drawn from noise during training."""
+    num_picture_steps: int = Field(ge=1, le=1000, json_schema_extra=BESIDE)
+    """Steps of DDIM by which a validation draws images for the captions of these latents."""
+    picture_guidance_scale: float = Field(ge=1, le=100, json_schema_extra=BESIDE)
+    """Scale of the classifier-free guidance of these images; 1 = none, as always without caption dropout."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

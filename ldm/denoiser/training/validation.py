@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm import randomness
@@ -13,7 +15,7 @@ from ldm.autoencoder.model.network import Autoencoder, to_image
 from ldm.compute import process
 from ldm.core import images
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.diffusion import DenoisingObjective, add_noise, denoiser, training_times
+from ldm.denoiser.model.diffusion import Denoiser, DenoisingObjective, Schedule, add_noise, denoiser, training_times
 from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import LatentsAndCaptions
 from ldm.denoiser.training.params import TrainUNetParams
@@ -86,31 +88,55 @@ class Validation:
 
 
 class Pictures:
-    """One-step predictions of the denoiser for validation latents at fixed noise levels, as images."""
+    """One-step predictions of the denoiser for validation latents at fixed noise levels, and images that it draws for
+    their captions."""
 
     def __init__(
         self, pairs: LatentsAndCaptions, autoencoder: Autoencoder, params: TrainUNetParams, device: torch.device
     ) -> None:
         num, generator = params.num_pictures, randomness.generator(params.training.seed, "pictures")
-        self._rows: list[tuple[Tensor, Tensor, Condition]] = []
-        """Latents, noise and condition of the samples of each bucket."""
+        self._rows: list[tuple[Tensor, Tensor, Condition, Condition]] = []
+        """Latents, noise, condition, and condition without a caption, of the samples of each bucket."""
         self._captions: list[str] = []
         for samples in pairs.buckets.batches(num, num):
             noise = torch.randn(len(samples), *pairs.latent_shape(samples), generator=generator)
             z0 = pairs.latents(samples, torch.zeros_like(noise))
-            self._rows.append((z0.to(device), noise.to(device), pairs.first_condition(samples).to(device)))
-            self._captions += pairs.first_captions(samples)
+            captions = pairs.first_captions(samples)
+            none = Condition.of_batch(pairs.text.parts(captions, torch.ones(len(captions), dtype=torch.bool)))
+            condition = pairs.text.condition(captions)
+            self._rows.append((z0.to(device), noise.to(device), condition.to(device), none.to(device)))
+            self._captions += captions
         self._autoencoder, self._scale = autoencoder.to(device).eval(), pairs.scale.to(device)
+        self._num_steps = params.num_picture_steps
+        self._guidance_scale = params.picture_guidance_scale if params.diffusion.caption_dropout else 1.0
 
     @torch.no_grad()
     def __call__(self, objective: nn.Module, path: Path) -> None:
         """Save one row per sample: the decoded latent, then one-step predictions from increasing noise."""
-        assert isinstance(objective, DenoisingObjective)
-        decoded = [image for part in self._rows for image in self._decoded(objective, *part)]
-        labels = [label for caption in self._captions for label in (caption, *(f"t = {t}" for t in PICTURE_TIMES))]
-        images.grid(decoded, 1 + len(PICTURE_TIMES), labels).save(path)
+        self._save(objective, path, draws=False)
 
-    def _decoded(self, objective: DenoisingObjective, z0: Tensor, noise: Tensor, condition: Condition) -> Tensor:
+    @torch.no_grad()
+    def while_training(self, objective: nn.Module, path: Path) -> None:
+        """The same, with one more column: what the denoiser draws from pure noise for the caption of the row."""
+        self._save(objective, path, draws=True)
+
+    def _save(self, objective: nn.Module, path: Path, draws: bool) -> None:
+        assert isinstance(objective, DenoisingObjective)
+        decoded = [image for part in self._rows for image in self._decoded(objective, *part, draws=draws)]
+        columns = [*(f"t = {t}" for t in PICTURE_TIMES), *([f"drawn in {self._num_steps} steps"] if draws else [])]
+        labels = [label for caption in self._captions for label in (caption, *columns)]
+        images.grid(decoded, 1 + len(columns), labels).save(path)
+
+    def _decoded(
+        self,
+        objective: DenoisingObjective,
+        z0: Tensor,
+        noise: Tensor,
+        condition: Condition,
+        none: Condition,
+        *,
+        draws: bool,
+    ) -> Tensor:
         """The images of samples of one bucket, uint8 [b, 3, h, w], one after the other."""
         schedule = objective.schedule
         denoise = denoiser(objective.unet, schedule, objective.params.prediction, condition)
@@ -118,8 +144,35 @@ class Pictures:
         for time in PICTURE_TIMES:
             t = torch.full((len(z0),), time, device=z0.device)
             columns.append(denoise(add_noise(schedule, z0, noise, t), t))
+        if draws:
+            without = denoiser(objective.unet, schedule, objective.params.prediction, none)
+            guided = denoise if self._guidance_scale == 1 else _guided(denoise, without, self._guidance_scale)
+            columns.append(drawn(guided, schedule, noise, self._num_steps))
         decoded = [to_image(self._autoencoder.decode(self._scale.denormalise(z))).cpu() for z in columns]
         return torch.stack(decoded, dim=1).flatten(0, 1)
+
+
+def _guided(denoise: Denoiser, without: Denoiser, scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022)."""
+
+    def guided(z: Tensor, t: Tensor) -> Tensor:
+        return torch.lerp(without(z, t), denoise(z, t), scale)
+
+    return guided
+
+
+def drawn(
+    denoise: Denoiser, schedule: Schedule, noise: Float[Tensor, "b c h w"], num_steps: int
+) -> Float[Tensor, "b c h w"]:
+    """Clean latents from pure noise by DDIM without fresh noise (Song et al. 2021, equation 12), at equally spaced
+    times. It stands here, since samplers are no part of a training: an edit of one must not train again."""
+    times = torch.linspace(1, 0, num_steps + 1, device=noise.device)[:, None]
+    z = schedule.sigma(times[0]) * noise
+    for now, then in pairwise(times):
+        z0 = denoise(z, now.expand(len(z)))
+        rest = (z - schedule.alpha(now) * z0) / schedule.sigma(now)
+        z = schedule.alpha(then) * z0 + schedule.sigma(then) * rest
+    return z
 
 
 def summary(training: Sequence[Mapping[str, float]], validation: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from ldm.tools.cli import (
     salvage,
     score,
     tasks,
+    watch,
 )
 from ldm.tools.cli.options import Command
 
@@ -38,6 +39,7 @@ _GROUPS = (
     params,
     manifest,
     salvage,
+    watch,
     results,
     doctor,
     completion,

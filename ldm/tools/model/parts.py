@@ -27,6 +27,7 @@ _ANY_MACHINE = MachineParams(
     keep_finished_states=False,
     num_kept_runs=0,
     max_run_age_days=None,
+    trackers=[],
 )
 """A model folder says nothing about the machine that it is used on."""
 

@@ -1,0 +1,140 @@
+"""`ldm watch`: how trainings go, as their run directories say while they run."""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ldm.compute import state
+from ldm.core import locks
+from ldm.core.progress import duration
+from ldm.tools import runs
+from ldm.training.history import CURVES, PACE, PICTURES, VALIDATION
+
+TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
+
+_NUM_ROWS, _NUM_TIMED_ROWS = 5, 20
+_CLEAR = "\x1b[H\x1b[2J"
+
+Rows = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run directory says of its training. Rows are those of its tables, as text."""
+
+    directory: Path
+    holder: str | None
+    """The process that works in it."""
+    num_steps: int | None
+    curve: Rows
+    validation: Rows
+    pace: Rows
+
+    @classmethod
+    def of(cls, directory: Path) -> Self:
+        """Read it. FileNotFoundError: the training ends just now."""
+        made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+        tables = (_rows(directory / name) for name in (CURVES, VALIDATION, PACE))
+        return cls(directory, locks.holder(directory / "lock"), runs.num_steps(made_by), *tables)
+
+    @property
+    def headline(self) -> str:
+        """Step, speed and time left; or where it stopped."""
+        step = int(self.curve[-1]["step"]) if self.curve else 0
+        done = f"{self.directory.parent.name}: step {step} of {self.num_steps}"
+        if self.holder is None:
+            states = state.states_of(self.directory)
+            return f"{done}, not running; {f'saved as {states[-1].name}' if states else 'nothing is saved'}"
+        return ", ".join([done, *self._losses(), *self._speed(step)])
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """All there is to say, for a screen."""
+        yield self.headline
+        for name, rows in (("loss curve", self.curve), ("validation", self.validation)):
+            if rows:
+                yield from ("", name, *_table(rows[-_NUM_ROWS:]))
+        yield ""
+        if pictures := sorted(self.directory.glob(PICTURES)):
+            yield f"newest picture: {pictures[-1]}"
+        yield f"all of it: {self.directory}"
+
+    def _losses(self) -> list[str]:
+        return [f"loss {float(self.curve[-1]['loss']):.4g}"] if self.curve else []
+
+    def _speed(self, step: int) -> Iterator[str]:
+        if not self.pace:
+            return
+        last, first = self.pace[-1], self.pace[-_NUM_TIMED_ROWS:][0]
+        rate, wait, memory = (float(last[name]) for name in ("samples_per_second", "data_wait", "memory_gb"))
+        yield from (f"{rate:.4g} samples/s", f"{wait:.0%} of the time waiting for data", f"{memory:.2f} GB")
+        num_timed = int(last["step"]) - int(first["step"])
+        if num_timed and self.num_steps is not None:
+            seconds = (float(last["seconds"]) - float(first["seconds"])) / num_timed
+            yield f"{duration(seconds * (self.num_steps - step))} left"
+
+
+def trainings(root: Path, stage: str | None) -> list[Training]:
+    """Those that run now; if none does, the one that ran last. stage: of this stage only."""
+    names = [stage] if stage else TRAININGS
+    paths = [path.parent for name in names for path in (root / name).glob(f"*/{state.FINGERPRINT}")]
+    found = [Training.of(path) for path in sorted(paths, key=state.last_used)]
+    return [training for training in found if training.holder is not None] or found[-1:]
+
+
+def watch(root: Path, stage: str | None, seconds: float | None) -> None:
+    """Print how trainings go, again whenever there is something new, until Ctrl-C: on a terminal over what was there,
+    else as one more line. seconds: between two looks; None = one look.
+
+    root: the folder of all runs.
+    """
+    shown: list[str] = []
+    while True:
+        try:
+            found = trainings(root, stage)
+        except FileNotFoundError:  # one ends just now
+            found = []
+        headlines = [training.headline for training in found] or [f"no training in {root}"]
+        if headlines != shown:
+            _print(found, headlines, is_first=not shown)
+            shown = headlines
+        if seconds is None:
+            return
+        try:
+            time.sleep(seconds)
+        except KeyboardInterrupt:
+            print("\nno longer watched; a training goes on", file=sys.stderr)
+            return
+
+
+def _print(found: Sequence[Training], headlines: Sequence[str], is_first: bool) -> None:
+    is_screen = sys.stdout.isatty()
+    whole = [line for training in found for line in (*training.lines, "")]
+    lines = whole if whole and (is_screen or is_first) else headlines
+    print(*[_CLEAR] * is_screen, *lines, sep="\n", flush=True)
+
+
+def _rows(path: Path) -> Rows:
+    """Rows of a table; none if it is not there yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _table(rows: Rows) -> Iterator[str]:
+    """Columns one below the other, aligned at the right; numbers to four digits."""
+    names = list(rows[-1])
+    cells = [names, *([_short(row[name]) for name in names] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
+    for row in cells:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _short(text: str) -> str:
+    return text if text.isdigit() or not text else f"{float(text):.4g}"
