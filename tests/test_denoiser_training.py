@@ -11,12 +11,13 @@ from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.diffusion import DenoisingObjective, training_times
+from ldm.denoiser.model.diffusion import DenoisingObjective, Schedule, training_times
+from ldm.denoiser.model.schedules import ScheduleName
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training.batches import LatentBatches
 from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import Inputs, check_fits, load_inputs
-from ldm.denoiser.training.validation import Pictures, Validation, summary
+from ldm.denoiser.training.validation import Pictures, Validation, drawn, summary
 from ldm.precompute.cache import Cache
 from tests.kinds import KINDS
 from tests.toy_training import accelerator
@@ -201,6 +202,40 @@ def test_pictures_show_captions_and_noise_levels(inputs: Inputs, tmp_path: Path)
         assert picture.width == 5 * 132 + 4
         cells = [np.asarray(picture)[4:132, 4 + 132 * i : 132 * (i + 1)] for i in range(5)]
     assert all(not np.array_equal(cells[0], cell) for cell in cells[1:])
+
+
+def test_pictures_while_training_have_a_column_more_which_guidance_changes(inputs: Inputs, tmp_path: Path):
+    columns: list[list[np.ndarray]] = []
+    torch.manual_seed(0)
+    unet = UNet(unet_params().network)
+    for weight in unet.parameters():  # as built it sees no caption
+        torch.nn.init.normal_(weight, std=0.1)
+    for scale in (1.0, 1.0, 3.0):
+        params = unet_params(picture_guidance_scale=scale)
+        objective = DenoisingObjective(unet, params.diffusion).eval()
+        pictures = Pictures(inputs.val, inputs.autoencoder, params, torch.device("cpu"))
+        pictures(objective, tmp_path / "last.png")
+        pictures.while_training(objective, tmp_path / "on the way.png")
+        last, way = (np.asarray(Image.open(tmp_path / name)) for name in ("last.png", "on the way.png"))
+        assert way.shape[1] == last.shape[1] + 132
+        columns.append([way[:, 132 * i : 132 * (i + 1)] for i in range(6)])
+        assert np.array_equal(way[4:132, : 5 * 132], last[4:132, : 5 * 132]), "the others are as in the last picture"
+    assert all(np.array_equal(a, b) for a, b in zip(columns[0], columns[1], strict=True)), "equal on every machine"
+    assert [np.array_equal(a, b) for a, b in zip(columns[1], columns[2], strict=True)] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine", "vp"])
+def test_what_is_drawn_has_the_deviation_of_the_data(name: ScheduleName):
+    """Data of deviation 0.5: the exact denoiser is linear, and the flow takes noise to half of it."""
+    schedule, noise, sizes = Schedule(name), torch.randn(2, 3, 4, 4), list[int]()
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(t))
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return (alpha * 0.25 / (alpha**2 * 0.25 + sigma**2))[:, None, None, None] * z
+
+    torch.testing.assert_close(drawn(denoise, schedule, noise, 400), 0.5 * noise, atol=0, rtol=0.02)
+    assert sizes == [2] * 400
 
 
 def test_latents_of_another_autoencoder_are_refused(root: Path, tmp_path: Path):

@@ -1,5 +1,7 @@
 """The two training stages on tiny data: what they write, that they resume, that they refuse, that processes agree."""
 
+import csv
+import io
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor
@@ -379,3 +382,25 @@ def test_a_direct_launch_with_two_processes_agrees_with_one(workspace: Path):
     assert len(losses[0]) == 20
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])
+def test_trackers_show_rows_and_pictures_and_change_no_byte(workspace: Path, name: str):
+    script(name).main()
+    plain = files(workspace, name)
+    write_params(workspace, machine=MACHINE | {"trackers": ["tensorboard", "dvclive"]})
+    script(name).main()
+    assert files(workspace, name) == plain
+    (events,) = (workspace / f"runs/trackers/tensorboard/{name}").glob("*/events.*")
+    (live,) = (workspace / f"runs/trackers/dvclive/{name}").iterdir()
+    assert events.stat().st_size > 0
+    rows = list(csv.DictReader(io.StringIO(plain["curves.csv"].decode())))
+    for column in rows[0].keys() - {"step"}:
+        shown = list(csv.DictReader((live / f"plots/metrics/training/{column}.tsv").open(), delimiter="\t"))
+        assert [row["step"] for row in shown] == [row["step"] for row in rows]
+        assert [f"{float(row[column]):.9g}" for row in shown] == [f"{float(row[column]):.9g}" for row in rows]
+    pictures = sorted((live / "plots/images/picture").iterdir(), key=lambda path: int(path.stem))
+    assert [path.stem for path in pictures] == ["4", "6"]
+    if name == "train_unet":  # the last picture, and the column of what is drawn from noise
+        with Image.open(pictures[-1]) as shown, Image.open(workspace / "data/unet_results/z0_hat.png") as last:
+            assert shown.width == last.width + 132

@@ -25,8 +25,9 @@ from ldm import randomness
 from ldm.compute import fingerprint
 from ldm.compute.state import Run
 from ldm.core.errors import Stopped
+from ldm.core.params import MachineParams
 from ldm.training.history import History
-from ldm.training.loop import train
+from ldm.training.loop import Picture, train
 from ldm.training.params import AveragesParams, TrainingParams
 
 DEFAULTS = {
@@ -115,10 +116,12 @@ def run_toy(
     kill_at: int = -1,
     signal_number: int = signal.SIGTERM,
     code: str = "1",
+    machine: MachineParams | None = None,
+    picture: Picture | None = None,
 ) -> tuple[Toy, History]:
     """Train to the end, or until a signal reaches this process while it draws the batch of step `kill_at`.
 
-    code: stands for the hash of a module.
+    code: stands for the hash of a module. machine, picture: as of `Run` and `train`.
     """
     toy, batches = toy or Toy(), batches or Batches(chosen)
 
@@ -133,10 +136,10 @@ def run_toy(
         batch = Batches(chosen)(10**6, slice(0, chosen.batch_size))
         return {name: value.item() for name, value in objective(batch).items()}
 
-    run = Run(root, "toy", {**made_by(chosen, kept), "code.toy": code})
-    machine = accelerator(chosen)
+    run = Run(root, "toy", {**made_by(chosen, kept), "code.toy": code}, machine)
+    given = (toy, batch_at_step, keys, chosen, accelerator(chosen), run)
     try:
-        history = train(toy, batch_at_step, keys, chosen, machine, run, validate=validate, averages=kept, name="toy")
+        history = train(*given, validate=validate, picture=picture, averages=kept, name="toy")
     finally:
         run.close()
     return toy, history

@@ -13,8 +13,8 @@ _STAGES = {"train_autoencoder": "autoencoder_results", "train_clip": "clip_resul
 
 def add(commands: Commands) -> None:
     """Add the commands to a parser."""
-    about = """Show the newest losses of the training that runs, its speed, the time left and its newest picture, again \
-and again until Ctrl-C, which stops nothing but this. If none runs: what runs/ holds of the last one."""
+    about = """Show the newest losses of the training that runs, its speed, the time left and the newest picture, \
+again and again until Ctrl-C, which stops nothing but this. If none runs: what runs/ holds of the last one."""
     watch = commands.add_parser("watch", help="how a training goes", description=about)
     watch.add_argument("stage", nargs="?", choices=_STAGES, metavar="STAGE", help=f"one of {', '.join(_STAGES)}")
     watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (2)")

@@ -1,0 +1,152 @@
+"""`ldm watch` and `ldm band`, over run directories as trainings leave them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ldm.compute.state import Run
+from ldm.tools import cli, watch
+from ldm.training.bands import read
+from ldm.training.plots import write_table
+from tests.import_closure import ROOT
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LDM_RUNS", raising=False)
+    shutil.copy(ROOT / "paths.yaml", tmp_path)
+
+
+def training(stage: str, last: int, num_steps: int = 100) -> Run:
+    """An open run with a row every 10 steps, which took 4 s each, the validation between them included."""
+    run = Run(Path("runs"), stage, {"params.training.num_steps": num_steps})
+    run.open()
+    log(run, last)
+    return run
+
+
+def log(run: Run, last: int) -> None:
+    steps = range(10, last + 1, 10)
+    write_table(run.directory / "curves.csv", [{"step": step, "loss": 20 / step, "grad_norm": 0.5} for step in steps])
+    write_table(run.directory / "validation.csv", [{"step": step, "loss": 21 / step} for step in steps if step == 20])
+    speeds = {"samples_per_second": 64.0, "data_wait": 0.25, "memory_gb": 1.5}
+    write_table(run.directory / "pace.csv", [{"step": step, **speeds, "seconds": 0.4 * step} for step in steps])
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    capsys.readouterr()
+    assert cli.main(["watch", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_training_that_runs(capsys: pytest.CaptureFixture[str]):
+    training("train_autoencoder", 90).close()
+    run = training("train_unet", 40)
+    for step in (20, 40):
+        (run.directory / f"picture-{step:09d}.png").touch()
+    lines = said(capsys, "--once")
+    speed = "64 samples/s, 25% of the time waiting for data, 1.50 GB"
+    assert lines[0] == f"train_unet: step 40 of 100, loss 0.5, {speed}, 24 s left", "60 steps at 0.4 s"
+    assert lines[1:6] == [
+        "",
+        "loss curve",
+        "step    loss  grad_norm",
+        "  10       2        0.5",
+        "  20       1        0.5",
+    ]
+    assert lines[6:] == [
+        "  30  0.6667        0.5",
+        "  40     0.5        0.5",
+        *("", "validation", "step  loss", "  20  1.05", ""),
+        f"newest picture: {run.directory}/picture-000000040.png",
+        f"all of it: {run.directory}",
+        "",
+    ]
+    run.close()
+
+
+def test_all_that_run_are_shown_else_the_newest_of_what_is_left(capsys: pytest.CaptureFixture[str]):
+    assert said(capsys, "--once") == ["no training in runs"]
+    both = [training("train_clip", 30), training("train_autoencoder", 20)]
+    heads = [line for line in said(capsys, "--once") if ": step" in line]
+    assert [head.partition(",")[0] for head in heads] == [
+        "train_clip: step 30 of 100",
+        "train_autoencoder: step 20 of 100",
+    ]
+    assert said(capsys, "train_clip", "--once")[0].startswith("train_clip")
+    for run in both:
+        run.close()
+    (both[1].directory / "step-000000020").mkdir()
+    assert said(capsys, "--once")[0] == "train_autoencoder: step 20 of 100, not running; saved as step-000000020"
+
+
+def test_one_that_has_just_begun_has_no_row_yet(capsys: pytest.CaptureFixture[str]):
+    run = Run(Path("runs"), "train_unet", {"params.training.num_steps": 100})
+    run.open()
+    assert said(capsys, "--once") == ["train_unet: step 0 of 100", "", f"all of it: {run.directory}", ""]
+    run.close()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """A training that logs a row between two looks, ends after the second row, and then the user does, too."""
+    run = training("train_unet", 10)
+    happens = iter(["row", "nothing", "row", "end", "Ctrl-C"])
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 0.5
+        match next(happens):
+            case "row":
+                log(run, 10 + len((run.directory / "curves.csv").read_text().splitlines()) * 10 - 10)
+            case "end":
+                run.remove()
+            case "Ctrl-C":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    yield run
+    run.close()
+
+
+def test_new_rows_are_new_lines_until_ctrl_c(looks: Run, capsys: pytest.CaptureFixture[str]):
+    lines = said(capsys, "--every", "0.5")
+    assert [line.partition(", 64")[0] for line in lines if ": step" in line] == [
+        "train_unet: step 10 of 100, loss 2",
+        "train_unet: step 20 of 100, loss 1",
+        "train_unet: step 30 of 100, loss 0.6667",
+    ]
+    assert lines[-1] == "no training in runs" and lines.count("loss curve") == 1
+
+
+def test_a_terminal_shows_all_anew(looks: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["watch", "--every", "0.5"]) == 0
+    out, errors = capsys.readouterr()
+    assert out.count("\x1b[H\x1b[2J") == 4 and out.count("loss curve") == 3
+    assert errors == "\nno longer watched; a training goes on\n"
+
+
+@pytest.mark.parametrize("arguments", [["--every", "0"], ["--every", "soon"], ["prepare"]])
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["watch", *arguments])
+    assert caught.value.code == 2 and "ldm watch: error: argument" in capsys.readouterr().err
+
+
+def test_a_band_is_written_of_the_results_and_never_over_a_file(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["band", "band.csv"]) == 2
+    assert "no curve of a training; expected one of data/autoencoder_results/curves.csv" in capsys.readouterr().err
+    results = Path("data/unet_results")
+    results.mkdir(parents=True)
+    write_table(results / "curves.csv", [{"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0}])
+    assert cli.main(["band", "band.csv"]) == 0
+    assert capsys.readouterr().out == "band.csv: train_unet\n"
+    assert [window.up_to_step for window in read(Path("band.csv"), "train_unet")] == [10, 20]
+    assert cli.main(["band", "band.csv"]) == 2
+    assert "a file is there already" in capsys.readouterr().err
+    assert json.dumps(Path("band.csv").read_text()).count("train_unet") == 2
