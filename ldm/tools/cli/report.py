@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 
 def add(commands: Commands) -> None:
@@ -11,11 +11,11 @@ def add(commands: Commands) -> None:
     about = """Write all that is known of the run in this repository as one HTML page: what was trained on what, scores
 with intervals and controls, samples, failures, curves, and what everything was made from. The page needs no other file
 and no network; it may be mailed, and reads well on a phone."""
-    parser = commands.add_parser("report", help="the run as one HTML page", description=about)
+    epilog = examples("ldm report", "ldm report results/run7.html", "ldm report --times times.txt --overwrite")
+    summary = "Write the run as one HTML page"
+    parser = commands.add_parser("report", help=summary, description=about, epilog=epilog)
     parser.add_argument("file", type=Path, nargs="?", default=Path("report.html"), metavar="FILE", help="(report.html)")
-    parser.add_argument(
-        "--times", type=Path, metavar="FILE", help="what LDM_TIMES named; by default that of `make demo`"
-    )
+    parser.add_argument("--times", type=Path, metavar="FILE", help="what LDM_TIMES named; by default that of make demo")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.set_defaults(command=_report)
 

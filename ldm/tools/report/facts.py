@@ -124,7 +124,7 @@ def read(root: Path, times: Path | None) -> Facts:
         neighbours=_picture(root / paths.model_results / "neighbours.png"),
         trainings=list(_trainings(root, paths)),
         passports=dict(_passports(root, paths)) | {"samples": of_samples, "evaluation": evaluation},
-        times=_times(times or workspace.runs(paths.runs) / TIMES),
+        times=_times(times or root / workspace.runs(paths.runs) / TIMES),
         commit=_commit(root),
         params=(root / config.PARAMS).read_text(encoding="utf-8"),
     )

@@ -1,5 +1,6 @@
 """The page: facts in words and pictures, laid out by `page.html`."""
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 
@@ -20,7 +21,7 @@ def write(facts: Facts) -> str:
     sweep = [line for line in facts.sweep if line.points]
     return environment.from_string(template).render(
         facts=facts,
-        source=sources.of(facts.prepare.corpus),
+        source=_without_markdown(sources.of(facts.prepare.corpus).text),
         summary=_summary(facts),
         tiles=_tiles(facts),
         right=card.when_right(facts.accuracy["kind"]),
@@ -31,6 +32,11 @@ def write(facts: Facts) -> str:
         curves={training.name: _charts(training.panels, training.name) for training in facts.trainings},
         packages=facts.passports["evaluation"].packages,
     )
+
+
+def _without_markdown(text: str) -> str:
+    """Links as words and address, and stress as plain text."""
+    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r"\1 (\2)", text).replace("**", "")
 
 
 def _summary(facts: Facts) -> str:

@@ -123,10 +123,8 @@ def controls(numbers: Numbers, accuracy: Mapping[str, object]) -> list[tuple[str
     }
     found = [(words, _percent(float(numbers[name]))) for name, words in named.items() if name in numbers]
     if "num_retrieval_images" in numbers and isinstance(k := accuracy.get("k"), int):
-        chance = k / float(numbers["num_retrieval_images"])
-        found.append(
-            (f"By chance, one caption among {numbers['num_retrieval_images']} images", f"{100 * chance:.2g} %")
-        )
+        count = int(numbers["num_retrieval_images"])
+        found.append((f"By chance: the nearest {k} of {count} real images are looked at", f"{100 * k / count:.2g} %"))
     return found
 
 
@@ -139,14 +137,15 @@ def confusions(counts: Mapping[tuple[str, str, str, str], int]) -> list[Confusio
         if pairs:
             asked = sorted({asked for asked, _ in pairs})
             shown = [*asked, *sorted({read for _, read in pairs} - set(asked))]
-            right = f"{_right(pairs)} are right in samples, and {_right(real)} in real images"
+            right = f"{_right(pairs)} are right in samples"
+            right += f", and {_right(real)} in real images" if real else ""
             found.append(Confusion(attribute, asked, shown, pairs, right))
     return found
 
 
 def _right(pairs: Mapping[tuple[str, ...], int]) -> str:
     right = sum(number for (asked, read), number in pairs.items() if asked == read)
-    return f"{right} of {sum(pairs.values())} ({_percent(right / max(1, sum(pairs.values())))})"
+    return f"{right} of {sum(pairs.values())} ({_percent(right / sum(pairs.values()))})"
 
 
 def _share(row: Mapping[str, str]) -> Share:
