@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this script, whatever is installed
 
@@ -10,14 +9,12 @@ from ldm.core import stage
 
 # isort: split
 
-from torch import Tensor
-
 from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
-from ldm.evaluation import measure, metrics, report, tables
-from ldm.evaluation.params import EvaluateParams, RetrievalParams
+from ldm.evaluation import measure, metrics, mistakes, report, tables
+from ldm.evaluation.params import EvaluateParams
 from ldm.evaluation.real_images import RealImages
 from ldm.precompute.work import keep_each
 from ldm.sampling import samples
@@ -41,25 +38,26 @@ def main() -> str:
     made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})
     run = state.Run(workspace.runs(paths.runs), "evaluate", made_by, machine)
 
-    def measured_unit(unit: tuple[measure.Subject, range]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return instruments.measure(*unit, params.batch_size), {}
+    def measured_unit(unit: tuple[measure.Subject, range]) -> measure.Measurement:
+        return instruments.measure(*unit, params.batch_size)
 
     with run.opened(accelerator):
         keep_each(run, work, measured_unit, "evaluate", "unit", accelerator)
         with process.output(Path(paths.evaluation), accelerator) as folder:
             summary = ""
             if accelerator.is_main_process:
-                matching = None
-                if isinstance(params.accuracy, RetrievalParams):
-                    texts = {split: Captions(Path(paths.captions) / split).texts for split in ("train", "val")}
-                    matching = measure.matching(sampled, real, texts, params.accuracy)
-                measured = measure.gather(work, lambda key: run.unit(key).tensors)
+                measured, told = measure.gather(work, run.unit)
+                texts = {split: Captions(Path(paths.captions) / split).texts for split in ("train", "val")}
+                matching = measure.matching(sampled, real, texts, params.accuracy)
                 result = report.build(sampled, measured, instruments.spaces, instruments.oracle, matching, params)
                 tables.write(folder, result)
-                facts = {"feature_spaces": [space.name for space in instruments.spaces]}
+                worst = mistakes.worst(sampled, measured, told, result.spaces, instruments.oracle)
+                mistakes.write(folder, worst, mistakes.confusion(told))
+                mistakes.picture(worst, sampled, real).save(folder / mistakes.PICTURE)
+                measure.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
+                facts = {"feature_spaces": result.spaces}
                 sha256 = artifact.sha256_file(folder / "metrics.json")
                 artifact.write_passport(folder, metrics.KIND, params.model_dump(mode="json"), inputs, facts, sha256)
-                measure.beside_real(sampled, real, params.num_pairs).save(folder / "beside_real.png")
                 summary = result.summary()
         run.remove()
     return f"evaluate: {summary} -> {paths.evaluation}"

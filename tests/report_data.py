@@ -29,7 +29,9 @@ MUSIC = Oracle(
     labels={"melody": "whole melody"},
     counted="voice",
     count=ORACLE.count,
-    check=ORACLE.check,
+    read=ORACLE.read,
+    compare=ORACLE.compare,
+    told=ORACLE.told,
 )
 """Of a corpus that nobody has heard of."""
 SETS = ("held_out", "unseen", "seen")

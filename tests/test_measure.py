@@ -7,6 +7,7 @@ import torch
 from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.model.params import KLAutoencoderParams
+from ldm.compute.state import State
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png
@@ -146,7 +147,7 @@ def test_a_prompt_whose_image_is_not_where_it_was_is_refused(real, change):
 
 def test_the_oracle_confirms_real_images_and_refuses_other_claims(real, instruments):
     subject = by_name(measure.subjects(sampled(), real, params()))["real_seen"]
-    found = instruments.measure(subject, range(5), batch_size=2)
+    found, _ = instruments.measure(subject, range(5), batch_size=2)
     for name in ("scene", "scene_strict"):
         scene = oracle.ORACLE.attributes.index(name)
         assert found["checks"][:, scene].tolist() == [1] * 5
@@ -161,7 +162,7 @@ def stated_by(claim: dict) -> set[str]:
 
 def test_round_trips_pass_through_the_autoencoder(real, instruments):
     subject = by_name(measure.subjects(sampled(), real, params()))["decoded_seen"]
-    found = instruments.measure(subject, range(2), batch_size=2)
+    found, _ = instruments.measure(subject, range(2), batch_size=2)
     pixels = torch.from_numpy(np.stack([decode_png(subject.png(i)) for i in range(2)])).permute(0, 3, 1, 2)
     with torch.no_grad():
         posterior = instruments.autoencoder.encode(to_signal(pixels))
@@ -174,10 +175,14 @@ def test_measurements_do_not_depend_on_units_and_come_back_in_order(real, instru
     found = [s for s in measure.subjects(sampled(), real, params()) if s.name in ("seen", "reference")]
     whole = {s.name: instruments.measure(s, range(s.count), batch_size=16) for s in found}
     work = measure.units(found, 2)
-    kept = {key: instruments.measure(subject, rows, batch_size=16) for key, (subject, rows) in reversed(work.items())}
-    again = measure.gather(work, kept.__getitem__)
+    kept = {
+        key: State(0, *instruments.measure(subject, rows, batch_size=16))
+        for key, (subject, rows) in reversed(work.items())
+    }
+    again, told = measure.gather(work, kept.__getitem__)
     assert again.keys() == whole.keys()
-    for name, tensors in whole.items():
+    assert told == {"seen": whole["seen"][1]["told"]} and len(told["seen"]) == 5
+    for name, (tensors, _) in whole.items():
         assert again[name].keys() == tensors.keys()
         for key, tensor in tensors.items():
             assert torch.allclose(again[name][key].float(), tensor.float(), atol=1e-6), (name, key)
@@ -185,20 +190,22 @@ def test_measurements_do_not_depend_on_units_and_come_back_in_order(real, instru
 
 def test_text_features_are_those_of_the_prompts(real, instruments):
     subject = by_name(measure.subjects(sampled(), real, params()))["held_out"]
-    found = instruments.measure(subject, range(4), batch_size=3)
+    found, _ = instruments.measure(subject, range(4), batch_size=3)
     ids = instruments.clip.tokenise([prompt.prompt for prompt in subject.prompts])
     assert torch.allclose(found["clip_text"], instruments.clip.text_features(ids), atol=1e-6)
 
 
 def test_nothing_is_checked_of_a_prompt_without_a_claim(real, instruments):
     subject = by_name(measure.subjects(sampled(claims=False), real, params()))["seen"]
-    assert bool((instruments.measure(subject, range(5), 5)["checks"] == NOT_STATED).all())
+    tensors, values = instruments.measure(subject, range(5), 5)
+    assert bool((tensors["checks"] == NOT_STATED).all())
+    assert values == {"told": [[]] * 5}
 
 
 def test_without_an_oracle_nothing_is_checked(real, instruments):
     subject = by_name(measure.subjects(sampled(), real, params()))["seen"]
     found = replace(instruments, oracle=None).measure(subject, range(5), 5)
-    assert set(found) == {"features_own_clip", "clip_text"}
+    assert set(found[0]) == {"features_own_clip", "clip_text"} and found[1] == {}
 
 
 def test_the_picture_shows_every_sample_beside_its_real_image(real):

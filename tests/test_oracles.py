@@ -1,6 +1,5 @@
 """The contract of oracles, tried on one that knows no corpus of ours, and which params name which oracle."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +7,29 @@ import numpy as np
 import pytest
 
 from ldm.oracles import kinds, shapes
-from ldm.oracles.oracle import NOT_STATED, RIGHT, WRONG, Claim, Oracle
+from ldm.oracles.oracle import NOT_STATED, RIGHT, WRONG, Claim, Oracle, Told
 from ldm.oracles.params import ShapesOracleParams
 
 IMAGE = np.full((2, 2, 3), 7, np.uint8)
 
 
-def check(image: np.ndarray, claims: Sequence[Claim]) -> list[dict[str, bool]]:
-    return [{name: bool((image == value).all()) for name, value in claim.items()} for claim in claims]
+def compare(claim: Claim, reading: int) -> dict[str, bool]:
+    return {name: reading == value for name, value in claim.items()}
+
+
+def told(claim: Claim, reading: int) -> list[Told]:
+    return [(name, str(value), str(reading)) for name, value in claim.items()]
 
 
 def oracle(**changes: Any) -> Oracle:
     """Claims are values that all pixels should have."""
     named = {"attributes": ("first", "second"), "headlines": ("first",), "highlights": (), "labels": {"first": "1st"}}
-    return Oracle(**{**named, "counted": "value", "count": len, "check": check, **changes})
+    functions = {"read": lambda image: int(image.max()), "compare": compare, "told": told}
+    return Oracle(**{**named, "counted": "value", "count": len, **functions, **changes})
 
 
 def test_answers_become_codes_in_the_order_of_the_attributes() -> None:
-    codes = oracle().codes(IMAGE, [{"second": 7}, None, {"first": 6, "second": 7}])
+    codes = oracle().codes(oracle().read(IMAGE), [{"second": 7}, None, {"first": 6, "second": 7}])
     assert codes.dtype == np.int8
     assert codes.tolist() == [[NOT_STATED, RIGHT], [NOT_STATED, NOT_STATED], [WRONG, RIGHT]]
 

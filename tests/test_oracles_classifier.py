@@ -43,7 +43,7 @@ def oracle(folders: tuple[Path, Path]) -> Oracle:
 
 def right(oracle: Oracle, names: list[str], first: int = 1000) -> list[bool]:
     pairs = zip(PIXELS[first:], names, strict=True)
-    return [oracle.codes(image, [{"class": name}]).tolist() == [[RIGHT]] for image, name in pairs]
+    return [oracle.codes(oracle.read(image), [{"class": name}]).tolist() == [[RIGHT]] for image, name in pairs]
 
 
 def test_it_names_real_digits_that_it_has_not_seen_as_the_machine_of_scikit_learn_does(oracle: Oracle) -> None:
@@ -58,7 +58,9 @@ def test_it_names_real_digits_that_it_has_not_seen_as_the_machine_of_scikit_lear
 def test_it_calls_another_class_wrong(oracle: Oracle) -> None:
     others = [digits.NAMES[(digit + 1) % 10] for digit in DIGITS[1000:]]
     assert np.mean(right(oracle, others)) < 0.02
-    assert oracle.codes(PIXELS[0], [{"class": "one"}, None]).tolist() == [[WRONG], [NOT_STATED]]
+    reading = oracle.read(PIXELS[0])
+    assert oracle.codes(reading, [{"class": "one"}, None]).tolist() == [[WRONG], [NOT_STATED]]
+    assert oracle.told({"class": "one"}, reading) == [("class", "one", NAMES[0])]
 
 
 def test_it_learns_from_as_many_images_as_asked(folders: tuple[Path, Path]) -> None:

@@ -38,7 +38,10 @@ DOORS = {
     "xformers": ("ldm/compute/attention.py",),
     "open_clip": ("ldm/text/",),
     "transformers": ("ldm/text/model/tokenizer.py",),
-    "PIL": ("ldm/core/images.py", "ldm/corpora/", "ldm/oracles/", "ldm/tools/figures/style.py"),
+    "PIL": (
+        *("ldm/core/images.py", "ldm/core/lettering.py"),
+        *("ldm/corpora/", "ldm/oracles/", "ldm/tools/figures/style.py"),
+    ),
     "accelerate": (
         "ldm/compute/process.py",
         "ldm/compute/devices.py",
@@ -46,6 +49,7 @@ DOORS = {
         "ldm/tools/launch.py",
         "stages/",
     ),
+    "jinja2": ("ldm/tools/report/page.py",),
     "yaml": ("ldm/tools/check/launch_config.py",),
     "ruamel": ("ldm/core/config.py", "ldm/core/plain_yaml.py"),
     "safetensors": (

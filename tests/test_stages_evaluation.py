@@ -185,10 +185,14 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
     names = [
         "accuracies.csv",
         "beside_real.png",
+        "confusion.csv",
+        "failures.csv",
+        "failures.png",
         "guidance_sweep.csv",
         "guidance_sweep.png",
         "metrics.json",
         "passport.json",
+        "scores.csv",
         "table.md",
     ]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -202,7 +206,8 @@ def test_evaluate_writes_what_dvc_and_people_read(trained):
         == artifact.read_passport(trained / "data/clip", KINDS["clip"]).content_sha256
     )
     with (folder / "guidance_sweep.csv").open() as file:
-        assert [row["guidance_scale"] for row in csv.DictReader(file)] == ["1", "2.5"]
+        rows = [row for row in csv.DictReader(file) if row["measure"] == "scene_accuracy"]
+    assert [row["guidance_scale"] for row in rows] == ["1", "2.5"]
     assert "| whole scene |" in (folder / "table.md").read_text()
     passport = artifact.read_passport(folder, KINDS["evaluation"])
     assert passport.content_sha256 == artifact.sha256_file(folder / "metrics.json")

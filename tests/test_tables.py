@@ -60,5 +60,11 @@ def test_a_folder_holds_the_accuracies_only_where_there_are_some(tmp_path):
         tables.write(tmp_path / name, report)
     names = {folder: {path.name for path in (tmp_path / folder).iterdir()} for folder in ("with", "without")}
     assert names["with"] - names["without"] == {"accuracies.csv"}
+    header, *rows = csv.reader((tmp_path / "with/scores.csv").read_text().splitlines())
+    assert rows[0] == ["held out", "whole scene", "samples", "0.5000", "0.2538", "0.7462", "12"]
+    assert {row[0] for row in rows} == {"held out", "unseen", "seen"}
+    assert {row[2] for row in rows} == {"samples", "real images", "round trips"}
+    without = (tmp_path / "without/scores.csv").read_text()
+    assert without == ",".join(header) + "\n", "DVC complains of a table without its columns"
     with (tmp_path / "with/accuracies.csv").open(newline="") as file:
         assert list(csv.reader(file)) == tables.accuracy_rows(made(), ORACLE)

@@ -1,4 +1,4 @@
-"""Images as encoded bytes, arrays and captioned grids. Only this module and the corpora use Pillow."""
+"""Images as encoded bytes, arrays and captioned grids."""
 
 import io
 import math
@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.core import lettering
 from ldm.core.errors import IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MIN_CELL_PX = 128
-_CAPTION_PX = 13
 _NUM_CAPTION_LINES = 4
-_CUT = "..."
 _GAP_PX = 4
 _MAX_SIDE_PX = 8192
 _END = b"IEND\xaeB`\x82"
@@ -101,6 +100,17 @@ def read_text(data: bytes, key: str) -> str | None:
     return str(text) if text is not None else None
 
 
+def thumbnail(data: bytes, most_px: int) -> bytes:
+    """An image in a shard as a page shows it: as it is, or, if a side is longer, shrunk to lossy WebP."""
+    with _opened(data, "WEBP", "PNG") as image:
+        if max(image.size) <= most_px:
+            return data
+        image.thumbnail((most_px, most_px), Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", quality=85)
+    return stream.getvalue()
+
+
 def to_tensor(encoded: Sequence[bytes]) -> 'UInt8[Tensor, "b 3 h w"]':
     """Decode images of one size into a contiguous batch."""
     return stacked([decode(data) for data in encoded])
@@ -145,45 +155,16 @@ def grid(
     assert captions is None or len(captions) == len(cells), "one caption per image"
     height, width = (max(cell.shape[axis] for cell in cells) for axis in (0, 1))
     factor = max(1, math.ceil(_MIN_CELL_PX / width))
-    caption_px = 0 if captions is None else _NUM_CAPTION_LINES * (_CAPTION_PX + 2)
+    caption_px = 0 if captions is None else _NUM_CAPTION_LINES * lettering.LINE_PX
     num_rows = math.ceil(len(cells) / num_columns)
     step_x, step_y = width * factor + _GAP_PX, height * factor + caption_px + _GAP_PX
     canvas = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), "white")
+    draw = ImageDraw.Draw(canvas)
     for i, cell in enumerate(cells):
         x, y = _GAP_PX + i % num_columns * step_x, _GAP_PX + i // num_columns * step_y
         picture = Image.fromarray(np.ascontiguousarray(cell))
         place = x + (width - picture.width) * factor // 2, y + (height - picture.height) * factor // 2
         canvas.paste(picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), place)
         if captions is not None:
-            _write_caption(ImageDraw.Draw(canvas), captions[i], x, y + height * factor, width * factor)
+            lettering.write(draw, captions[i], x, y + height * factor, width * factor, _NUM_CAPTION_LINES)
     return canvas
-
-
-def _write_caption(draw: ImageDraw.ImageDraw, caption: str, x: int, y: int, width: int) -> None:
-    # Pillow's embedded font gives the same picture on every machine.
-    font = ImageFont.load_default(_CAPTION_PX)
-    lines = _wrap(caption, font, width)
-    if len(lines) > _NUM_CAPTION_LINES:
-        lines[_NUM_CAPTION_LINES - 1] = _cut(lines[_NUM_CAPTION_LINES - 1], font, width) + _CUT
-    for i, line in enumerate(lines[:_NUM_CAPTION_LINES]):
-        draw.text((x, y + 1 + i * (_CAPTION_PX + 2)), line, fill="black", font=font)
-
-
-def _cut(line: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:
-    """The start of a line, short enough for "..." to fit behind it."""
-    while font.getlength(line + _CUT) > width:
-        line = line[:-1]
-    return line
-
-
-def _wrap(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> list[str]:
-    """Words in lines of at most `width` pixels; a longer word is cut to one line."""
-    lines: list[str] = []
-    for word in text.split():
-        while font.getlength(word) > width:
-            word = word[:-1]
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

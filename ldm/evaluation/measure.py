@@ -18,16 +18,17 @@ from torch import Tensor
 from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
+from ldm.compute.state import State
 from ldm.core import images
 from ldm.core.errors import ConfigError
 from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics, spaces
-from ldm.evaluation.params import EvaluateParams, NoAccuracyParams, RetrievalParams
+from ldm.evaluation.params import AccuracyParams, EvaluateParams, NoAccuracyParams, RetrievalParams
 from ldm.evaluation.real_images import Origin, RealImages, scattered
 from ldm.evaluation.spaces import FeatureSpace
 from ldm.oracles import kinds
-from ldm.oracles.oracle import Oracle
+from ldm.oracles.oracle import Oracle, Told
 from ldm.oracles.params import ClassifierOracleParams
 from ldm.sampling.samples import SEEN, SETS, Prompt, Samples, shown
 from ldm.text.model import clip as text_model
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 Measured = Mapping[str, Mapping[str, Tensor]]
 """Tensors of `Instruments.measure`, by name of the subject."""
+Measurement = tuple[dict[str, Tensor], dict[str, list[list[Told]]]]
+"""Tensors, and values as JSON can hold them."""
+TOLD = "told"
 REAL, DECODED = "real_", "decoded_"
 """Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
@@ -119,12 +123,14 @@ def matching(
     samples: Mapping[str, Samples],
     real: RealImages,
     captions: Mapping[str, Sequence[Sequence[str]]],
-    params: RetrievalParams,
-) -> Bool[Tensor, "prompts gallery"]:
-    """Whether each image of the gallery has each prompt among its captions.
+    params: AccuracyParams,
+) -> Bool[Tensor, "prompts gallery"] | None:
+    """Whether each image of the gallery has each prompt among its captions; None if nothing is searched.
 
     captions: split (train and val) -> the captions of every image, in the order of the images.
     """
+    if not isinstance(params, RetrievalParams):
+        return None
     gallery = [set(captions[split][number]) for split, number in _gallery(samples, real, params)]
     prompts = [prompt.prompt for prompt in samples[SEEN].prompts[: params.num_prompts]]
     return torch.tensor([[prompt in texts for texts in gallery] for prompt in prompts])
@@ -176,20 +182,20 @@ class Instruments:
             attention.prove(self.device, self.autoencoder.attention_shapes(height, width), "fp32", trains=False)
 
     @torch.no_grad()
-    def measure(self, subject: Subject, rows: range, batch_size: int) -> dict[str, Tensor]:
-        """Measure the images `rows` of a subject.
+    def measure(self, subject: Subject, rows: range, batch_size: int) -> Measurement:
+        """Measure the images `rows` of a subject: tensors, and values.
 
         Always `features_SPACE` [n, f] in every space. With prompts also `clip_text` [n, e], CLIP's text features, if
         there is one, and with an oracle `checks` and `shuffled_checks` [n, attributes], codes for the image's own claim
-        and for the claim of another prompt.
+        and for the claim of another prompt. The values are then `told`: by image, what its claim states and what was
+        read.
         """
         batches = [
             range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)
         ]
-        parts = [self._measure(subject, batch) for batch in batches]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return _joined([self._measure(subject, batch) for batch in batches])
 
-    def _measure(self, subject: Subject, rows: range) -> dict[str, Tensor]:
+    def _measure(self, subject: Subject, rows: range) -> Measurement:
         """Images of each size are one batch; the results are in the order of `rows`."""
         arrays = [images.decode(subject.png(i)) for i in rows]
         sizes = {array.shape: [i for i, other in enumerate(arrays) if other.shape == array.shape] for array in arrays}
@@ -198,34 +204,49 @@ class Instruments:
             for places in sizes.values()
         ]
         order = torch.tensor([i for places in sizes.values() for i in places]).argsort()
-        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+        tensors, values = _joined(parts)
+        return (
+            {name: tensor[order] for name, tensor in tensors.items()},
+            {name: [each[i] for i in order.tolist()] for name, each in values.items()},
+        )
 
-    def _measure_batch(
-        self, subject: Subject, rows: Sequence[int], pixels: UInt8[Tensor, "b 3 h w"]
-    ) -> dict[str, Tensor]:
+    def _measure_batch(self, subject: Subject, rows: Sequence[int], pixels: UInt8[Tensor, "b 3 h w"]) -> Measurement:
         pixels = pixels.to(self.device)
         if subject.decoded:
             pixels = to_image(self.autoencoder.decode(self.autoencoder.encode(to_signal(pixels)).mode()))
         tensors = {features_in(space.name): space.extract(pixels).float().cpu() for space in self.spaces}
+        values: dict[str, list[list[Told]]] = {}
         if subject.prompts is not None:
             if self.clip is not None:
                 ids = self.clip.tokenise([subject.prompts[i].prompt for i in rows]).to(self.device)
                 tensors["clip_text"] = self.clip.text_features(ids).float().cpu()
             if self.oracle is not None:
-                tensors |= _checks(self.oracle, subject.prompts, rows, pixels)
-        return tensors
+                checks, values[TOLD] = _checks(self.oracle, subject.prompts, rows, pixels)
+                tensors |= checks
+        return tensors, values
+
+
+def _joined(parts: Sequence[Measurement]) -> Measurement:
+    """Parts of a subject in their order as one."""
+    tensors = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
+    return tensors, {name: [each for _, part in parts for each in part[name]] for name in parts[0][1]}
 
 
 def _checks(
     oracle: Oracle, prompts: Sequence[Prompt], rows: Sequence[int], pixels: UInt8[Tensor, "b 3 h w"]
-) -> dict[str, Tensor]:
-    """Check every image against the claim of its own prompt, and against the claim of another prompt."""
+) -> tuple[dict[str, Tensor], list[list[Told]]]:
+    """Check every image against the claim of its own prompt, and against the claim of another prompt; and what was
+    read beside its own claim."""
     offset = metrics.shuffle_offset(len(prompts))
     claims = [(prompts[i].claim, prompts[(i + offset) % len(prompts)].claim) for i in rows]
-    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    codes = np.stack([oracle.codes(image, pair) for image, pair in zip(arrays, claims, strict=True)])
+    readings = [oracle.read(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    codes = np.stack([oracle.codes(reading, pair) for reading, pair in zip(readings, claims, strict=True)])
+    told = [
+        [] if claim is None else oracle.told(claim, reading)
+        for reading, (claim, _) in zip(readings, claims, strict=True)
+    ]
     own, others = torch.from_numpy(codes).unbind(1)
-    return {"checks": own, "shuffled_checks": others}
+    return {"checks": own, "shuffled_checks": others}, told
 
 
 def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, range]]:
@@ -239,16 +260,17 @@ def units(subjects: Sequence[Subject], size: int) -> dict[str, tuple[Subject, ra
 
 
 def gather(
-    work: Mapping[str, tuple[Subject, range]], tensors_of: Callable[[str], Mapping[str, Tensor]]
-) -> dict[str, dict[str, Tensor]]:
-    """All measurements by subject, in the order of its images. tensors_of: name of a unit of `work` -> its tensors."""
-    parts: dict[str, list[Mapping[str, Tensor]]] = {}
+    work: Mapping[str, tuple[Subject, range]], unit_of: Callable[[str], State]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[list[Told]]]]:
+    """All measurements by subject, in the order of its images: tensors, and what was told of it by an oracle.
+    unit_of: name of a unit of `work` -> what was kept of it."""
+    parts: dict[str, list[Measurement]] = {}
     for key, (subject, _) in work.items():
-        parts.setdefault(subject.name, []).append(tensors_of(key))
-    return {
-        subject: {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
-        for subject, units in parts.items()
-    }
+        unit = unit_of(key)
+        parts.setdefault(subject.name, []).append((unit.tensors, unit.values))
+    whole = {subject: _joined(units) for subject, units in parts.items()}
+    told = {subject: values[TOLD] for subject, (_, values) in whole.items() if TOLD in values}
+    return {subject: tensors for subject, (tensors, _) in whole.items()}, told
 
 
 def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":

@@ -62,13 +62,14 @@ class ClipSpaceParams(Section):
     """Whether it was trained with QuickGELU, as OpenAI's were."""
 
 
+AccuracyParams = Annotated[OracleParams | RetrievalParams | NoAccuracyParams, Field(discriminator="kind")]
 FeatureSpaceParams = Annotated[ShapesSpaceParams | InceptionSpaceParams | ClipSpaceParams, Field(discriminator="kind")]
 
 
 class EvaluateParams(Section):
     """Section `evaluate` of params.yaml."""
 
-    accuracy: Annotated[OracleParams | RetrievalParams | NoAccuracyParams, Field(discriminator="kind")]
+    accuracy: AccuracyParams
     """When a sample counts as right: if an oracle confirms what its prompt claims, or by retrieval."""
     feature_spaces: list[FeatureSpaceParams]
     """Where distances are measured besides the feature space of the run's own CLIP, in the order of tables."""

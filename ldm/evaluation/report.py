@@ -23,7 +23,7 @@ ALL = "all"
 """Name of the group of all images of a set."""
 CONTROL = "oracle_"
 """Prefix of the names of controls: accuracies of images that are known to be right, or wrong."""
-RETRIEVAL = "retrieval_accuracy"
+RETRIEVAL, NUM_RETRIEVAL = "retrieval_accuracy", "num_retrieval_prompts"
 NO_CLIP = "no score of captions, as the run has no CLIP"
 Value = float | int | str
 
@@ -212,7 +212,7 @@ def _retrieval(
     gallery = measured[GALLERY][features_in(OWN_CLIP)]
     queries = measured[SEEN][features_in(OWN_CLIP)][: len(matching)]
     estimate = metrics.proportion(metrics.is_retrieved(queries, gallery, matching, params.k).tolist())
-    counts: dict[str, Value] = {"num_retrieval_prompts": estimate.count, "num_retrieval_images": len(gallery)}
+    counts: dict[str, Value] = {NUM_RETRIEVAL: estimate.count, "num_retrieval_images": len(gallery)}
     return {RETRIEVAL: _short(estimate.value)} | _bounds(RETRIEVAL, estimate) | counts
 
 
@@ -221,8 +221,9 @@ def _sweep(
 ) -> list[dict[str, float]]:
     """One row per guidance scale; estimates have the bounds of their 95 % intervals (`_low`, `_high`).
 
-    Accuracies of attributes that no caption states are left out. `frechet_SPACE_floor` is the distance of the real
-    images of the same prompts; only the part of a distance above this floor says something about the samples.
+    Accuracies of attributes that no caption states are left out. `frechet_SPACE_floor` and `kid_SPACE_floor` are the
+    distances of the real images of the same prompts; only the part of a distance above this floor says something about
+    the samples. There is no kernel distance of fewer than three prompts.
     """
     rows: list[dict[str, float]] = []
     for name, part in samples.items():
@@ -239,12 +240,23 @@ def _sweep(
             if estimate is not None:
                 row |= {key: _short(estimate.value), **_bounds(key, estimate)}
         for space in spaces:
-            tensor = features_in(space)
-            for subject, suffix in ((name, ""), (REAL_SWEEP, "_floor")):
-                distance = metrics.frechet_distance(measured[subject][tensor], measured[REFERENCE][tensor])
-                row[f"frechet_{space}{suffix}"] = _short(distance)
+            row |= _sweep_distances(measured, name, space)
         rows.append(row)
     return rows
+
+
+def _sweep_distances(measured: Measured, name: str, space: str) -> dict[str, float]:
+    """Distances of a part of the sweep in one space, and those of the real images of its prompts."""
+    distances: dict[str, float] = {}
+    reference = measured[REFERENCE][features_in(space)]
+    for subject, suffix in ((name, ""), (REAL_SWEEP, "_floor")):
+        features = measured[subject][features_in(space)]
+        distances[f"frechet_{space}{suffix}"] = _short(metrics.frechet_distance(features, reference))
+        if len(features) > 2:
+            kernel = metrics.kernel_interval(features, reference)
+            distances[f"kid_{space}{suffix}"] = _short(kernel.value)
+            distances |= {} if suffix else _bounds(f"kid_{space}", kernel)
+    return distances
 
 
 def _bounds(name: str, estimate: Estimate) -> dict[str, float]:

@@ -1,16 +1,21 @@
 """Write the numbers of an evaluation to files for people and for DVC."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ldm.core import artifact
+from ldm.evaluation import guidance
 from ldm.evaluation.measure import DECODED, REAL
 from ldm.evaluation.metrics import Estimate
-from ldm.evaluation.report import ALL, CONTROL, RETRIEVAL, Report
+from ldm.evaluation.report import ALL, CONTROL, NUM_RETRIEVAL, RETRIEVAL, Report
 from ldm.evaluation.spaces import OWN_CLIP
 from ldm.oracles.oracle import Oracle
+from ldm.sampling.samples import SEEN
 from ldm.training import plots
+
+SCORES = "scores.csv"
+_SCORE_COLUMNS = ["set", "score", "images", "value", "low", "high", "num_images"]
 
 
 def write(folder: Path, report: Report) -> None:
@@ -20,8 +25,34 @@ def write(folder: Path, report: Report) -> None:
     if report.oracle is not None:
         with (folder / "accuracies.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(accuracy_rows(report, report.oracle))
-    plots.write_table(folder / "guidance_sweep.csv", report.sweep)
-    plots.draw_intervals(folder / "guidance_sweep.csv", folder / "guidance_sweep.png", "guidance_scale")
+    with (folder / SCORES).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([_SCORE_COLUMNS, *score_rows(report)])
+    sweep = guidance.lines(report.sweep, report.oracle)
+    guidance.write(folder / guidance.TABLE, sweep)
+    plots.draw(guidance.panels(sweep), guidance.note(sweep), folder / "guidance_sweep.png")
+
+
+def score_rows(report: Report) -> Iterator[list[str]]:
+    """Every share of samples that are right, in words, beside those of real images and round trips: accuracies of whole
+    sets, headlines first, or retrieval; nothing where nothing says what is right."""
+    oracle = report.oracle
+    if oracle is not None:
+        whole = [accuracy for accuracy in report.accuracies if accuracy.group == ALL]
+        for name in report.sets:
+            for prefix, images in (("", "samples"), (REAL, "real images"), (DECODED, "round trips")):
+                found = [accuracy for accuracy in whole if accuracy.images == prefix + name]
+                for accuracy in sorted(found, key=lambda accuracy: accuracy.attribute not in oracle.headlines):
+                    yield _score_row(name, oracle.label(accuracy.attribute), images, accuracy.estimate)
+    if RETRIEVAL in report.metrics:
+        value, low, high, count = (
+            float(report.metrics[key]) for key in (RETRIEVAL, f"{RETRIEVAL}_low", f"{RETRIEVAL}_high", NUM_RETRIEVAL)
+        )
+        yield _score_row(SEEN, "retrieval of the own caption", "samples", Estimate(value, low, high, int(count)))
+
+
+def _score_row(name: str, score: str, images: str, estimate: Estimate) -> list[str]:
+    numbers = [f"{number:.4f}" for number in (estimate.value, estimate.low, estimate.high)]
+    return [name.replace("_", " "), score, images, *numbers, str(estimate.count)]
 
 
 def accuracy_rows(report: Report, oracle: Oracle) -> list[list[str]]:

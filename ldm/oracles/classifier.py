@@ -5,7 +5,6 @@ score on real images that it has not seen, which stands beside that of the sampl
 """
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,8 +13,11 @@ from ldm import randomness
 from ldm.core import images
 from ldm.core.errors import ConfigError
 from ldm.core.shards import Shards
-from ldm.oracles.oracle import Claim, Oracle
+from ldm.oracles.oracle import Claim, Oracle, Told
 from ldm.oracles.params import ClassifierOracleParams
+
+_CLASS = "class"
+"""What a claim names, and the only attribute."""
 
 
 def learn(params: ClassifierOracleParams, pictures: Shards, captions: Shards) -> Oracle:
@@ -28,7 +30,7 @@ def learn(params: ClassifierOracleParams, pictures: Shards, captions: Shards) ->
     positions = np.arange(min(params.num_images, len(pictures)), dtype=np.int64)
     chosen = randomness.order(positions, len(pictures), randomness.key(0, "classifier")).tolist()
     claims = [json.loads(captions[i]["json"])["claims"][0] for i in chosen]
-    labelled = [(i, claim["class"]) for i, claim in zip(chosen, claims, strict=True) if claim and "class" in claim]
+    labelled = [(i, claim[_CLASS]) for i, claim in zip(chosen, claims, strict=True) if claim and _CLASS in claim]
     names = sorted({name for _, name in labelled})
     if len(names) < 2:
         found = f"captions that claim {len(names)} classes"
@@ -37,11 +39,19 @@ def learn(params: ClassifierOracleParams, pictures: Shards, captions: Shards) ->
     pixels = np.stack([_features(images.decode(pictures.image(i))) for i, _ in labelled])
     model = SVC(C=params.cost).fit(pixels, [name for _, name in labelled])
 
-    def check(image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim]) -> list[dict[str, bool]]:
-        name = str(model.predict(_features(image)[None])[0])
-        return [{"class": claim["class"] == name} for claim in claims]
+    def read(image: UInt8[np.ndarray, "h w 3"]) -> str:
+        return str(model.predict(_features(image)[None])[0])
 
-    return Oracle(("class",), ("class",), (), {}, counted=None, count=None, check=check)
+    attributes = (_CLASS,)
+    return Oracle(attributes, attributes, (), {}, None, None, read=read, compare=_compare, told=_told)
+
+
+def _compare(claim: Claim, name: str) -> dict[str, bool]:
+    return {_CLASS: claim[_CLASS] == name}
+
+
+def _told(claim: Claim, name: str) -> list[Told]:
+    return [(_CLASS, claim[_CLASS], name)]
 
 
 def _features(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " f"]:

@@ -15,6 +15,8 @@ Claim = Mapping[str, Any]
 """What a caption states, as JSON; a corpus and its oracle agree on the layout."""
 NOT_STATED, WRONG, RIGHT = -1, 0, 1
 """Codes of an attribute of an image."""
+Told = tuple[str, str, str]
+"""What of a thing was asked for, and what was read: attribute, value of the claim, value in the image."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Oracle:
     """A singular noun for what `count` counts; the main headline is also reported by this number. None = nothing is."""
     count: Callable[[Claim], int] | None
     """The number of these things that a claim states."""
-    check: Callable[[UInt8[np.ndarray, "h w 3"], Sequence[Claim]], list[dict[str, bool]]]
-    """For each claim: attribute -> whether the image has it right; attributes that are not stated are left out."""
+    read: Callable[[UInt8[np.ndarray, "h w 3"]], Any]
+    """What an image shows, whatever was asked for. The two functions below know the layout."""
+    compare: Callable[[Claim, Any], dict[str, bool]]
+    """Attribute of a claim -> whether the reading has it right; attributes that are not stated are left out."""
+    told: Callable[[Claim, Any], list[Told]]
+    """The values that a claim states beside those of the reading, as far as the things of both are known to be the
+    same. They are counted in confusion matrices."""
 
     def __post_init__(self) -> None:
         assert {*self.headlines, *self.highlights, *self.labels} <= set(self.attributes)
@@ -51,11 +58,8 @@ class Oracle:
         """Label of an attribute in tables."""
         return self.labels.get(attribute, attribute)
 
-    def codes(
-        self, image: UInt8[np.ndarray, "h w 3"], claims: Sequence[Claim | None]
-    ) -> Int8[np.ndarray, "claims attributes"]:
-        """The answers of `check` as codes; without a claim, every attribute is `NOT_STATED`."""
-        answers = iter(self.check(image, [claim for claim in claims if claim is not None]))
-        rows = [{} if claim is None else next(answers) for claim in claims]
+    def codes(self, reading: Any, claims: Sequence[Claim | None]) -> Int8[np.ndarray, "claims attributes"]:
+        """The answers of `compare` for one reading as codes; without a claim, every attribute is `NOT_STATED`."""
+        rows = [{} if claim is None else self.compare(claim, reading) for claim in claims]
         codes = [[int(row[name]) if name in row else NOT_STATED for name in self.attributes] for row in rows]
         return np.array(codes, dtype=np.int8)

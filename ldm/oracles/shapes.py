@@ -20,13 +20,15 @@ from scipy import ndimage
 
 from ldm.corpora.shapes_vocabulary import ANCHORS, AXES, BACKGROUNDS, COLOURS, RADII, RELATIONS, SHAPES, outline
 from ldm.oracles import outlines
-from ldm.oracles.oracle import Claim, Oracle
+from ldm.oracles.oracle import Claim, Oracle, Told
 
 ATTRIBUTES = ("count", "colour", "shape", "size", "place", "relation", "background")
 """Attributes that a claim may state."""
 STRICT = ("outline", "scene_strict")
 """Results of `compare` beyond these and "scene": every edge is on its outline; that and the whole scene."""
 
+_OTHER = "other"
+"""The value of what matches nothing that the corpus draws."""
 _COLOUR_NAMES = list(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _BACKGROUND_NAMES = list(BACKGROUNDS)
@@ -227,6 +229,17 @@ def _outlined(claimed: list[dict[str, str]], objects: list[Reading]) -> bool:
     return all(o.shape == shape and o.is_outlined for shape, o in stated)
 
 
+def _matched(
+    claimed: list[dict[str, str]], objects: Sequence[Reading], relation: str | None
+) -> tuple[dict[str, bool], list[Reading]]:
+    """The objects in the order of the claimed ones, and what is right then. Of all orders, those with the most looks
+    right, and of these the one that passes most checks."""
+    orders = [list(order) for order in permutations(objects)]
+    most = max(_num_matches(claimed, order) for order in orders)
+    best = [(_checks(claimed, order, relation), order) for order in orders if _num_matches(claimed, order) == most]
+    return max(best, key=lambda pair: sum(pair[0].values()))
+
+
 def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
     """Check a claim against what was read from an image.
 
@@ -248,12 +261,7 @@ def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
     is_outlined = False
     result = {"count": len(reading.objects) == claim["count"]}
     if result["count"]:
-        # Of all ways to match claimed objects, take those with the most looks right, and of these the one that passes
-        # most checks.
-        orders = [list(order) for order in permutations(reading.objects)]
-        most = max(_num_matches(claimed, order) for order in orders)
-        best = [(_checks(claimed, o, relation), o) for o in orders if _num_matches(claimed, o) == most]
-        checks, objects = max(best, key=lambda pair: sum(pair[0].values()))
+        checks, objects = _matched(claimed, reading.objects, relation)
         is_outlined = _outlined(claimed, objects)
         result |= checks
     else:
@@ -266,6 +274,20 @@ def compare(claim: Claim, reading: SceneReading) -> dict[str, bool]:
         result["outline"] = is_outlined
     result["scene_strict"] = result["scene"] and result.get("outline", True)
     return result
+
+
+def told(claim: Claim, reading: SceneReading) -> list[Told]:
+    """What a claim states of the scene and of each object, beside what was read. Objects are matched as in `compare`;
+    if their number is wrong, it alone is told of them."""
+    found = [("count", str(claim["count"]), str(len(reading.objects)))]
+    if "background" in claim:
+        found.append(("background", claim["background"], reading.background or _OTHER))
+    if len(reading.objects) == claim["count"]:
+        _, objects = _matched(claim["objects"], reading.objects, claim.get("relation"))
+        for stated, seen in zip(claim["objects"], objects, strict=True):
+            looks = [name for name in ("colour", "shape", "size") if name in stated]
+            found += [(name, stated[name], getattr(seen, name) or _OTHER) for name in looks]
+    return found
 
 
 def num_objects(claim: Claim) -> int:
@@ -286,5 +308,7 @@ ORACLE = Oracle(
     labels={"scene": "whole scene", "scene_strict": "whole scene, strict outlines", "outline": "strict outlines"},
     counted="object",
     count=num_objects,
-    check=check,
+    read=read,
+    compare=compare,
+    told=told,
 )

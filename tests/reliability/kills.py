@@ -142,7 +142,7 @@ def _note_units(root: Path) -> Callable[[], None]:
             return moved
 
         Path.rename = rename  # type: ignore[method-assign]
-        plots.draw_intervals = lambda *_: None
+        plots.draw = lambda *_: None
 
     return install
 

@@ -140,7 +140,7 @@ def _data(facts: Facts, params: CardParams, source: sources.Source) -> Iterator[
 
 
 def _scales(facts: Facts) -> Iterator[str]:
-    right = _sentence(_right(facts.evaluation.config["accuracy"]["kind"]))
+    right = _sentence(when_right(facts.evaluation.config["accuracy"]["kind"]))
     yield f"When is a sample right? {right} Intervals are those of 95 %, over prompts."
     yield (
         "*Seen* prompts are of kinds that training has shown, *held out* and *unseen* ones, if there are any, of kinds "
@@ -152,7 +152,7 @@ def _scales(facts: Facts) -> Iterator[str]:
     yield "\n".join(f"- *{name.replace('_', ' ')}*: {_scale(name)}." for name in names)
 
 
-def _right(kind: str) -> str:
+def when_right(kind: str) -> str:
     """When a sample counts as right, by the kind of `evaluate.accuracy`."""
     match kind:
         case "shapes":

@@ -1,0 +1,169 @@
+"""The report of a run: one page that needs nothing else, and holds what the results hold."""
+
+import base64
+import csv
+import html
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ldm.core import artifact
+from ldm.core.errors import IntegrityError
+from ldm.sampling import samples
+from ldm.tools.cli import main
+from ldm.tools.report import facts, page
+from ldm.tools.report.facts import Facts
+from tests.repository import Repository
+
+VOID = {"meta", "img", "br"}
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes; every one is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
+
+
+def check_needs_nothing_else(text: str) -> Parsed:
+    """Also used by the tests of other recipes: an undamaged page without addresses to load from."""
+    parsed = Parsed(text)
+    for name in ("src", "href", "xlink:href"):
+        assert all(value.startswith(("data:image/", "#")) for value in parsed.values(name)), name
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.elements}
+    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", text)) and "@import" not in text
+    assert max(Counter(parsed.values("id")).values()) == 1, "an id is there once"
+    assert {value.removeprefix("#") for value in parsed.values("href")} <= set(parsed.values("id"))
+    assert all(attributes.get("alt") for tag, attributes in parsed.elements if tag == "img")
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def found(repository: Repository) -> Facts:
+    return facts.read(repository.root, None)
+
+
+@pytest.fixture(scope="module")
+def text(found: Facts) -> str:
+    return page.write(found)
+
+
+def test_the_page_needs_no_other_file_and_no_network(text: str) -> None:
+    parsed = check_needs_nothing_else(text)
+    assert 'name="viewport" content="width=device-width' in text and "prefers-color-scheme: dark" in text
+    assert Counter(tag for tag, _ in parsed.elements)["h1"] == 1
+
+
+def test_it_shows_the_samples_and_failures_of_the_run(repository: Repository, text: str) -> None:
+    _, sets = samples.read(repository.root / "data/samples")
+    sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    shown = {base64.b64decode(source) for source in sources}
+    assert {sets["seen"].png(i) for i in range(4)} <= shown
+    with (repository.root / "data/evaluation/failures.csv").open(newline="") as file:
+        failures = list(csv.DictReader(file))
+    assert {sets[row["set"]].png(int(row["number"])) for row in failures} <= shown and failures
+    assert all(html.escape(row["prompt"]) in text for row in failures)
+
+
+def test_it_tells_every_score_with_its_interval_and_every_training(repository: Repository, text: str) -> None:
+    with (repository.root / "data/evaluation/scores.csv").open(newline="") as file:
+        for row in (row for row in csv.DictReader(file) if row["images"] == "samples"):
+            numbers = [f"{100 * float(row[name]):.1f}" for name in ("value", "low", "high")]
+            cells = f"<td>{numbers[0]} %<small>{numbers[1]} to {numbers[2]}</small></td>"
+            assert re.search(rf'<th scope="row">{row["score"]}</th>\s*{re.escape(cells)}', text), row
+    for name in ("Autoencoder", "CLIP", "UNet"):
+        assert re.search(rf"<h3>{name}: \d+ updates, [\d,]+ weights</h3>", text)
+    assert text.count('<svg role="img" aria-label="loss"') == 3
+    for name in ("autoencoder", "clip", "unet", "samples", "evaluation"):
+        passport = json.loads((repository.root / f"data/{name}/passport.json").read_text())
+        assert passport["content_sha256"] in text, name
+
+
+def test_times_are_those_that_stages_noted_and_none_without(
+    found: Facts, repository: Repository, tmp_path: Path
+) -> None:
+    assert found.times == [] and ">Times<" not in page.write(replace(found, trainings=[]))
+    times = tmp_path / "times.txt"
+    times.write_text("prepare                   3.0\nprepare                   4.5\na broken line\ntrain_unet   10.0\n")
+    again = facts.read(repository.root, times)
+    assert again.times == [("prepare", 4.5), ("train_unet", 10.0)]
+    assert re.search(r"all</th><td>14.5<", page.write(replace(again, trainings=[])))
+
+
+def test_texts_of_users_are_no_markup(found: Facts) -> None:
+    name, pairs = next(iter(found.samples.items()))
+    changed = replace(pairs[0], prompt='</figcaption><script>alert("&")</script>')
+    text = page.write(replace(found, title="<i>&", trainings=[], samples={name: [changed]}, failures=[]))
+    assert (
+        "<script" not in text and "&lt;script&gt;alert(&#34;&amp;&#34;)" in text and "<h1>&lt;i&gt;&amp;</h1>" in text
+    )
+    assert '<h2 id="trainings">' not in text and '<h2 id="failures">' not in text
+
+
+def test_results_that_do_not_belong_together_are_refused(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for path in (repository.root / "data").iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    for name in ("params.yaml", "paths.yaml"):
+        shutil.copy(repository.root / name, tmp_path)
+    (tmp_path / "data/evaluation").unlink()
+    with pytest.raises(IntegrityError, match="evaluation"):
+        facts.read(tmp_path, None)
+    shutil.copytree(repository.root / "data/evaluation", tmp_path / "data/evaluation")
+    (tmp_path / "data/unet_results").unlink()
+    assert [training.name for training in facts.read(tmp_path, None).trainings] == ["Autoencoder", "CLIP"]
+    passport = tmp_path / "data/evaluation/passport.json"
+    values = json.loads(passport.read_text())
+    values["inputs"]["samples"] = "0" * 64
+    artifact.write_json(passport, artifact.sealed(values))
+    with pytest.raises(IntegrityError, match="samples 000"):
+        facts.read(tmp_path, None)
+
+
+def test_the_command_writes_the_page_and_keeps_a_file_that_is_there(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository.root)
+    monkeypatch.setattr(page, "write", lambda found: f"<title>{found.title}</title>")
+    path = tmp_path / "page.html"
+    assert main(["report", str(path)]) == 0 and str(path) in capsys.readouterr().out
+    first = path.read_bytes()
+    path.write_text("mine")
+    assert main(["report", str(path)]) == 2 and path.read_text() == "mine"
+    assert "add --overwrite" in capsys.readouterr().err
+    assert main(["report", str(path), "--overwrite"]) == 0 and path.read_bytes() == first
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "other.html"]) != 0 and not Path("other.html").exists()
+
+
+def test_dvc_draws_its_plots_without_a_complaint(repository: Repository, tmp_path: Path) -> None:
+    names = ["scores", "confusion", "guidance_sweep", "unet_loss", "clip_retrieval", "caption_words"]
+    told = repository.run("dvc", "plots", "show", *names, "--out", str(tmp_path / "plots"), check=False)
+    assert "WARNING" not in told and "failed" not in told, told
+    drawn = (tmp_path / "plots/index.html").read_text()
+    assert all(f'id = "plot_{name}' in drawn for name in names), told
+    assert '"joinaggregate"' in drawn and '"errorbar"' in drawn and '"yOffset"' in drawn, "our templates"
