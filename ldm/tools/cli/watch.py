@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldm.core import config
 from ldm.core.params import PathsParams
-from ldm.tools.cli.options import Commands
+from ldm.tools.cli.options import Commands, examples
 
 _STAGES = {"train_autoencoder": "autoencoder_results", "train_clip": "clip_results", "train_unet": "unet_results"}
 """The field of section paths that has the results of each training."""
@@ -15,14 +15,17 @@ def add(commands: Commands) -> None:
     """Add the commands to a parser."""
     about = """Show the newest losses of the training that runs, its speed, the time left and its newest picture, again \
 and again until Ctrl-C, which stops nothing but this. If none runs: what runs/ holds of the last one."""
-    watch = commands.add_parser("watch", help="how a training goes", description=about)
+    epilog = examples("ldm watch", "ldm watch train_unet --every 10", "ldm watch --once    # one look, for a log")
+    watch = commands.add_parser("watch", help="Say how a training goes", description=about, epilog=epilog)
     watch.add_argument("stage", nargs="?", choices=_STAGES, metavar="STAGE", help=f"one of {', '.join(_STAGES)}")
     watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (2)")
     watch.add_argument("--once", action="store_true", help="look once and end")
     watch.set_defaults(command=_watch)
     about = """Write the band in which the losses of the last trainings stayed, made of their curves, as a CSV that \
 training.loss_band of a params file can name: the next training says when it leaves it."""
-    band = commands.add_parser("band", help="the losses of a known run, for the next one", description=about)
+    epilog = examples("ldm band recipes/bands/mine.csv")
+    summary = "Keep the losses of a known run, for the next one"
+    band = commands.add_parser("band", help=summary, description=about, epilog=epilog)
     band.add_argument("file", type=Path, metavar="FILE", help="a new one, such as recipes/bands/NAME.csv")
     band.set_defaults(command=_band)
 
