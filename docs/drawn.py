@@ -51,7 +51,8 @@ def formula(tex: str) -> str:
 def _d(outline: Outline) -> str:
     """A path of matplotlib as one of SVG, whose y points down."""
     return "".join(
-        _COMMANDS[code] + (" ".join(f"{x:.2f} {-y:.2f}" for x, y in points.reshape(-1, 2)) if code != Outline.CLOSEPOLY else "")
+        _COMMANDS[code]
+        + (" ".join(f"{x:.2f} {-y:.2f}" for x, y in points.reshape(-1, 2)) if code != Outline.CLOSEPOLY else "")
         for points, code in outline.iter_segments(simplify=False)
     )
 
@@ -119,6 +120,8 @@ def _drawn(core: Any, titles: dict[str, str]) -> str:
         parts.append(f'<polyline points="{" ".join(f"{x:.0f},{y:.0f}" for x, y in points)}"/>')
     for vertex in core.V():
         (x, y), width = vertex.view.xy, vertex.view.w
-        parts.append(f'<rect x="{x - width / 2:.0f}" y="{y - half:.0f}" width="{width:.0f}" height="{_BOX_PX}" rx="5"/>')
+        parts.append(
+            f'<rect x="{x - width / 2:.0f}" y="{y - half:.0f}" width="{width:.0f}" height="{_BOX_PX}" rx="5"/>'
+        )
         parts.append(f'<text x="{x:.0f}" y="{y + 5:.0f}">{html.escape(titles[vertex.data])}</text>')
     return "".join(parts)

@@ -68,7 +68,18 @@ def overview() -> str:
         "`paths.yaml`. Each key is described here, from the class that reads it: its meaning, what it may be, and its value in the "
         "default. `ldm check` refuses everything else."
     )
-    return "\n".join(["# Every key of the params", "", about, "", "| section | what | a change reruns |", "| --- | --- | --- |", *rows, ""])
+    return "\n".join(
+        [
+            "# Every key of the params",
+            "",
+            about,
+            "",
+            "| section | what | a change reruns |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def params_page(name: str, model: type[Section]) -> str:
@@ -77,7 +88,10 @@ def params_page(name: str, model: type[Section]) -> str:
     seen: dict[type[Section], str] = {}
     for key, part in _mappings(name, model):
         if part in seen:
-            lines += [f"## `{key}` {{ #{_anchor(key, part)} }}", f"The same keys as [`{seen[part]}`](#{_anchor(seen[part], part)})."]
+            lines += [
+                f"## `{key}` {{ #{_anchor(key, part)} }}",
+                f"The same keys as [`{seen[part]}`](#{_anchor(seen[part], part)}).",
+            ]
             continue
         seen[part] = key
         if part is not model:
@@ -96,7 +110,11 @@ def _mappings(key: str, model: type[Section]) -> Iterator[tuple[str, type[Sectio
         yield key, model
         if model not in entered:
             entered.add(model)
-            inner = [(_below(key, name, part), part) for name, field in model.model_fields.items() for part in _sections(field.annotation)]
+            inner = [
+                (_below(key, name, part), part)
+                for name, field in model.model_fields.items()
+                for part in _sections(field.annotation)
+            ]
             todo = [*inner, *todo]
 
 
@@ -221,7 +239,9 @@ def commands_page() -> str:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {action.dest: action.help for action in commands._choices_actions}
     parts = ["# Every command", "`ldm VERB --help` prints the same in the terminal."]
-    parts += [line for name, command in commands.choices.items() for line in _command(name, command, helps.get(name) or "")]
+    parts += [
+        line for name, command in commands.choices.items() for line in _command(name, command, helps.get(name) or "")
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -229,14 +249,22 @@ def _command(name: str, parser: argparse.ArgumentParser, about: str) -> list[str
     """A command: what it does, how it is called, what its options mean."""
     usage = parser.format_usage().removeprefix("usage: ").strip()
     parts = [f"## `ldm {name}` {{ #{name} }}", _prose(parser.description or about), f"```\n{usage}\n```"]
-    actions = [action for action in parser._actions if action.help != argparse.SUPPRESS and "--help" not in action.option_strings]
+    actions = [
+        action
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS and "--help" not in action.option_strings
+    ]
     parts.append("\n".join(_option(parser, action) for action in actions))
     return [*parts, *([f"```\n{parser.epilog.strip()}\n```"] if parser.epilog else [])]
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """An option or an argument, as a line of a list."""
-    metavar = action.metavar if isinstance(action.metavar, str) else " ".join(map(str, action.choices or [])) and "{" + ",".join(map(str, action.choices or [])) + "}"
+    metavar = (
+        action.metavar
+        if isinstance(action.metavar, str)
+        else " ".join(map(str, action.choices or [])) and "{" + ",".join(map(str, action.choices or [])) + "}"
+    )
     takes = "" if action.nargs == 0 else f" {metavar or action.dest.upper()}"
     shown = f"{', '.join(action.option_strings)}{takes}" if action.option_strings else (metavar or action.dest)
     text = parser._get_formatter()._expand_help(action) if action.help else ""
@@ -271,8 +299,15 @@ def _place(box: str) -> str:
 
 def python_page() -> str:
     """What a user imports, and the packages."""
-    rows = [f"| [`{name_of(box)}`]({Path(_place(box)).name}) | {_module_text(f'ldm/{box}/__init__.py')} |" for box in boxes()]
-    lines = ["# Python", "What a program imports is `Pipeline`; `python -m pydoc ldm.tools.pipeline` prints the same.", "::: ldm.tools.pipeline"]
+    rows = [
+        f"| [`{name_of(box)}`]({Path(_place(box)).name}) | {_module_text(f'ldm/{box}/__init__.py')} |"
+        for box in boxes()
+    ]
+    lines = [
+        "# Python",
+        "What a program imports is `Pipeline`; `python -m pydoc ldm.tools.pipeline` prints the same.",
+        "::: ldm.tools.pipeline",
+    ]
     lines += ["## Packages", "\n".join(["| package | what is in it |", "| --- | --- |", *rows])]
     return "\n\n".join([*lines, "::: ldm.randomness"]) + "\n"
 
@@ -281,9 +316,21 @@ def box_page(box: str) -> str:
     """Every module of a package."""
     modules = sorted((ROOT / "ldm" / box).rglob("*.py"))
     inner = [other for other in boxes() if other.startswith(f"{box}/")]
-    names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in modules if path.name not in ("__init__.py", "__main__.py")]
-    own = [name for name in names if not any(name.startswith(f"ldm/{other}/") for other in inner) and name != "ldm/tools/pipeline"]
-    parts = [f"# `{name_of(box)}`", _module_text(f"ldm/{box}/__init__.py"), *(f"::: {name.replace('/', '.')}" for name in own)]
+    names = [
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for path in modules
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    own = [
+        name
+        for name in names
+        if not any(name.startswith(f"ldm/{other}/") for other in inner) and name != "ldm/tools/pipeline"
+    ]
+    parts = [
+        f"# `{name_of(box)}`",
+        _module_text(f"ldm/{box}/__init__.py"),
+        *(f"::: {name.replace('/', '.')}" for name in own),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

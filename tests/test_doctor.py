@@ -167,3 +167,24 @@ def test_the_section_marks_what_params_have_otherwise() -> None:
         f"  num_workers: 0    # now: {MACHINE.num_workers}",
         "  attention: auto",
     ]
+
+
+def test_gpus_are_listed_with_their_memory_and_how_all_of_them_are_used(monkeypatch) -> None:
+    free = {0: 70e9, 1: 10e9}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (free[number], 80e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Brand X")
+    first, second, launch = devices.devices()
+    assert first.found == "GPU 0: Brand X, 70.0 of 80.0 GB free" and not first.advice
+    assert second.advice == "end the programs that hold most of its memory"
+    assert "configs/accelerate/ddp.yaml" in launch.advice and (ROOT / "configs/accelerate/ddp.yaml").is_file()
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_from_none(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    (none,) = devices.devices()
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    (unusable,) = devices.devices()
+    assert not none.advice and "--gpus all" in unusable.advice
