@@ -32,8 +32,8 @@ def main() -> str:
             if accelerator.is_main_process:
                 # These results are kept even if the corpus is refused, since they show why.
                 with stage.output(results) as folder:
-                    places, litter = (image_shards, caption_shards, folder), units.without_sample(found)
-                    report = preparation.write(units.read(done, run), *places, params, litter)
+                    items = units.read(done, run)
+                    report = preparation.write(items, image_shards, caption_shards, folder, params)
                 report.check(params.max_reject_fraction, results / "rejected.jsonl")
                 preparation.write_passports(image_shards, caption_shards, params)
                 units.retain(found, run)

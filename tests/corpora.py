@@ -34,6 +34,7 @@ FOLDER = FolderParams(
 WEBDATASET = WebdatasetParams(
     kind="webdataset",
     directory=".",
+    ignore=["README*", "*-masklabel.*", "_masks"],
     damaged_tars="refuse",
     key_ends_at="first_dot",
     image_part=None,

@@ -1,6 +1,7 @@
 import json
 import pickle
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from PIL import Image
 from ldm.core.errors import ConfigError
 from ldm.corpora import folder
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection
-from ldm.corpora.units import without_sample
+from ldm.corpora.pairs import ByContent, Item, Litter, Pair, Rejected, Rejection
 from tests.corpora import CAPTIONS, FOLDER
 
 ONE_CAPTION = {"captions": CAPTIONS.model_copy(update={"text_files": "one_caption"})}
@@ -36,10 +36,18 @@ def _write(path: Path, text: str | bytes) -> None:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def _read(root: Path, is_captioned: bool = True, **changes: Any) -> list[Pair | Rejection]:
+def _all(root: Path, is_captioned: bool = True, **changes: Any) -> list[Item]:
     params = FOLDER.model_copy(update=changes)
     units = folder.units(params, 16, Files.below(root.parent, root.name), is_captioned)
     return [item for unit in pickle.loads(pickle.dumps(units)) for item in unit.items()]
+
+
+def _read(root: Path, is_captioned: bool = True, **changes: Any) -> list[Pair | Rejection]:
+    return [item for item in _all(root, is_captioned, **changes) if not isinstance(item, Litter)]
+
+
+def _litter(root: Path) -> list[Mapping[str, int]]:
+    return [item.counts for item in _all(root) if isinstance(item, Litter)]
 
 
 def _pairs(root: Path, **changes: Any) -> list[Pair]:
@@ -150,8 +158,37 @@ def test_litter_is_no_sample_and_is_named_once(mine: Path, capsys: pytest.Captur
     assert _captions(mine) == {"pic": ["a picture"]}
     note = capsys.readouterr().err
     assert note.count("note: ") == 1 and "8 files" in note and "2 .npz" in note and "1 .jpg~" in note
-    counts = without_sample(folder.units(FOLDER, 16, Files.below(mine.parent, mine.name)))
+    (counts,) = _litter(mine)
     assert sum(counts.values()) == 8 and counts[".npz"] == 2 and counts[".jpg~"] == 1
+
+
+def test_a_file_of_another_kind_counts_once(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a text it is a sample without an image; alone, or beside an image, it is no sample."""
+    _put(mine, "pic.png", "a picture")
+    others = ("a.mp4", "b.svg", "c", "d.psd", "pic.psd")
+    for name in (*others, "lost.txt", "film.mp4", "film.txt", "drawing", "drawing.txt"):
+        _write(mine / name, "x")
+    found = _read(mine)
+    assert sorted((item.reason, item.key) for item in found if isinstance(item, Rejection)) == [
+        ("MISSING_IMAGE", "lost"),
+        ("UNKNOWN_FILE", "drawing"),
+        ("UNKNOWN_FILE", "film"),
+    ]
+    assert _litter(mine) == [{".psd": 2, ".mp4": 1, ".svg": 1, "without suffix": 1}]
+    assert "note: 5 files in" in capsys.readouterr().err
+    for name in ("a.mp4", "b.svg", "d.psd", "pic.psd"):
+        (mine / name).unlink()
+    _read(mine)
+    assert "note: 1 file in" in capsys.readouterr().err
+
+
+def test_an_added_cache_changes_no_other_unit(mine: Path) -> None:
+    _put(mine, "pic.png", "a picture")
+    before = folder.units(FOLDER, 16, Files.below(mine.parent, mine.name))
+    _write(mine / "pic.npz", "x")
+    after = folder.units(FOLDER, 16, Files.below(mine.parent, mine.name))
+    assert [unit.sha256 for unit in after[:-1]] == [unit.sha256 for unit in before]
+    assert [*after[-1].items()] == [Litter({".npz": 1})]
 
 
 def test_names_that_the_params_ignore_hold_no_sample(mine: Path) -> None:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from ldm.corpora import kinds, pairs
 from ldm.corpora.base_params import CorpusBase
-from ldm.corpora.pairs import Pair
+from ldm.corpora.pairs import Litter, Pair
 from ldm.corpora.params import CorpusParams, PrepareParams, ShapesParams, UserParams
 from ldm.corpora.user_params import DatasetsParams, FolderParams, ParquetParams
 from tests.corpora import CAPTIONS, FOLDER, PIXELS, WEBDATASET, shapes_params
@@ -76,7 +76,7 @@ def uncaptioned(corpus: UserParams | ShapesParams, source: Path) -> list[Pair]:
         max_reject_fraction=0,
         num_examples=1,
     )
-    found = list(kinds.pairs(params, source))
+    found = [item for item in kinds.pairs(params, source) if not isinstance(item, Litter)]
     assert all(isinstance(item, Pair) for item in found)
     return [item for item in found if isinstance(item, Pair)]
 
@@ -96,12 +96,12 @@ def test_without_captions_every_corpus_has_empty_ones_that_claim_nothing(
     with tarfile.open(tmp_path / "mine.tar", "w") as tar:
         tar.add(tmp_path / "a.png", "a.png")
     shared = {"pixels": PIXELS, "captions": CAPTIONS, "val_fraction": 0.1, "seed": 0}
-    user, rows = shared | {"directory": "."}, {"image": "image"}
+    user, rows = shared | {"directory": ".", "ignore": []}, {"image": "image"}
     hub = {"dataset": "table", "revision": None, "config": None, "split": "train"}
     tars = uncaptioned(WEBDATASET, tmp_path)
     (tmp_path / "mine.tar").unlink()
     pairs_of = {
-        "folder": uncaptioned(FolderParams(kind="folder", ignore=[], **user), tmp_path),
+        "folder": uncaptioned(FolderParams(kind="folder", **user), tmp_path),
         "webdataset": tars,
         "parquet": uncaptioned(ParquetParams(kind="parquet", **rows, **user), tmp_path),
         "datasets": uncaptioned(DatasetsParams(kind="datasets", **rows, **hub, **shared), tmp_path),

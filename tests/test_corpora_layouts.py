@@ -20,7 +20,7 @@ _FOLDERS = ("a", "a-b", "c.d", "e/f")
 _NUMBERS = range(75)
 _FOLDER = corpora.FOLDER.model_dump() | {"directory": "."}
 _TARS = corpora.WEBDATASET.model_dump()
-_PARQUET = {name: _FOLDER[name] for name in ("directory", "pixels", "captions", "val_fraction", "seed")} | {
+_PARQUET = {name: _FOLDER[name] for name in ("directory", "ignore", "pixels", "captions", "val_fraction", "seed")} | {
     "kind": "parquet",
     "image": "image",
 }

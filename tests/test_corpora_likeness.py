@@ -77,6 +77,29 @@ def test_the_nearest_in_hamming_distance_is_found(most: int) -> None:
     assert ((places == -1) == (bits == most + 1)).all()
 
 
+def test_the_nearest_before_is_found_among_pictures_that_are_crowded() -> None:
+    """Half of all numbers share 16 bits, and some are equal: as by comparing all with all."""
+    draw = np.random.default_rng(0)
+    looks = draw.integers(0, 2**64, 3000, np.uint64, endpoint=False)
+    looks[1000:] = looks[draw.integers(0, 1000, 2000)]
+    for bit in draw.integers(0, 64, (6, 2000)):
+        looks[1000:] ^= np.where(draw.random(2000) < 0.5, np.uint64(1) << bit.astype(np.uint64), np.uint64(0))
+    looks[::2] &= np.uint64(0xFFFFFFFF0000FFFF)
+    looks[::2] |= np.uint64(0x00000000ABCD0000)
+    places, bits = likeness.nearest_before(looks, 4)
+    distances = np.bitwise_count(looks[:, None] ^ looks[None]) + np.triu(np.full((3000, 3000), 99, np.uint8))
+    assert (bits == np.minimum(distances.min(1), 5)).all() and 500 < (bits <= 4).sum() < 2900
+    assert (places[bits <= 4] == distances.argmin(1)[bits <= 4]).all() and (places[bits == 5] == -1).all()
+
+
+def test_more_neighbours_than_are_compared_cost_no_picture_that_has_a_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likeness, "_NUM_NEIGHBOURS", 2)
+    monkeypatch.setattr(likeness, "_NUM_AT_ONCE", 7)
+    places, bits = likeness.nearest_before(np.full(50, 3, np.uint64), 4)
+    assert places.tolist()[0] == -1 and bits.tolist() == [5] + [0] * 49
+    assert all(0 <= place < number for number, place in enumerate(places.tolist()) if number)
+
+
 def test_of_none_there_is_no_nearest() -> None:
     empty, one = np.zeros(0, np.uint64), np.zeros(1, np.uint64)
     assert [found.tolist() for found in likeness.nearest(empty, one, 2)] == [[-1], [3]]

@@ -17,7 +17,14 @@ from ldm.corpora.user_params import ParquetParams
 from tests.corpora import CAPTIONS, FOLDER, PIXELS
 
 PARAMS = ParquetParams(
-    kind="parquet", directory="mine", image="image", pixels=PIXELS, captions=CAPTIONS, val_fraction=0.3, seed=0
+    kind="parquet",
+    directory="mine",
+    ignore=["metadata.*"],
+    image="image",
+    pixels=PIXELS,
+    captions=CAPTIONS,
+    val_fraction=0.3,
+    seed=0,
 )
 
 
@@ -46,6 +53,15 @@ def _read(root: Path, is_captioned: bool = True, **changes: Any) -> list[Pair | 
 def _level(item: Pair | Rejection) -> int:
     assert isinstance(item, Pair) and callable(item.image), item
     return int(item.image().pixels[0, 0, 0])
+
+
+def test_names_that_the_params_ignore_are_not_read(mine: Path) -> None:
+    """Such as a table of something else."""
+    _write(mine / "train.parquet", [{"image": _png(7), "text": "seven"}])
+    _write(mine / "metadata.parquet", [{"x": 1}])
+    assert [_level(item) for item in _read(mine)] == [7]
+    with pytest.raises(ConfigError, match=r"metadata\.parquet has columns x"):
+        _read(mine, ignore=[])
 
 
 def test_bytes_structures_and_paths_are_images(mine: Path) -> None:

@@ -13,7 +13,14 @@ from tests.corpora import CAPTIONS, PIXELS
 def _table(is_captioned: bool = True, folder: str = "", **changes: Any) -> Table:
     captions = CAPTIONS.model_copy(update=changes)
     params = ParquetParams(
-        kind="parquet", directory=".", image="image", pixels=PIXELS, captions=captions, val_fraction=0.3, seed=0
+        kind="parquet",
+        directory=".",
+        ignore=[],
+        image="image",
+        pixels=PIXELS,
+        captions=captions,
+        val_fraction=0.3,
+        seed=0,
     )
     return Table("sub/train", params, 16, is_captioned, Files(Path()), folder)
 

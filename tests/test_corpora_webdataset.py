@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.corpora import folder, remote, tar_samples, unpacked, webdataset
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import Pair, Rejected, Rejection, key_of
+from ldm.corpora.pairs import Item, Litter, Pair, Rejected, Rejection, key_of
 from ldm.corpora.tars import Damage, Member, Scan
 from tests.corpora import CAPTIONS, FOLDER, WEBDATASET
 
@@ -55,9 +56,17 @@ def _sample(key: str, colour: str = "red", caption: str = "a caption") -> tuple[
 
 
 def _items(root: Path, **changes: object) -> list[Pair | Rejection]:
+    return [item for item in _all(root, **changes) if not isinstance(item, Litter)]
+
+
+def _all(root: Path, **changes: object) -> list[Item]:
     params = WEBDATASET.model_copy(update=changes)
     units = webdataset.units(params, 16, Files(root))
     return [item for unit in pickle.loads(pickle.dumps(units)) for item in unit.items()]
+
+
+def _litter(root: Path, **changes: object) -> list[Mapping[str, int]]:
+    return [item.counts for item in _all(root, **changes) if isinstance(item, Litter)]
 
 
 def _taken(root: Path, **changes: object) -> list[str]:
@@ -178,7 +187,6 @@ def test_json_without_a_caption(tmp_path, text):
 @pytest.mark.parametrize(
     ("reason", "key", "member"),
     [
-        ("BAD_NAME", "no_suffix", ("no_suffix", b"")),
         ("UNSAFE_PATH", "../x", ("../x.png", b"")),
         ("UNSAFE_PATH", "/etc/x", ("/etc/x.png", b"")),
         ("BAD_TYPE", "x", _special("x.png", tarfile.SYMTYPE, "/etc/passwd")),
@@ -236,6 +244,28 @@ def test_the_twins_of_a_mac_are_no_samples(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden/1.tar").write_bytes(b"")
     assert (_taken(tmp_path), _rejected(tmp_path)) == (["a"], [])
+    assert _litter(tmp_path) == [{".db": 1}]
+
+
+def test_what_is_neither_a_picture_nor_a_text_is_no_sample(tmp_path):
+    """Caches, papers and masks, some of which the params ignore; beside a picture or a text a file belongs to it."""
+    cache, paper = ("a_0064x0064_sd.npz", b"PK"), ("PAPER.PDF", b"%PDF")
+    masks = [("_masks/a.png", _image()), ("a-masklabel.png", _image()), ("sub/_MASKS/a.png", _image())]
+    others = [("Makefile", b""), ("b.seg.npy", b""), ("film.mp4", b""), ("film.txt", b"a film"), ("000.npz", b"")]
+    _tar(tmp_path / "0.tar", *GOOD, cache, paper, *masks, *others)
+    _tar(tmp_path / "_masks/1.tar", *GOOD)
+    assert (_taken(tmp_path), _rejected(tmp_path)) == (["000"], [("MISSING_IMAGE", "film")])
+    assert _litter(tmp_path) == [{".npz": 1, ".pdf": 1, "without suffix": 1, ".npy": 1}]
+    shown = [("MISSING_CAPTION", "_masks/a"), ("MISSING_CAPTION", "a-masklabel")]
+    assert _rejected(tmp_path, ignore=["sub"])[:2] == shown
+
+
+def test_a_text_that_the_params_name_makes_a_sample_and_so_does_the_part_of_the_image(tmp_path):
+    _tar(tmp_path / "0.tar", *GOOD, ("x.prompt", b"a caption"), ("y.picture", _image()))
+    assert _rejected(tmp_path) == [] and _litter(tmp_path) == [{".prompt": 1, ".picture": 1}]
+    named = CAPTIONS.model_copy(update={"sources": [".prompt", ".txt"]})
+    assert _rejected(tmp_path, captions=named) == [("MISSING_IMAGE", "x")]
+    assert ("MISSING_CAPTION", "y") in _rejected(tmp_path, image_part="picture")
 
 
 @pytest.mark.parametrize("key_ends_at", ["first_dot", "last_dot"])
@@ -467,7 +497,7 @@ def test_no_part_of_a_damaged_sample_is_used():
         Member("a.txt", 1536, 3, "file", ""),
         Member("b.txt", 0, 1, "file", ""),
     ]
-    found = tar_samples.samples(Scan(members, [Damage(0, "cut", "./a.png"), Damage(9, "no header", "")]), WEBDATASET)
+    found, _ = tar_samples.samples(Scan(members, [Damage(0, "cut", "./a.png"), Damage(9, "no header", "")]), WEBDATASET)
     assert {key: sample.is_damaged for key, sample in found.items()} == {"a": True, "b": False}
     assert str(found["a"].problems[0]) == str(Rejected("DAMAGED_MEMBER", "'./a.png' at byte 0: cut"))
 

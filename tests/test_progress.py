@@ -60,7 +60,7 @@ def test_work_of_unknown_size_and_hours(clock: Clock, capsys: pytest.CaptureFixt
     for _ in progress.each(iter("ab"), "prepare", "sample", None):
         clock.now += 3900
     assert capsys.readouterr().err.splitlines() == [
-        "prepare: 1 samples, 3900.0 s per sample",
+        "prepare: 1 sample, 3900.0 s per sample",
         "prepare: 2 samples, 3900.0 s per sample",
         "prepare: 2 samples, in 2 h 10 min",
     ]
@@ -109,3 +109,14 @@ def test_the_log_of_a_training_has_lines_with_its_losses_and_no_carriage_return(
     losses = {row["step"]: f"loss {row['loss']:.4g}" for row in history.training}
     shown = [line.rsplit(", ")[-1] for line in lines]
     assert shown[2] == losses[3] and shown[5:] == [losses[6], losses[6], losses[8], losses[8]]
+
+
+def test_nouns_have_the_number_of_what_they_count(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [progress.count(number, "file") for number in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    for total in (1, 4):
+        for _ in progress.each(range(total), "check", "batch", total):
+            clock.now += 60 / total
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if " in 1 min" in line] == [
+        "check: 1/1 batch",
+        "check: 4/4 batches",
+    ]

@@ -145,5 +145,5 @@ def test_a_missing_folder_is_refused(folder):
 def test_a_damaged_tar_is_refused(folder):
     (folder / "data/source/mine/0.tar").write_bytes(b"\0" * 100)
     _params(folder, TARS)
-    with pytest.raises(IntegrityError, match=r"mine: 1 of 1 tars damaged: 0\.tar"):
+    with pytest.raises(IntegrityError, match=r"mine: 1 of 1 tar damaged: 0\.tar"):
         _main()

@@ -12,6 +12,15 @@ T = TypeVar("T")
 _SECONDS_TO_FIRST_LINE, _SECONDS_BETWEEN_LINES = 10.0, 30.0
 
 
+def count(number: int, noun: str) -> str:
+    """Such as "1 file", "2 files", "2 batches". noun: in the singular."""
+    return f"{number} {noun if number == 1 else _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("ch", "sh", "s", "x")) else "s")
+
+
 class Progress:
     """A context manager that reports on stderr: pieces done and in all, pace, time left, and the last numbers of
     `note`.
@@ -31,7 +40,7 @@ class Progress:
         self._next_line = self._start + _SECONDS_TO_FIRST_LINE
         self._has_printed = False
         is_bar = is_shown and sys.stderr.isatty()
-        self._bar = tqdm(desc=name, total=total, initial=done, unit=f" {unit}s") if is_bar else None
+        self._bar = tqdm(desc=name, total=total, initial=done, unit=f" {_plural(unit)}") if is_bar else None
 
     def __enter__(self) -> Self:
         return self
@@ -58,20 +67,22 @@ class Progress:
             self._bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
 
     def _pace(self, seconds: float) -> str:
-        count = self._done - self._before
-        is_fast = count >= seconds
-        pace = f"{count / seconds:.1f} {self._unit}s/s" if is_fast else f"{seconds / count:.1f} s per {self._unit}"
+        done = self._done - self._before
+        is_fast = done >= seconds
+        units = _plural(self._unit)
+        pace = f"{done / seconds:.1f} {units}/s" if is_fast else f"{seconds / done:.1f} s per {self._unit}"
         if self._total is None:
             return pace
-        return f"{pace}, {duration((self._total - self._done) * seconds / count)} left"
+        return f"{pace}, {duration((self._total - self._done) * seconds / done)} left"
 
     def _print(self, pace: str) -> None:
         self._has_printed = True
         if not self._is_shown:
             return
-        counted = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        of_all = "" if self._total is None else f"/{self._total}"
+        noun = self._unit if (self._total or self._done) == 1 else _plural(self._unit)
         notes = [f"{name} {number:.4g}" for name, number in self._notes.items()]
-        line = ", ".join([f"{self._name}: {counted} {self._unit}s", pace, *notes])
+        line = ", ".join([f"{self._name}: {self._done}{of_all} {noun}", pace, *notes])
         print(line, file=sys.stderr, flush=True)
 
 

@@ -3,17 +3,21 @@
 They lie in a folder, or elsewhere if `root` is a manifest (`ldm.corpora.remote`).
 """
 
+import fnmatch
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
 from ldm.corpora import remote
-from ldm.corpora.pairs import Rejected
+from ldm.corpora.pairs import Litter, Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,29 @@ class Files:
                 sha256 = error.detail
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + sha256.encode() + b"\0")
         return digest.hexdigest()
+
+
+def is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path is hidden, or a part of it has one of the names that the params ignore. Synology's @eaDir, of
+    thumbnails, counts as hidden."""
+    ignored = _ignored(tuple(patterns))
+    return any(ignored.match(part) for part in name.lower().split("/"))
+
+
+@cache
+def _ignored(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join([r"\.(?!\.?$)", "@eadir$", *(fnmatch.translate(each.lower()) for each in patterns)]))
+
+
+def litter(names: Iterable[str]) -> Litter:
+    """Files that hold no sample, the most frequent suffix first."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in names)
+    return Litter({in_utf8(suffix): count for suffix, count in counts.most_common()})
+
+
+def in_utf8(text: str) -> str:
+    """A name whose bytes that are not UTF-8 are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _walked(root: Path) -> Iterator[File]:

@@ -5,22 +5,22 @@ may be in any case, and names in any Unicode form: macOS writes an accented lett
 What is neither an image nor its text is no sample: caches, thumbnails, copies of editors, hidden files.
 """
 
+import hashlib
+import json
 import os
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache, partial
-from hashlib import sha256
 from typing import Any
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
+from ldm.core.progress import count
 from ldm.corpora import captions, metadata, pixels
-from ldm.corpora.files import File, Files
-from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, Unit, key_of
+from ldm.corpora.files import File, Files, in_utf8, is_ignored, litter
+from ldm.corpora.pairs import ByContent, Litter, Pair, Rejected, Rejection, Unit, key_of
 from ldm.corpora.slices import slices
 from ldm.corpora.user_params import FolderParams
 
@@ -57,12 +57,15 @@ class _Sample:
     @property
     def left_over(self) -> list[File]:
         """Files of its name that neither are a sample nor say anything of one."""
-        files = self.others if self.counts else [*self.files, *self.others]
+        if self.counts:
+            # Beside a text without an image they are named in its rejection.
+            return list(self.others) if self.images else []
+        files = [*self.files, *self.others]
         return [file for file in files if os.path.basename(file.name).lower() not in metadata.NAMES]
 
 
 def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
-    """All samples, ordered by name, in slices. Texts are not read if the corpus is not captioned.
+    """All samples, ordered by name, in slices, and what is none. Texts are not read if the corpus is not captioned.
 
     Reasons of rejections, besides those of pixels and captions: MISSING_IMAGE (a text or a row of metadata without an
     image), UNKNOWN_FILE (a text beside a file of a kind that is no image), TWO_IMAGES (of one name), BAD_METADATA.
@@ -71,10 +74,10 @@ def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool =
         ConfigError: there is no sample in the folder, or a folder in it is a link.
         IntegrityError: a metadata file is damaged.
     """
-    found = [file for file in files.list() if not _is_ignored(file.name, params.ignore)]
+    found = [file for file in files.list() if not is_ignored(file.name, params.ignore)]
     rows = metadata.read(files, [file.name for file in found] if is_captioned else [])
     samples = _samples(found, params, rows)
-    others = [file for sample in samples for file in sample.left_over]
+    others = litter(file.name for sample in samples for file in sample.left_over)
     items = sorted([*(sample for sample in samples if sample.counts), *_without_image(rows, samples)], key=_name)
     if not items:
         kinds = _kinds(others) or "no file to read"
@@ -83,11 +86,19 @@ def units(params: FolderParams, size_px: int, files: Files, is_captioned: bool =
             or "put images there, called NAME.jpg and the like, or name another folder"
         )
         raise ConfigError(f"prepare.corpus.directory: {files.root}", kinds, "a folder of images", fix)
-    if others:
-        print(f"note: {len(others)} files in {files.root} hold no sample: {_kinds(others)}", file=sys.stderr)
     make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
     found_units = [Unit(_name(part[0]), _sha256(part, files), partial(make, part)) for part in slices(items, _name)]
-    return [replace(found_units[0], without_sample=_suffixes(others)), *found_units[1:]]
+    return [*found_units, *_without_sample(others, files)]
+
+
+def _without_sample(others: Litter, files: Files) -> list[Unit]:
+    """A unit of its own: a cache that is added changes no other."""
+    if not others.counts:
+        return []
+    num_files = sum(others.counts.values())
+    print(f"note: {count(num_files, 'file')} in {files.root} without a sample: {_kinds(others)}", file=sys.stderr)
+    sha256 = hashlib.sha256(json.dumps(others.counts).encode()).hexdigest()
+    return [Unit("files without a sample", sha256, partial(list, [others]))]
 
 
 def _items(
@@ -104,7 +115,7 @@ def _item(sample: _Sample, params: FolderParams, size_px: int, files: Files, is_
         image = _image(sample)
         texts = _captions(image, sample, params, files) if is_captioned else [""]
     except Rejected as error:
-        return Rejection(key, error.reason, _printable(error.detail), source)
+        return Rejection(key, error.reason, in_utf8(error.detail), source)
     return Pair(
         key=key,
         image=partial(pixels.read, files, image.name, 0, image.size, params.pixels, size_px),
@@ -209,19 +220,8 @@ def _without_image(rows: metadata.Metadata, samples: Iterable[_Sample]) -> list[
     return [*missing, *rows.rejections]
 
 
-def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
-    parts = name.lower().split("/")
-    is_hidden = any(part.startswith(".") or part == "@eadir" for part in parts)
-    return is_hidden or any(any(fnmatchcase(part, each.lower()) for each in patterns) for part in parts)
-
-
-def _kinds(files: Sequence[File]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in _suffixes(files).items())
-
-
-def _suffixes(files: Sequence[File]) -> dict[str, int]:
-    counts = Counter(_printable(_suffix(file.name)) or "without suffix" for file in files)
-    return dict(counts.most_common())
+def _kinds(others: Litter) -> str:
+    return ", ".join(f"{number} {suffix}" for suffix, number in others.counts.items())
 
 
 def _suffix(name: str) -> str:
@@ -232,16 +232,16 @@ def _suffix(name: str) -> str:
 
 
 def _sha256(samples: Sequence[_Sample | Rejection], files: Files) -> str:
-    digest = sha256()
+    digest = hashlib.sha256()
     for sample in samples:
         if isinstance(sample, Rejection):
             digest.update(f"{sample}\n".encode("utf-8", "surrogateescape"))
             continue
         for file in sample.files:
             digest.update(f"{file.name}\0{_content(file, files)}\n".encode("utf-8", "surrogateescape"))
-        digest.update(
-            f"{[file.name for file in sample.others]} {sample.row} {sample.near}\n".encode("utf-8", "backslashreplace")
-        )
+        # Other files are only named where there is no image.
+        others = [] if sample.images else [file.name for file in sample.others]
+        digest.update(f"{others} {sample.row} {sample.near}\n".encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -257,8 +257,4 @@ def _name(item: _Sample | Rejection) -> str:
 
 
 def _source(name: str) -> dict[str, Any]:
-    return {"corpus": "folder", "file": _printable(name)}
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    return {"corpus": "folder", "file": in_utf8(name)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ldm.corpora import pixels
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import Pair, Rejection, Unit
+from ldm.corpora.pairs import Item, Pair, Unit
 from ldm.corpora.params import (
     DigitsParams,
     MixtureParams,
@@ -36,14 +36,14 @@ def units(params: PrepareParams, source: Path) -> list[Unit]:
     return found if is_captioned else [replace(unit, items=partial(_without_captions, unit.items)) for unit in found]
 
 
-def pairs(params: PrepareParams, source: Path) -> Iterator[Pair | Rejection]:
+def pairs(params: PrepareParams, source: Path) -> Iterator[Item]:
     """Every sample of the configured corpus, in a fixed order. Raises as `units` does."""
     return chain.from_iterable(unit.items() for unit in units(params, source))
 
 
-def _without_captions(items: Callable[[], Iterable[Pair | Rejection]]) -> Iterator[Pair | Rejection]:
+def _without_captions(items: Callable[[], Iterable[Item]]) -> Iterator[Item]:
     for item in items():
-        yield item if isinstance(item, Rejection) else replace(item, captions=[""], claims=[None])
+        yield replace(item, captions=[""], claims=[None]) if isinstance(item, Pair) else item
 
 
 def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit]:
@@ -97,7 +97,7 @@ def _units(params: PrepareParams, source: Path, is_captioned: bool) -> list[Unit
             ]
 
 
-def _whole(params: PrepareParams, items: Callable[[], Iterable[Pair | Rejection]], files: Files | None = None) -> Unit:
+def _whole(params: PrepareParams, items: Callable[[], Iterable[Item]], files: Files | None = None) -> Unit:
     """A corpus in one piece, made from its params and, if it has some, its files."""
     facts = [params.corpus.model_dump(mode="json"), files and files.sha256_of(file.name for file in files.list())]
     return Unit(params.corpus.kind, hashlib.sha256(json.dumps(facts).encode()).hexdigest(), items)

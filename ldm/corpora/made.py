@@ -14,7 +14,7 @@ from ldm.core.params import Size
 from ldm.core.shards import Split
 from ldm.corpora import likeness
 from ldm.corpora.likeness import Likeness
-from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection, size_notes
+from ldm.corpora.pairs import ByContent, Item, Litter, Pair, Picture, Rejected, Rejection, size_notes
 from ldm.corpora.workers import Lost
 
 
@@ -50,12 +50,12 @@ class Sample:
         return {"json": to_json({"captions": self.captions, "claims": self.claims, "source": self.source})}
 
 
-Made = Sample | Rejection
+Made = Sample | Rejection | Litter
 
 
-def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
+def make(item: Item, sizes_px: Sequence[Size]) -> Made:
     """Draw or clean the image of a pair, which has one of the sizes, and encode it."""
-    if isinstance(item, Rejection):
+    if not isinstance(item, Pair):
         return item
     try:
         image = item.image() if callable(item.image) else item.image
@@ -82,8 +82,10 @@ def make(item: Pair | Rejection, sizes_px: Sequence[Size]) -> Made:
     )
 
 
-def lost(item: Pair | Rejection, loss: Lost) -> Made:
+def lost(item: Item, loss: Lost) -> Made:
     """The rejection of a pair whose worker died or was too slow."""
+    if isinstance(item, Litter):
+        return item
     return Rejection(item.key, loss.reason, loss.detail, item.source)
 
 
@@ -97,8 +99,8 @@ def unpacked(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Iterat
     """The items again, one after the other: images are read when their turn comes."""
     data, start = tensors["images"].numpy(), 0
     for record in values["items"]:
-        if "reason" in record:
-            yield Rejection(**record)
+        if "image" not in record:
+            yield Rejection(**record) if "reason" in record else Litter(**record)
             continue
         image: dict[str, bytes] = {}
         for part, size in record["image"].items():
@@ -110,7 +112,7 @@ def unpacked(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Iterat
 
 
 def _record(item: Made) -> dict[str, Any]:
-    if isinstance(item, Rejection):
+    if not isinstance(item, Sample):
         return asdict(item)
     return asdict(item) | {"image": {part: len(data) for part, data in item.image.items()}}
 

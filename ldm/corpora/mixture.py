@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm.corpora import spelling
-from ldm.corpora.pairs import REPEAT, Pair, Picture, Rejection, Unit, key_of, size_notes
+from ldm.corpora.pairs import REPEAT, Item, Litter, Picture, Rejection, Unit, key_of, size_notes
 from ldm.corpora.params import PartParams
 
 
@@ -18,11 +18,14 @@ def unit(name: str, part: PartParams, of_corpus: Unit) -> Unit:
     """A unit of the corpus of a part, as a unit of the mixture. name: of the part."""
     facts = [name, part.repeats, part.caption, of_corpus.sha256]
     sha256 = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return Unit(f"{name}: {of_corpus.name}", sha256, partial(_items, name, part, of_corpus), of_corpus.without_sample)
+    return Unit(f"{name}: {of_corpus.name}", sha256, partial(_items, name, part, of_corpus))
 
 
-def _items(name: str, part: PartParams, of_corpus: Unit) -> Iterator[Pair | Rejection]:
+def _items(name: str, part: PartParams, of_corpus: Unit) -> Iterator[Item]:
     for item in of_corpus.items():
+        if isinstance(item, Litter):
+            yield item
+            continue
         if isinstance(item, Rejection):
             yield replace(item, key=key_of(f"{name}-{item.key}"))
             continue

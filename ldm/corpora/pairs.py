@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,18 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Litter:
+    """Files of the corpus that hold no sample, such as caches and films."""
+
+    counts: Mapping[str, int]
+    """How many there are, by suffix with its dot in lower case, or "without suffix"."""
+
+
+Item = Pair | Rejection | Litter
+"""What a corpus is made of."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """A part of a corpus that is prepared and kept on its own, such as a tar or a slice of a folder."""
 
@@ -91,10 +103,8 @@ class Unit:
     otherwise be nearly empty."""
     sha256: str
     """Of all that its samples are made from: equal hashes and equal params give equal samples."""
-    items: Callable[[], "Iterable[Pair | Rejection]"]
-    """Every sample of it, in a fixed order; picklable."""
-    without_sample: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Files that were looked at and hold no sample, by suffix."""
+    items: Callable[[], Iterable[Item]]
+    """All of it, in a fixed order; picklable."""
 
 
 def split_of(key: str, val_fraction: float, seed: int, held_out_fraction: float = 0.0) -> Split:

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.corpora.files import File, Files
+from ldm.corpora.files import File, Files, is_ignored
 from ldm.corpora.pairs import Pair, Rejected, Rejection, Unit
 from ldm.corpora.rows import Table
 from ldm.corpora.user_params import ParquetParams
@@ -33,7 +33,9 @@ def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool 
         ConfigError: there is no parquet file in the folder, or one has no column of images.
         IntegrityError: files are damaged or cut short; names all of them.
     """
-    found = [file for file in files.list() if file.name.lower().endswith(_SUFFIX) and not _is_hidden(file.name)]
+    listed = files.list()
+    tables = (file for file in listed if file.name.lower().endswith(_SUFFIX))
+    found = [file for file in tables if not is_ignored(file.name, params.ignore)]
     if not found:
         where = f"prepare.corpus.directory: {files.root}"
         fix = workspace.left_behind(files.root) or "put parquet files there, or name another folder"
@@ -43,7 +45,7 @@ def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool 
     found.sort(key=lambda file: f"{_stem(file)}/")
     make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
     # Rows may name images that lie beside.
-    beside = [file.name for file in files.list() if file not in found]
+    beside = [file.name for file in listed if file not in found]
     return [Unit(file.name, files.sha256_of([file.name, *beside]), partial(make, file)) for file in found]
 
 
@@ -115,10 +117,6 @@ class _Reader(io.RawIOBase):
 
 def _stem(file: File) -> str:
     return file.name[: -len(_SUFFIX)]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _line(error: Exception) -> str:

@@ -149,7 +149,7 @@ def _png(data: bytes, params: PixelParams) -> Picture:
         return _finished(image, png.profile, notes, params, Image.fromarray(opaque.astype(np.uint8) * 255))
 
 
-def _values(image: PngImageFile, png: containers.Png) -> UInt16[np.ndarray, "h w c"]:
+def _values(image: Image.Image, png: containers.Png) -> UInt16[np.ndarray, "h w c"]:
     """Values of a PNG as they stand in it: Pillow scales 2 and 4 bits to 8, and takes the high byte of 16."""
     values = np.asarray(image if image.mode == "I;16" else image.convert("L" if png.colour == 0 else "RGB"))
     values = np.atleast_3d(values).astype(np.uint16)

@@ -5,7 +5,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -17,14 +17,14 @@ from ldm.core.progress import each
 from ldm.core.shards import SPLITS, Split, Writer
 from ldm.corpora import made
 from ldm.corpora.made import Made, Sample
-from ldm.corpora.pairs import Pair, Rejection
+from ldm.corpora.pairs import Item, Rejection
 from ldm.corpora.params import PrepareParams
 from ldm.corpora.report import Report
 from ldm.corpora.workers import ordered_map
 
 
 def prepare(
-    items: Iterable[Pair | Rejection],
+    items: Iterable[Item],
     image_shards: Path,
     caption_shards: Path,
     results: Path,
@@ -36,7 +36,7 @@ def prepare(
 
 
 def make(
-    items: Iterable[Pair | Rejection],
+    items: Iterable[Item],
     params: PrepareParams,
     num_workers: int,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -53,14 +53,12 @@ def write(
     caption_shards: Path,
     results: Path,
     params: PrepareParams,
-    without_sample: Mapping[str, int] | None = None,
 ) -> Report:
     """Write shards of all splits, `rejected.jsonl`, `report.json`, its tables as CSVs, and `examples.png`.
 
-    Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY. without_sample: files of the
-    corpus that hold no sample, by suffix, for the report.
+    Of samples with equal keys the first is kept; the others are rejected as DUPLICATE_KEY.
     """
-    report, examples = Report(without_sample=dict(without_sample or {})), _Examples(params.num_examples)
+    report, examples = Report(), _Examples(params.num_examples)
     with ExitStack() as stack:
         writers: dict[Split, tuple[Writer, Writer]] = {
             split: (
@@ -73,12 +71,13 @@ def write(
         for item in each(map(report.add, items), "prepare", "sample", None):
             if isinstance(item, Rejection):
                 rejected.write(made.to_json(asdict(item)).decode() + "\n")
+            if not isinstance(item, Sample):
                 continue
             pictures, texts = writers[item.split]
             pictures.write(item.key, item.image_parts, item.group, item.size_px)
             texts.write(item.key, item.caption_parts, item.group, item.size_px)
             examples.add(item)
-    report.compare_splits()
+    report.compare()
     (results / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     for name, (columns, rows) in report.tables().items():
         with (results / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:

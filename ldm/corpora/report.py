@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import numpy as np
 from ldm.core.errors import RejectedError
 from ldm.core.shards import SPLITS, Split
 from ldm.corpora import likeness
-from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Made, Sample
-from ldm.corpora.pairs import ASPECT, REPEAT, SIDE, Rejection
+from ldm.corpora.pairs import ASPECT, REPEAT, SIDE, Litter, Rejection
 
 _FEW = 1 << 20
-_NUM_COMPARED, _NUM_PAIRS = 1 << 16, 1000
+_NUM_PAIRS = 1000
 MOST_BITS = 4
 """Of 64 in which the perceptual hashes of two pictures differ that look the same: what saving one again changes."""
 _PLACES = ("file", "tar", "table")
@@ -64,21 +63,23 @@ class SplitReport:
     captions: Distinct = field(default_factory=Distinct)
     """A CLIP trained on them can tell only distinct ones apart."""
     looks: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Perceptual hashes of the samples whose split depends on them."""
+    """Perceptual hashes of different pictures whose split depends on what they show."""
     keys: bytearray = field(default_factory=bytearray)
     """Their keys, a line each: a list of strings would take three times as much."""
 
     def add(self, sample: Sample) -> None:
         """Count one sample."""
         self.num_samples += 1
-        if sample.likeness is not None:
-            self.looks.append(int(sample.likeness.looks, 16))
-            self.keys += f"{sample.key}\n".encode()
         for caption in sample.captions:
             self.num_captions += 1
             self.captions.add(caption)
             self.caption_words[len(caption.split())] += 1
             self.longest_caption = max(self.longest_caption, caption, key=lambda text: len(text.split()))
+
+    def add_look(self, key: str, looks: str) -> None:
+        """Keep the hash of a picture for comparisons."""
+        self.looks.append(int(looks, 16))
+        self.keys += f"{key}\n".encode()
 
     def keys_at(self, places: Iterable[int]) -> list[str]:
         """Keys by their places among `looks`."""
@@ -100,16 +101,15 @@ class Report:
     splits: dict[Split, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
     keys: Distinct = field(default_factory=Distinct)
     """Of accepted samples."""
-    looks: Distinct = field(default_factory=Distinct)
     pixels: Distinct = field(default_factory=Distinct)
-    first_alike: dict[str, str] = field(default_factory=dict[str, str])
-    """Of the first `_NUM_COMPARED` looks: the key of the first sample, to name pairs of near-duplicates."""
-    alike: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    """Keys of near-duplicates, `_NUM_PAIRS` pairs at most."""
     num_compared: int = 0
-    """Samples whose split depends on what they show, without repeats of a mixture; `looks` and `pixels` hold their
-    hashes."""
-    without_sample: dict[str, int] = field(default_factory=dict[str, int])
+    """Samples whose split depends on what they show, without repeats of a mixture; `pixels` holds their hashes."""
+    alike: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
+    """Keys of samples of one split that look alike, and the bits in which their hashes differ: `_NUM_PAIRS` at most,
+    the nearest earlier one beside each."""
+    num_alike: int = 0
+    """How many samples look like an earlier one of their split, and are not equal to it."""
+    without_sample: Counter[str] = field(default_factory=Counter[str])
     """Files of the corpus that hold no sample, by suffix."""
     across: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     """Keys of training and validation samples that look alike, and the bits in which their hashes differ."""
@@ -124,30 +124,31 @@ class Report:
         if isinstance(item, Sample) and not self.keys.add(item.key):
             detail = f"an earlier sample has this key, or its split {item.split} has"
             item = Rejection(item.key, "DUPLICATE_KEY", detail, item.source)
-        if isinstance(item, Rejection):
+        if isinstance(item, Litter):
+            self.without_sample.update(item.counts)
+        elif isinstance(item, Rejection):
             self.num_rejected[item.reason] += 1
             self.first_rejected.setdefault(item.reason, _described(item))
         else:
-            seen = replace(item, likeness=None) if REPEAT in item.notes else item
-            self.splits[seen.split].add(seen)
-            self.pictures.update(seen.notes)
-            self._compare(seen.key, seen.likeness)
+            self.splits[item.split].add(item)
+            self.pictures.update(item.notes)
+            if item.likeness is not None and REPEAT not in item.notes:
+                self.num_compared += 1
+                if self.pixels.add(item.likeness.pixels):
+                    self.splits[item.split].add_look(item.key, item.likeness.looks)
         return item
 
-    def _compare(self, key: str, likeness: Likeness | None) -> None:
-        if likeness is None:
-            return
-        self.num_compared += 1
-        is_new_look, is_new = self.looks.add(likeness.looks), self.pixels.add(likeness.pixels)
-        if is_new_look and len(self.first_alike) < _NUM_COMPARED:
-            self.first_alike[likeness.looks] = key
-        elif is_new and likeness.looks in self.first_alike and len(self.alike) < _NUM_PAIRS:
-            self.alike.append((self.first_alike[likeness.looks], key))
-
-    def compare_splits(self) -> None:
-        """Find validation samples that look like one to train on: pictures that differ in a few bits of the perceptual
-        hash may be in different splits; those with equal ones never are. `across` lists the keys of both and the bits.
+    def compare(self) -> None:
+        """Find pictures that look alike: their perceptual hashes differ in `MOST_BITS` at most. Those with equal hashes
+        are in one split; others may be in training and validation, and `across` lists them.
         """
+        for split in self.splits.values():
+            places, bits = likeness.nearest_before(np.array(split.looks, np.uint64), MOST_BITS)
+            found = np.flatnonzero(places >= 0)
+            self.num_alike += len(found)
+            found = found[: _NUM_PAIRS - len(self.alike)]
+            pairs = split.keys_at(places[found].tolist()), split.keys_at(found.tolist()), bits[found].tolist()
+            self.alike += zip(*pairs, strict=True)
         train, val = self.splits["train"], self.splits["val"]
         looks, others = (np.array(split.looks, np.uint64) for split in (train, val))
         places, bits = likeness.nearest(looks, others, MOST_BITS)
@@ -181,9 +182,9 @@ class Report:
             "rejected": dict(sorted(self.num_rejected.items())),
             "pictures": {name: self.pictures[name] for name in sorted(self.pictures) if "=" not in name},
             "num_equal_pictures": self.num_compared - len(self.pixels),
-            "num_near_duplicates": len(self.pixels) - len(self.looks),
+            "num_near_duplicates": self.num_alike,
             "num_near_duplicates_across_splits": len(self.across),
-            "files_without_sample": self.without_sample,
+            "files_without_sample": dict(self.without_sample.most_common()),
             "splits": {name: _printable(split) for name, split in self.splits.items()},
         }
 
@@ -196,7 +197,7 @@ class Report:
             "aspects": (("longer_over_shorter", "pictures"), self._counted(ASPECT)),
             "caption_words": (("words", "captions"), sorted(words.items())),
             "rejected": (("reason", "samples"), self.num_rejected.most_common()),
-            "near_duplicates": (("first", "alike"), list(self.alike)),
+            "near_duplicates": (("first", "alike", "bits"), self.alike),
             "near_duplicates_across_splits": (("train", "val", "bits"), self.across),
         }
 

@@ -1,23 +1,22 @@
 """Members of a tar -> samples, by webdataset's rule: the key ends at the first dot of the name, the rest is a part.
 
-Not samples, nor parts of one: folders, hidden files such as the `._` twins that a Mac adds, `__MACOSX`, `@eaDir`,
-Thumbs.db, desktop.ini, README and LICENSE files, and what webdataset keeps for itself (`__NAME__`).
+Not read are folders, hidden files such as the `._` twins that a Mac adds, names that the params ignore, and what
+webdataset keeps for itself (`__NAME__`). A key with neither a picture nor a text is no sample.
 """
 
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from ldm.corpora import pixels
-from ldm.corpora.pairs import Rejected
+from ldm.corpora.files import is_ignored, litter
+from ldm.corpora.pairs import Litter, Rejected
 from ldm.corpora.tars import Member, Scan
 from ldm.corpora.user_params import WebdatasetParams
 
-_NO_SAMPLE = re.compile(
-    r"(.*/)?(\.(?!\.(/|$)).*|(__MACOSX|@eaDir)/.*|(README|LICENSE)[^/]*|(thumbs\.db|desktop\.ini))|__[^/]*__(/.*)?",
-    re.DOTALL | re.IGNORECASE,
-)
+_OF_WEBDATASET = re.compile(r"__[^/]*__(/|$)")
 _TEXTS = ("txt", "caption", "json")
 
 
@@ -33,13 +32,13 @@ class Sample:
     """Whether one of its members is; then none of it is used."""
 
 
-def samples(found: Scan, params: WebdatasetParams) -> dict[str, Sample]:
-    """All samples by their keys, in the order of these."""
+def samples(found: Scan, params: WebdatasetParams) -> tuple[dict[str, Sample], Litter]:
+    """All samples by their keys, in the order of these; and the files that hold none."""
     taken: dict[str, Sample] = defaultdict(Sample)
     by_name: dict[str, Member] = {}
     for member in found.members:
         name = _plain(member.name)
-        if member.kind != "folder" and not _NO_SAMPLE.fullmatch(name):
+        if member.kind != "folder" and not _is_left_out(name, params):
             key, part = _split(name, params)
             sample = taken[key]
             target = by_name.get(_plain(member.link)) if member.kind == "hard link" else member
@@ -49,13 +48,26 @@ def samples(found: Scan, params: WebdatasetParams) -> dict[str, Sample]:
             elif problem is not None:
                 sample.problems.append(problem)
     for offset, what, name in found.damages:
-        if name and not _NO_SAMPLE.fullmatch(_plain(name)):
+        if name and not _is_left_out(_plain(name), params):
             sample = taken[_split(_plain(name), params)[0]]
             sample.is_damaged = True
             sample.problems.append(Rejected("DAMAGED_MEMBER", f"{name!r} at byte {offset}: {what}"))
     for key in list(taken) if params.image_part is None else ():
         _name_dots(key, taken)
-    return dict(sorted(taken.items()))
+    named = [source[1:] for source in params.captions.sources if source.startswith(".")]
+    known = {*pixels.SUFFIXES, *_TEXTS, *named, params.image_part}
+    no_samples = [key for key, sample in taken.items() if not _counts(sample, known)]
+    others = litter(member.name for key in no_samples for member in taken.pop(key).parts.values())
+    return dict(sorted(taken.items())), others
+
+
+def _is_left_out(name: str, params: WebdatasetParams) -> bool:
+    return is_ignored(name, params.ignore) or _OF_WEBDATASET.match(name) is not None
+
+
+def _counts(sample: Sample, known: Set[str | None]) -> bool:
+    """Whether it is a sample: it has a picture or a text, whose suffixes are known, or what may have been one."""
+    return bool(sample.problems) or any({part, part.rpartition(".")[2]} & known for part in sample.parts)
 
 
 def picture(sample: Sample, params: WebdatasetParams) -> Member:
@@ -64,7 +76,7 @@ def picture(sample: Sample, params: WebdatasetParams) -> Member:
     pictures = [suffix for suffix in suffixes if suffix in sample.parts]
     if not pictures:
         wanted = f"no part {params.image_part}; " if params.image_part is not None else ""
-        raise Rejected("MISSING_IMAGE", f"{wanted}parts {', '.join(sample.parts)}")
+        raise Rejected("MISSING_IMAGE", f"{wanted}parts {', '.join(part or 'without suffix' for part in sample.parts)}")
     if len(pictures) > 1:
         raise Rejected("TWO_IMAGES", f"parts {', '.join(pictures)}; prepare.corpus.image_part says which one counts")
     return sample.parts[pictures[0]]
@@ -100,8 +112,6 @@ def _problem(name: str, part: str, member: Member, target: Member | None, sample
         )
     if target.kind != "file":
         return Rejected("BAD_TYPE", f"member {name!r} is a {target.kind}")
-    if not part:
-        return Rejected("BAD_NAME", f"member {name!r} has no suffix")
     if part in sample.parts:
         first = sample.parts[part].offset
         return Rejected(

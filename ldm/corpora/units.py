@@ -1,7 +1,6 @@
 """Units of a corpus, made once, shared by the processes of a launch, and kept in `runs/` until the shards are written
 and beyond: a stopped `prepare` goes on, and a tar that is added costs its own work only."""
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -13,8 +12,8 @@ from ldm.compute import fingerprint, ranks
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
 from ldm.corpora import made, preparation
-from ldm.corpora.made import Made
-from ldm.corpora.pairs import Rejection, Unit
+from ldm.corpora.made import Made, Sample
+from ldm.corpora.pairs import Unit
 from ldm.corpora.params import PrepareParams
 from ldm.precompute import work
 from ldm.precompute.work import Part
@@ -64,8 +63,9 @@ def make(
         assert len(share) == end - start, "units have hashes of their own"
         counts = [0, 0]
         for part in work.keep_parts(run, share, parts_of, "prepare", "unit", accelerator):
-            counts[0] += part.num_items
-            counts[1] += sum("reason" in item for item in part.values["items"])
+            rejected = sum("reason" in item for item in part.values["items"])
+            counts[0] += rejected + sum("image" in item for item in part.values["items"])
+            counts[1] += rejected
         everyone: list[list[int]] = ranks.gather(counts)
         num_seen += sum(seen for seen, _ in everyone)
         num_rejected += sum(rejected for _, rejected in everyone)
@@ -80,11 +80,6 @@ def read(units: Sequence[Unit], run: Run) -> Iterator[Made]:
     for unit in units:
         for part in work.whole(run, unit.sha256):
             yield from made.unpacked(part.tensors, part.values)
-
-
-def without_sample(units: Sequence[Unit]) -> dict[str, int]:
-    """Files that hold no sample, by suffix, over all units."""
-    return dict(sum((Counter(unit.without_sample) for unit in units), Counter[str]()))
 
 
 def retain(units: Sequence[Unit], run: Run) -> None:
@@ -110,7 +105,7 @@ def _parts(
     with closing(preparation.make(islice(unit.items(), start, None), params, num_workers, is_stopped)) as items:
         for item in items:
             waiting.append(item)
-            num_bytes += 0 if isinstance(item, Rejection) else sum(map(len, item.image.values()))
+            num_bytes += sum(map(len, item.image.values())) if isinstance(item, Sample) else 0
             if len(waiting) == _MOST_ITEMS or num_bytes >= _MOST_BYTES:
                 yield _part(waiting, is_last=False)
                 waiting, num_bytes = [], 0

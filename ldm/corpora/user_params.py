@@ -66,6 +66,10 @@ class FilesCorpus(UserCorpus):
 
     directory: Folder
     """The folder, relative to `paths.source` ("." = that folder itself); sub-folders are read too."""
+    ignore: list[Annotated[str, Field(min_length=1, pattern=r"^[^/]+$")]]
+    """Names of files and folders that hold no samples, in any case, with * and ? for any characters, such as `_masks`
+    or `*-masklabel.png`; in tars too. Hidden files, and those that are neither an image nor its text, are never
+    samples."""
 
 
 class FolderParams(FilesCorpus):
@@ -74,9 +78,6 @@ class FolderParams(FilesCorpus):
 
     kind: Literal["folder"]
     """Which corpus this is."""
-    ignore: list[Annotated[str, Field(min_length=1, pattern=r"^[^/]+$")]]
-    """Names of files and folders that hold no samples, in any case, with * and ? for any characters, such as `_masks`
-    or `*-masklabel.png`. Hidden files, and those that are neither an image nor its text, are never samples."""
 
 
 class WebdatasetParams(FilesCorpus):

@@ -1,8 +1,8 @@
 """A user's tars in the layout that img2dataset writes: KEY.jpg, KEY.txt and KEY.json side by side.
 
 Captions are where the params say, such as KEY.txt, or "caption" in KEY.json. Read are NAME.tar, and NAME.tar.gz or
-NAME.tgz, in any case. Other files, hidden ones, and other parts of a sample are not read. Nothing is extracted: members
-are read by offset, and their names become keys, never paths.
+NAME.tgz, in any case. Other files, hidden and ignored ones, and other parts of a sample are not read. Nothing is
+extracted: members are read by offset, and their names become keys, never paths.
 """
 
 import re
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.core.progress import each
+from ldm.core.progress import count, each
 from ldm.corpora import captions, pixels, tar_samples, unpacked
-from ldm.corpora.files import File, Files
-from ldm.corpora.pairs import ByContent, Pair, Picture, Rejected, Rejection, Unit, key_of
+from ldm.corpora.files import File, Files, is_ignored
+from ldm.corpora.pairs import ByContent, Item, Pair, Picture, Rejected, Rejection, Unit, key_of
 from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.tar_samples import Sample
 from ldm.corpora.tars import BLOCK, Contents, Member, Scan, printable
@@ -37,14 +37,14 @@ def units(params: WebdatasetParams, size_px: int, files: Files, is_captioned: bo
     captioned.
 
     Reasons of rejections, besides those of `ldm.corpora.pixels` and `captions`: MISSING_IMAGE, TWO_IMAGES, BAD_JSON;
-    DUPLICATE_MEMBER (the first one counts), BAD_NAME, BAD_TYPE (a link or device), UNSAFE_PATH, DOTTED_KEY; and
+    DUPLICATE_MEMBER (the first one counts), BAD_TYPE (a link or device), UNSAFE_PATH, DOTTED_KEY; and
     DAMAGED_MEMBER, DAMAGED_TAR.
 
     Raises:
         ConfigError: there is no tar, or there are two of one name.
         IntegrityError: tars are damaged, and the params refuse those.
     """
-    tars = _tars(files)
+    tars = _tars(files, params.ignore)
     if not tars:
         fix = workspace.left_behind(files.root) or "put img2dataset's tars there, or name another folder"
         raise ConfigError(_where(files), "no *.tar in it", "a folder of tars", fix)
@@ -85,12 +85,12 @@ def _where(files: Files) -> str:
     return f"prepare.corpus.directory: {files.root}"
 
 
-def _tars(files: Files) -> list[_Tar]:
-    """All tars that are not hidden. A folder with the name of a tar is listed as an empty one, to be named."""
+def _tars(files: Files, ignore: Sequence[str]) -> list[_Tar]:
+    """All tars that are not left out. A folder with the name of a tar is listed as an empty one, to be named."""
     found: dict[str, _Tar] = {}
     for file in files.list():
         match = _TAR.match(file.name)
-        if match is None or any(part.startswith(".") for part in file.name.split("/")):
+        if match is None or is_ignored(file.name, ignore):
             continue
         tar = _Tar(match[1], file if match.end() == len(file.name) else File(match[0], 0))
         other = found.setdefault(tar.stem, tar)
@@ -112,10 +112,10 @@ def _look_over(params: WebdatasetParams, files: Files, tars: Sequence[_Tar]) -> 
         elif found.doubts:
             doubtful.append(f"{printable(tar.file.name)} ({', '.join(found.doubts)})")
     if doubtful:
-        print(f"note: {len(doubtful)} of {len(tars)} tars {_DOUBTFUL}: {', '.join(doubtful)}", file=sys.stderr)
+        print(f"note: {len(doubtful)} of {count(len(tars), 'tar')} {_DOUBTFUL}: {', '.join(doubtful)}", file=sys.stderr)
     if damaged and params.damaged_tars == "refuse":
-        count = f"{len(damaged)} of {len(tars)} tars damaged"
-        raise IntegrityError(str(files.root), f"{count}: {', '.join(damaged)}", "whole tars", _FIX)
+        found = f"{len(damaged)} of {count(len(tars), 'tar')} damaged: {', '.join(damaged)}"
+        raise IntegrityError(str(files.root), found, "whole tars", _FIX)
 
 
 def _first(found: Scan) -> str:
@@ -123,10 +123,8 @@ def _first(found: Scan) -> str:
     return f"byte {first.offset}: {first.found}" + (f", and {more} more places" if more else "")
 
 
-def _items(
-    params: WebdatasetParams, size_px: int, files: Files, tar: _Tar, is_captioned: bool
-) -> Iterator[Pair | Rejection]:
-    """Every sample of a tar by key, after its damaged places of which no name is left."""
+def _items(params: WebdatasetParams, size_px: int, files: Files, tar: _Tar, is_captioned: bool) -> Iterator[Item]:
+    """Every sample of a tar by key, after its damaged places of which no name is left, and what is no sample."""
     contents, found = tar.look(files, is_deep=True)
     reader = _Reader(params, size_px, files, tar, contents, is_captioned)
     for damage in found.damages:
@@ -135,7 +133,10 @@ def _items(
                 f"@{damage.offset}", Rejected("DAMAGED_TAR", f"byte {damage.offset}: {damage.found}")
             )
     is_left_out = bool(found.damages) and params.damaged_tars != "salvage"
-    for key, sample in tar_samples.samples(found, params).items():
+    samples, others = tar_samples.samples(found, params)
+    if others.counts:
+        yield others
+    for key, sample in samples.items():
         if is_left_out:
             yield reader.rejection(key, Rejected("DAMAGED_TAR", f"the whole tar is left out; {_first(found)}"))
         else:

@@ -13,7 +13,7 @@ from ldm.core.errors import IntegrityError
 from ldm.core.shards import Shards
 from ldm.corpora import webdataset
 from ldm.corpora.files import Files
-from ldm.corpora.pairs import Pair, Picture, Rejected, Rejection
+from ldm.corpora.pairs import Item, Pair, Picture, Rejected, Rejection
 from tests import mutations
 from tests.corpora import WEBDATASET
 from tests.mutations import Original
@@ -78,13 +78,14 @@ def _problems(
     return problems
 
 
-def _made(items: list[Pair | Rejection]) -> tuple[dict[str, Pair], list[Rejection]]:
+def _made(items: list[Item]) -> tuple[dict[str, Pair], list[Rejection]]:
     """What `prepare` would take, by key, and what it would reject once it has decoded the pictures."""
     taken: dict[str, Pair] = {}
     rejected: list[Rejection] = []
     for item in items:
         if isinstance(item, Rejection):
             rejected.append(item)
+        if not isinstance(item, Pair):
             continue
         try:
             assert callable(item.image)

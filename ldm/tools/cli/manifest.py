@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
 
 
 def _manifest(options: argparse.Namespace) -> None:
+    from ldm.core.progress import count
     from ldm.corpora import remote
 
     path: Path = options.output or _path(options.url)
@@ -40,8 +41,8 @@ def _manifest(options: argparse.Namespace) -> None:
     if path.exists() and not options.overwrite:
         raise ConfigError(str(path), "it exists", "a new file", "name another one, or add --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = remote.write(options.url, path)
-    print(f"{count} files -> {path}; prepare.corpus.directory: {path.name}")
+    num_files = remote.write(options.url, path)
+    print(f"{count(num_files, 'file')} -> {path}; prepare.corpus.directory: {path.name}")
 
 
 def _path(url: str) -> Path:

@@ -32,11 +32,13 @@ differs from HEAD, and follow the passports from data to metrics; or read every 
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from ldm.core.progress import count
     from ldm.tools import verify
 
     report = verify.local() if options.remote is None else verify.remote(options.remote or None)
     if not report.problems:
-        print(f"OK: {report.num_objects} files, {report.num_bytes / 1e6:.1f} MB, every byte as {report.record}")
+        files = count(report.num_objects, "file")
+        print(f"OK: {files}, {report.num_bytes / 1e6:.1f} MB, every byte as {report.record}")
     for note in report.notes:
         print(note)
     if report.problems:

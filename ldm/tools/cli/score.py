@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.core.errors import ConfigError
+from ldm.core.progress import count
 from ldm.sampling import prompts
 from ldm.tools.cli import drawing, output
 from ldm.tools.cli import options as forms
@@ -66,7 +67,7 @@ def _score(options: argparse.Namespace) -> None:
     else:
         text = _csv(rows) if table.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
         png_folder.save(table, text.encode(), options.overwrite)
-        print(f"{table}: {len(rows)} images")
+        print(f"{table}: {count(len(rows), 'image')}")
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
