@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from ldm.corpora import workers
 from ldm.corpora.workers import Lost, ordered_map
 
 
@@ -38,6 +39,12 @@ def test_results_keep_their_order_and_few_items_are_held() -> None:
     assert list(_map(abs, [])) == [] == list(_map(abs, [], num_workers=0))
 
 
+@pytest.fixture
+def few_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost chunk is tried item by item, each in a fork of this process, which may be large."""
+    monkeypatch.setattr(workers, "_CHUNK", 16)
+
+
 def _dangerous(number: int) -> int:
     if number == 70:
         faulthandler.disable()  # its report would look like a failure
@@ -51,6 +58,7 @@ def _dangerous(number: int) -> int:
     return number
 
 
+@pytest.mark.usefixtures("few_in_a_process")
 def test_a_dead_or_slow_worker_costs_one_item() -> None:
     results = list(_map(_dangerous, range(300)))
     lost = {
@@ -62,16 +70,17 @@ def test_a_dead_or_slow_worker_costs_one_item() -> None:
     assert results == [(number, lost[number]) if number in lost else number for number in range(300)]
 
 
+@pytest.mark.usefixtures("few_in_a_process")
 def test_workers_that_others_kill_cost_nothing() -> None:
     """The system may kill any process when memory is short. Whatever a worker was doing, its items are tried again."""
     me, draw = psutil.Process(), random.Random(0)
     results: list[int] = []
-    for result in _map(_some_work, range(1500)):
+    for result in _map(_some_work, range(500)):
         results.append(len(result))
-        for child in me.children() if len(results) % 100 == 1 else []:
+        for child in me.children() if len(results) % 33 == 1 else []:
             if draw.random() < 0.5:
                 child.kill()
-    assert results == [100_000] * 1500
+    assert results == [100_000] * 500
 
 
 def _some_work(number: int) -> bytes:
