@@ -46,6 +46,7 @@ DOORS = {
         "ldm/compute/process.py",
         "ldm/compute/devices.py",
         "ldm/training/loop.py",
+        "ldm/training/trackers.py",
         "ldm/tools/launch.py",
         "stages/",
     ),
