@@ -152,8 +152,11 @@ def _default(key: str, name: str, model: type[Section]) -> list[str]:
         if found:
             is_default = file.path.stem in ("default", "paths")
             where = "**Default:** " if is_default else f"**Example:** `recipes/{file.path.name}` has "
-            value = found[0].get("kind") if isinstance(found[0], dict) else found[0]
-            return [f"{where}`{json.dumps(value, ensure_ascii=False)}`"] if value == found[0] or value else []
+            value = found[0]
+            if isinstance(value, dict) and _sections(model.model_fields[name].annotation):
+                value = value.get("kind")  # its keys have places of their own
+            shown = [f"{where}`{json.dumps(value, ensure_ascii=False)}`"]
+            return shown if value is not None or found[0] is None else []
     return []
 
 
