@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help repository setup demo try recipe gallery seeds studies test deps lock reliability clean
+.PHONY: help repository setup demo try recipe gallery seeds studies test site deps lock reliability clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -54,6 +54,9 @@ test: $(INSTALLED) ## run all checks that a commit must pass
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+site: $(INSTALLED) ## build the pages of docs/ as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 reliability: $(INSTALLED) ## try every promise in full (over an hour); counts go to docs/reliability.md
 	$(PYTHON) -m tests.reliability

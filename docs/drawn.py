@@ -45,16 +45,17 @@ def formula(tex: str) -> str:
     size = f'width="{(right - left) * _EM:.3f}em" height="{(high - low) * _EM:.3f}em"'
     box = f'viewBox="{left:.2f} {-high:.2f} {right - left:.2f} {high - low:.2f}"'
     label = f'role="img" aria-label="{html.escape(tex, quote=True)}"'
-    return f'<svg class="formula" {size} {box} style="vertical-align:{low * _EM:.3f}em" {label}><path d="{_d(outline)}"/></svg>'
+    style = f'style="vertical-align:{low * _EM:.3f}em"'
+    return f'<svg class="formula" {size} {box} {style} {label}><path d="{_d(outline)}"/></svg>'
 
 
 def _d(outline: Outline) -> str:
     """A path of matplotlib as one of SVG, whose y points down."""
-    return "".join(
-        _COMMANDS[code]
-        + (" ".join(f"{x:.2f} {-y:.2f}" for x, y in points.reshape(-1, 2)) if code != Outline.CLOSEPOLY else "")
-        for points, code in outline.iter_segments(simplify=False)
-    )
+    parts = list[str]()
+    for points, code in outline.iter_segments(simplify=False):
+        places = points.reshape(-1, 2) if code != Outline.CLOSEPOLY else []
+        parts.append(_COMMANDS[code] + " ".join(f"{x:.2f} {-y:.2f}" for x, y in places))
+    return "".join(parts)
 
 
 def graphs(page: str) -> str:
@@ -87,7 +88,7 @@ def graph(text: str) -> str:
 
 
 def _laid_out(core: Any) -> tuple[Any, Any]:
-    """The corners of a connected graph, and the graph, whose vertices and edges have places now (Sugiyama et al. 1981)."""
+    """The corners of a connected graph, and the graph, whose parts have places now (Sugiyama et al. 1981)."""
     for edge in core.E():
         edge.view = _Line()
     layout = SugiyamaLayout(core)
@@ -112,16 +113,14 @@ class _Line:
 
 def _drawn(core: Any, titles: dict[str, str]) -> str:
     """Lines and boxes of a graph that is laid out."""
-    half = _BOX_PX / 2
-    parts = list[str]()
+    half, parts = _BOX_PX / 2, list[str]()
     for edge in core.E():
         (x, y), *bends, (end_x, end_y) = edge.view.points
         points = [(x, y + half), *bends, (end_x, end_y - half - 5)]
         parts.append(f'<polyline points="{" ".join(f"{x:.0f},{y:.0f}" for x, y in points)}"/>')
     for vertex in core.V():
         (x, y), width = vertex.view.xy, vertex.view.w
-        parts.append(
-            f'<rect x="{x - width / 2:.0f}" y="{y - half:.0f}" width="{width:.0f}" height="{_BOX_PX}" rx="5"/>'
-        )
+        box = f'x="{x - width / 2:.0f}" y="{y - half:.0f}" width="{width:.0f}" height="{_BOX_PX}"'
+        parts.append(f'<rect {box} rx="5"/>')
         parts.append(f'<text x="{x:.0f}" y="{y + 5:.0f}">{html.escape(titles[vertex.data])}</text>')
     return "".join(parts)

@@ -9,7 +9,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
-import nbformat
 from mkdocs.structure.files import File, Files
 
 from docs import drawn, reference

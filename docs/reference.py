@@ -4,7 +4,6 @@ import argparse
 import ast
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -64,38 +63,26 @@ def overview() -> str:
     """What the sections are, and what each reruns."""
     rows = [f"| [`{name}`]({name}.md) | {_about(name)} | {_reruns(name)} |" for name in PAGES]
     about = (
-        "Every value that runs is in `params.yaml`, a copy of `recipes/default.yaml` until you change it; where artefacts are is in "
-        "`paths.yaml`. Each key is described here, from the class that reads it: its meaning, what it may be, and its value in the "
-        "default. `ldm check` refuses everything else."
+        "Every value that runs is in `params.yaml`, a copy of `recipes/default.yaml` until you change it; where "
+        "artefacts are is in `paths.yaml`. Each key is described here, from the class that reads it: its meaning, what "
+        "it may be, and its value in the default. `ldm check` refuses everything else."
     )
-    return "\n".join(
-        [
-            "# Every key of the params",
-            "",
-            about,
-            "",
-            "| section | what | a change reruns |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    table = "\n".join(["| section | what | a change reruns |", "| --- | --- | --- |", *rows])
+    return f"# Every key of the params\n\n{about}\n\n{table}\n"
 
 
 def params_page(name: str, model: type[Section]) -> str:
     """A section with every key of it and of all kinds in it."""
-    lines = [f"# Section `{name}`", f"{_about(name)}.".replace("..", "."), f"**A change reruns:** {_reruns(name)}."]
+    lines = [f"# Section `{name}`", f"{_about(name).rstrip('.')}.", f"**A change reruns:** {_reruns(name)}."]
     seen: dict[type[Section], str] = {}
     for key, part in _mappings(name, model):
+        if part is not model:
+            lines.append(f"## `{key}` {{ #{_anchor(key, part)} }}")
         if part in seen:
-            lines += [
-                f"## `{key}` {{ #{_anchor(key, part)} }}",
-                f"The same keys as [`{seen[part]}`](#{_anchor(seen[part], part)}).",
-            ]
+            lines.append(f"The same keys as [`{seen[part]}`](#{_anchor(seen[part], part)}).")
             continue
         seen[part] = key
-        if part is not model:
-            lines += [f"## `{key}` {{ #{_anchor(key, part)} }}", _text(part)]
+        lines += [_text(part)] if part is not model else []
         if kind := _kind(part):
             lines.append(f"`kind: {kind}`{{ #{key}.kind }} in `{key.removesuffix(f'.{kind}')}`")
         lines += [line for field in part.model_fields if field != "kind" for line in _entry(key, part, field)]
@@ -110,12 +97,8 @@ def _mappings(key: str, model: type[Section]) -> Iterator[tuple[str, type[Sectio
         yield key, model
         if model not in entered:
             entered.add(model)
-            inner = [
-                (_below(key, name, part), part)
-                for name, field in model.model_fields.items()
-                for part in _sections(field.annotation)
-            ]
-            todo = [*inner, *todo]
+            fields = {name: _sections(field.annotation) for name, field in model.model_fields.items()}
+            todo = [*((_below(key, name, part), part) for name, parts in fields.items() for part in parts), *todo]
 
 
 def _below(key: str, name: str, model: type[Section]) -> str:
@@ -169,8 +152,11 @@ def _default(key: str, name: str, model: type[Section]) -> list[str]:
         if found:
             is_default = file.path.stem in ("default", "paths")
             where = "**Default:** " if is_default else f"**Example:** `recipes/{file.path.name}` has "
-            value = found[0].get("kind") if isinstance(found[0], dict) else found[0]
-            return [f"{where}`{json.dumps(value, ensure_ascii=False)}`"] if value == found[0] or value else []
+            value = found[0]
+            if isinstance(value, dict) and _sections(model.model_fields[name].annotation):
+                value = value.get("kind")  # its keys have places of their own
+            shown = [f"{where}`{json.dumps(value, ensure_ascii=False)}`"]
+            return shown if value is not None or found[0] is None else []
     return []
 
 
@@ -182,7 +168,7 @@ def _files() -> list[config.Document]:
 
 
 def _values(data: Any, path: list[str], model: type[Section], name: str) -> Iterator[Any]:
-    """Values of a key in a params file. path: as `_below` makes it; a part may name a kind, which the mapping must be."""
+    """Values of a key in a params file. path: as `_below` makes it; a part may name the kind of a mapping."""
     if isinstance(data, list):
         for entry in data:
             yield from _values(entry, path, model, name)
@@ -234,39 +220,32 @@ def _names(entries: Iterable[str | Mapping[str, Any]]) -> list[str]:
 
 def commands_page() -> str:
     """Every command of `ldm` with every option, from its parser."""
-    parser = getattr(cli, "parser", None) or cli._parser
-    parser = parser()
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
     helps = {action.dest: action.help for action in commands._choices_actions}
     parts = ["# Every command", "`ldm VERB --help` prints the same in the terminal."]
-    parts += [
-        line for name, command in commands.choices.items() for line in _command(name, command, helps.get(name) or "")
-    ]
+    for name, command in commands.choices.items():
+        parts += _command(name, command, helps.get(name) or "")
     return "\n\n".join(parts) + "\n"
 
 
 def _command(name: str, parser: argparse.ArgumentParser, about: str) -> list[str]:
     """A command: what it does, how it is called, what its options mean."""
     usage = parser.format_usage().removeprefix("usage: ").strip()
-    parts = [f"## `ldm {name}` {{ #{name} }}", _prose(parser.description or about), f"```\n{usage}\n```"]
-    actions = [
-        action
-        for action in parser._actions
-        if action.help != argparse.SUPPRESS and "--help" not in action.option_strings
+    actions = [action for action in parser._actions if "--help" not in action.option_strings]
+    return [
+        f"## `ldm {name}` {{ #{name} }}",
+        _prose(parser.description or about),
+        f"```text\n{usage}\n```",
+        "\n".join(_option(parser, action) for action in actions),
+        *([f"```text\n{parser.epilog.strip()}\n```"] if parser.epilog else []),
     ]
-    parts.append("\n".join(_option(parser, action) for action in actions))
-    return [*parts, *([f"```\n{parser.epilog.strip()}\n```"] if parser.epilog else [])]
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """An option or an argument, as a line of a list."""
-    metavar = (
-        action.metavar
-        if isinstance(action.metavar, str)
-        else " ".join(map(str, action.choices or [])) and "{" + ",".join(map(str, action.choices or [])) + "}"
-    )
-    takes = "" if action.nargs == 0 else f" {metavar or action.dest.upper()}"
-    shown = f"{', '.join(action.option_strings)}{takes}" if action.option_strings else (metavar or action.dest)
+    choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
+    value = action.metavar if isinstance(action.metavar, str) else choices
+    shown = f"{', '.join(action.option_strings)} {value if action.nargs != 0 else ''}".strip()
     text = parser._get_formatter()._expand_help(action) if action.help else ""
     return f"- `{shown}`: {_prose(text)}" if text else f"- `{shown}`"
 
@@ -299,39 +278,20 @@ def _place(box: str) -> str:
 
 def python_page() -> str:
     """What a user imports, and the packages."""
-    rows = [
-        f"| [`{name_of(box)}`]({Path(_place(box)).name}) | {_module_text(f'ldm/{box}/__init__.py')} |"
-        for box in boxes()
-    ]
-    lines = [
-        "# Python",
-        "What a program imports is `Pipeline`; `python -m pydoc ldm.tools.pipeline` prints the same.",
-        "::: ldm.tools.pipeline",
-    ]
-    lines += ["## Packages", "\n".join(["| package | what is in it |", "| --- | --- |", *rows])]
-    return "\n\n".join([*lines, "::: ldm.randomness"]) + "\n"
+    texts = {box: _module_text(f"ldm/{box}/__init__.py") for box in boxes()}
+    rows = [f"| [`{name_of(box)}`]({Path(_place(box)).name}) | {text} |" for box, text in texts.items()]
+    table = "\n".join(["| package | what is in it |", "| --- | --- |", *rows])
+    about = "What a program imports is `Pipeline`, by `from ldm import Pipeline`. Each package has a page of its own."
+    return f"# Python\n\n{about}\n\n::: ldm.tools.pipeline\n\n## Packages\n\n{table}\n\n::: ldm.randomness\n"
 
 
 def box_page(box: str) -> str:
     """Every module of a package."""
-    modules = sorted((ROOT / "ldm" / box).rglob("*.py"))
-    inner = [other for other in boxes() if other.startswith(f"{box}/")]
-    names = [
-        path.relative_to(ROOT).with_suffix("").as_posix()
-        for path in modules
-        if path.name not in ("__init__.py", "__main__.py")
-    ]
-    own = [
-        name
-        for name in names
-        if not any(name.startswith(f"ldm/{other}/") for other in inner) and name != "ldm/tools/pipeline"
-    ]
-    parts = [
-        f"# `{name_of(box)}`",
-        _module_text(f"ldm/{box}/__init__.py"),
-        *(f"::: {name.replace('/', '.')}" for name in own),
-    ]
-    return "\n\n".join(parts) + "\n"
+    inner = [f"ldm/{other}/" for other in boxes() if other.startswith(f"{box}/")]
+    modules = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sorted((ROOT / "ldm" / box).rglob("*.py"))]
+    own = [name for name in modules if not name.startswith(tuple(inner)) and not name.endswith("__")]
+    parts = [f"::: {name.replace('/', '.')}" for name in own if name != "ldm/tools/pipeline"]
+    return "\n\n".join([f"# `{name_of(box)}`", _module_text(f"ldm/{box}/__init__.py"), *parts]) + "\n"
 
 
 def name_of(box: str) -> str:
@@ -342,8 +302,3 @@ def name_of(box: str) -> str:
 def _module_text(path: str) -> str:
     text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
-
-
-if __name__ == "__main__":
-    for page, text in pages().items():
-        print(f"==> {page}\n{text}", file=sys.stdout)

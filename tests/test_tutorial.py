@@ -1,0 +1,42 @@
+"""The tutorial's commands run from the first to the last, in the notebook that is made of it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from docs import notebook
+from tests.repository import BINARIES, Repository
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    page = notebook.PAGE.read_text(encoding="utf-8")
+    assert notebook.NOTEBOOK.read_text(encoding="utf-8") == notebook.notebook(page), "run python -m docs.notebook"
+
+
+def test_every_block_is_a_cell() -> None:
+    page = "# A\n\n```sh\nls\n```\n\nThen:\n\n```python\nf()\n```\n"
+    assert notebook.cells(page) == [("prose", "# A"), ("sh", "ls"), ("prose", "Then:"), ("python", "f()")]
+
+
+def test_the_notebook_runs(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the tiny model. `make demo` has been done: the fixture runs what it runs, `dvc repro`."""
+    root = repository.copy(tmp_path / "clone").root
+    (root / ".venv").mkdir()
+    (root / ".venv/bin").symlink_to(BINARIES)
+    cells = nbformat.read(root / "docs/tutorial.ipynb", as_version=4)
+    cells.cells = [cell for cell in cells.cells if cell.source != "%%bash -e\nmake demo"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    NotebookClient(cells, timeout=600, resources={"metadata": {"path": str(root / "docs")}}).execute()
+    said = ["".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in cells.cells]
+    text = "\n".join(said)
+    assert "torch.Size([2, 3, 32, 32])" in text and "equal" in text
+    ran = next(part for part in said if "Running stage" in part)
+    assert {name for name in ("train_unet", "sample", "evaluate", "model") if f"Running stage '{name}'" in ran} == {
+        "sample",
+        "evaluate",
+        "model",
+    }
+    assert (root / "pictures/0001.png").is_file()
+    assert repository.at(root).run("git", "status", "--porcelain", "params.yaml") == ""
