@@ -17,6 +17,7 @@ PICTURES = {
         "samples/grid.png": "Samples: two rows for prompts of compositions seen in training, two for others",
         "evaluation/beside_real.png": "Samples, each beside the real image of its prompt",
         "autoencoder_results/reconstructions.png": "Images beside their reconstructions",
+        "evaluation/failures.png": "The worst samples, above what is wrong, each beside the real image of its prompt",
         "evaluation/guidance_sweep.png": "Guidance sweep on validation prompts",
         "unet_results/curves.png": "Training of the UNet",
     },

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -19,47 +18,8 @@ from ldm.sampling import samples
 from ldm.tools.cli import main
 from ldm.tools.report import facts, page
 from ldm.tools.report.facts import Facts
+from tests.report_html import check_needs_nothing_else
 from tests.repository import Repository
-
-VOID = {"meta", "img", "br"}
-
-
-class Parsed(HTMLParser):
-    """Elements with their attributes; every one is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def values(self, name: str) -> list[str]:
-        return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
-
-
-def check_needs_nothing_else(text: str) -> Parsed:
-    """Also used by the tests of other recipes: an undamaged page without addresses to load from."""
-    parsed = Parsed(text)
-    for name in ("src", "href", "xlink:href"):
-        assert all(value.startswith(("data:image/", "#")) for value in parsed.values(name)), name
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.elements}
-    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", text)) and "@import" not in text
-    assert max(Counter(parsed.values("id")).values()) == 1, "an id is there once"
-    assert {value.removeprefix("#") for value in parsed.values("href")} <= set(parsed.values("id"))
-    assert all(attributes.get("alt") for tag, attributes in parsed.elements if tag == "img")
-    return parsed
 
 
 @pytest.fixture(scope="module")
@@ -165,5 +125,5 @@ def test_dvc_draws_its_plots_without_a_complaint(repository: Repository, tmp_pat
     told = repository.run("dvc", "plots", "show", *names, "--out", str(tmp_path / "plots"), check=False)
     assert "WARNING" not in told and "failed" not in told, told
     drawn = (tmp_path / "plots/index.html").read_text()
-    assert all(f'id = "plot_{name}' in drawn for name in names), told
+    assert all(f'id = "{name}"' in drawn for name in names), told
     assert '"joinaggregate"' in drawn and '"errorbar"' in drawn and '"yOffset"' in drawn, "our templates"

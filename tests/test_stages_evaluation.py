@@ -19,8 +19,10 @@ from ldm.evaluation import measure
 from ldm.sampling import plan, samples
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import SampleParams
+from ldm.tools.report import facts, page
 from tests import trained_data
 from tests.kinds import KINDS
+from tests.report_html import check_needs_nothing_else
 from tests.stage_scripts import run
 from tests.trained_data import change
 
@@ -270,6 +272,9 @@ def test_a_corpus_without_claims_is_searched_instead(here):
     numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
     assert not any("scene" in name or "oracle" in name or "shapes" in name for name in numbers)
     assert (numbers["num_retrieval_prompts"], numbers["num_retrieval_images"]) == (5, 12)
+    text = page.write(facts.read(here, None))
+    assert "retrieval of the own caption" in text and "the nearest 2 of 12 real images" in text
+    check_needs_nothing_else(text)
 
 
 def test_round_trips_by_another_autoencoder_are_refused(here, trained):

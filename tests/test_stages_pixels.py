@@ -1,19 +1,25 @@
 """All stages in pixel space, in this process: classes of a dataset of torchvision, and images without captions."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from ldm.core import images
+from ldm.core import config, images
+from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
+from ldm.tools.report import facts, page
 from tests.import_closure import ROOT
+from tests.report_html import check_needs_nothing_else
 from tests.repository import params_of, setting
 from tests.stage_scripts import run
 from tests.test_corpora_torchvision import source as fashion
 from tests.training_data import KEPT
 
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = ("check", "prepare", "train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet", "sample")
 SMALL: dict[str, Any] = {
     "machine": {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | KEPT,
@@ -86,6 +92,12 @@ def test_a_dataset_of_torchvision_becomes_samples_whose_class_is_read(made: Path
     assert "class" in (made / "data/evaluation/table.md").read_text()
     samples = Shards(made / "data/samples/held_out")
     assert len(samples) == 4 and images.decode_png(samples[0]["png"]).shape == (8, 8, 3)
+    text = report_of(made)
+    assert "a classifier that learned from real training images" in text.lower() and "<h3>Class</h3>" in text
+    with (made / "data/evaluation/confusion.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["images"] == "samples"]
+    assert {row["attribute"] for row in rows} == {"class"}
+    assert sum(int(row["num"]) for row in rows) == 4 + metrics["num_samples_unseen"] + 4
     claims = [json.loads(samples[i]["json"])["claim"]["class"] for i in range(4)]
     assert all(name in json.loads(samples[i]["json"])["prompt"] for i, name in enumerate(claims))
 
@@ -98,3 +110,22 @@ def test_images_without_captions_become_samples(made: Path) -> None:
     metrics = json.loads((made / "data/evaluation/metrics.json").read_text())
     assert not [name for name in metrics if "accuracy" in name or name.startswith("oracle")]
     assert metrics["frechet_own_clip_held_out"] > 0 and len(Shards(made / "data/samples/seen")) == 4
+    text = report_of(made)
+    assert "distances alone say what samples are worth" in text and "What is taken for what" not in text
+    assert "without captions" in text and "least like their prompts" in text
+
+
+def report_of(made: Path) -> str:
+    """The report, which needs nothing else; and every plot of DVC finds its columns, so that it has no complaint."""
+    paths = config.read(PathsParams, "paths", made / config.PATHS).model_dump()
+    for plot in (plot for plot in DVC["plots"] if isinstance(plot, dict)):
+        ((name, values),) = plot.items()
+        for path, columns in values["y"].items():
+            folder, _, file = path.removeprefix("${paths.").partition("}/")
+            with (made / paths[folder] / file).open(newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            wanted = {values["x"], *([columns] if isinstance(columns, str) else columns)}
+            assert not rows or wanted <= rows[0].keys(), name
+    text = page.write(facts.read(made, None))
+    check_needs_nothing_else(text)
+    return text

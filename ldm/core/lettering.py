@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 _SIZE_PX = 13
 LINE_PX = _SIZE_PX + 2
@@ -120,6 +120,7 @@ def _has(font: Font, letter: str) -> bool:
     return letter == " " or _drawn(font, letter) != _drawn(font, _NOBODY)
 
 
-def _drawn(font: Font, text: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(text)
-    return mask.size, bytes(mask)
+def _drawn(font: Font, text: str) -> bytes:
+    canvas = Image.new("L", (2 * _SIZE_PX, 2 * _SIZE_PX))
+    ImageDraw.Draw(canvas).text((0, 0), text, fill=255, font=font)
+    return canvas.tobytes()

@@ -66,17 +66,19 @@ def worst(
     spaces: Sequence[str],
     oracle: Oracle | None,
 ) -> list[Failure]:
-    """The worst samples, at most `NUM_WORST`: first those with the most attributes wrong, and among equals, as among
-    all without an oracle, those that are least like their prompts."""
-    found: list[tuple[int, Failure]] = []
+    """The worst samples, at most `NUM_WORST`: those that are not right, and among them, as among all without an oracle,
+    those that are least like their prompts. How many attributes are wrong does not count: one mistake, such as two
+    things that touch and are read as one, may make all of them wrong."""
+    found: list[tuple[bool, Failure]] = []
     for name in [name for name in SETS if name in samples]:
         scores = _scores(measured, name, spaces)
         for i, prompt in enumerate(samples[name].prompts):
-            wrong = [] if oracle is None else _wrong(measured[name]["checks"][i].tolist(), oracle)
-            labels = [] if oracle is None else [oracle.label(attribute) for attribute in wrong]
+            wrong = {} if oracle is None else _wrong(measured[name]["checks"][i].tolist(), oracle)
+            labels = [label for attribute, label in wrong.items() if oracle is None or attribute != oracle.main]
             read = [f"{what}: {value}, not {asked}" for what, asked, value in _of(told, name, i) if value != asked]
-            found.append((len(wrong), Failure(name, i, prompt.prompt, labels, read, float(f"{scores[i]:.6g}"))))
-    found.sort(key=lambda each: (-each[0], each[1].score))
+            is_right = oracle is not None and oracle.main not in wrong
+            found.append((is_right, Failure(name, i, prompt.prompt, labels, read, float(f"{scores[i]:.6g}"))))
+    found.sort(key=lambda each: (each[0], each[1].score))
     return [failure for _, failure in found[:NUM_WORST]]
 
 
@@ -90,10 +92,11 @@ def _scores(measured: Measured, name: str, spaces: Sequence[str]) -> list[float]
     return (-torch.linalg.vector_norm(sampled - true, dim=1)).tolist()
 
 
-def _wrong(codes: Sequence[int], oracle: Oracle) -> list[str]:
-    """Attributes with the code of a wrong one, without those that summarise others."""
+def _wrong(codes: Sequence[int], oracle: Oracle) -> dict[str, str]:
+    """Attributes with the code of a wrong one, and their labels, without stricter headlines than the main one."""
     named = zip(oracle.attributes, codes, strict=True)
-    return [name for name, code in named if code == WRONG and (name not in oracle.headlines or len(codes) == 1)]
+    wrong = (name for name, code in named if code == WRONG and name not in oracle.headlines[1:])
+    return {name: oracle.label(name) for name in wrong}
 
 
 def _of(told: Mapping[str, Sequence[Sequence[Told]]], name: str, number: int) -> Sequence[Told]:

@@ -141,8 +141,10 @@ def _shown(part: Samples, real: RealImages) -> Iterator[Pair]:
 
 def _pair(part: Samples, number: int, real: RealImages, failure: Failure | None) -> Pair:
     prompt: Prompt = part.prompts[number]
-    pictures = [images.thumbnail(data, _MOST_PX) for data in (part.png(number), real.png(real.origin(prompt)))]
-    return Pair(prompt.prompt, *map(_source, pictures), failure)
+    sample, original = (
+        _source(images.thumbnail(data, _MOST_PX)) for data in (part.png(number), real.png(real.origin(prompt)))
+    )
+    return Pair(prompt.prompt, sample, original, failure)
 
 
 def _picture(path: Path) -> str | None:

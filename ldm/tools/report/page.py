@@ -16,7 +16,7 @@ def write(facts: Facts) -> str:
     """The whole page. Equal facts give equal text."""
     from jinja2 import Environment, StrictUndefined
 
-    template = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
+    template = (resources.files("ldm.tools.report") / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     sweep = [line for line in facts.sweep if line.points]
     return environment.from_string(template).render(

@@ -109,9 +109,9 @@ def distances(numbers: Numbers, sets: Sequence[str], spaces: Sequence[str]) -> I
                 yield label, _words(name), _with_spread(numbers, key), _with_spread(numbers, f"{key}_floor")
     for name in sets:
         if f"own_clip_score_margin_{name}" in numbers:
-            keys = (f"own_clip_score_margin_{name}", f"own_clip_score_margin_real_{name}")
+            own, real = (f"own_clip_score_margin_{prefix}{name}" for prefix in ("", "real_"))
             label = "CLIP score (own clip), own minus other caption"
-            yield label, _words(name), *(_with_bounds(numbers, key) for key in keys)
+            yield label, _words(name), _with_bounds(numbers, own), _with_bounds(numbers, real)
 
 
 def controls(numbers: Numbers, accuracy: Mapping[str, object]) -> list[tuple[str, str]]:
