@@ -1,6 +1,5 @@
 """A command line that explains itself: what comes next, examples that can be typed, Tab, colours."""
 
-import argparse
 import io
 import re
 import shlex
@@ -15,6 +14,7 @@ import pytest
 from ldm.core.errors import ConfigError
 from ldm.tools import cli
 from ldm.tools.cli import colours, completion, overview
+from ldm.tools.cli.options import Commands
 from tests.import_closure import ROOT
 
 VERBS = {
@@ -32,14 +32,8 @@ VERBS = {
 }
 
 
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            return action.choices
-    return {}
-
-
-ALL = commands_of(cli.parser())
+(COMMANDS,) = (action for action in cli.parser()._actions if isinstance(action, Commands))
+ALL = COMMANDS.choices
 
 
 def examples(text: str) -> list[list[str]]:
@@ -58,8 +52,7 @@ def test_every_command_has_examples_that_its_parser_takes(name: str) -> None:
 
 
 def test_the_help_of_all_commands_says_what_each_does_in_one_short_sentence() -> None:
-    (listed,) = [action for action in cli.parser()._actions if isinstance(action.choices, dict)]
-    texts = {action.dest: action.help or "" for action in listed._get_subactions()}
+    texts = {action.dest: action.help or "" for action in COMMANDS._get_subactions()}
     assert texts.keys() == ALL.keys()
     for name, text in texts.items():
         assert re.fullmatch(r"[A-Z].{9,89}[^.]", text), f"{name}: {text}"

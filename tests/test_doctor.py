@@ -15,6 +15,7 @@ from ldm.compute import attention, cores
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams
 from ldm.tools import cli
+from ldm.tools.cli import doctor
 from ldm.tools.doctor import devices, report, system
 from ldm.tools.doctor.finding import Finding, examined
 from tests.import_closure import ROOT
@@ -37,6 +38,7 @@ def settings_stay():
 
 def test_the_command_tells_all_and_ends_well(monkeypatch, capsys) -> None:
     monkeypatch.chdir(ROOT)
+    assert cli.parser().parse_args(["doctor"]).command is doctor._doctor
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     names = {match[1] for match in re.finditer(r"^(?:ok  |note)  (\w+(?: \w+)?)", said, re.MULTILINE)}

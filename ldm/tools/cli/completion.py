@@ -39,7 +39,7 @@ def _complete(options: argparse.Namespace) -> None:
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """Arguments of a parser and of all commands below it."""
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
-        if isinstance(action.choices, dict):
+        if isinstance(action, Commands):
             for command in action.choices.values():
                 yield from _actions(command)
         else:

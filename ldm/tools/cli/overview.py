@@ -13,7 +13,7 @@ from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
 from ldm.tools import trial
 from ldm.tools.cli.colours import painted
-from ldm.tools.cli.options import examples
+from ldm.tools.cli.options import Commands, examples
 from ldm.tools.model.parts import PASSPORT
 
 EXAMPLES = examples(
@@ -35,11 +35,8 @@ class Step:
 
 def show(options: argparse.Namespace) -> None:
     """Print the steps. options.parser: the parser of all commands."""
-    verbs: set[str] = set()
-    for action in options.parser._actions:
-        if isinstance(action.choices, dict):
-            verbs |= action.choices.keys()
-    where, found = steps(Path(), verbs)
+    (commands,) = (action for action in options.parser._actions if isinstance(action, Commands))
+    where, found = steps(Path(), commands.choices)
     print(f"{where} What you can do next:\n")
     for step in found:
         print(f"  {painted(step.command, 'bold', sys.stdout)}\n      {step.does}")

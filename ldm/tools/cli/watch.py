@@ -18,7 +18,7 @@ again and again until Ctrl-C, which stops nothing but this. If none runs: what r
     epilog = examples("ldm watch", "ldm watch train_unet --every 10", "ldm watch --once    # one look, for scripts")
     summary = "Show how a training goes, while it runs"
     watch = commands.add_parser("watch", help=summary, description=about, epilog=epilog)
-    watch.add_argument("stage", nargs="?", choices=_STAGES, metavar="STAGE", help=f"one of {', '.join(_STAGES)}")
+    watch.add_argument("stage", nargs="?", choices=list(_STAGES), metavar="STAGE", help=f"one of {', '.join(_STAGES)}")
     watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (2)")
     watch.add_argument("--once", action="store_true", help="look once and end")
     watch.set_defaults(command=_watch)
