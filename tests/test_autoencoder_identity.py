@@ -68,7 +68,7 @@ def test_one_channel_keeps_the_mean_of_colours() -> None:
 def test_its_latents_are_measured_as_pixels() -> None:
     """The least variance of a posterior adds nothing to that of the pixels."""
     posterior = identity(3).encode(to_signal(every_value(is_grey=False)))
-    scale = measure([{"mean": posterior.mean, "log_variance": posterior.log_variance}])
+    scale = measure([{"mean": posterior.mean, "log_variance": posterior.log_variance}]).scale
     pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     assert torch.allclose(scale.mean, pixels.mean().expand(3), atol=1e-6)
     assert torch.allclose(scale.std, pixels.std(correction=0).expand(3), atol=1e-6)

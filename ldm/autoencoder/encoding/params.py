@@ -39,5 +39,5 @@ class EncodeLatentsParams(Section):
     scale: MeasuredScaleParams | StatedScaleParams = Field(discriminator="kind", json_schema_extra=BESIDE)
     """Scale of the latents that the denoiser sees. Stored latents do not depend on it."""
     statistics_tolerance: float = Field(gt=0, le=1, json_schema_extra=BESIDE)
-    """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel. Values
-    above 0.05 are meant for corpora that are too small to measure them well. A stated scale is not checked."""
+    """How far mean and standard deviation of the scaled validation latents may be from 0 and 1, per channel, besides
+    what chance explains: five standard errors, which are large where images are few. A stated scale is not checked."""

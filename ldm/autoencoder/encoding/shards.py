@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.autoencoder.encoding.latents import LatentScale, check_scaled
+from ldm.autoencoder.encoding.latents import LatentScale, Measured, check_scaled
 from ldm.autoencoder.encoding.params import EncodeLatentsParams, MeasuredScaleParams, StatedScaleParams
 from ldm.autoencoder.model.network import Autoencoder, to_signal
 from ldm.compute import attention, process, ranks
@@ -51,22 +51,20 @@ def encode(
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def scales(
-    params: EncodeLatentsParams, train: LatentScale, val: LatentScale, where: str
-) -> tuple[LatentScale, LatentScale]:
+def scales(params: EncodeLatentsParams, train: Measured, val: Measured, where: str) -> tuple[LatentScale, LatentScale]:
     """The scale that the params ask for, and that of validation latents after they were normalised with it.
 
     train, val: as measured. where: the validation images. IntegrityError: a measured scale does not fit them.
     """
     match params.scale:
         case MeasuredScaleParams():
-            scaled = val.relative_to(train)
-            check_scaled(scaled, params.statistics_tolerance, where)
-            return train, scaled
+            scaled = val.scale.relative_to(train.scale)
+            check_scaled(scaled, train.errors(val.num_images), params.statistics_tolerance, where)
+            return train.scale, scaled
         case StatedScaleParams(factor=factor, shift=shift):
-            ones = torch.ones_like(train.mean)
+            ones = torch.ones_like(train.scale.mean)
             stated = LatentScale(shift * ones, ones / factor)
-            return stated, val.relative_to(stated)
+            return stated, val.scale.relative_to(stated)
 
 
 def write_shards(
