@@ -50,9 +50,8 @@ def _differences(pipeline: Pipeline) -> list[str]:
     }
     if not (differing := [name for name, differs in others.items() if differs]):
         return []
-    return [
-        f"images here have {', '.join(differing)}; for the same image draw with `--sampler euler` and without these"
-    ]
+    same = "for the same image draw here with `--sampler euler --precision fp32` and none of the others"
+    return [f"images here have {', '.join(differing)}; {same}"]
 
 
 def _comfy(pipeline: Pipeline) -> list[str]:
