@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, NOTEBOOK = ROOT / "docs/tutorial.md", ROOT / "docs/tutorial.ipynb"
 _START = {"sh": "%%bash -e\n"}
-_WHERE = "import os\n\nif os.path.basename(os.getcwd()) == 'docs':\n    os.chdir('..')  # commands run in the root"
+_WHERE = 'import os\n\nif os.path.basename(os.getcwd()) == "docs":\n    os.chdir("..")  # commands run in the root'
 
 
 def cells(page: str) -> list[tuple[str, str]]:
