@@ -230,7 +230,7 @@ def commands_page() -> str:
 
 def _command(name: str, parser: argparse.ArgumentParser, about: str) -> list[str]:
     """A command: what it does, how it is called, what its options mean."""
-    usage = parser.format_usage().removeprefix("usage: ").strip()
+    usage = parser.format_usage().removeprefix("usage: ").replace("\n       ", "\n").strip()
     actions = [action for action in parser._actions if "--help" not in action.option_strings]
     return [
         f"## `ldm {name}` {{ #{name} }}",

@@ -14,8 +14,8 @@ from ldm.core.config import Section
 
 _FOLDERS = "benchmarks configs docs ldm optional recipes stages studies tests"
 _FILES = (
-    "CONTRIBUTING.md LICENSE Makefile README.md dvc.lock dvc.yaml params.yaml paths.yaml pyproject.toml "
-    "requirements.lock"
+    "CONTRIBUTING.md Dockerfile LICENSE Makefile README.md dvc.lock dvc.yaml mkdocs.yml params.yaml "
+    "paths.yaml pyproject.toml requirements.lock"
 )
 OF_THE_REPOSITORY = (*_FOLDERS.split(), *_FILES.split())
 """Files and folders of the repository itself, which no artefact may replace."""
