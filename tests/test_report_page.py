@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ldm.core import artifact
-from ldm.core.errors import IntegrityError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.sampling import samples
 from ldm.tools.cli import main
 from ldm.tools.report import facts, page
@@ -68,8 +68,12 @@ def test_times_are_those_that_stages_noted_and_none_without(
 ) -> None:
     assert found.times == [] and ">Times<" not in page.write(replace(found, trainings=[]))
     times = tmp_path / "times.txt"
-    times.write_text("prepare                   3.0\nprepare                   4.5\na broken line\ntrain_unet   10.0\n")
+    times.write_text(
+        "prepare                   3.0\nprepare                   4.5\na broken line\nnot this\ntrain_unet   10.0\n"
+    )
     again = facts.read(repository.root, times)
+    with pytest.raises(ConfigError, match="--times: no file"):
+        facts.read(repository.root, tmp_path / "missing")
     assert again.times == [("prepare", 4.5), ("train_unet", 10.0)]
     assert re.search(r"all</th><td>14.5<", page.write(replace(again, trainings=[])))
 

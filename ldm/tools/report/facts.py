@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from ldm.autoencoder.model.networks import KIND as AUTOENCODER
 from ldm.core import artifact, config, images, workspace
 from ldm.core.artifact import Passport
+from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
 from ldm.corpora.params import PrepareParams
@@ -95,9 +97,11 @@ class Facts:
 def read(root: Path, times: Path | None) -> Facts:
     """The facts of a repository. times: where stages noted how long they took; None = where `make demo` has them.
 
-    IntegrityError: samples or evaluation are missing or damaged, or the evaluation is of other samples. Trainings and
-    the stage `model` are told of as far as they are there.
+    ConfigError: there is no such file of times. IntegrityError: samples or evaluation are missing or damaged, or the
+    evaluation is of other samples. Trainings and the stage `model` are told of as far as they are there.
     """
+    if times is not None and not times.is_file():
+        raise ConfigError("--times", f"no file {times}", "what LDM_TIMES named in `dvc repro`", "leave it out")
     paths = config.read(PathsParams, "paths", root / config.PATHS)
     document = config.Document(root / config.PARAMS)
     folder = root / paths.evaluation
@@ -198,8 +202,8 @@ def _times(path: Path) -> list[tuple[str, float]]:
     """Lines of a stage and its seconds; a stage that ran twice has its last time. Other lines are left out."""
     if not path.is_file():
         return []
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    return list({line[0]: (line[0], float(line[1])) for line in lines if len(line) == 2}.values())
+    found = re.findall(r"^(\w+) +(\d+\.\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(stage, float(seconds)) for stage, seconds in dict(found).items()]
 
 
 def _commit(root: Path) -> str | None:
