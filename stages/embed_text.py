@@ -9,10 +9,8 @@ from ldm.core import stage
 
 # isort: split
 
-from dataclasses import asdict
-
 from ldm.compute import devices, fingerprint, process, state
-from ldm.core import artifact, config, workspace
+from ldm.core import config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS
 from ldm.text.embedding import shards
@@ -46,7 +44,7 @@ def main() -> str:
         encoder = TextEncoder(model.to(accelerator.device), *states, accelerator.device)
         shards.write(folder, captions, stored, counts, encoder, params, inputs, accelerator, run)
         if accelerator.is_main_process:
-            artifact.write_json(results / "metrics.json", asdict(counts))
+            shards.write_results(results, captions, counts)
     counted = f"{counts.num_captions} captions, {counts.context_tokens} tokens each, {counts.num_truncated} truncated"
     return f"embed_text: {counted} -> {paths.embeddings}"
 

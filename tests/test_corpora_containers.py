@@ -72,7 +72,7 @@ def test_every_format_is_told_by_content_decoded_if_allowed_and_else_named(name)
         (b"8BPS\0\1", "Photoshop"),
         (b"\0\0\0\x20ftypisom\0\0\2\0", "MP4"),
         (b"BMW is a brand of cars", "unknown"),
-        (b"", "unknown"),
+        (b"", "an empty file"),
     ],
 )
 def test_what_is_no_image_is_called_by_its_name(data, name):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import unicodedata
 from collections.abc import Mapping
@@ -200,7 +201,36 @@ def test_names_that_the_params_ignore_hold_no_sample(mine: Path) -> None:
     assert len(_read(mine)) == 6
 
 
+@pytest.mark.parametrize("suffix", ["png", "txt"])
+def test_a_pipe_or_device_is_rejected_and_not_waited_for(mine: Path, suffix: str) -> None:
+    """Opened, a pipe waits for ever for its other end, and /dev/zero has no end."""
+    _put(mine, "good.png", "a caption")
+    for name, caption in (("pipe", "of a pipe"), ("zero", "of zeros")):
+        _put(mine, f"{name}.png", caption)
+        (mine / f"{name}.{suffix}").unlink()
+    os.mkfifo(mine / f"pipe.{suffix}")
+    (mine / f"zero.{suffix}").symlink_to("/dev/zero")
+    found: list[tuple[str, str]] = []
+    for item in _read(mine):
+        try:
+            assert isinstance(item, Rejection) or callable(item.image) and item.image() is not None
+            found.append((item.key, item.reason if isinstance(item, Rejection) else "taken"))
+        except Rejected as error:
+            found.append((item.key, error.reason))
+    assert found == [("good", "taken"), ("pipe", "UNREADABLE"), ("zero", "UNREADABLE")]
+
+
 # Metadata
+
+
+def test_a_comma_without_quotes_costs_its_row_and_paths_of_windows_are_paths(mine: Path) -> None:
+    for name in ("sub/1.png", "sub/2.png"):
+        _put(mine, name, None)
+    _write(mine / "metadata.csv", "file_name,text\nsub\\1.png,red, or blue\nsub\\2.png,red\n")
+    reasons = {item.reason: item.detail for item in _read(mine) if isinstance(item, Rejection)}
+    assert reasons["BAD_METADATA"] == "metadata.csv:1: 1 value too many; a text with commas needs quotes"
+    assert "MISSING_CAPTION" in reasons and len(_read(mine)) == 3
+    assert [item.captions for item in _read(mine) if isinstance(item, Pair)] == [["red"]]
 
 
 def test_rows_of_metadata_are_fields_of_their_images(mine: Path) -> None:

@@ -144,6 +144,24 @@ def _vips(data: bytes) -> np.ndarray:
     return np.broadcast_to(pixels if pixels.ndim == 3 else pixels[..., None], (*pixels.shape[:2], 3)).astype(int)
 
 
+@pytest.mark.parametrize("is_transparent", [False, True])
+def test_around_a_gif_frame_that_is_smaller_than_its_canvas_is_the_background(is_transparent):
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 256, (16, 24), np.uint8)).convert("RGB").quantize(8)
+    data = bytearray(_file(small, "GIF", **({"transparency": 3} if is_transparent else {})))
+    data[6:10] = (48).to_bytes(2, "little") + (32).to_bytes(2, "little")
+    found = pixels.whole(bytes(data), PIXELS).pixels
+    assert (found[16:] == 255).all() and (found[:, 24:] == 255).all()
+    reference = _vips(bytes(data))  # it leaves an opaque GIF black there, unlike browsers
+    assert (found == reference).all() if is_transparent else (found[:16, :24] == reference[:16, :24]).all()
+
+
+def test_a_tiff_of_floats_is_no_broken_one():
+    data = pyvips.Image.new_from_array(np.zeros((20, 20, 3), np.float32)).write_to_buffer(".tif")
+    with pytest.raises(Rejected, match="MODE"):
+        pixels.whole(data, PIXELS)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_an_iphones_colours_are_brought_to_srgb(suffix):
     data = (P3 / f"p3_{suffix}.{suffix}").read_bytes()

@@ -79,6 +79,5 @@ def test_misread_bytes_are_told() -> None:
 
 
 def test_visible_is_what_has_more_than_marks_and_blanks() -> None:
-    assert [spelling.is_visible(text) for text in ("a", "\u2764", "...", "\u200d", "\ufe0f", "", "\u180e")] == [
-        *(True, True, True, False, False, False, False)
-    ]
+    seen, unseen = ("a", "\u2764", "...", "\u3164a"), ("\u200d", "\ufe0f", "", "\u180e", "\u3164", "\u2800 \uffa0")
+    assert [spelling.is_visible(text) for text in (*seen, *unseen)] == [True] * len(seen) + [False] * len(unseen)

@@ -77,6 +77,8 @@ def test_without_held_out_samples_the_sets_share_validation(tmp_path):
     assert all(prompt.key.startswith("train-") for prompt in seen)
     numbers = sorted(int(prompt.key.split("-")[1]) for prompt in seen)
     assert numbers[-1] > 25, "prompts stand for the whole split"
+    few = captions(tmp_path / "few", train=9, val=20, unseen=0, held_out=0)
+    assert len(plan.choose(few, params(seen_split="train"))[1].prompts) == 4, "half are left for the reference"
 
 
 def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):

@@ -288,6 +288,10 @@ def test_cut_captions_end_in_the_end_token_and_are_counted(here: Path):
     run("embed_text")
     metrics = json.loads(Path("data/embeddings_results/metrics.json").read_text())
     assert metrics["num_truncated"] == metrics["num_captions"] > 0 and metrics["context_tokens"] == 4
+    lines = Path("data/embeddings_results/caption_tokens.csv").read_text().splitlines()
+    counted = {int(tokens): int(captions) for tokens, captions in (line.split(",") for line in lines[1:])}
+    assert lines[0] == "tokens,captions" and sum(counted.values()) == metrics["num_captions"]
+    assert max(counted) == metrics["longest_tokens"] and min(counted) > 4
     model, _ = clip.load(Path("data/clip"))
     caption = texts_of(0)[0]
     ids = model.tokenise([caption])

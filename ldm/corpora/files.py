@@ -7,12 +7,13 @@ import fnmatch
 import hashlib
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
@@ -72,7 +73,7 @@ class Files:
         if self.is_remote:
             return remote.read(self.root, name, offset, size)
         try:
-            with open(self.root / name, "rb") as file:
+            with _opened(self.root / name) as file:
                 file.seek(offset)
                 return file.read() if size is None else file.read(size)
         except OSError as error:
@@ -83,7 +84,7 @@ class Files:
         if self.is_remote:
             return remote.sha256(self.root, name)
         try:
-            with open(self.root / name, "rb") as file:
+            with _opened(self.root / name) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Rejected("UNREADABLE", str(error.strerror)) from None
@@ -99,6 +100,13 @@ class Files:
                 sha256 = error.detail
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + sha256.encode() + b"\0")
         return digest.hexdigest()
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file, open to be read. OSError; Rejected: UNREADABLE, it is a pipe or a device, which may have no end."""
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise Rejected("UNREADABLE", "a pipe, a device or the like, and no file")
+    return open(path, "rb")
 
 
 def is_ignored(name: str, patterns: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.progress import count
 from ldm.corpora import captions
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Rejected, Rejection, key_of
@@ -62,7 +63,8 @@ def _add(found: Metadata, name: str, files: Files) -> None:
             detail = f"{place}: no text in {column}"
             found.rejections.append(Rejection(key_of(place), "BAD_METADATA", detail, _source(place)))
             continue
-        path = unicodedata.normalize("NFC", posixpath.normpath(posixpath.join(folder, image)))
+        path = posixpath.join(folder, image.replace("\\", "/"))  # as Windows writes paths
+        path = unicodedata.normalize("NFC", posixpath.normpath(path))
         found.rows[path] = _joined(found.rows[path], row) if path in found.rows else row
         found.places.setdefault(path, place)
 
@@ -76,7 +78,7 @@ def _rows(name: str, files: Files) -> Iterator[tuple[int, Row | str]]:
             case "jsonl":
                 yield from _of_jsonl(captions.decode(data, name))
             case "csv":
-                yield from enumerate(csv.DictReader(io.StringIO(captions.decode(data, name), newline="")), 1)
+                yield from _of_csv(captions.decode(data, name))
             case _:
                 yield from enumerate(_of_parquet(data), 1)
     except (Rejected, csv.Error, OSError, ValueError) as error:
@@ -95,6 +97,14 @@ def _of_jsonl(text: str) -> Iterator[tuple[int, Row | str]]:
             yield number, str(error)
         else:
             yield number, row if isinstance(row, dict) else "no fields with names"
+
+
+def _of_csv(text: str) -> Iterator[tuple[int, Row | str]]:
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), restkey=""), 1):
+        if extra := row.pop("", None):
+            yield number, f"{count(len(extra), 'value')} too many; a text with commas needs quotes"
+        else:
+            yield number, row
 
 
 def _of_parquet(data: bytes) -> list[Row]:

@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 from jaxtyping import UInt16
-from PIL import AvifImagePlugin, Image, ImageCms, ImageFile
+from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -105,6 +105,8 @@ def whole(data: bytes, params: PixelParams, sizes_px: Sequence[Size] = ()) -> Pi
                 case _:
                     return _other(data, kind, params)
     except _DECODER_ERRORS as error:
+        if str(error) == "unknown pixel mode":
+            raise Rejected("MODE", f"{kind} of a kind that is not read, such as numbers with a point") from None
         raise Rejected("BROKEN", f"{kind}: {type(error).__name__}: {error}") from None
 
 
@@ -114,7 +116,7 @@ def _format(data: bytes, params: PixelParams) -> Format:
         return name
     if name in get_args(Format):
         raise Rejected("FORMAT", f"{name}, and the params allow {', '.join(params.formats)}")
-    raise Rejected("NOT_IMAGE", f"{name or 'unknown'}, first bytes {data[:8].hex() or 'none'}")
+    raise Rejected("NOT_IMAGE", f"{name or 'unknown'}, first bytes {data[:8].hex()}" if data else "an empty file")
 
 
 def _checked(size: tuple[int, int], params: PixelParams) -> tuple[str, str]:
@@ -204,7 +206,17 @@ def _other(data: bytes, kind: Format, params: PixelParams) -> Picture:
             raise Rejected("FORMAT", "tiff that begins with a thumbnail, such as a camera's raw file")
         # A JPEG XL is decoded upright, unless it is a JPEG in another coat.
         turn = 1 if kind == "jxl" and not getattr(image, "jpeg", False) else None
-        return _finished(image, image.info.get("icc_profile"), [kind, *sizes], params, turn=turn)
+        return _finished(image, image.info.get("icc_profile"), [kind, *sizes], params, _frame(image), turn)
+
+
+def _frame(image: ImageFile.ImageFile) -> Image.Image | None:
+    """Where a GIF has pixels, if its frame is smaller than its canvas: the rest is transparent, as browsers have it."""
+    box = image.tile[0].extents if isinstance(image, GifImageFile) and image.tile else None
+    if box is None or box == (0, 0, *image.size):
+        return None
+    opaque = Image.new("L", image.size, 0)
+    opaque.paste(255, box)
+    return opaque
 
 
 def _opened(data: bytes, kind: Format) -> ImageFile.ImageFile:
@@ -244,14 +256,14 @@ def _finished(
         image: as its decoder offers it, loaded or not.
         profile: ICC profile.
         notes: what is known already, for the report.
-        opaque: 0 where a pixel is transparent, for an image that does not say so itself.
+        opaque: 0 where a pixel is transparent, besides those of which the image says so itself.
         turn: orientation as in EXIF; None = the one in the image's EXIF.
     """
     image.load()
     turn = _orientation(image) if turn is None else turn
     image, is_deep = _eight_bits(image, params)
     image, alpha = _colours(image)
-    alpha = opaque or alpha
+    alpha = ImageChops.darker(opaque, alpha) if opaque and alpha else opaque or alpha
     if alpha is not None and alpha.getextrema() == (0, 0):
         raise Rejected("TRANSPARENT", "every pixel is transparent")
     upright, profile_note = _srgb(image, profile)

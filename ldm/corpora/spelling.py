@@ -16,6 +16,9 @@ _TAGS = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)|[\U000e0020-\
 # No script of ASCII letters has joiners: what stands there is a watermark or a remainder of a deletion.
 _STRAY_JOINERS = re.compile("(?:^|(?<=[\x00-\x7f]))[\u200c\u200d]+")
 
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Fillers of Hangul and a pattern of Braille without dots: Unicode has them as letters and symbols."""
+
 
 def clean(text: str) -> str:
     """A text in composed characters (NFC), single blanks, and without control characters and those that nobody sees.
@@ -28,8 +31,8 @@ def clean(text: str) -> str:
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has a letter, number, symbol or punctuation mark."""
-    return any(unicodedata.category(character)[0] in "LNPS" for character in text)
+    """Whether a text has a letter, number, symbol or punctuation mark that is not blank."""
+    return any(unicodedata.category(character)[0] in "LNPS" for character in text if character not in _BLANK_LETTERS)
 
 
 def fault(text: str) -> str | None:

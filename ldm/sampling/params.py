@@ -120,7 +120,7 @@ class SampleParams(Section):
     num_prompts_unseen: int = Field(ge=0, le=10**6)
     """Prompts of unseen validation compositions (fewer if there are fewer; none for a corpus that keeps none back)."""
     num_prompts_seen: int = Field(ge=2, le=10**6)
-    """Prompts from `seen_split` (fewer if it has fewer)."""
+    """Prompts from `seen_split`; fewer if it has fewer, or if they are more than half of the training samples."""
     seen_split: Literal["train", "val"]
     """Split of seen prompts: `val` for corpora in which validation repeats what training showed in other combinations,
     `train` for corpora in which every sample shows something new."""

@@ -80,8 +80,8 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
     captions: shards of all splits. A prompt is the first caption of a sample. Samples are chosen in an order scattered
     over their split, and none is chosen twice. The sweep is drawn from the unseen compositions. For a corpus that keeps
     none back, the sweep and `held_out` are drawn from val, and `unseen` is left out. So is a set of no prompts. Sets
-    that ask for more than a split has share it in proportion. ConfigError: a set would have one prompt, too few to
-    compare.
+    that ask for more than a split has share it in proportion; of train, half are left, since samples are compared with
+    training images that gave no prompt. ConfigError: a set would have one prompt, too few to compare.
     """
     unseen = UNSEEN if len(captions[UNSEEN]) else "val"
     wanted = [
@@ -97,7 +97,7 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
         asked[split] += count
     for name, split, count in wanted:
         # In proportion to what the sets ask of this split, if it has too few samples for all of them.
-        available = len(captions[split])
+        available = len(captions[split]) // (2 if split == "train" else 1)
         share = min(count, count * available // max(asked[split], 1))
         if count and share < 2:
             found = (

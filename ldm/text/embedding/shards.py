@@ -1,7 +1,7 @@
 """Encode captions of a corpus to token states: one shard for each shard of captions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Counts:
     num_truncated: int
     """Captions with more tokens than are kept."""
     longest_tokens: int
-    """Tokens of the longest caption."""
+    """Tokens of the longest caption, before it is cut."""
     context_tokens: int
     """Tokens kept per caption."""
 
@@ -51,6 +51,15 @@ def count(survey: Survey, stored: list[Piece], params: EmbedTextParams, model: T
     kept = context_tokens_of(params, model, longest)
     num_stored = sum(len(piece.places) for piece in stored)
     return Counts(len(num_tokens), num_stored, int((num_tokens > kept).sum()), longest, kept)
+
+
+def write_results(results: Path, survey: Survey, counts: Counts) -> None:
+    """Write `metrics.json`, and `caption_tokens.csv`: how many different captions have how many tokens."""
+    artifact.write_json(results / "metrics.json", asdict(counts))
+    tokens, captions = np.unique(survey.num_tokens[survey.distinct], return_counts=True)
+    rows = zip(tokens.tolist(), captions.tolist(), strict=True)
+    lines = ["tokens,captions", *(f"{number},{how_many}" for number, how_many in rows)]
+    (results / "caption_tokens.csv").write_text("\n".join(lines) + "\n")
 
 
 def check_fits(params: EmbedTextParams, model: TextModel) -> None:
