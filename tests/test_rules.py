@@ -80,6 +80,9 @@ DOORS = {
     "pillow_heif": ("ldm/corpora/pixels.py",),
     "pillow_jxl": ("ldm/corpora/pixels.py",),
     "shtab": ("ldm/tools/cli/completion.py",),
+    "gradio": ("ldm/tools/web/",),
+    "fastapi": ("ldm/tools/web/server.py",),
+    "uvicorn": ("ldm/tools/web/server.py",),
     "lpips": ("ldm/autoencoder/training/perceptual.py",),
 }
 

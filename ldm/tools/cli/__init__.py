@@ -25,12 +25,14 @@ from ldm.tools.cli import (
     score,
     tasks,
     watch,
+    web,
 )
 from ldm.tools.cli.options import Command
 
 _GROUPS = (
     generate,
     tasks,
+    web,
     score,
     benchmark,
     replay,

@@ -70,7 +70,7 @@ def add_fields(parser: argparse.ArgumentParser, model: type[Section], skipped: C
             text = " ".join([texts.get(name, ""), *([f"One of: {', '.join(forms(annotation))}"] * ("kind" in form))])
             options = {key: value for key, value in form.items() if key != "kind"}
             parser.add_argument(
-                _flag(name), dest=name, default=argparse.SUPPRESS, help=text.strip().replace("%", "%%"), **options
+                flag(name), dest=name, default=argparse.SUPPRESS, help=text.strip().replace("%", "%%"), **options
             )
 
 
@@ -81,16 +81,17 @@ def given(options: argparse.Namespace, model: type[Section]) -> dict[str, Any]:
 
 def forms(annotation: Any) -> list[str]:
     """How each params class of a union is written in one word, such as ddim,eta=VALUE."""
-    return [",".join([*_kind(model), *(f"{key}=VALUE" for key in _keys(model))]) for model in _sections(annotation)]
+    return [",".join([*_kind(model), *(f"{key}=VALUE" for key in _keys(model))]) for model in sections(annotation)]
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of a field."""
     return f"--{name.replace('_', '-')}"
 
 
 def _form(annotation: Any) -> dict[str, Any]:
     """Arguments of `add_argument` for values of a type. `kind` is set for a params class, or a union of them."""
-    if _sections(annotation):
+    if sections(annotation):
         return {"type": _keyed(annotation), "metavar": "NAME[,KEY=VALUE]", "kind": True}
     if get_origin(annotation) is Annotated:
         return _form(get_args(annotation)[0])
@@ -110,13 +111,13 @@ def _form(annotation: Any) -> dict[str, Any]:
     return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def sections(annotation: Any) -> list[type[Section]]:
     """The params classes that a type names: itself, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, UnionType):
         parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
-        return [section for part in parts for section in _sections(part)]
+        return [section for part in parts for section in sections(part)]
     return []
 
 
@@ -131,7 +132,7 @@ def _keys(model: type[Section]) -> list[str]:
 
 def _keyed(annotation: Any) -> Callable[[str], dict[str, Any]]:
     """Make a parser of values such as dpm_solver_pp_2m or ddim,eta=0.5."""
-    models = _sections(annotation)
+    models = sections(annotation)
     has_kinds = any(_kind(model) for model in models)
     texts = {key for model in models for key, field in model.model_fields.items() if field.annotation is str}
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,15 +82,23 @@ def row(sources: Mapping[str, Source]) -> dict[str, Picture]:
 
 def read(path: Path) -> Picture:
     """A JPEG, PNG or WebP file; its hash is that of the file. ConfigError: it cannot be read or decoded."""
-    fix = "name a PNG, JPEG or WebP file of one image"
     try:
-        data = path.read_bytes()
-        return Picture(decoding.whole(data, _ANY).pixels, hashlib.sha256(data).hexdigest(), str(path))
+        return decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise system.explain(error, str(path), ConfigError) from None
+
+
+def decoded(data: bytes, where: str, **params: Any) -> Picture:
+    """The same of the bytes of a file. params: fields of `PixelParams` that are others, such as `max_pixels`."""
+    allowed = _ANY.model_copy(update=params)
+    try:
+        if len(data) > allowed.max_bytes:
+            raise Rejected("TOO_MANY_BYTES", f"{len(data)} bytes, at most {allowed.max_bytes}")
+        return Picture(decoding.whole(data, allowed).pixels, hashlib.sha256(data).hexdigest(), where)
     except Rejected as error:
         found = f"no image that can be read ({error.reason}: {error.detail})"
-        raise ConfigError(str(path), found, "a PNG, JPEG or WebP file", fix) from None
+        fix = "name a PNG, JPEG or WebP file of one image"
+        raise ConfigError(where, found, "a PNG, JPEG or WebP file", fix) from error
 
 
 def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:

@@ -1,0 +1,1 @@
+"""`ldm web`: the model as a page in a browser."""

@@ -1,0 +1,151 @@
+"""What the page answers when something is pressed: what stands in its status, its gallery and its account."""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gradio import processing_utils
+from gradio.utils import get_upload_folder
+
+from ldm.core.errors import Interrupted, UserError
+from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
+from ldm.sampling.prompts import shortened
+from ldm.tools.tasks import params
+from ldm.tools.tasks.pictures import Picture
+from ldm.tools.web import account, uploads
+from ldm.tools.web.controls import Control, settings
+from ldm.tools.web.studio import Event, Made, Note, Progress, Replayed, Request, Studio
+
+GENERATE = "generate"
+"""The tab of text to image, which is no task of section `tasks`."""
+MOST_SHOWN = 48
+"""Images in the gallery of a visitor."""
+
+Values = Mapping[str, Any]
+Shown = tuple[str, str]
+"""A file of the gallery, and its caption."""
+Answer = tuple[str, list[Shown] | None]
+"""The status in HTML, and the gallery if it changes."""
+
+
+class Answers:
+    """Answers to visitors. A gallery is what the browser of a visitor holds: no list of it is kept here."""
+
+    def __init__(
+        self, studio: Studio, drawing: DrawingParams, tasks: params.TasksParams, guides: Sequence[str]
+    ) -> None:
+        """drawing, tasks: settings of the model. guides: folders of models that replays may name."""
+        self._studio, self._drawing, self._tasks, self._guides = studio, drawing, tasks, frozenset(guides)
+
+    def draw(
+        self, task: str, fields: Sequence[Control], values: Values, visitor: str, before: Sequence[Shown]
+    ) -> Iterator[Answer]:
+        """Draw what the values of a tab ask for. UserError: they are wrong, or the visitor cancelled it."""
+        given, number = settings(fields, values), values["num_images"]
+        request = Request(
+            None if task == GENERATE else task,
+            values["prompt"] or "",
+            int(number) if isinstance(number, int | float) else 0,
+            given,
+            self._pictures(task, given, values),
+        )
+        gallery, notes, num_made = list(before), list[str](), 0
+        for event in self._studio.draw(request, visitor):
+            if isinstance(event, Made):
+                num_made += 1
+                gallery = [_shown(event.png), *gallery][:MOST_SHOWN]
+                yield said(f"{num_made} image{'s' if num_made != 1 else ''} made.", notes), gallery
+            elif isinstance(event, Note):
+                notes.append(event.text)
+            else:
+                yield _progress(event), None
+
+    def replay(self, png: bytes, visitor: str) -> Iterator[Answer]:
+        """Make an image again. UserError: that cannot be."""
+        for event in self._studio.replay(png, visitor, self._guides):
+            yield _progress(event), None
+
+    def cancel(self, visitor: str) -> str:
+        """The status after a visitor cancelled what is done for them; what waited is gone too."""
+        self._studio.cancel(visitor)
+        return said("Cancelled.")
+
+    def easel(self, path: str | None) -> Any:
+        """What an editor shows of a picture that was just given; None = nothing."""
+        if path is None:
+            return None
+        try:
+            picture = uploads.read(path, "image", self._studio.limits)
+        except UserError:  # which the visitor is told when something is to be drawn
+            return None
+        pixels = uploads.magnified(picture, self._studio.size_px)
+        return {"background": pixels, "layers": [], "composite": pixels}
+
+    def explain(self, png: bytes) -> tuple[str, str]:
+        """How an image was made: the command that makes it again, and a table."""
+        origin = Origin.read(png, "image")
+        cells = "".join(
+            f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+            for name, value in account.rows(origin)
+        )
+        return account.command(origin, self._drawing, self._tasks), f"<table><tbody>{cells}</tbody></table>"
+
+    def _pictures(self, task: str, given: Values, values: Values) -> dict[str, Picture]:
+        """The pictures of a request; a mask comes with the image as the model sees it, so that both have one size."""
+        if task == GENERATE:
+            return {}
+        model, limits = params.class_of(task), self._studio.limits
+        names = [name for name in (*model.inputs(), *model.optional_inputs()) if name != "mask"]
+        needed = [name for name in names if name in model.inputs() or values[name] is not None]
+        found = {name: uploads.read(values[name], name, limits) for name in needed}
+        if "mask" not in model.inputs():
+            return found
+        size_px = self._studio.size_of(task, given)
+        image, _ = uploads.fitted(found["image"], size_px, "image")
+        mask, _ = uploads.mask(values["mask"], values["painted"], size_px, limits)
+        return {"image": image, "mask": mask}
+
+
+def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:
+    """The same answers; a mistake becomes the last one, which comes with it."""
+    yield (said("Starting."), None), None
+    try:
+        for answer in answers:
+            yield answer, None
+    except Interrupted as error:
+        yield (said(f"{error.args[1].capitalize()}."), None), None
+    except UserError as error:
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in str(error).splitlines())
+        yield (f'<div class="mistake" role="alert">{lines}</div>', None), error
+
+
+def said(text: str, notes: Sequence[str] = ()) -> str:
+    """Lines of the status."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in [text, *notes])
+
+
+def _progress(event: Event) -> str:
+    match event:
+        case Progress(done, total):
+            text = f"Step {done} of {total}"
+            return f'{said(text)}<progress max="{total}" value="{done}" aria-label="{text}"></progress>'
+        case Replayed(num_values, 0):
+            return said(f"Made again: equal in all {num_values} values.")
+        case Replayed(num_values, num_different):
+            return said(f"Made again: {num_different} of {num_values} values differ.")
+        case Note(text):
+            return said(text)
+        case Made():
+            raise AssertionError("an image is shown, not told")
+
+
+def _shown(png: bytes) -> Shown:
+    """The gallery serves the bytes as they are, under a name that says what they are."""
+    origin = Origin.read(png, "image")
+    seed, number = origin.settings["seed"], origin.prompt_number
+    path = processing_utils.save_bytes_to_cache(
+        png, f"{origin.task or 'image'}-{seed}-{number:04d}.png", get_upload_folder()
+    )
+    place = f", image {number + 1}" if origin.batch_size > 1 or number else ""
+    return path, f"{shortened(origin.prompt) or 'no prompt'} (seed {seed}{place})"

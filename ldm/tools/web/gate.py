@@ -1,0 +1,131 @@
+"""What reaches the page's server: a few routes, from the names it is known by, in requests of bounded size.
+
+Gradio offers more than a page needs, such as fetching a URL for a visitor. Whatever is not on the list is not there.
+"""
+
+import re
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from ldm.tools.web.limits import Limits
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_ROUTES = re.compile(
+    r"/|/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|login|logout|login_check|token|user|app_id)/?"
+    r"|/(?:assets|static|svelte)/.*"
+    r"|/gradio_api/(?:startup-events|queue/join|queue/data|upload|upload_progress|cancel|reset|info|config|login_check"
+    r"|token|user|app_id|component_server|theme\.css)/?"
+    r"|/gradio_api/(?:heartbeat|run|api|call)/.*"
+)
+_FILES = re.compile(r"/gradio_api/file=(.+)")
+_UPLOADS = re.compile(r"/gradio_api/(?:upload|component_server)/?")
+_JOINS = re.compile(r"/gradio_api/(?:queue/join|call/.*)")
+_BUSY = b'{"detail": "the queue of the model is full; expected room for one more\\nfix: ask again in a minute"}'
+_HEADERS = {
+    b"content-security-policy": b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    b"connect-src 'self' data: blob:; media-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+}
+"""A page that asks nobody but this server, and that no other page has in a frame."""
+
+
+class Gate:
+    """An application before another one."""
+
+    def __init__(self, inner: Application, files: Path, hosts: Collection[str] | None, limits: Limits) -> None:
+        """files: the one folder of which files are served. hosts: names that a browser may call the server by; None =
+        any. A page of another server cannot make a browser send any of them."""
+        self._inner, self._files, self._hosts, self._limits = inner, files.resolve(), hosts, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI says."""
+        if scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+        elif scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is None:
+                await self._passed(scope, receive, send)
+            else:
+                await _answer(send, *refusal)
+
+    def _refusal(self, scope: Scope) -> tuple[int, bytes] | None:
+        """Status and text, unless the request is let through."""
+        headers = dict(scope["headers"])
+        path = unquote(scope["path"])
+        if self._hosts is not None and _host(headers) not in self._hosts:
+            return 421, b"this server is not known by that name"
+        if scope["method"] not in ("GET", "HEAD", "POST") or not self._is_route(path):
+            return 404, b"there is nothing of that name"
+        most = self._most_bytes(path)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            return 413, f"the request is too large; expected at most {most} bytes".encode()
+        if _UPLOADS.fullmatch(path) and _num_bytes(self._files) > self._limits.disk_bytes:
+            return 429, b"the disk of the page is full; expected room for a picture\nfix: ask again in an hour"
+        return None
+
+    def _is_route(self, path: str) -> bool:
+        found = _FILES.fullmatch(path)
+        if found is None:
+            return _ROUTES.fullmatch(path) is not None and ".." not in path.split("/")
+        return Path(found[1]).is_absolute() and Path(found[1]).resolve().is_relative_to(self._files)
+
+    def _most_bytes(self, path: str) -> int:
+        limits = self._limits
+        return limits.body_bytes + (limits.upload_bytes if _UPLOADS.fullmatch(path) else 0)
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, is_replaced = unquote(scope["path"]), False
+        rest = self._most_bytes(path)
+
+        async def bounded() -> Message:
+            nonlocal rest
+            message = await receive()
+            rest -= len(message.get("body", b""))
+            # A body that says no length is cut where it becomes too long: what is left of it is no request.
+            return message if rest >= 0 else {"type": "http.disconnect"}
+
+        async def answered(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start":
+                if message["status"] == 503 and _JOINS.fullmatch(path):
+                    is_replaced = True
+                    await _answer(send, 429, _BUSY, b"application/json")
+                    return
+                given = {name: value for name, value in message["headers"] if name.lower() not in _HEADERS}
+                kept = [(name, value) for name, value in message["headers"] if name.lower() in given]
+                message["headers"] = [*kept, *_HEADERS.items()]
+            if not is_replaced:
+                await send(message)
+
+        # A server that ends leaves answers to open pages unfinished, which is no error.
+        with suppress(CancelledError):
+            await self._inner(scope, bounded, answered)
+
+
+def _host(headers: dict[bytes, bytes]) -> str:
+    """The name in the header Host, without its port."""
+    name = headers.get(b"host", b"").decode("latin-1")
+    return re.sub(r":\d+$", "", name).strip("[]").lower()
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+async def _answer(send: Send, status: int, text: bytes, kind: bytes = b"text/plain; charset=utf-8") -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(text)).encode()), *_HEADERS.items()]
+    headers += [(b"retry-after", b"60")] if status == 429 else []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})

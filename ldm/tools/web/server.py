@@ -1,0 +1,126 @@
+"""The server of the page: one process, one model, files in a folder of its own that is gone when it ends."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.core.errors import MachineError
+from ldm.tools.model.parts import Parts
+from ldm.tools.web.limits import DEFAULTS, Limits
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from ldm.tools.pipeline import Pipeline
+    from ldm.tools.web.gate import Gate
+    from ldm.tools.web.studio import Studio
+
+USER = "ldm"
+"""The name that goes with the password."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_FILES = "GRADIO_TEMP_DIR"
+"""The variable by which Gradio is told where files of visitors go."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page is served. password: None = nobody is asked for one."""
+
+    host: str
+    port: int
+    password: str | None
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines can reach it."""
+        return self.host not in _LOOPBACK
+
+
+def require() -> None:
+    """MachineError: Gradio is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise MachineError("ldm web", "no package gradio", "the package that makes the page", 'pip install "ldm[web]"')
+
+
+def bound(address: Address) -> socket.socket:
+    """A socket that listens at the address. MachineError: another program has it, or it is none of this machine."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address.host, address.port))
+    except OSError as error:
+        found.close()
+        where, fix = f"{address.host}:{address.port}", "name another one by --port"
+        raise MachineError(where, error.strerror or str(error), "a free address of this machine", fix) from None
+    return found
+
+
+@contextmanager
+def application(
+    parts: Parts, load: "Callable[[], Pipeline]", address: Address, limits: Limits = DEFAULTS
+) -> "Generator[Gate]":
+    """The page as an ASGI application, with the model loaded. Errors: as `load`."""
+    with tempfile.TemporaryDirectory(prefix="ldm-web-") as folder:
+        # Read when Gradio is imported and when a component is made: no call home, and files in this folder alone.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", _FILES: folder}
+        from ldm.tools.web.studio import Studio
+
+        studio = Studio(load, limits)
+        try:
+            yield _gated(parts, studio, address, Path(folder))
+        finally:
+            studio.close()
+            os.environ.pop(_FILES, None)
+
+
+def _gated(parts: Parts, studio: "Studio", address: Address, folder: Path) -> "Gate":
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from ldm.tools.web.examples import Examples
+    from ldm.tools.web.gate import Gate
+    from ldm.tools.web.page import CSS, HEAD, Page, theme
+
+    page = Page(studio, parts.drawing, parts.tasks, Examples.of(parts, studio.words)).blocks()
+    page.state_session_capacity = 200
+    page.queue(max_size=studio.limits.num_waiting, api_open=False)
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        auth=(USER, address.password) if address.password else None,
+        footer_links=[],
+        run_history=False,
+        max_file_size=studio.limits.upload_bytes,
+        show_error=False,
+        ssr_mode=False,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+    )
+    return Gate(app, folder, None if address.is_public else _LOOPBACK, studio.limits)
+
+
+def uvicorn_server(app: "Gate") -> "uvicorn.Server":
+    """What serves an application. Pages that are open do not keep it from ending."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+    return uvicorn.Server(config)
+
+
+def serve(parts: Parts, load: "Callable[[], Pipeline]", address: Address) -> None:
+    """Serve the page until Ctrl-C. Errors: as `bound` and `application`."""
+    with bound(address) as listening, application(parts, load, address) as app:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+        uvicorn_server(app).run(sockets=[listening])
