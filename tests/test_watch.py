@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ldm.compute.state import Run
+from ldm.core.params import PathsParams
 from ldm.tools import cli, watch
+from ldm.tools.check.sections import SECTIONS
+from ldm.tools.cli import watch as verbs
 from ldm.training.bands import read
 from ldm.training.plots import write_table
 from tests.import_closure import ROOT
@@ -42,6 +45,12 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     capsys.readouterr()
     assert cli.main(["watch", *arguments]) == 0
     return capsys.readouterr().out.splitlines()
+
+
+def test_every_training_can_be_watched():
+    trainings = tuple(name for name in SECTIONS if name.startswith("train_"))
+    assert watch.TRAININGS == tuple(verbs.RESULTS) == trainings
+    assert set(verbs.RESULTS.values()) < set(PathsParams.model_fields)
 
 
 def test_a_training_that_runs(capsys: pytest.CaptureFixture[str]):

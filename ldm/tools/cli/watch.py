@@ -7,7 +7,7 @@ from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.tools.cli.options import Commands, examples
 
-_STAGES = {"train_autoencoder": "autoencoder_results", "train_clip": "clip_results", "train_unet": "unet_results"}
+RESULTS = {"train_autoencoder": "autoencoder_results", "train_clip": "clip_results", "train_unet": "unet_results"}
 """The field of section paths that has the results of each training."""
 
 
@@ -18,7 +18,7 @@ again and again until Ctrl-C, which stops nothing but this. If none runs: what r
     epilog = examples("ldm watch", "ldm watch train_unet --every 10", "ldm watch --once    # one look, for scripts")
     summary = "Show how a training goes, while it runs"
     watch = commands.add_parser("watch", help=summary, description=about, epilog=epilog)
-    watch.add_argument("stage", nargs="?", choices=list(_STAGES), metavar="STAGE", help=f"one of {', '.join(_STAGES)}")
+    watch.add_argument("stage", nargs="?", choices=list(RESULTS), metavar="STAGE", help=f"one of {', '.join(RESULTS)}")
     watch.add_argument("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (2)")
     watch.add_argument("--once", action="store_true", help="look once and end")
     watch.set_defaults(command=_watch)
@@ -56,7 +56,7 @@ def _band(options: argparse.Namespace) -> None:
     if options.file.exists():
         raise ConfigError(str(options.file), "a file is there already", "a new one", "move it away, or name another")
     paths = config.read(PathsParams, "paths").model_dump()
-    curves = {stage: Path(paths[field], CURVES) for stage, field in _STAGES.items()}
+    curves = {stage: Path(paths[field], CURVES) for stage, field in RESULTS.items()}
     windows = [window for stage, path in curves.items() if path.exists() for window in bands.of_run(stage, path)]
     if not windows:
         expected, fix = f"one of {', '.join(map(str, curves.values()))}", "train first: dvc repro"
