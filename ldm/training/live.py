@@ -1,10 +1,12 @@
 """What a training shows while it runs: tables and pictures in its run directory, which `ldm watch` and trackers read,
 and a line when its loss leaves the band of a known run. Nothing here changes a step."""
 
+import sys
 from pathlib import Path
 from typing import Self
 
 from ldm.compute.state import Run
+from ldm.core.errors import ConfigError
 from ldm.training import bands, plots
 from ldm.training.history import PACE, History, Row
 from ldm.training.pace import Pace
@@ -16,10 +18,10 @@ class Live:
     """A context manager around the steps of a training. Only the main process shows anything."""
 
     def __init__(self, run: Run, params: TrainingParams, history: History, pace: Pace, *, is_shown: bool) -> None:
-        """history: as it is when the training starts or goes on. ConfigError: the loss band cannot be read."""
+        """history: as it is when the training starts or goes on."""
         self._run, self._band_path, self.pace, self._is_shown = run, params.loss_band, pace, is_shown
         self._stage, self._speeds = run.directory.parent.name, list[Row]()
-        self._band = bands.read(Path(params.loss_band), self._stage) if params.loss_band else []
+        self._band = self._read_band() if params.loss_band and is_shown else []
         self._was_outside = any(bands.is_outside(self._band, row) for row in history.training[-1:])
         self._num_rows, self._step = len(history.training), _last_step(history)
         kinds = run.machine.trackers if run.machine and is_shown else []
@@ -44,6 +46,14 @@ class Live:
         plots.write_table(self._run.directory / PACE, self._speeds)
         tables = {"training": history.training, "validation": history.validation, "machine": self._speeds}
         self._trackers.tell(tables)
+
+    def _read_band(self) -> list[bands.Window]:
+        """The band of this stage. One that cannot be read is said; it is not worth the end of a long pipeline."""
+        try:
+            return bands.read(Path(self._band_path or ""), self._stage)
+        except ConfigError as error:
+            print(f"{error}\nthe training goes on without it", file=sys.stderr, flush=True)
+            return []
 
     def _compare(self, row: Row) -> None:
         """Print a line if the loss has left the band just now."""
