@@ -55,8 +55,9 @@ test: $(INSTALLED) ## run all checks that a commit must pass
 	$(PYTHON) -m pyright
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-site: $(INSTALLED) ## build the pages of docs/ as a site: open site/index.html
+site: $(INSTALLED) ## build the pages of docs/ and the reference as a site, into site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+	@echo "site/index.html; with its search: .venv/bin/python -m http.server --directory site"
 
 reliability: $(INSTALLED) ## try every promise in full (over an hour); counts go to docs/reliability.md
 	$(PYTHON) -m tests.reliability
