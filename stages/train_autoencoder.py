@@ -18,6 +18,7 @@ from ldm.autoencoder.training.sources import obtain
 from ldm.compute import devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
+from ldm.training.history import NO_HISTORY
 from ldm.training.loop import train
 
 
@@ -58,8 +59,7 @@ def main() -> str:
             made_from = inputs if history else source.inputs
             artifact.write(weights, KIND, source.config, autoencoder.state_dict(), made_from, facts)
             artifact.write_json(results / "metrics.json", metrics)
-            if history is not None:
-                history.write(results)
+            (history or NO_HISTORY).write(results)
             measurement.draw(autoencoder, results / "reconstructions.png")
     run.remove()
     return f"train_autoencoder: {metrics['psnr_db']:.2f} dB, SSIM {metrics['ssim']:.3f} -> {paths.autoencoder}"

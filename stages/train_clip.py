@@ -19,6 +19,7 @@ from ldm.text.model import encoders
 from ldm.text.training import sources
 from ldm.text.training.pairs import ImagesAndCaptions, measure
 from ldm.text.training.params import TrainClipParams, TrainedClipParams
+from ldm.training.history import NO_HISTORY
 
 
 def main() -> str:
@@ -50,8 +51,7 @@ def main() -> str:
                 made_of = {"source": params.text_encoder.model_dump(mode="json"), "source_sha256": files}
                 tower.save(folder / encoders.FOLDER, made_of)
             artifact.write_json(results / "metrics.json", metrics)
-            if history is not None:
-                history.write(results)
+            (history or NO_HISTORY).write(results)
     run.remove()
     accuracies = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name != "num_pairs")
     measured = f"{accuracies} among {metrics.get('num_pairs', 0)} pairs" if model is not None else "no CLIP"

@@ -93,7 +93,10 @@ def test_the_stage_trains_nothing_and_says_that_nothing_is_lost(workspace: Path)
         hashes.add(artifact.read_passport(workspace / "data/autoencoder", KINDS["autoencoder"]).content_sha256)
     assert len(hashes) == 2, "latents of one must not pass for latents of the other"
     results = workspace / "data/autoencoder_results"
-    assert {path.name for path in results.iterdir()} == {"metrics.json", "reconstructions.png"}
+    assert {path.name for path in results.iterdir()} == {
+        *("metrics.json", "reconstructions.png"),
+        *("curves.csv", "validation.csv"),  # empty: DVC's plots look for them
+    }
     assert json.loads((results / "metrics.json").read_text()) == {"psnr_db": 78.1308, "ssim": 1.0}
     image = Shards(workspace / "data/images/val").images(range(NUM_SAMPLES["val"]))
     assert torch.equal(to_image(network.decode(network.encode(to_signal(image)).mode())), image)

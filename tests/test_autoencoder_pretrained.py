@@ -282,7 +282,10 @@ def test_the_stage_keeps_a_brought_autoencoder_and_its_passport_names_the_file(w
     assert passport.facts == {"factor": 2, "latent_channels": 4, "source": {WEIGHTS: sha256}}
     check_equal(networks.load(workspace / "data/autoencoder", CPU)[0], kl())
     results = workspace / "data/autoencoder_results"
-    assert {path.name for path in results.iterdir()} == {"metrics.json", "reconstructions.png"}
+    assert {path.name for path in results.iterdir()} == {
+        *("metrics.json", "reconstructions.png"),
+        *("curves.csv", "validation.csv"),  # empty: DVC's plots look for them
+    }
     # The artefact itself can be brought in its turn.
     (workspace / "data/autoencoder").rename(workspace / "models/own")
     write_params(

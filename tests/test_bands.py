@@ -42,6 +42,8 @@ def test_negative_losses_have_bands_too(tmp_path: Path):
     write_table(tmp_path / "curves.csv", [{"step": 32, "loss": -1.0}])
     (window,) = bands.of_run("a", tmp_path / "curves.csv")
     assert (window.least, window.greatest) == pytest.approx((-1.15, -0.85))
+    write_table(tmp_path / "none.csv", [])
+    assert bands.of_run("a", tmp_path / "none.csv") == []
 
 
 def test_files_round_trip_and_bad_ones_are_named(tmp_path: Path):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ldm.training.history import History
+from ldm.training.history import NO_HISTORY, History
 
 
 def test_tables_pictures_and_facts(tmp_path: Path):
@@ -15,3 +15,11 @@ def test_tables_pictures_and_facts(tmp_path: Path):
     assert (tmp_path / "curves.png").is_file()
     assert history.facts == {"resumed_from": [break_]}
     assert History([], [], [], []).facts == {}, "what was never broken says nothing of it"
+
+
+def test_what_was_not_trained_has_tables_without_rows_and_no_picture(tmp_path: Path):
+    NO_HISTORY.write(tmp_path)
+    assert {path.name: path.read_text().strip() for path in tmp_path.iterdir()} == {
+        "curves.csv": "",
+        "validation.csv": "",
+    }

@@ -1,5 +1,6 @@
 """The report of a run: one page that needs nothing else, and holds what the results hold."""
 
+import argparse
 import base64
 import csv
 import html
@@ -15,7 +16,8 @@ import pytest
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.sampling import samples
-from ldm.tools.cli import main
+from ldm.tools.cli import main, report
+from ldm.tools.cli.options import Command
 from ldm.tools.report import facts, page
 from ldm.tools.report.facts import Facts
 from tests.report_html import check_needs_nothing_else
@@ -122,6 +124,13 @@ def test_the_command_writes_the_page_and_keeps_a_file_that_is_there(
     assert main(["report", str(path), "--overwrite"]) == 0 and path.read_bytes() == first
     monkeypatch.chdir(tmp_path)
     assert main(["report", "other.html"]) != 0 and not Path("other.html").exists()
+
+
+def test_the_page_has_a_name_of_its_own_unless_another_is_given() -> None:
+    parser = argparse.ArgumentParser()
+    report.add(parser.add_subparsers(parser_class=Command))
+    assert parser.parse_args(["report"]).file == Path("report.html")
+    assert parser.parse_args(["report", "a/b.html"]).file == Path("a/b.html")
 
 
 def test_dvc_draws_its_plots_without_a_complaint(repository: Repository, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_dataset_of_torchvision_becomes_samples_whose_class_is_read(made: Path
     with (made / "data/evaluation/confusion.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["images"] == "samples"]
     assert {row["attribute"] for row in rows} == {"class"}
-    assert sum(int(row["num"]) for row in rows) == 4 + metrics["num_samples_unseen"] + 4
+    assert sum(int(row["num"]) for row in rows) == metrics["num_samples_held_out"] + metrics["num_samples_seen"]
     claims = [json.loads(samples[i]["json"])["claim"]["class"] for i in range(4)]
     assert all(name in json.loads(samples[i]["json"])["prompt"] for i, name in enumerate(claims))
 

@@ -232,7 +232,9 @@ def test_train_clip_copies_a_pretrained_artefact(here: Path):
     assert json.loads(after["passport.json"])["inputs"] == {}
     sha256 = {"model.safetensors": artifact.sha256_file(Path("mine/model.safetensors"))}
     assert json.loads(after["passport.json"])["facts"] == {"source": source, "source_sha256": sha256}
-    assert list(contents("data/clip_results")) == ["metrics.json"]
+    results = contents("data/clip_results")
+    assert results.keys() == {"metrics.json", "curves.csv", "validation.csv"}
+    assert results["curves.csv"].strip() == results["validation.csv"].strip() == b"", "DVC's plots look for them"
 
 
 def test_a_batch_of_more_images_than_there_are_is_refused(here: Path):

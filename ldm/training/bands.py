@@ -24,10 +24,10 @@ class Window(NamedTuple):
 
 
 def of_run(stage: str, curve: Path) -> list[Window]:
-    """The band of a finished training. curve: its `curves.csv`."""
+    """The band of a finished training; empty if nothing was trained. curve: its `curves.csv`."""
     windows: list[Window] = []
-    points = read_table(curve)["loss"]
-    (num_steps, _), start = points[-1], 0
+    points = read_table(curve).get("loss", [])
+    num_steps, start = points[-1][0] if points else 0, 0
     for part in _PARTS:
         end = round(part * num_steps)
         losses = [loss for step, loss in points if start < step <= end]

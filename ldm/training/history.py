@@ -33,9 +33,12 @@ class History:
         return {"resumed_from": self.resumed_from} if self.resumed_from else {}
 
     def write(self, directory: Path) -> None:
-        """Write `curves.csv`, `validation.csv`, `skipped_updates.json`, and `curves.png`, drawn from the tables."""
-        artifact.write_json(directory / "skipped_updates.json", self.skipped)
-        plots.draw_curves(self.write_tables(directory), directory / "curves.png")
+        """Write `curves.csv`, `validation.csv`, `skipped_updates.json`, and `curves.png`, drawn from the tables;
+        without rows only the tables, which DVC looks for."""
+        tables = self.write_tables(directory)
+        if self.training or self.validation:
+            artifact.write_json(directory / "skipped_updates.json", self.skipped)
+            plots.draw_curves(tables, directory / "curves.png")
 
     def write_tables(self, directory: Path) -> dict[str, Path]:
         """Write `curves.csv` and `validation.csv`; returns label -> file."""
@@ -43,3 +46,7 @@ class History:
         plots.write_table(tables["training"], self.training)
         plots.write_table(tables["validation"], self.validation)
         return tables
+
+
+NO_HISTORY = History([], [], [], [])
+"""Of a network that was not trained here."""
