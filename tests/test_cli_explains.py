@@ -179,11 +179,12 @@ def test_bash_completes_commands_options_values_and_files(folder: Path, capsys) 
     assert completed(script, "ldm", "generate", "--prompts-file", "p") == {"pictures", "prompts.txt"}
 
 
-@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["zsh", "fish", "tcsh"])
 def test_other_shells_get_a_script_of_theirs(shell: str, capsys) -> None:
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert script.startswith({"zsh": "#compdef ldm", "tcsh": "#"}[shell]) and "generate" in script
+    first = {"zsh": "#compdef ldm", "fish": "#", "tcsh": "#"}[shell]
+    assert script.startswith(first) and "generate" in script and "fp32" in script
     if program := shutil.which(shell):
         assert subprocess.run([program, "-n", "/dev/stdin"], input=script, text=True).returncode == 0
 

@@ -36,7 +36,7 @@ def make(root: Path, *arguments: str, **environment: str) -> subprocess.Complete
     return subprocess.run(["make", *arguments], cwd=root, env={**outer, **environment}, timeout=60, **pipes)
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "site", "gallery", "deps", "reliability"])
+@pytest.mark.parametrize("target", ["demo", "try", "test", "site", "gallery", "deps", "reliability"])
 def test_targets_run_in_a_path_with_spaces(project: Path, target: str) -> None:
     done = make(project, target)
     assert done.returncode == 0, done.stderr
@@ -51,6 +51,12 @@ def test_recipe_passes_a_name_with_spaces_and_force_on(project: Path) -> None:
         done = make(project, "--dry-run", "recipe", *arguments)
         assert done.returncode == 0, done.stderr
         assert shlex.split(done.stdout.splitlines()[-1]) == [*command.split(), *passed]
+
+
+def test_try_passes_a_prompt_on_as_it_is(project: Path) -> None:
+    prompt = "a \"red\" star; it's small"
+    assert make(project, "try", f"PROMPT={prompt}").returncode == 0
+    assert (project / "log").read_text().startswith(f"python -m ldm.tools.trial {prompt} | ")
 
 
 def test_setup_installs_in_a_path_with_spaces(project: Path) -> None:

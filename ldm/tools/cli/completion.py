@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.tools.cli.options import Commands, examples
 
-_SHELLS = ("bash", "zsh", "tcsh")
+_SHELLS = ("bash", "zsh", "fish", "tcsh")
 _FOLDERS, _FILES = ("DIR",), ("FILE", "PNG", "PATH", "TAR")
 """Metavars whose values are folders or files."""
 
@@ -18,7 +18,8 @@ def add(commands: Commands) -> None:
         'eval "$(ldm completion bash)"    # in ~/.bashrc',
         "ldm completion bash > ~/.local/share/bash-completion/completions/ldm    # faster: made once",
         "ldm completion zsh > ~/.zfunc/_ldm    # a folder of $fpath",
-        "ldm completion tcsh > ~/.ldm.tcsh    # then: source ~/.ldm.tcsh",
+        "ldm completion fish > ~/.config/fish/completions/ldm.fish",
+        "ldm completion tcsh > ~/.ldm.tcsh    # then, in ~/.tcshrc: source ~/.ldm.tcsh",
     )
     parser = commands.add_parser("completion", help="Complete commands by Tab", description=about, epilog=epilog)
     parser.add_argument("shell", choices=_SHELLS)
