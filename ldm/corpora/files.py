@@ -5,6 +5,7 @@ They lie in a folder, or elsewhere if `root` is a manifest (`ldm.corpora.remote`
 
 import fnmatch
 import hashlib
+import io
 import os
 import re
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from ldm.core import workspace
 from ldm.core.errors import ConfigError
@@ -102,7 +103,7 @@ class Files:
         return digest.hexdigest()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     """A file, open to be read. OSError; Rejected: UNREADABLE, it is a pipe or a device, which may have no end."""
     if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
         raise Rejected("UNREADABLE", "a pipe, a device or the like, and no file")
