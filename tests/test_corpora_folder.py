@@ -213,7 +213,7 @@ def test_a_pipe_or_device_is_rejected_and_not_waited_for(mine: Path, suffix: str
     found: list[tuple[str, str]] = []
     for item in _read(mine):
         try:
-            assert isinstance(item, Rejection) or callable(item.image) and item.image() is not None
+            assert isinstance(item, Rejection) or (callable(item.image) and item.image() is not None)
             found.append((item.key, item.reason if isinstance(item, Rejection) else "taken"))
         except Rejected as error:
             found.append((item.key, error.reason))

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from gradio.components.image_editor import EditorData
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -28,7 +30,7 @@ from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import masks, params, pictures
-from ldm.tools.web import account, server, uploads, watching
+from ldm.tools.web import account, answers, components, page, server, uploads, watching
 from ldm.tools.web.examples import Examples
 from ldm.tools.web.limits import DEFAULTS, Limits
 from ldm.tools.web.studio import Made, Note, Pictures, Progress, Replayed, Request, Studio
@@ -259,9 +261,9 @@ def test_a_replay_of_what_cannot_be_here_is_refused(studio: Studio, here: Path) 
 
 def test_pictures_are_kept_as_far_as_they_fit() -> None:
     kept, given = Pictures(2000), [pictures.of(np.full((16, 16, 3), level, np.uint8)) for level in range(4)]
-    kept.keep(given[:2])
-    kept.keep(given[:1])
-    kept.keep(given[2:3])
+    kept.remember(given[:2])
+    kept.remember(given[:1])
+    kept.remember(given[2:3])
     names = {name: picture.sha256 for name, picture in zip("abcd", given, strict=True)}
     origin = Origin(prompt="", prompt_number=0, settings={}, batch_size=1, position=0, models={})
     assert kept.of(origin.model_copy(update={"pictures": {"a": names["a"], "c": names["c"]}})).keys() == {"a", "c"}
@@ -319,6 +321,23 @@ def _png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_what_was_sent_reaches_our_decoder_and_our_params_as_it_is() -> None:
+    assert components.Number(minimum=1, maximum=9).preprocess(1e9) == 1e9
+    assert components.Slider(0, 1).preprocess(7) == 7
+    painting, sent = components.easel("Paint", "paint"), types.SimpleNamespace(layers=[b"a layer"])
+    painting.blob_storage["number"] = sent  # pyright: ignore[reportArgumentType]
+    assert painting.preprocess(EditorData(background=None, layers=[], composite=None, id="number")) == b"a layer"
+    assert not painting.blob_storage
+    for number in range(1000):
+        painting.blob_storage[str(number)] = sent  # pyright: ignore[reportArgumentType]
+    assert len(painting.blob_storage) < 100, "paintings that nobody asks for do not pile up"
+
+
+def test_there_is_a_tab_for_every_task() -> None:
+    assert page.TITLES.keys() <= {answers.GENERATE, *params.names()}
+    assert next(answers.told(iter([])))[0] == ("<p>Starting.</p>", None)
 
 
 def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:

@@ -1,5 +1,6 @@
 """What reaches the server of the page, and the command that starts it."""
 
+import argparse
 import asyncio
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from ldm.tools import cli
+from ldm.tools.cli import web
 from ldm.tools.web import gate, server
 from ldm.tools.web.limits import Limits
 
@@ -152,6 +154,13 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert cli.main(["web", *arguments]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[0].startswith(message) and lines[1].startswith("fix: "), lines
+
+
+def test_the_command_serves_on_this_machine_alone_unless_told_otherwise() -> None:
+    commands = argparse.ArgumentParser().add_subparsers()
+    web.add(commands)  # pyright: ignore[reportArgumentType]
+    options = commands.choices["web"].parse_args([])
+    assert (options.host, options.port, options.password_file, options.model) == ("127.0.0.1", 7860, None, Path())
 
 
 def test_a_port_that_is_taken_is_said() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 from gradio import component_meta
+from gradio.components import Component
 from gradio.components.image_editor import EditorData
 
 from ldm.tools.web.controls import Control
@@ -113,7 +114,7 @@ class _Newest(OrderedDict[str, Any]):
             self.popitem(last=False)
 
 
-def component(control: Control, prefix: str) -> gr.components.Component:
+def component(control: Control, prefix: str) -> Component:
     """What shows a control. Its id is the prefix and the name of the control."""
     common: dict[str, Any] = {
         "label": control.label,

@@ -196,15 +196,19 @@ def _limits(annotation: Any) -> Iterator[Any]:
 
 
 def _low(limits: Sequence[Any], is_whole: bool) -> float | None:
-    found = [limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)]
-    found += [limit.gt + is_whole for limit in limits if isinstance(limit, annotated_types.Gt)]
+    found: list[Any] = [limit.ge for limit in limits if isinstance(limit, annotated_types.Ge)]
+    found += [_number_of(limit.gt) + is_whole for limit in limits if isinstance(limit, annotated_types.Gt)]
     return max(found, default=None)
 
 
 def _high(limits: Sequence[Any], is_whole: bool) -> float | None:
-    found = [limit.le for limit in limits if isinstance(limit, annotated_types.Le)]
-    found += [limit.lt - is_whole for limit in limits if isinstance(limit, annotated_types.Lt)]
+    found: list[Any] = [limit.le for limit in limits if isinstance(limit, annotated_types.Le)]
+    found += [_number_of(limit.lt) - is_whole for limit in limits if isinstance(limit, annotated_types.Lt)]
     return min(found, default=None)
+
+
+def _number_of(limit: Any) -> float:
+    return limit
 
 
 def _base(annotation: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import themes
 
 from ldm.core.config import Section
 from ldm.sampling.params import DrawingParams
@@ -40,9 +41,9 @@ _LOOK = "() => document.getElementById('status').scrollIntoView({block: 'nearest
 _LIVE = "element.setAttribute('aria-live', 'polite')"
 
 
-def theme() -> gr.themes.Base:
+def theme() -> themes.Base:
     """Colours and fonts of the page; all fonts are those of the visitor's machine."""
-    return gr.themes.Base(
+    return themes.Base(
         primary_hue="indigo",
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],

@@ -166,7 +166,7 @@ class Studio:
         size_px = pipeline.generator.image_size_px(drawing)
         self._check(request.num_images, size_px, task)
         total = self._rehearse(lambda rehearsed: list(_pngs(rehearsed, request)))
-        self.pictures.keep(request.pictures.values())
+        self.pictures.remember(request.pictures.values())
         with _warnings_to(tell):
             second = "" if task is None else task.second_prompt or ""
             _tell_unknown(pipeline, [request.prompt, second, drawing.negative_prompt], tell)
@@ -227,8 +227,8 @@ class Pictures:
         self._num_bytes = num_bytes
         self._kept: OrderedDict[str, Picture] = OrderedDict()
 
-    def keep(self, pictures: Iterable[Picture]) -> None:
-        """Keep some more, and let go of those that were not used for longest."""
+    def remember(self, pictures: Iterable[Picture]) -> None:
+        """Remember some more, and let go of those that were not used for longest."""
         for picture in pictures:
             self._kept[picture.sha256] = picture
             self._kept.move_to_end(picture.sha256)
