@@ -51,7 +51,7 @@ class Client:
 
     async def _refused(self, place: int) -> None:
         """A value that no params model takes."""
-        bad = ({"Number of steps": -5}, {"Seed": "x"}, {"Prompt": "a " * 60_000}, {"Images": 10**6})
+        bad = ({"Steps": -5}, {"Seed": "x"}, {"Prompt": "a " * 60_000}, {"Images": 10**6})
         await self._asked(f"{self._number:02d}-{place}-bad", **bad[(self._number + place) % len(bad)])
 
     async def _asked(self, name: str, **values: Any) -> None:
