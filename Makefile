@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help repository setup demo try recipe gallery seeds studies test site deps lock reliability clean
+.PHONY: help repository setup demo try recipe gallery seeds studies test test-web site deps lock reliability clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -58,6 +58,9 @@ test: $(INSTALLED) ## run all checks that a commit must pass
 site: $(INSTALLED) ## build the pages of docs/ and the reference as a site, into site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 	@echo "site/index.html; with its search: .venv/bin/python -m http.server --directory site"
+
+test-web: $(INSTALLED) ## try the page of `ldm web` in a real browser, Debian's Chromium
+	$(PYTHON) -m pytest tests/web
 
 reliability: $(INSTALLED) ## try every promise in full (over an hour); counts go to docs/reliability.md
 	$(PYTHON) -m tests.reliability

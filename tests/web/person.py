@@ -1,0 +1,103 @@
+"""What a person does on the page, and what they see there."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person before the page. All is found by its name, as a screen reader tells it; regions by their ids."""
+
+    page: Page
+
+    @classmethod
+    def before(cls, context: BrowserContext) -> Self:
+        """One who has opened it in a new tab of a browser."""
+        page = context.new_page()
+        page.goto("/")
+        person = cls(page)
+        expect(person.form.get_by_role("button", name="Generate", exact=True)).to_be_visible()
+        return person
+
+    @property
+    def form(self) -> Locator:
+        """What stands below the chosen tab."""
+        return self.page.locator("[role=tabpanel]:visible")
+
+    @property
+    def status(self) -> Locator:
+        """The line that says what the page does, or what is wrong."""
+        return self.page.locator("#status")
+
+    @property
+    def thumbnails(self) -> Locator:
+        """Images in the gallery, in order."""
+        return self.page.locator("#gallery .thumbnail-lg img, #gallery .thumbnail-item img").filter(visible=True)
+
+    def turn_to(self, title: str) -> None:
+        """Choose a tab; where there is no room for all, from the menu of the others."""
+        tab = self.page.get_by_role("tab", name=title, exact=True)
+        if tab.count() == 0:
+            self.page.get_by_role("button", name="More tabs").click()
+            tab = self.page.get_by_role("button", name=title, exact=True).filter(visible=True)
+        tab.click()
+        expect(self.form.get_by_role("button", name="Generate", exact=True)).to_be_visible()
+
+    def field(self, label: str) -> Locator:
+        """The field of a label, in the chosen tab."""
+        return self.form.get_by_label(label, exact=True)
+
+    def write(self, **texts: str) -> None:
+        """Fill fields of the chosen tab. texts: by label, with _ for spaces."""
+        for label, text in texts.items():
+            self.field(label.replace("_", " ")).fill(text)
+
+    def press(self, name: str) -> None:
+        """Click a button, wherever it is seen. Gradio writes an arrow after the names of some."""
+        self.page.get_by_role("button", name=re.compile(rf"^{re.escape(name)}\W*$")).filter(visible=True).click()
+
+    def give(self, element: str, file: Path | FilePayload) -> None:
+        """Choose a file for the picture of this id."""
+        self.page.locator(f"#{element} input[type=file]").set_input_files(file)
+
+    def sees(self, text: str) -> None:
+        """Wait until the status says it."""
+        expect(self.status).to_contain_text(text)
+
+    def pngs(self, count: int) -> list[bytes]:
+        """The files behind the images of the gallery, as soon as there are so many."""
+        expect(self.thumbnails).to_have_count(count)
+        return [
+            self.page.request.get(str(image.evaluate("image => image.currentSrc"))).body()
+            for image in self.thumbnails.all()
+        ]
+
+    def images(self, count: int) -> list[Pixels]:
+        """Their pixels."""
+        return [pixels(png) for png in self.pngs(count)]
+
+
+def seen(element: Locator) -> Pixels:
+    """The pixels of a part of the page, as they are on the screen."""
+    return pixels(element.screenshot(animations="disabled"))
+
+
+def pixels(png: bytes) -> Pixels:
+    """Those of an image."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def likeness(one: Pixels, other: Pixels) -> float:
+    """Correlation of two pictures of the same content, which may have different sizes: 1 = alike."""
+    small = [np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX), float) for each in (one, other)]
+    return float(np.corrcoef(*(each.ravel() for each in small))[0, 1])

@@ -1,0 +1,193 @@
+"""What people do on the page, in Chromium. Each test looks at the pixels or the text that they would see."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import BrowserContext, FilePayload, Locator, expect
+
+from ldm.sampling.origin import Origin
+from ldm.tools.pipeline import Pipeline
+from tests.web.person import Person, likeness, pixels, seen
+
+PROMPT = "a red circle above a blue square"
+OTHER = "a green star"
+SIZE_PX = 64
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of the model's size, black on the left and grey on the right."""
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    found = np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8)
+    found[:, SIZE_PX // 2 :] = 128
+    Image.fromarray(found).save(path)
+    return path
+
+
+def generate(person: Person, prompt: str, **fields: str) -> bytes:
+    """The newest image after the button is pressed."""
+    count = person.thumbnails.count()
+    person.write(Prompt=prompt, **fields)
+    person.press("Generate")
+    return person.pngs(count + 1)[0]
+
+
+def test_an_image_of_a_prompt_is_that_of_the_pipeline(person: Person, pipeline: Pipeline) -> None:
+    png = generate(person, PROMPT)
+    person.sees("1 image made")
+    assert [png] == list(pipeline.pngs([PROMPT]))
+    assert likeness(seen(person.thumbnails.first), pixels(png)) > 0.7, "what the screen shows"
+
+
+def test_several_images_are_those_of_the_pipeline(person: Person, pipeline: Pipeline) -> None:
+    person.write(Prompt=PROMPT, Images="3")
+    person.press("Generate")
+    person.sees("3 images made")
+    assert sorted(person.pngs(3)) == sorted(pipeline.pngs([PROMPT] * 3))
+
+
+def test_an_example_becomes_the_prompt(person: Person, model: Path) -> None:
+    example = person.form.locator("#generate-examples button").first
+    caption = example.inner_text()
+    assert len(caption.split()) > 2
+    example.click()
+    expect(person.field("Prompt")).to_have_value(caption)
+
+
+def test_another_seed_draws_another_image_and_the_same_one_the_same(person: Person) -> None:
+    first = generate(person, PROMPT, Seed="5")
+    person.press("Another seed")
+    again, _ = person.pngs(2)
+    chosen = int(person.field("Seed").input_value())
+    assert chosen != 5 and Origin.read(again, "again").settings["seed"] == chosen
+    assert (pixels(again) != pixels(first)).mean() > 0.5
+    assert generate(person, PROMPT, Seed="5") == first
+
+
+def test_cancel_stops_the_sampling(person: Person) -> None:
+    person.write(Prompt=PROMPT)
+    person.press("Settings")
+    person.write(Steps="1000")
+    person.press("Generate")
+    person.sees("Step 3 of 1000")
+    person.press("Cancel")
+    person.sees("Cancelled")
+    expect(person.thumbnails).to_have_count(0)
+    # A model that went on would be busy for as long as 1000 steps take.
+    person.write(Steps="2")
+    person.press("Generate")
+    person.sees("1 image made")
+    assert Origin.read(person.pngs(1)[0], "image").settings["num_steps"] == 2
+
+
+def test_a_mask_that_is_painted_says_what_is_drawn_anew(person: Person, photo: Path) -> None:
+    person.turn_to("Inpaint")
+    person.give("inpaint-image", photo)
+    easel = person.page.locator("#inpaint-painted canvas").filter(visible=True).first
+    expect(easel).to_be_visible()
+    person.page.wait_for_timeout(1000)
+    before = seen(easel)
+    grey = (before == 128).all(-1)  # the right half of the picture
+    rows, columns = np.nonzero(grey.sum(1) > 50)[0], np.nonzero(grey.sum(0) > 50)[0]
+    top, bottom, middle = int(rows[0]), int(rows[-1]), int(columns[0])
+    x = middle - (int(columns[-1]) - middle) * 0.5
+    paint(person, easel, (x, top + (bottom - top) * 0.2), (x, top + (bottom - top) * 0.8))
+    stroke = ((seen(easel) == 255) & (before < 140)).all(-1)
+    assert stroke.any() and not stroke[:, middle:].any(), "one sees it, on the left half"
+    png = generate(person, OTHER, Resamplings="1")
+    changed = (pixels(png) != np.asarray(Image.open(photo))).any(-1)
+    assert changed[16:48, 10:22].mean() > 0.9 and not changed[:, SIZE_PX // 2 :].any()
+    assert Origin.read(png, "image").task == "inpaint"
+
+
+def paint(person: Person, easel: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw a line with the brush. start, end: x and y in the easel."""
+    box = easel.bounding_box()
+    assert box is not None
+    mouse = person.page.mouse
+    mouse.move(box["x"] + start[0], box["y"] + start[1])
+    mouse.down()
+    mouse.move(box["x"] + end[0], box["y"] + end[1], steps=12)
+    mouse.up()
+
+
+@pytest.mark.parametrize("kind", ["text", "half"])
+def test_a_bad_picture_is_an_error_that_one_can_read(person: Person, photo: Path, kind: str) -> None:
+    data = b"this is no picture" if kind == "text" else photo.read_bytes()[:100]
+    person.turn_to("Image to image")
+    person.give("img2img-image", FilePayload(name="photo.png", mimeType="image/png", buffer=data))
+    person.write(Prompt=PROMPT)
+    person.press("Generate")
+    alert = person.page.get_by_role("alert").filter(visible=True)
+    expect(alert).to_contain_text("image: ")
+    expect(alert).to_contain_text("expected")
+    expect(alert).to_contain_text("fix: ")
+    assert "Traceback" not in person.page.inner_text("body")
+    expect(person.field("Prompt")).to_have_value(PROMPT)
+    # The page goes on.
+    person.give("img2img-image", photo)
+    assert Origin.read(generate(person, PROMPT), "image").task == "img2img"
+
+
+def test_a_picture_that_is_too_large_is_refused(person: Person) -> None:
+    person.turn_to("Image to image")
+    data = bytes(17 * 2**20)
+    person.give("img2img-image", FilePayload(name="large.png", mimeType="image/png", buffer=data))
+    expect(person.page.get_by_text("16").filter(visible=True).first).to_be_visible()
+
+
+def test_a_value_out_of_range_is_an_error_that_one_can_read(person: Person) -> None:
+    person.press("Settings")
+    person.write(Prompt=PROMPT, Steps="0")
+    person.press("Generate")
+    alert = person.page.get_by_role("alert").filter(visible=True)
+    expect(alert).to_contain_text("num_steps")
+    expect(alert).to_contain_text("fix: ")
+
+
+def test_an_image_says_how_it_was_made_and_is_made_again(person: Person) -> None:
+    png = generate(person, PROMPT, Seed="7")
+    person.thumbnails.first.click()
+    account = person.page.locator("#account")
+    expect(account).to_contain_text("How was this made?")
+    expect(account).to_contain_text(PROMPT)
+    command = f"ldm generate '{PROMPT}' --seed 7 --output pictures"
+    expect(account.locator("#command textarea, #command input")).to_have_value(command)
+    person.press("Replay")
+    person.sees(f"equal in all {SIZE_PX * SIZE_PX * 3} values")
+    with person.page.expect_download() as download:
+        person.page.locator("#download").click()
+    assert download.value.path().read_bytes() == png
+
+
+def test_two_tabs_draw_at_once_and_each_gets_its_own(context: BrowserContext, pipeline: Pipeline) -> None:
+    first, second = Person.before(context), Person.before(context)
+    first.press("Settings")
+    first.write(Prompt=PROMPT, Steps="150")
+    second.write(Prompt=OTHER)
+    first.press("Generate")
+    first.sees("Step 3 of 150")
+    second.press("Generate")
+    second.sees("1 image made")
+    assert second.pngs(1) == list(pipeline.pngs([OTHER]))
+    assert first.pngs(1) == list(pipeline.pngs([PROMPT], num_steps=150))
+
+
+@pytest.mark.parametrize(
+    ("title", "task"), [("Image to image", "img2img"), ("Outpaint", "outpaint"), ("Denoise", "denoise")]
+)
+def test_a_task_draws_from_a_picture(person: Person, photo: Path, title: str, task: str) -> None:
+    person.turn_to(title)
+    person.give(f"{task}-image", photo)
+    if task == "outpaint":
+        person.write(Resamplings="1")
+    image = pixels(generate(person, PROMPT))
+    known = np.asarray(Image.open(photo))
+    if task == "outpaint":
+        margin = (image.shape[0] - SIZE_PX) // 2
+        assert margin > 0
+        image = image[margin:-margin, margin:-margin]
+    assert image.shape == known.shape
+    assert (image == known).all() == (task == "outpaint"), "the picture stays inside its new border alone"
