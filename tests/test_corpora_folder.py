@@ -233,6 +233,13 @@ def test_a_comma_without_quotes_costs_its_row_and_paths_of_windows_are_paths(min
     assert [item.captions for item in _read(mine) if isinstance(item, Pair)] == [["red"]]
 
 
+def test_a_column_without_a_name_is_no_value_too_many(mine: Path) -> None:
+    """As pandas writes a table with its row numbers."""
+    _put(mine, "1.png", None)
+    _write(mine / "metadata.csv", ",file_name,text\n0,1.png,red\n")
+    assert [item.captions for item in _read(mine) if isinstance(item, Pair)] == [["red"]]
+
+
 def test_rows_of_metadata_are_fields_of_their_images(mine: Path) -> None:
     """Case `hf_metadata_jsonl`, in every format that imagefolder knows, and in a folder of its own."""
     import pyarrow

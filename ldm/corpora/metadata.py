@@ -100,8 +100,8 @@ def _of_jsonl(text: str) -> Iterator[tuple[int, Row | str]]:
 
 
 def _of_csv(text: str) -> Iterator[tuple[int, Row | str]]:
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), restkey=""), 1):
-        if extra := row.pop("", None):
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+        if extra := row.pop(None, None):
             yield number, f"{count(len(extra), 'value')} too many; a text with commas needs quotes"
         else:
             yield number, row
