@@ -114,6 +114,15 @@ def test_standard_errors_are_the_deviations_of_statistics_of_other_images():
     assert (train.errors(10**9).mean < train.errors(100).mean / 4).all(), "those of the training images are left"
 
 
+def test_equal_images_have_no_error():
+    """Such as one that a mixture repeats: by rounding their variance is below 0."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        mean, log_variance = torch.randn(2, 1, 4, 6, 6, generator=draw).expand(2, 7, 4, 6, 6)
+        equal = measure(shards_of(mean, log_variance, 7))
+        check_scaled(equal.scale.relative_to(equal.scale), equal.errors(7), 1e-6, "val")
+
+
 @pytest.mark.parametrize("count", [3, 6, 100, 1000])
 def test_few_images_are_no_fault_and_others_are(count):
     """Six validation images differ by more than a tolerance of 0.2 from those of training, by chance alone."""

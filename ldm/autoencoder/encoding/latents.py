@@ -23,7 +23,8 @@ def with_scale(config: dict[str, Any]) -> dict[str, Any]:
 
 
 NUM_STANDARD_ERRORS = 5
-"""Statistics of six images are less Gaussian than those of many: of 300 draws from the default's one was 4.8 away."""
+"""Statistics of six images are less Gaussian than those of many: of 3000 draws from the default's validation images two
+had a channel more than 5 away, and none more than 5.4."""
 KIND = artifact.Kind("latents", (with_scale,))
 """Kind of the artefact that holds cached latents."""
 
@@ -80,9 +81,11 @@ class Measured:
         limit theorem for images, since the cells of one are alike, and the delta method for the deviation."""
         scale, share = self.scale, 1 / self.num_images + 1 / num_images
         of_std = torch.stack([-scale.mean / scale.std, 0.5 / scale.std], dim=1)
-        variance = torch.einsum("ci, cij, cj -> c", of_std, self.covariance, of_std).clamp(min=0)
-        mean = (self.covariance[:, 0, 0] * share).sqrt() / scale.std
-        return LatentScale(mean, (variance * share).sqrt() / scale.std)
+        of_mean = self.covariance[:, 0, 0]
+        of_std = torch.einsum("ci, cij, cj -> c", of_std, self.covariance, of_std)
+        # Of equal images they are 0, and by rounding a little less.
+        mean, std = ((variance.clamp(min=0) * share).sqrt() / scale.std for variance in (of_mean, of_std))
+        return LatentScale(mean, std)
 
 
 def measure(shards: Iterable[Mapping[str, Tensor]]) -> Measured:
