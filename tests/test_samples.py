@@ -86,9 +86,10 @@ def test_sets_share_a_split_that_is_too_small_and_take_two_at_least(tmp_path):
     sets = plan.choose(splits, params())
     assert [len(part.prompts) for part in sets] == [6, 6, 3, 3]  # 8 + 4 are asked of the 9
     assert len({prompt.key for part in sets[:3] for prompt in part.prompts}) == 15
-    found = "50 prompts asked of the 9 samples of val, which leaves 0 for sweep"
-    with pytest.raises(ConfigError, match=found):
+    with pytest.raises(ConfigError, match="50 prompts asked of val, which gives 9 at most: 0 for sweep"):
         plan.choose(splits, params(num_prompts_seen=46))
+    with pytest.raises(ConfigError, match="of train, which gives 1 at most: 1 for seen"):
+        plan.choose(captions(tmp_path / "few", train=3, val=9, unseen=0, held_out=8), params(seen_split="train"))
 
 
 def test_two_seeds_are_compared_on_the_same_prompts(tmp_path):

@@ -100,9 +100,7 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
         available = len(captions[split]) // (2 if split == "train" else 1)
         share = min(count, count * available // max(asked[split], 1))
         if count and share < 2:
-            found = (
-                f"{asked[split]} prompts asked of the {available} samples of {split}, which leaves {share} for {name}"
-            )
+            found = f"{asked[split]} prompts asked of {split}, which gives {available} at most: {share} for {name}"
             fix = "change the numbers of prompts, or give the split more samples"
             raise ConfigError("params.yaml: sample", found, "at least two for each set", fix)
         places = range(taken[split], taken[split] + share)
