@@ -153,7 +153,8 @@ def test_litter_is_no_sample_and_is_named_once(mine: Path, capsys: pytest.Captur
     """Case `litter`: seven of these twelve files were once rejected samples."""
     _put(mine, "pic.jpg", "a picture")
     litter = ["pic.npz", "pic_te.safetensors", "pic_0064x0064_sd.npz", "Thumbs.db", "desktop.ini", "pic.jpg~"]
-    for name in [*litter, "meta_cap.json", ".DS_Store", "._pic.jpg", "mine.dvc", ".git/config", "@eaDir/pic.jpg/M.jpg"]:
+    hidden = [".DS_Store", "._pic.jpg", ".git/config", "@eaDir/pic.jpg/M.jpg", "__MACOSX/a.png"]
+    for name in [*litter, "meta_cap.json", "mine.dvc", *hidden]:
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         _write(mine / name, "{}")
     assert _captions(mine) == {"pic": ["a picture"]}

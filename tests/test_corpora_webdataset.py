@@ -233,6 +233,7 @@ def test_the_twins_of_a_mac_are_no_samples(tmp_path):
     twins = [(f"./._{name}", b"\0\x05\x16\x07") for name in names]
     rest = [
         ("__MACOSX/._a.png", b""),
+        ("__MACOSX/a.png", _image()),
         ("@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", _image()),
         (".DS_Store", b""),
         ("sub/Thumbs.db", b""),

@@ -111,15 +111,17 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 def is_ignored(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a path is hidden, or a part of it has one of the names that the params ignore. Synology's @eaDir, of
-    thumbnails, counts as hidden."""
+    """Whether a path is hidden, or a part of it has one of the names that the params ignore. Hidden are also
+    @eaDir, where Synology keeps thumbnails, and __MACOSX, where zips of a Mac keep what it knows of files."""
     ignored = _ignored(tuple(patterns))
     return any(ignored.match(part) for part in name.lower().split("/"))
 
 
 @cache
 def _ignored(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join([r"\.(?!\.?$)", "@eadir$", *(fnmatch.translate(each.lower()) for each in patterns)]))
+    return re.compile(
+        "|".join([r"\.(?!\.?$)", "(@eadir|__macosx)$", *(fnmatch.translate(each.lower()) for each in patterns)])
+    )
 
 
 def litter(names: Iterable[str]) -> Litter:
