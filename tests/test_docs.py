@@ -1,5 +1,6 @@
 """The pages for people: every link leads somewhere, and the README is what a newcomer needs."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,3 +48,13 @@ def test_every_page_is_within_reach_of_the_readme() -> None:
         links = re.findall(r"\]\(([^)\s#]+\.md)", prose(page))
         todo += {(page.parent / link).resolve() for link in links if "://" not in link} - seen
     assert not set(PAGES) - seen
+
+
+def test_every_reason_of_a_rejection_is_explained() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ldm/corpora").glob("*.py")]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    ours = [call for call in calls if ast.unparse(call.func).split(".")[-1] in ("Rejected", "Rejection", "rejection")]
+    values = [value.value for call in ours for value in call.args if isinstance(value, ast.Constant)]
+    reasons = {value for value in values if re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", str(value))}
+    page = (ROOT / "docs/your-images.md").read_text(encoding="utf-8")
+    assert len(reasons) > 25 and not {reason for reason in reasons if not re.search(rf"\b{reason}\b", page)}
