@@ -64,7 +64,7 @@ def shown(found: Sequence[Line]) -> list[Line]:
 def note(found: Sequence[Line]) -> str:
     """A sentence about the measures that tell no scale from another; empty if there are none."""
     flat = [line.name for line in found if not line.tells and all(point.interval for point in line.points)]
-    return f"No difference between scales beyond chance (95 %): {', '.join(flat)}" if flat else ""
+    return f"Intervals (95 %) of all scales overlap: {', '.join(flat)}" if flat else ""
 
 
 def panels(found: Sequence[Line]) -> list[Panel]:
