@@ -13,7 +13,7 @@ from typing import Any, Self
 from ldm.compute import state
 from ldm.core import locks
 from ldm.core.progress import duration
-from ldm.tools import runs
+from ldm.tools.check import sections
 from ldm.training.history import CURVES, PACE, PICTURES, VALIDATION
 
 _NUM_ROWS, _NUM_TIMED_ROWS = 5, 20
@@ -39,7 +39,7 @@ class Training:
         """Read it. FileNotFoundError: the training ends just now."""
         made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
         tables = (_rows(directory / name) for name in (CURVES, VALIDATION, PACE))
-        return cls(directory, locks.holder(directory / "lock"), runs.num_steps(made_by), *tables)
+        return cls(directory, locks.holder(directory / "lock"), sections.num_steps(made_by), *tables)
 
     @property
     def headline(self) -> str:
