@@ -26,7 +26,7 @@ FOLDER = "trackers"
 
 _TOLD = "trackers.json"
 _PROJECT = "ldm"
-_INSTALLED_AS = dict.fromkeys(("dvclive", "tensorboard"), '"ldm[trackers]"')
+_INSTALLED_AS: dict[str, str] = {"dvclive": '"ldm[trackers]"', "tensorboard": '"ldm[trackers]"'}
 
 
 class Trackers:
