@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.core.errors import IntegrityError
+from ldm.evaluation import spaces
 from ldm.oracles.oracle import Oracle
 from ldm.training.plots import Panel, Series
 
@@ -119,10 +120,4 @@ def _in_words(measure: str, oracle: Oracle | None) -> str:
     if oracle is not None and measure.removesuffix(_ACCURACY) in oracle.attributes:
         return f"{oracle.label(measure.removesuffix(_ACCURACY))} right"
     kind, _, space = measure.partition("_")
-    match kind:
-        case "kid":
-            return f"kernel distance ({space.replace('_', ' ')})"
-        case "frechet":
-            return f"Frechet distance ({space.replace('_', ' ')})"
-        case _:
-            return "CLIP score (own clip), own minus other caption"
+    return spaces.label(kind, space) if kind in spaces.DISTANCES else spaces.CLIP_SCORE

@@ -11,7 +11,7 @@ import torch
 
 from ldm.core import images
 from ldm.core.errors import IntegrityError
-from ldm.evaluation.measure import REAL, Measured, features_in
+from ldm.evaluation.measure import NUM_COLUMNS, REAL, Measured, features_in
 from ldm.evaluation.real_images import RealImages
 from ldm.evaluation.spaces import OWN_CLIP
 from ldm.oracles.oracle import WRONG, Oracle, Told
@@ -24,8 +24,6 @@ CONFUSION, FAILURES, PICTURE = "confusion.csv", "failures.csv", "failures.png"
 NUM_WORST = 16
 SAMPLES, REAL_IMAGES = "samples", "real images"
 """Whose values a row of the confusion matrix counts; the real images say how far to trust who reads them."""
-_NUM_COLUMNS = 8
-"""Columns of the picture; even, so that both images of a pair are in one row."""
 _FAILURE_COLUMNS = ("set", "number", "prompt", "wrong", "read", "score")
 _CONFUSION_COLUMNS = ("images", "attribute", "asked", "read", "num")
 _LIST = "; "
@@ -112,7 +110,7 @@ def picture(failures: Sequence[Failure], samples: Mapping[str, Samples], real: R
         part = samples[failure.images]
         cells += [part.png(failure.number), real.png(real.origin(part.prompts[failure.number]))]
         captions += [f"{failure.images.replace('_', ' ')}: {_LIST.join(_summary(failure))}", f"real: {failure.prompt}"]
-    return images.grid(images.planes(cells), _NUM_COLUMNS, captions)
+    return images.grid(images.planes(cells), NUM_COLUMNS, captions)
 
 
 def _summary(failure: Failure) -> Sequence[str]:
