@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import util
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_one_that_comes_later_gets_all_rows_in_the_order_of_steps(tmp_path: Path
     assert recorder.params[0]["params.betas"] == "[0.9, 0.99]" and recorder.params[0]["params.num_steps"] == 20
     loss = next(values for step, values in recorder.rows if step == 12)["training/loss"]
     assert float(f"{loss:.9g}") == dict(points(tmp_path)["loss"])[12]
+
+
+def test_rows_that_are_computed_again_are_not_told_again(tmp_path: Path, recorder: Recorder):
+    """Five rows were told, and the first of them alone is saved."""
+    seldom = {"save_every_steps": 4, "num_kept_states": 9}
+    with pytest.raises(ConnectionError):
+        run_toy(tmp_path, params(**seldom), batches=Breaking(params(**seldom)), machine=machine("wandb"))
+    for state in sorted(tmp_path.glob("toy/*/step-*"))[1:]:
+        shutil.rmtree(state)
+    run_toy(tmp_path, params(**seldom), machine=machine("wandb"))
+    assert [step for step, values in recorder.rows if "training/loss" in values] == [3, 6, 9, 12, 15, 18, 20]
 
 
 def test_another_run_directory_is_another_run_of_the_tracker(tmp_path: Path, recorder: Recorder):

@@ -90,7 +90,8 @@ class Trackers:
         tracker, told = self._open[kind], self._told[kind]["told"]
         for step, values in _since(told, tables):
             tracker.log(values, step=step)
-        told |= {group: int(rows[-1]["step"]) for group, rows in tables.items() if rows}
+        # A training that goes on from an older state is behind what was told.
+        told |= {group: max(int(rows[-1]["step"]), told.get(group, 0)) for group, rows in tables.items() if rows}
         for path in sorted(self._run.directory.glob(PICTURES)):
             step = int(path.stem.rpartition("-")[2])
             if step > told.get("pictures", 0):
