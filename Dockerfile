@@ -4,7 +4,7 @@ FROM python:3.11-slim-bookworm AS tools
 # Of Debian's packages the newest are wanted, with all security fixes.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ git make openssh-client \
+    && apt-get install --yes --no-install-recommends g++ git libfribidi0 make openssh-client \
     && rm -rf /var/lib/apt/lists/*
 # The number of the first account on most machines, to whom files in mounted folders then belong.
 RUN useradd --create-home --uid 1000 ldm && mkdir /ldm && chown ldm /ldm

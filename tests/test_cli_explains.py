@@ -105,6 +105,12 @@ def test_five_steps_without_a_command_follow_from_what_is_there(folder: Path, ca
     (folder / "runs/train_unet/0123/step-000000040").mkdir(parents=True)
     assert shown(folder)[:2] == ["dvc repro", "ldm watch"]
     assert "after step 40" in overview.steps(folder, VERBS)[1][0].does
+    made_by = folder / "runs/train_unet/0123/fingerprint.json"
+    made_by.write_text('{"params.training.num_steps": 80}')
+    assert shown(folder)[0] == "dvc repro"
+    made_by.write_text('{"params.training.num_steps": 40}')
+    assert "dvc repro" not in shown(folder), "a finished training that is kept is not gone on with"
+    made_by.unlink()
     assert cli.main([]) == 0
     said = capsys.readouterr().out
     assert said.startswith("This repository has a trained model.") and said.count("\n  ") == 10
@@ -116,6 +122,12 @@ def test_a_model_that_was_pulled_is_named(folder: Path) -> None:
     assert shown(folder)[0].endswith(" --model data/model --output pictures")
     shutil.copytree(folder / "data/model", folder / "alone")
     assert shown(folder / "alone")[0] == 'ldm generate "a red star" --model . --output pictures'
+
+
+@pytest.mark.parametrize("prompt", ["a star", "it's a star", 'a "star"', "a $(star) `star` \\ !star"])
+def test_prompts_are_quoted_as_a_shell_reads_them(prompt: str) -> None:
+    written = overview._quoted(prompt)
+    assert subprocess.run(["bash", "-c", f"printf %s {written}"], capture_output=True, text=True).stdout == prompt
 
 
 def test_params_that_cannot_be_read_are_the_first_step(folder: Path) -> None:

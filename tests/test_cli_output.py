@@ -11,8 +11,8 @@ from ldm.core.errors import Interrupted
 from ldm.tools.cli import output
 
 
-def options(directory: Path, seeds: list[int] | None = None) -> Namespace:
-    return Namespace(output=directory, start_number=0, overwrite=False, seeds=seeds)
+def options(directory: Path, seeds: list[int] | None = None, overwrite: bool = False) -> Namespace:
+    return Namespace(output=directory, start_number=0, overwrite=overwrite, seeds=seeds)
 
 
 def test_what_is_written_is_printed_beside_its_label(tmp_path: Path, capsys) -> None:
@@ -38,6 +38,14 @@ def test_after_ctrl_c_the_seeds_that_are_left_are_named(tmp_path: Path, written:
             add(b"")
         raise KeyboardInterrupt
     assert str(error.value).endswith(f"for the others, {rest}") and f"{written} of 8 images" in str(error.value)
+
+
+def test_what_was_replaced_before_ctrl_c_is_not_to_be_replaced_again(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as error, output.opened(options(tmp_path, [4, 5], overwrite=True), 4) as add:
+        for _ in range(3):
+            add(b"")
+        raise KeyboardInterrupt
+    assert str(error.value).endswith("give --seed 5, without --overwrite; the first 1 of seed 5 are there already")
 
 
 def test_a_warning_is_one_line(capsys) -> None:

@@ -66,6 +66,18 @@ def test_a_probe_that_fails_is_told_and_the_others_go_on() -> None:
     assert found[1].found == "could not be found out (no such device)" and found[1].advice
 
 
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), AssertionError("torch has no CUDA"), AttributeError("x")])
+def test_no_error_of_a_probe_ends_the_command_and_its_traceback_can_be_had(error, monkeypatch, capsys) -> None:
+    def broken():
+        raise error
+
+    (found,) = examined({"first": broken})
+    assert "could not be found out" in found.found and capsys.readouterr().err == ""
+    monkeypatch.setenv(*found.advice.partition(" ")[0].split("="))
+    list(examined({"first": broken}))
+    assert "in broken" in capsys.readouterr().err
+
+
 def test_other_versions_than_those_of_the_lock_are_named(tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text(
         f"# pins\ntorch==0.1\nnumpy=={system._version('numpy')}\nnone-such==1\n"
@@ -88,7 +100,8 @@ def test_accelerates_config_is_checked_as_stages_do(tmp_path: Path, monkeypatch)
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate/default_config.yaml").write_text("mixed_precision: fp16\n")
     found = list(examined({"files": lambda: system.files(ROOT)}))
-    assert "mixed_precision" in found[-1].found
+    assert "mixed_precision" in found[-1].found and "could not" not in found[-1].found
+    assert found[-1].advice and "fix:" not in found[-1].advice and found[-1].advice not in found[-1].found
 
 
 def test_cores_that_others_keep_busy_are_told_with_the_key_that_ignores_them(monkeypatch) -> None:
@@ -98,6 +111,9 @@ def test_cores_that_others_keep_busy_are_told_with_the_key_that_ignores_them(mon
     monkeypatch.setattr(cores, "free_threads", lambda usual: usual - 3)
     busy = only(list(system.processor(MACHINE)), "busy cores")
     assert busy.found.startswith("3 of 8 threads") and "`machine.threads: 8`" in busy.advice
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert only(list(system.processor(MACHINE)), "busy cores").advice == "", "a number that is asked for is taken"
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(cores, "free_threads", lambda usual: usual)
     assert only(list(system.processor(MACHINE)), "busy cores").advice == ""
 
@@ -188,5 +204,9 @@ def test_a_gpu_that_torch_cannot_use_is_told_from_none(monkeypatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     (none,) = devices.devices()
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     (unusable,) = devices.devices()
-    assert not none.advice and "--gpus all" in unusable.advice
+    assert not none.advice and "CUDA 12.8" in unusable.advice and "--gpus all" in unusable.advice
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (of_cpu,) = devices.devices()
+    assert "CPUs alone" in of_cpu.advice

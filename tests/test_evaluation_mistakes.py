@@ -88,8 +88,17 @@ def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"confusion.csv: columns set, number.*\n.*dvc repro evaluate"):
         (tmp_path / mistakes.FAILURES).rename(tmp_path / mistakes.CONFUSION)
         mistakes.read_confusion(tmp_path / mistakes.CONFUSION)
-    with pytest.raises(IntegrityError, match=r"failures.csv: columns FileNotFoundError"):
+    with pytest.raises(IntegrityError, match=r"failures.csv: FileNotFoundError: .*\n.*dvc repro evaluate"):
         mistakes.read_failures(tmp_path / mistakes.FAILURES)
+
+
+@pytest.mark.parametrize("row", ["seen,one,a star,,,0.5", "seen,1"])
+def test_a_row_that_cannot_be_read_is_damage(tmp_path: Path, row: str) -> None:
+    mistakes.write(tmp_path, [], {})
+    path = tmp_path / mistakes.FAILURES
+    path.write_text(f"{path.read_text()}{row}\n")
+    with pytest.raises(IntegrityError, match=r"failures.csv: \w+Error: .*\n.*dvc repro evaluate"):
+        mistakes.read_failures(path)
 
 
 def test_the_picture_shows_each_failure_beside_the_real_image_of_its_prompt() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from ldm.core import lettering
 
@@ -11,6 +11,9 @@ CAT, WANT = "\u06af\u0631\u0628\u0647", "\u0645\u06cc\u062e\u0648\u0627\u0647\u0
 """Persian words, as code points: their letters run from right to left."""
 CIRCLE, GREAT, PEACE = "\u043a\u0440\u0443\u0433", "\u03bc\u03ad\u03b3\u03b1", "\u05e9\u05dc\u05d5\u05dd"
 """Words in Cyrillic, Greek and Hebrew."""
+
+
+with_fribidi = pytest.mark.skipif(not features.check("raqm"), reason="needs FriBiDi: apt-get install libfribidi0")
 
 
 def drawn(text: str, num_lines: int = 4) -> np.ndarray:
@@ -41,12 +44,14 @@ def test_what_that_font_lacks_is_drawn_by_another(text: str) -> None:
     assert not same(found, drawn(text.encode("unicode_escape").decode())), "drawn, not written out"
 
 
+@with_fribidi
 def test_emojis_have_colours_and_joined_ones_are_one_picture() -> None:
     flag = drawn("🇩🇪").astype(int)
     assert (flag.max(axis=2) - flag.min(axis=2) > 100).any(), "red and yellow"
     assert not same(drawn("👩‍💻"), drawn("👩💻"))
 
 
+@with_fribidi
 def test_joiners_that_no_font_shows_change_the_letters_beside_them() -> None:
     assert not same(drawn(f"{WANT[:2]}\u200c{WANT[2:]}"), drawn(WANT))
 

@@ -102,6 +102,14 @@ def test_results_that_do_not_belong_together_are_refused(repository: Repository,
     shutil.copytree(repository.root / "data/evaluation", tmp_path / "data/evaluation")
     (tmp_path / "data/unet_results").unlink()
     assert [training.name for training in facts.read(tmp_path, None).trainings] == ["Autoencoder", "CLIP"]
+    (tmp_path / "data/unet").unlink()
+    shutil.copytree(repository.root / "data/unet", tmp_path / "data/unet")
+    passport = tmp_path / "data/unet/passport.json"
+    values = json.loads(passport.read_text())
+    artifact.write_json(passport, artifact.sealed({**values, "content_sha256": "0" * 64}))
+    with pytest.raises(IntegrityError, match="unet 000"):
+        facts.read(tmp_path, None)
+    (tmp_path / "data/unet/passport.json").unlink()
     passport = tmp_path / "data/evaluation/passport.json"
     values = json.loads(passport.read_text())
     values["inputs"]["samples"] = "0" * 64

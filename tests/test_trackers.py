@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import util
 from pathlib import Path
@@ -20,6 +21,7 @@ from ldm.core.params import MachineParams
 from ldm.training import trackers
 from ldm.training.history import CURVES
 from ldm.training.plots import read_table
+from tests.import_closure import ROOT
 from tests.toy_training import Batches, params, run_toy
 from tests.training_data import KEPT
 
@@ -157,6 +159,17 @@ def test_one_that_comes_later_gets_all_rows_in_the_order_of_steps(tmp_path: Path
     assert float(f"{loss:.9g}") == dict(points(tmp_path)["loss"])[12]
 
 
+def test_rows_that_are_computed_again_are_not_told_again(tmp_path: Path, recorder: Recorder):
+    """Five rows were told, and the first of them alone is saved."""
+    seldom = {"save_every_steps": 4, "num_kept_states": 9}
+    with pytest.raises(ConnectionError):
+        run_toy(tmp_path, params(**seldom), batches=Breaking(params(**seldom)), machine=machine("wandb"))
+    for state in sorted(tmp_path.glob("toy/*/step-*"))[1:]:
+        shutil.rmtree(state)
+    run_toy(tmp_path, params(**seldom), machine=machine("wandb"))
+    assert [step for step, values in recorder.rows if "training/loss" in values] == [3, 6, 9, 12, 15, 18, 20]
+
+
 def test_another_run_directory_is_another_run_of_the_tracker(tmp_path: Path, recorder: Recorder):
     for seed in (0, 1):
         run_toy(tmp_path, params(seed=seed), machine=machine("wandb"))
@@ -192,6 +205,28 @@ def test_one_that_fails_is_one_line_and_no_end(
     errors = capsys.readouterr().err
     line = "tracker wandb: OSError: no route to host; the training goes on without it (machine.trackers)"
     assert [each for each in errors.splitlines() if each.startswith("tracker")] == [line]
+
+
+def test_a_damaged_note_of_what_was_told_ends_no_training(tmp_path: Path, recorder: Recorder):
+    with pytest.raises(ConnectionError):
+        run_toy(tmp_path, params(), batches=Breaking(params()), machine=machine("wandb"))
+    (note,) = tmp_path.glob("toy/*/trackers.json")
+    note.write_bytes(b"")
+    _, history = run_toy(tmp_path, params(), machine=machine("wandb"))
+    assert history.training[-1]["step"] == 20 and json.loads(note.read_text())["wandb"]["told"]["training"] == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("dvclive", '"ldm[trackers]"'), ("tensorboard", '"ldm[trackers]"'), ("wandb", "wandb")]
+)
+def test_the_way_to_install_one_is_that_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, package: str
+):
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    run_toy(tmp_path, params(), machine=machine(kind))
+    assert f"tracker {kind}: not installed: pip install {package}; the" in capsys.readouterr().err
+    page = (ROOT / "docs/watching.md").read_text()
+    assert f"| `{kind}` | `pip install {package}`" in page
 
 
 def test_one_that_is_not_installed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

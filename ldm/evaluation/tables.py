@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ldm.core import artifact
-from ldm.evaluation import guidance
+from ldm.evaluation import guidance, spaces
 from ldm.evaluation.measure import DECODED, REAL
 from ldm.evaluation.metrics import Estimate
 from ldm.evaluation.report import ALL, CONTROL, NUM_RETRIEVAL, RETRIEVAL, Report
-from ldm.evaluation.spaces import OWN_CLIP
+from ldm.evaluation.spaces import CLIP_SCORE, CMMD, OWN_CLIP
 from ldm.oracles.oracle import Oracle
 from ldm.sampling.samples import SEEN
 from ldm.training import plots
@@ -73,16 +73,14 @@ def main_table(report: Report) -> str:
     if report.oracle is not None:
         lines += _accuracy_lines(report, report.oracle)
     for space in report.spaces:
-        for label, metric in (("Frechet distance", "frechet"), ("kernel distance", "kid")):
+        for metric in spaces.DISTANCES:
             keys = [(f"{metric}_{space}_{name}", f"{metric}_{space}_{name}_floor") for name in report.sets]
-            lines.append(_number_line(f"{label} ({space.replace('_', ' ')})", keys, report))
+            lines.append(_number_line(spaces.label(metric, space), keys, report))
     if f"cmmd_{report.sets[0]}" in report.metrics:
-        lines.append(
-            _number_line("CMMD (clip)", [(f"cmmd_{name}", f"cmmd_{name}_floor") for name in report.sets], report)
-        )
+        lines.append(_number_line(CMMD, [(f"cmmd_{name}", f"cmmd_{name}_floor") for name in report.sets], report))
     if OWN_CLIP in report.spaces:
         keys = [(f"own_clip_score_margin_{name}", f"own_clip_score_margin_{REAL}{name}") for name in report.sets]
-        lines.append(_number_line("CLIP score (own clip), own minus other caption", keys, report))
+        lines.append(_number_line(CLIP_SCORE, keys, report))
     return "\n".join([*lines, "", "; ".join(_notes(report)), "", *_sweep_lines(report)])
 
 

@@ -12,7 +12,7 @@ from ldm.compute import fingerprint, state
 from ldm.core import config, locks, workspace
 from ldm.core.errors import ConfigError, MachineError
 from ldm.core.params import MachineParams, PathsParams
-from ldm.tools.check import check
+from ldm.tools.check import check, sections
 
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
@@ -108,11 +108,6 @@ def prune(root: Path, machine: MachineParams) -> list[str]:
     return [line for stage in stages for line in state.prune(stage, machine)]
 
 
-def num_steps(made_by: Mapping[str, Any]) -> int | None:
-    """Updates of the training with this fingerprint; None if it is none."""
-    return next((value for key, value in made_by.items() if key.endswith("training.num_steps")), None)
-
-
 def _find(root: Path, text: str) -> tuple[Kept, Path]:
     """The run and the state that a text names."""
     runs = [run for run in kept(root) if run.states]
@@ -136,7 +131,7 @@ def _is_named(run: Kept, path: Path, text: str) -> bool:
 
 
 def _facts(run: Kept, path: Path) -> str:
-    step, last = _step(path), num_steps(run.made_by)
+    step, last = _step(path), sections.num_steps(run.made_by)
     done = f"finished, {step} steps" if step == last else f"{step} of {last} steps"
     return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
 

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,10 +13,8 @@ from typing import Any, Self
 from ldm.compute import state
 from ldm.core import locks
 from ldm.core.progress import duration
-from ldm.tools import runs
+from ldm.tools.check import sections
 from ldm.training.history import CURVES, PACE, PICTURES, VALIDATION
-
-TRAININGS = ("train_autoencoder", "train_clip", "train_unet")
 
 _NUM_ROWS, _NUM_TIMED_ROWS = 5, 20
 _CLEAR = "\x1b[H\x1b[2J"
@@ -40,7 +39,7 @@ class Training:
         """Read it. FileNotFoundError: the training ends just now."""
         made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
         tables = (_rows(directory / name) for name in (CURVES, VALIDATION, PACE))
-        return cls(directory, locks.holder(directory / "lock"), runs.num_steps(made_by), *tables)
+        return cls(directory, locks.holder(directory / "lock"), sections.num_steps(made_by), *tables)
 
     @property
     def headline(self) -> str:
@@ -79,37 +78,35 @@ class Training:
             yield f"{duration(seconds * (self.num_steps - step))} left"
 
 
-def trainings(root: Path, stage: str | None) -> list[Training]:
-    """Those that run now; if none does, the one that ran last. stage: of this stage only."""
-    names = [stage] if stage else TRAININGS
-    paths = [path.parent for name in names for path in (root / name).glob(f"*/{state.FINGERPRINT}")]
-    found = [Training.of(path) for path in sorted(paths, key=state.last_used)]
-    return [training for training in found if training.holder is not None] or found[-1:]
+def trainings(root: Path, stages: Sequence[str]) -> list[Training]:
+    """Those of some stages that run now; if none does, the one that ran last."""
+    found: list[tuple[float, Training]] = []
+    for path in [path.parent for stage in stages for path in (root / stage).glob(f"*/{state.FINGERPRINT}")]:
+        with suppress(FileNotFoundError):  # it ends just now
+            found.append((state.last_used(path), Training.of(path)))
+    by_age = [training for _, training in sorted(found, key=lambda pair: pair[0])]
+    return [training for training in by_age if training.holder is not None] or by_age[-1:]
 
 
-def watch(root: Path, stage: str | None, seconds: float | None) -> None:
+def watch(root: Path, stages: Sequence[str], seconds: float | None) -> None:
     """Print how trainings go, again whenever there is something new, until Ctrl-C: on a terminal over what was there,
     else as one more line. seconds: between two looks; None = one look.
 
     root: the folder of all runs.
     """
     shown: list[str] = []
-    while True:
-        try:
-            found = trainings(root, stage)
-        except FileNotFoundError:  # one ends just now
-            found = []
-        headlines = [training.headline for training in found] or [f"no training in {root}"]
-        if headlines != shown:
-            _print(found, headlines, is_first=not shown)
-            shown = headlines
-        if seconds is None:
-            return
-        try:
+    try:
+        while True:
+            found = trainings(root, stages)
+            headlines = [training.headline for training in found] or [f"no training in {root}"]
+            if headlines != shown:
+                _print(found, headlines, is_first=not shown)
+                shown = headlines
+            if seconds is None:
+                return
             time.sleep(seconds)
-        except KeyboardInterrupt:
-            print("\nno longer watched; a training goes on", file=sys.stderr)
-            return
+    except KeyboardInterrupt:
+        print("\nno longer watched; a training goes on", file=sys.stderr)
 
 
 def _print(found: Sequence[Training], headlines: Sequence[str], is_first: bool) -> None:

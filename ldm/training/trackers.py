@@ -26,6 +26,7 @@ FOLDER = "trackers"
 
 _TOLD = "trackers.json"
 _PROJECT = "ldm"
+_INSTALLED_AS: dict[str, str] = {"dvclive": '"ldm[trackers]"', "tensorboard": '"ldm[trackers]"'}
 
 
 class Trackers:
@@ -34,15 +35,13 @@ class Trackers:
     def __init__(self, kinds: Iterable[str], run: Run) -> None:
         """Open them, each in the tracker's own run, which is new for a new run directory and continued otherwise."""
         self._run, self._file = run, run.directory / _TOLD
-        name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{run.directory.name[:6]}"
-        self._told: dict[str, Any] = json.loads(self._file.read_bytes()) if self._file.exists() else {"run": name}
+        self._told = self._read()
         self._open: dict[str, Any] = {}
         for kind in kinds:
             if find_spec(kind) is None:
-                _warn(kind, f"not installed: pip install {kind}")
+                _warn(kind, f"not installed: pip install {_INSTALLED_AS.get(kind, kind)}")
             else:
                 self._guard(kind, self._start)
-        self._keep()
 
     def tell(self, tables: Mapping[str, Rows]) -> None:
         """Pass on what is new: rows of the tables, by group and name such as training/loss, and pictures of the run.
@@ -56,6 +55,13 @@ class Trackers:
         """Let the trackers finish what they write."""
         for kind in list(self._open):
             self._guard(kind, lambda kind: self._open.pop(kind).finish())
+
+    def _read(self) -> dict[str, Any]:
+        """What was told; as of a new run, if nothing says it, or if what says it is damaged."""
+        try:
+            return json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return {"run": f"{datetime.now():%Y-%m-%d-%H%M%S}-{self._run.directory.name[:6]}"}
 
     def _guard(self, kind: str, act: Callable[[str], None]) -> None:
         """Act; a tracker that fails is left out from then on."""
@@ -78,12 +84,14 @@ class Trackers:
             _tell_params(tracker, {key: value for key, value in self._run.fingerprint.items() if "code." not in key})
             known["told"] = {}
         self._open[kind] = tracker
+        self._keep()
 
     def _tell(self, kind: str, tables: Mapping[str, Rows]) -> None:
         tracker, told = self._open[kind], self._told[kind]["told"]
         for step, values in _since(told, tables):
             tracker.log(values, step=step)
-        told |= {group: int(rows[-1]["step"]) for group, rows in tables.items() if rows}
+        # A training that goes on from an older state is behind what was told.
+        told |= {group: max(int(rows[-1]["step"]), told.get(group, 0)) for group, rows in tables.items() if rows}
         for path in sorted(self._run.directory.glob(PICTURES)):
             step = int(path.stem.rpartition("-")[2])
             if step > told.get("pictures", 0):
@@ -92,8 +100,7 @@ class Trackers:
         self._keep()
 
     def _keep(self) -> None:
-        if self._open:
-            replace_json(self._file, self._told)
+        replace_json(self._file, self._told)
 
 
 def _since(told: Mapping[str, int], tables: Mapping[str, Rows]) -> list[tuple[int, dict[str, float]]]:

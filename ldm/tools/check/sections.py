@@ -1,6 +1,8 @@
 """Sections of a params file, read together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
@@ -47,6 +49,11 @@ class Params:
     evaluate: EvaluateParams
     model: ModelParams
     tasks: TasksParams
+
+
+def num_steps(made_by: Mapping[str, Any]) -> int | None:
+    """Updates of the training with this fingerprint; None if it is none."""
+    return next((value for key, value in made_by.items() if key.endswith("training.num_steps")), None)
 
 
 Finding = tuple[str, str, str]  # dotted key, "found ...; expected ...", what to do

@@ -41,7 +41,7 @@ def opened(options: argparse.Namespace, num_images: int) -> Generator[Add]:
             _check_standard_output(num_images)
             yield _to_standard_output
             return
-        rest = _rest_of(options.seeds or [], num_images)
+        rest = _rest_of(options.seeds or [], num_images, options.overwrite)
         with png_folder.opened(options.output, options.start_number, options.overwrite, rest) as folder:
             try:
                 yield folder.add
@@ -89,8 +89,9 @@ def _to_standard_output(png: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _rest_of(asked: Sequence[int], num_images: int) -> Callable[[int], str] | None:
+def _rest_of(asked: Sequence[int], num_images: int, overwrite: bool) -> Callable[[int], str] | None:
     """How to get what is missing once so many images are written; None = as folders say it, which know no seeds."""
+    without = ", without --overwrite" if overwrite else ""  # which would begin at the first file again
     if len(asked) < 2:
         return None
     per_seed = num_images // len(asked)
@@ -98,6 +99,6 @@ def _rest_of(asked: Sequence[int], num_images: int) -> Callable[[int], str] | No
     def rest(num_written: int) -> str:
         num_done, num_more = divmod(num_written, per_seed)
         again = f"; the first {num_more} of seed {asked[num_done]} are there already" if num_more else ""
-        return f"give --seed {seeds.written(asked[num_done:])}{again}"
+        return f"give --seed {seeds.written(asked[num_done:])}{without}{again}"
 
     return rest

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -101,14 +102,32 @@ def _in_repository(root: Path) -> tuple[str, Iterator[Step]]:
 
 
 def _unfinished(root: Path, paths: PathsParams) -> list[Step]:
-    """Trainings whose states are saved: a finished one leaves none."""
-    runs = root / workspace.runs(paths.runs)
-    states = sorted(runs.glob("train_*/*/step-*"), key=lambda path: path.stat().st_mtime)
-    if not states:
+    """What to do about the training that saved a state last, unless it is finished."""
+    states = {path: _saved_at(path) for path in (root / workspace.runs(paths.runs)).glob("train_*/*/step-*")}
+    newest = max(states, key=lambda path: states[path], default=None)
+    if newest is None or _is_finished(newest):
         return []
-    stage, step = states[-1].parts[-3], states[-1].name.removeprefix("step-").lstrip("0")
+    stage, step = newest.parts[-3], newest.name.removeprefix("step-").lstrip("0")
     watch = Step("ldm watch", f"look at {stage} while it runs")
     return [Step("dvc repro", f"go on with {stage} after step {step or '0'}, if nothing runs (`ldm runs`)"), watch]
+
+
+def _saved_at(state: Path) -> float:
+    try:
+        return state.stat().st_mtime
+    except FileNotFoundError:  # the training removes it just now
+        return 0.0
+
+
+def _is_finished(state: Path) -> bool:
+    """Whether it is the last state of its training, which `machine.keep_finished_states` keeps."""
+    from ldm.tools.check import sections
+
+    try:
+        made_by = json.loads((state.parent / "fingerprint.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return sections.num_steps(made_by) == int(state.name.removeprefix("step-"))
 
 
 def _without_model(root: Path, params: dict[str, Any]) -> Iterator[Step]:
@@ -137,7 +156,8 @@ def _generate(prompt: str, model: str) -> Step:
 
 
 def _quoted(prompt: str) -> str:
-    return json.dumps(prompt, ensure_ascii=False)
+    """As a shell reads it: in double quotes, unless they would mean something."""
+    return shlex.quote(prompt) if set(prompt) & set('"$`\\!') else f'"{prompt}"'
 
 
 def _value(params: Any, *keys: str) -> Any:

@@ -27,7 +27,8 @@ training.loss_band of a params file can name: the next training says when it lea
     epilog = examples("ldm band recipes/bands/mine.csv")
     summary = "Write the losses of the last trainings, for the next ones to compare with"
     band = commands.add_parser("band", help=summary, description=about, epilog=epilog)
-    band.add_argument("file", type=Path, metavar="FILE", help="a new one, such as recipes/bands/NAME.csv")
+    band.add_argument("file", type=Path, metavar="FILE", help="such as recipes/bands/NAME.csv")
+    band.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     band.set_defaults(command=_band)
 
 
@@ -45,16 +46,16 @@ def _watch(options: argparse.Namespace) -> None:
     from ldm.tools import runs
     from ldm.tools.watch import watch
 
-    watch(runs.root(), options.stage, None if options.once else options.every)
+    watch(runs.root(), [options.stage] if options.stage else list(RESULTS), None if options.once else options.every)
 
 
 def _band(options: argparse.Namespace) -> None:
     from ldm.core.errors import ConfigError
+    from ldm.tools import png_folder
     from ldm.training import bands
     from ldm.training.history import CURVES
 
-    if options.file.exists():
-        raise ConfigError(str(options.file), "a file is there already", "a new one", "move it away, or name another")
+    png_folder.check_new(options.file, options.overwrite)
     paths = config.read(PathsParams, "paths").model_dump()
     curves = {stage: Path(paths[field], CURVES) for stage, field in RESULTS.items()}
     windows = [window for stage, path in curves.items() if path.exists() for window in bands.of_run(stage, path)]

@@ -33,9 +33,9 @@ def devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         advice = ""
         if shutil.which("nvidia-smi"):
-            advice = (
-                f"this torch needs a driver for CUDA {torch.version.cuda}; in a container, start it with --gpus all"
-            )
+            driver = f"this torch needs a driver for CUDA {torch.version.cuda}; a container needs `--gpus all`"
+            of_cpu = "this torch is one for CPUs alone: `make setup` installs that of requirements.lock"
+            advice = driver if torch.version.cuda else of_cpu
         yield Finding(
             "device", f"CPU with {torch.backends.cpu.get_cpu_capability()}; no GPU that torch can use", advice
         )

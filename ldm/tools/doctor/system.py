@@ -94,7 +94,7 @@ def processor(machine: MachineParams | None) -> Iterator[Finding]:
     )
     free = cores.free_threads(usual)
     advice = ""
-    if free < usual:
+    if free < usual and not (machine is not None and cores.asked_threads(machine)):
         advice = (
             f"a training that starts now takes {free}; `machine.threads: {usual}` keeps its last bits, and is slower"
         )

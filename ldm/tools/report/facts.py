@@ -97,8 +97,9 @@ class Facts:
 def read(root: Path, times: Path | None) -> Facts:
     """The facts of a repository. times: where stages noted how long they took; None = where `make demo` has them.
 
-    ConfigError: there is no such file of times. IntegrityError: samples or evaluation are missing or damaged, or the
-    evaluation is of other samples. Trainings and the stage `model` are told of as far as they are there.
+    ConfigError: there is no such file of times. IntegrityError: samples or evaluation are missing or damaged, the
+    evaluation is of other samples, or the samples are of another model than the one that is there. Trainings and the
+    stage `model` are told of as far as they are there.
     """
     if times is not None and not times.is_file():
         raise ConfigError("--times", f"no file {times}", "what LDM_TIMES named in `dvc repro`", "leave it out")
@@ -109,6 +110,9 @@ def read(root: Path, times: Path | None) -> Facts:
     evaluation = artifact.read_passport(folder, metrics.KIND)
     artifact.check_input(folder, evaluation, "samples", of_samples.content_sha256)
     artifact.check_file(folder / "metrics.json", evaluation.content_sha256)
+    passports = dict(_passports(root, paths))
+    for name in of_samples.inputs.keys() & passports.keys():
+        artifact.check_input(root / paths.samples, of_samples, name, passports[name].content_sha256)
     real = RealImages(root / paths.images, SPLITS)
     failures = mistakes.read_failures(folder / mistakes.FAILURES)
     return Facts(
@@ -127,7 +131,7 @@ def read(root: Path, times: Path | None) -> Facts:
         copies=_numbers(root / paths.model_results),
         neighbours=_picture(root / paths.model_results / "neighbours.png"),
         trainings=list(_trainings(root, paths)),
-        passports=dict(_passports(root, paths)) | {"samples": of_samples, "evaluation": evaluation},
+        passports=passports | {"samples": of_samples, "evaluation": evaluation},
         times=_times(times or root / workspace.runs(paths.runs) / TIMES),
         commit=_commit(root),
         params=(root / config.PARAMS).read_text(encoding="utf-8"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ldm.core.errors import IntegrityError
 from ldm.evaluation.mistakes import REAL_IMAGES, SAMPLES
+from ldm.evaluation.spaces import CLIP_SCORE, CMMD, DISTANCES, label
 from ldm.evaluation.tables import SCORES
 
 Numbers = Mapping[str, float | int | str]
@@ -100,18 +101,16 @@ def read(folder: Path) -> dict[str, list[Score]]:
 
 def distances(numbers: Numbers, sets: Sequence[str], spaces: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     """Rows of a table: what is measured, set, of the samples, of the real images of the same prompts."""
-    kinds = {f"Frechet distance ({_words(space)})": f"frechet_{space}_{{}}" for space in spaces}
-    kinds |= {f"kernel distance ({_words(space)})": f"kid_{space}_{{}}" for space in spaces}
-    for label, pattern in (kinds | {"CMMD (clip)": "cmmd_{}"}).items():
+    kinds = {label(distance, space): f"{distance}_{space}_{{}}" for distance in DISTANCES for space in spaces}
+    for what, pattern in (kinds | {CMMD: "cmmd_{}"}).items():
         for name in sets:
             key = pattern.format(name)
             if key in numbers:
-                yield label, _words(name), _with_spread(numbers, key), _with_spread(numbers, f"{key}_floor")
+                yield what, _words(name), _with_spread(numbers, key), _with_spread(numbers, f"{key}_floor")
     for name in sets:
         if f"own_clip_score_margin_{name}" in numbers:
             own, real = (f"own_clip_score_margin_{prefix}{name}" for prefix in ("", "real_"))
-            label = "CLIP score (own clip), own minus other caption"
-            yield label, _words(name), _with_bounds(numbers, own), _with_bounds(numbers, real)
+            yield CLIP_SCORE, _words(name), _with_bounds(numbers, own), _with_bounds(numbers, real)
 
 
 def controls(numbers: Numbers, accuracy: Mapping[str, object]) -> list[tuple[str, str]]:
