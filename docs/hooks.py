@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if place.startswith("ldm/") and place.endswith(".py"):
             module, name = place.removesuffix(".py").replace("/", "."), label.strip("`")
             is_name = re.fullmatch(r"`[A-Za-z_]\w*`", label)
-            return f"[{label}]({up}{reference.place(place)}#{f'{module}.{name}' if is_name else module})"
+            return f"[{label}]({up}{reference.module_path(place)}#{f'{module}.{name}' if is_name else module})"
         return label
 
     markdown = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./|LICENSE|CONTRIBUTING|README)[^)]*)\)", leading, markdown)

@@ -37,7 +37,7 @@ _UNITS = {
 def pages() -> dict[str, str]:
     """Markdown by path below docs/, of every page that is made from the code."""
     sections = {f"reference/params/{name}.md": params_page(name, model) for name, model in PAGES.items()}
-    python = {f"reference/python/{box.replace('/', '-')}.md": box_page(box) for box in boxes()}
+    python = {_box_path(box): box_page(box) for box in boxes()}
     return {
         "reference/params/index.md": overview(),
         **sections,
@@ -52,7 +52,7 @@ def navigation() -> list[Any]:
     return [
         {"Params": ["reference/params/index.md", *({name: f"reference/params/{name}.md"} for name in PAGES)]},
         {"Commands": "reference/commands.md"},
-        {"Python": ["reference/python/index.md", *({box: _place(box)} for box in boxes())]},
+        {"Python": ["reference/python/index.md", *({box: _box_path(box)} for box in boxes())]},
     ]
 
 
@@ -265,21 +265,21 @@ def boxes() -> list[str]:
     return sorted(path.relative_to(ROOT / "ldm").as_posix() for path in found)
 
 
-def place(module: str) -> str:
+def module_path(module: str) -> str:
     """The page of a module, by its path from the root, such as ldm/core/stage.py."""
     parts = module.removeprefix("ldm/").split("/")
     box = "/".join(parts[: 2 if parts[0] == "tools" and len(parts) > 2 else 1])
-    return _place(box) if box in boxes() else "reference/python/index.md"
+    return _box_path(box) if box in boxes() else "reference/python/index.md"
 
 
-def _place(box: str) -> str:
+def _box_path(box: str) -> str:
     return f"reference/python/{box.replace('/', '-')}.md"
 
 
 def python_page() -> str:
     """What a user imports, and the packages."""
     texts = {box: _module_text(f"ldm/{box}/__init__.py") for box in boxes()}
-    rows = [f"| [`{name_of(box)}`]({Path(_place(box)).name}) | {text} |" for box, text in texts.items()]
+    rows = [f"| [`{name_of(box)}`]({Path(_box_path(box)).name}) | {text} |" for box, text in texts.items()]
     table = "\n".join(["| package | what is in it |", "| --- | --- |", *rows])
     about = "What a program imports is `Pipeline`, by `from ldm import Pipeline`. Each package has a page of its own."
     return f"# Python\n\n{about}\n\n::: ldm.tools.pipeline\n\n## Packages\n\n{table}\n\n::: ldm.randomness\n"

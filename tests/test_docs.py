@@ -38,6 +38,7 @@ def test_the_first_screen_says_what_it_is_and_how_to_try_it() -> None:
     first = "\n".join(lines[:18])
     assert "text-to-image" in first and "make demo" in first and "make test" in first and "docs/images/" in first
     assert len(lines) <= 150
+    assert "docs/images/web_desktop.png" in "\n".join(lines), "what the page of `ldm web` looks like"
 
 
 def test_every_page_is_within_reach_of_the_readme() -> None:

@@ -1,6 +1,7 @@
 """Text in, images out: the trained artefacts, checked against each other and put together.
 
 from ldm import Pipeline
+
 pipeline = Pipeline.load()  # or Pipeline.load("data/model"), a folder that needs no repository
 images = pipeline(["a red circle above a blue square"], guidance_scale=4, seed=0)
 paths = pipeline.write(["a red circle above a blue square"], "out", guidance_scale=4, seed=0)

@@ -77,6 +77,9 @@ class Person:
     def pngs(self, count: int) -> list[bytes]:
         """The files behind the images of the gallery, as soon as there are so many."""
         expect(self.thumbnails).to_have_count(count)
+        for image in self.thumbnails.all():
+            image.scroll_into_view_if_needed()  # images out of sight may load late
+            expect(image).not_to_have_js_property("naturalWidth", 0)
         return [
             self.page.request.get(str(image.evaluate("image => image.currentSrc"))).body()
             for image in self.thumbnails.all()
