@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,8 @@ async def load(server: Server) -> Account:
 
 @pytest.fixture(scope="module")
 def account(server: Server) -> Account:
-    return asyncio.run(load(server))
+    with ThreadPoolExecutor(1) as thread:  # this one may have Playwright's loop
+        return thread.submit(asyncio.run, load(server)).result()
 
 
 def test_every_request_is_answered(account: Account, server: Server) -> None:
