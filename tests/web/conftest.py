@@ -1,6 +1,7 @@
 """The page, served by `ldm web` with a tiny model, and a browser that can reach this machine alone."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -83,7 +84,8 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         wait_for(port, running, log)
         yield Server(f"http://127.0.0.1:{port}/", psutil.Process(running.pid), log, attempts)
         assert running.poll() is None, f"the server ended: {log.read_text()}"
-        assert "Traceback" not in log.read_text(), log.read_text()
+        # A visitor who leaves amid an upload is no error, though Starlette logs a traceback.
+        assert not re.findall(r"^[\w.]+(?:Error|Exception)\b.*", log.read_text(), re.MULTILINE), log.read_text()
     finally:
         running.terminate()
         running.wait(30)
