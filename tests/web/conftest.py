@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, BrowserType, expect, sync_playwright
 
 from ldm.tools.pipeline import Pipeline
 from tests import trained_data
@@ -118,15 +118,19 @@ def outside() -> Iterator[Outside]:
 @pytest.fixture(scope="session")
 def browser(outside: Outside) -> Iterator[Browser]:
     """Debian's Chromium; all that leaves this machine goes to `outside`, its own requests too."""
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=SECONDS * 1000)
+        browser = launched(playwright.chromium, outside)
+        yield browser
+        browser.close()
+
+
+def launched(chromium: BrowserType, outside: Outside) -> Browser:
+    """Debian's Chromium, for which `outside` is all other machines."""
     path = shutil.which("chromium")
     if path is None:
         pytest.exit(MISSING, returncode=5)
-    with sync_playwright() as playwright:
-        flags = [*FLAGS, f"--proxy-server={outside.address}"]
-        expect.set_options(timeout=SECONDS * 1000)
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
+    return chromium.launch(executable_path=path, args=[*FLAGS, f"--proxy-server={outside.address}"])
 
 
 @pytest.fixture
