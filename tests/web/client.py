@@ -25,9 +25,8 @@ class Form:
         """The form of a button. config: what the page's server says of itself. element: the id of the button."""
         components = {component["id"]: component["props"] for component in config["components"]}
         button = next(number for number, props in components.items() if props.get("elem_id") == element)
-        called = next(
-            each for each in config["dependencies"] if [button, "click"] in each["targets"] and each["backend_fn"]
-        )
+        clicks = [each for each in config["dependencies"] if [button, "click"] in each["targets"]]
+        called = max(clicks, key=lambda each: len(each["inputs"]))  # others only change how the page looks
         inputs = [components[number] for number in called["inputs"]]
         return cls(
             number=called["id"],
