@@ -7,19 +7,58 @@ decoder as the bytes that were sent, and numbers our params models, whose messag
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio import component_meta
 from gradio.components import Component
 from gradio.components.image_editor import EditorData
+from gradio.utils import get_upload_folder
 
+from ldm.core.errors import ConfigError
 from ldm.tools.web.controls import Control
 
 # Gradio writes a stub file beside the source of every component class: nothing that a program does when it runs.
 component_meta.create_or_modify_pyi = lambda *_: None
 _MOST_BLOBS = 64
 """Paintings that are on their way from browsers."""
+
+
+class Blocks(gr.Blocks):
+    """A page that reads no files but those in the folder of its visitors."""
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """As Gradio does it. Gradio checks paths of launched pages alone, and fetches those that are addresses."""
+        try:
+            check_paths(inputs, Path(get_upload_folder()))
+        except ConfigError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+
+def check_paths(sent: Any, folder: Path) -> None:
+    """ConfigError: something that was sent names a file that is not in the folder."""
+    for path in _paths(sent):
+        if not Path(path).is_absolute() or not Path(path).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError("picture", "a file that nobody gave to this page", "one that was", "choose it anew")
+
+
+def _paths(sent: Any) -> Iterator[str]:
+    match sent:
+        case {"path": str(path), **others}:
+            yield path
+            yield from _paths(others)
+        case dict():
+            yield from _paths(list(sent.values()))
+        case list():
+            for each in sent:
+                yield from _paths(each)
+        case _:
+            return
 
 
 class Number(gr.Number):

@@ -17,7 +17,7 @@ from ldm.sampling.params import DrawingParams
 from ldm.tools.tasks import params
 from ldm.tools.web import uploads
 from ldm.tools.web.answers import GENERATE, Answer, Answers, said, told
-from ldm.tools.web.components import Number, component, easel, upload
+from ldm.tools.web.components import Blocks, Number, component, easel, upload
 from ldm.tools.web.controls import Control, controls, shown
 from ldm.tools.web.examples import Examples
 from ldm.tools.web.studio import Studio, new_seed
@@ -63,7 +63,7 @@ class Page:
     def blocks(self) -> gr.Blocks:
         """All of it."""
         lifetime = self._studio.limits.file_seconds
-        with gr.Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
+        with Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
             gr.HTML(_heading(self._studio.size_px, self._examples.words), elem_id="about", apply_default_css=False)
             with gr.Row(elem_id="desk"):
                 tabs = gr.Tabs(elem_id="tasks")
