@@ -103,6 +103,24 @@ def test_no_other_page_can_make_a_browser_ask_this_server(tmp_path: Path, host: 
     assert answer(tmp_path, "/", host=host, hosts=None)[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:7860", 200),
+        ("http://[::1]:7860", 200),
+        ("https://example.org", 403),
+        ("http://localhost.example.org", 403),
+        ("http://localhost@example.org", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+def test_no_other_page_can_press_a_button_here(tmp_path: Path, origin: str, status: int) -> None:
+    """A form of another page reaches this machine by its own name."""
+    assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin})[0] == status
+    assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin}, hosts=None)[0] == 200
+
+
 def test_a_request_has_a_size(tmp_path: Path) -> None:
     api = "/gradio_api/queue/join"
     for path, most in ((api, 100), ("/gradio_api/upload", 150)):
