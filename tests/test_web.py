@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import threading
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from gradio.components.image_editor import EditorData
+from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -326,13 +325,25 @@ def _png(pixels: np.ndarray) -> bytes:
 def test_what_was_sent_reaches_our_decoder_and_our_params_as_it_is() -> None:
     assert components.Number(minimum=1, maximum=9).preprocess(1e9) == 1e9
     assert components.Slider(0, 1).preprocess(7) == 7
-    painting, sent = components.easel("Paint", "paint"), types.SimpleNamespace(layers=[b"a layer"])
-    painting.blob_storage["number"] = sent  # pyright: ignore[reportArgumentType]
+    painting = components.easel("Paint", "paint")
+    send(painting, "number", b"a layer")
     assert painting.preprocess(EditorData(background=None, layers=[], composite=None, id="number")) == b"a layer"
     assert not painting.blob_storage
-    for number in range(1000):
-        painting.blob_storage[str(number)] = sent  # pyright: ignore[reportArgumentType]
-    assert len(painting.blob_storage) < 100, "paintings that nobody asks for do not pile up"
+
+
+def test_paintings_that_nobody_asks_for_do_not_pile_up() -> None:
+    painting, layer = components.easel("Paint", "paint"), bytes(2**20)
+    for number in range(80):
+        send(painting, str(number), layer)
+    assert set(painting.blob_storage) == {str(number) for number in range(16, 80)}, "the newest 64 MiB"
+    for kind, index in (("layer", 10**9), ("composite", "null"), ("background", "null")):
+        send(painting, "other", layer, kind, index)
+    assert "other" not in painting.blob_storage, "nothing else is read, and no index makes a long list"
+
+
+def send(painting: components.Easel, number: str, data: bytes, kind: str = "layer", index: Any = "0") -> None:
+    told: Any = {"file": None, "id": number, "type": kind, "index": index}
+    painting.accept_blobs(AcceptBlobs.model_construct(data=told, files=[("file", data)]))
 
 
 def test_there_is_a_tab_for_every_task() -> None:
