@@ -529,3 +529,20 @@ def test_no_path_that_is_sent_is_read(url: str, here: Path, field: str) -> None:
         told = httpx.get(f"{url}/gradio_api/queue/data", params={"session_hash": "stranger"}, timeout=60).text
         assert "a file that nobody gave to this page" in told, told
         assert "gradio_api/file=" not in told
+
+
+def test_a_password_opens_what_is_the_visitors(root: Path, loaded: pipeline.Pipeline) -> None:
+    password = "correct horse battery"
+    with served(root, loaded, server.Address("127.0.0.1", 0, password), DEFAULTS) as url, httpx.Client() as visitor:
+        api = f"{url}/gradio_api"
+        asked = {
+            f"{url}/config": visitor.get,
+            **{f"{api}/{path}": visitor.get for path in ("info", "queue/data?session_hash=x", "call/generate/x")},
+            **{f"{api}/{path}": visitor.post for path in ("upload", "queue/join", "run/cancel", "call/generate")},
+            f"{api}/component_server": visitor.post,
+        }
+        assert {path: ask(path).status_code for path, ask in asked.items()} == dict.fromkeys(asked, 401)
+        for given, status in (("wrong", 400), (password, 200)):
+            form = {"username": server.USER, "password": given}
+            assert visitor.post(f"{url}/login", data=form).status_code == status
+            assert visitor.get(f"{url}/config").status_code == (200 if status == 200 else 401)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ldm.core.errors import MachineError
 from ldm.tools import cli
 from ldm.tools.cli import web
 from ldm.tools.web import gate, server
@@ -183,10 +184,15 @@ def test_the_command_serves_on_this_machine_alone_unless_told_otherwise() -> Non
 
 def test_a_port_that_is_taken_is_said() -> None:
     with server.bound(server.Address("127.0.0.1", 0, None)) as first:
-        first.listen()
         port = first.getsockname()[1]
-        with pytest.raises(Exception, match=rf"127.0.0.1:{port}: Address already in use; .*\nfix: name another one"):
+        with pytest.raises(Exception, match=rf"127.0.0.1:{port}: Address already in use; .*\nfix: name another one by"):
             server.bound(server.Address("127.0.0.1", port, None))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "a..b"])
+def test_an_address_that_is_none_is_said(host: str) -> None:
+    with pytest.raises(MachineError, match=f"{host}:0: .*; expected a free address of this machine\nfix: "):
+        server.bound(server.Address(host, 0, None))
 
 
 def test_an_address_is_public_unless_it_is_of_this_machine_alone() -> None:
