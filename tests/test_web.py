@@ -473,6 +473,24 @@ def test_a_mistake_is_told_in_the_page_in_our_form(
     assert 'role="alert"' in job.outputs()[-1][0]
 
 
+def test_a_file_whose_time_is_over_is_said_and_so_is_a_full_disk(
+    loaded: pipeline.Pipeline, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, made = str(tmp_path / "gone.png"), answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    for ask in (
+        lambda: uploads.read(gone, "image", SMALL),
+        lambda: made.explain(gone),
+        lambda: list(made.replay(gone, "")),
+    ):
+        with pytest.raises(ConfigError, match=r"^image: a file that was deleted meanwhile"):
+            ask()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (tmp_path / "large").write_bytes(bytes(1000))
+    monkeypatch.setattr(studio, "limits", replace(SMALL, disk_bytes=1000))
+    with pytest.raises(ConfigError, match=r"^disk of the page: full; expected room for an image"):
+        list(made.draw(answers.GENERATE, [], {}, "", []))
+
+
 def test_a_full_queue_is_said_and_the_others_are_served(client: Client, url: str) -> None:
     client_of = {number: Client(url, verbose=False, analytics_enabled=False) for number in range(2)}
     first = asked(client_of[0], "generate", num_steps=400)

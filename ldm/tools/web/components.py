@@ -108,7 +108,7 @@ class Easel(gr.ImageEditor):
         with open(layer.path, "rb") as file:
             return file.read()
 
-    @server
+    @server  # pyright: ignore[reportUntypedFunctionDecorator]
     def accept_blobs(self, data: AcceptBlobs) -> None:
         """Keep the first layer, which comes before the form that names its id. Gradio's own keeps all that is sent, at
         any index."""

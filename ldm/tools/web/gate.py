@@ -75,7 +75,7 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             return 413, f"the request is too large; expected at most {most} bytes".encode()
-        if _UPLOADS.fullmatch(path) and _num_bytes(self._files) > self._limits.disk_bytes:
+        if _UPLOADS.fullmatch(path) and self._limits.is_full(self._files):
             return 429, b"the disk of the page is full; expected room for a picture\nfix: ask again in an hour"
         return None
 
@@ -121,14 +121,6 @@ class Gate:
 def _host(name: bytes) -> str:
     """A name as a header says it, without its port."""
     return re.sub(r":\d+$", "", name.decode("latin-1")).strip("[]").lower()
-
-
-def _num_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # its hour has just passed
-            total += path.stat().st_size
-    return total
 
 
 async def _answer(send: Send, status: int, text: bytes, kind: bytes = b"text/plain; charset=utf-8") -> None:

@@ -13,6 +13,7 @@ import gradio as gr
 from gradio import themes
 
 from ldm.core.config import Section
+from ldm.core.errors import UserError
 from ldm.sampling.params import DrawingParams
 from ldm.tools.tasks import params
 from ldm.tools.web import uploads
@@ -197,11 +198,14 @@ class Page:
 
     def _events_of_results(self) -> None:
         def replay(request: gr.Request, path: str) -> Iterator[Any]:
-            yield from _updates(self._answers.replay(Path(path).read_bytes(), _visitor(request)))
+            yield from _updates(self._answers.replay(path, _visitor(request)))
 
         def explain(chosen: gr.SelectData, gallery: Any) -> Any:
             path = gallery[chosen.index][0]
-            return gr.update(visible=True), path, path, *self._answers.explain(Path(path).read_bytes())
+            try:
+                return gr.update(visible=True), path, path, *self._answers.explain(path)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from None
 
         def cancel(request: gr.Request) -> Any:
             return self._answers.cancel(_visitor(request)), gr.update(interactive=False)
