@@ -351,6 +351,18 @@ def test_there_is_a_tab_for_every_task() -> None:
     assert next(answers.told(iter([])))[0] == ("<p>Starting.</p>", None)
 
 
+def test_a_failure_of_the_program_is_said_in_the_page() -> None:
+    def failing() -> Iterator[Any]:
+        yield "<p>Step 1 of 2</p>", None
+        raise RuntimeError("out of memory at 0x7f")
+
+    found = answers.told(failing())
+    texts = [next(found)[0][0] for _ in range(3)]
+    assert 'role="alert"' in texts[-1] and "the log of the server says why" in texts[-1] and "0x7f" not in texts[-1]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(found)
+
+
 def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:
     picture = pictures.read(Path("image.png"))
     large = uploads.magnified(picture, (64, 64))

@@ -112,7 +112,8 @@ class Answers:
 
 
 def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:
-    """The same answers; a mistake becomes the last one, which comes with it."""
+    """The same answers; a mistake becomes the last one, which comes with it. What is no mistake of a visitor is said,
+    and raised."""
     yield (said("Starting."), None), None
     try:
         for answer in answers:
@@ -120,8 +121,15 @@ def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]
     except Interrupted as error:
         yield (said(f"{error.args[1].capitalize()}."), None), None
     except UserError as error:
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in str(error).splitlines())
-        yield (f'<div class="mistake" role="alert">{lines}</div>', None), error
+        yield (_mistake(str(error)), None), error
+    except Exception:  # of the program or the machine: whoever runs it finds the traceback
+        yield (_mistake("this failed, and the log of the server says why"), None), None
+        raise
+
+
+def _mistake(text: str) -> str:
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
+    return f'<div class="mistake" role="alert">{lines}</div>'
 
 
 def said(text: str, notes: Sequence[str] = ()) -> str:
