@@ -34,6 +34,7 @@ from ldm.tools.web.examples import Examples
 from ldm.tools.web.limits import DEFAULTS, Limits
 from ldm.tools.web.studio import Made, Note, Pictures, Progress, Replayed, Request, Studio
 from tests import trained_data
+from tests.import_closure import ROOT
 
 PROMPT = "a red star"
 SMALL = Limits(num_images=4, num_calls=60, upload_bytes=30_000, upload_pixels=10_000)
@@ -451,6 +452,13 @@ def test_the_gallery_holds_the_bytes_that_ldm_writes(client: Client, url: str, h
     )
     assert [Path(shown["image"]).read_bytes() for shown in reversed(gallery)] == expected, "the newest comes first"
     assert gallery[0]["caption"] == f"{PROMPT} (seed 5, image 3)"
+
+
+def test_the_program_of_the_document_draws(url: str) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/web.md").read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(program.replace("http://127.0.0.1:7860", url), found)
+    assert "1 image made." in found["status"] and found["gallery"][0]["caption"] == f"{PROMPT} (seed 3)"
 
 
 def test_a_task_takes_pictures_and_a_mask(client: Client, here: Path) -> None:
