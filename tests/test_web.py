@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import threading
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from gradio.components.image_editor import EditorData
+from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -35,6 +34,7 @@ from ldm.tools.web.examples import Examples
 from ldm.tools.web.limits import DEFAULTS, Limits
 from ldm.tools.web.studio import Made, Note, Pictures, Progress, Replayed, Request, Studio
 from tests import trained_data
+from tests.import_closure import ROOT
 
 PROMPT = "a red star"
 SMALL = Limits(num_images=4, num_calls=60, upload_bytes=30_000, upload_pixels=10_000)
@@ -326,18 +326,42 @@ def _png(pixels: np.ndarray) -> bytes:
 def test_what_was_sent_reaches_our_decoder_and_our_params_as_it_is() -> None:
     assert components.Number(minimum=1, maximum=9).preprocess(1e9) == 1e9
     assert components.Slider(0, 1).preprocess(7) == 7
-    painting, sent = components.easel("Paint", "paint"), types.SimpleNamespace(layers=[b"a layer"])
-    painting.blob_storage["number"] = sent  # pyright: ignore[reportArgumentType]
+    painting = components.easel("Paint", "paint")
+    send(painting, "number", b"a layer")
     assert painting.preprocess(EditorData(background=None, layers=[], composite=None, id="number")) == b"a layer"
     assert not painting.blob_storage
-    for number in range(1000):
-        painting.blob_storage[str(number)] = sent  # pyright: ignore[reportArgumentType]
-    assert len(painting.blob_storage) < 100, "paintings that nobody asks for do not pile up"
+
+
+def test_paintings_that_nobody_asks_for_do_not_pile_up() -> None:
+    painting, layer = components.easel("Paint", "paint"), bytes(2**20)
+    for number in range(80):
+        send(painting, str(number), layer)
+    assert set(painting.blob_storage) == {str(number) for number in range(16, 80)}, "the newest 64 MiB"
+    for kind, index in (("layer", 10**9), ("composite", "null"), ("background", "null")):
+        send(painting, "other", layer, kind, index)
+    assert "other" not in painting.blob_storage, "nothing else is read, and no index makes a long list"
+
+
+def send(painting: components.Easel, number: str, data: bytes, kind: str = "layer", index: Any = "0") -> None:
+    told: Any = {"file": None, "id": number, "type": kind, "index": index}
+    painting.accept_blobs(AcceptBlobs.model_construct(data=told, files=[("file", data)]))
 
 
 def test_there_is_a_tab_for_every_task() -> None:
     assert page.TITLES.keys() <= {answers.GENERATE, *params.names()}
     assert next(answers.told(iter([])))[0] == ("<p>Starting.</p>", None)
+
+
+def test_a_failure_of_the_program_is_said_in_the_page() -> None:
+    def failing() -> Iterator[Any]:
+        yield "<p>Step 1 of 2</p>", None
+        raise RuntimeError("out of memory at 0x7f")
+
+    found = answers.told(failing())
+    texts = [next(found)[0][0] for _ in range(3)]
+    assert 'role="alert"' in texts[-1] and "the log of the server says why" in texts[-1] and "0x7f" not in texts[-1]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(found)
 
 
 def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:
@@ -430,6 +454,13 @@ def test_the_gallery_holds_the_bytes_that_ldm_writes(client: Client, url: str, h
     assert gallery[0]["caption"] == f"{PROMPT} (seed 5, image 3)"
 
 
+def test_the_program_of_the_document_draws(url: str) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/web.md").read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(program.replace("http://127.0.0.1:7860", url), found)
+    assert "1 image made." in found["status"] and found["gallery"][0]["caption"] == f"{PROMPT} (seed 3)"
+
+
 def test_a_task_takes_pictures_and_a_mask(client: Client, here: Path) -> None:
     values = {"image": handle_file("image.png"), "mask": "half", "num_steps": 2, "num_resamplings": 1}
     _, gallery, *_ = asked(client, "inpaint", **values).result()
@@ -462,6 +493,24 @@ def test_a_mistake_is_told_in_the_page_in_our_form(
     assert 'role="alert"' in job.outputs()[-1][0]
 
 
+def test_a_file_whose_time_is_over_is_said_and_so_is_a_full_disk(
+    loaded: pipeline.Pipeline, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, made = str(tmp_path / "gone.png"), answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    for ask in (
+        lambda: uploads.read(gone, "image", SMALL),
+        lambda: made.explain(gone),
+        lambda: list(made.replay(gone, "")),
+    ):
+        with pytest.raises(ConfigError, match=r"^image: a file that was deleted meanwhile"):
+            ask()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (tmp_path / "large").write_bytes(bytes(1000))
+    monkeypatch.setattr(studio, "limits", replace(SMALL, disk_bytes=1000))
+    with pytest.raises(ConfigError, match=r"^disk of the page: full; expected room for an image"):
+        list(made.draw(answers.GENERATE, [], {}, "", []))
+
+
 def test_a_full_queue_is_said_and_the_others_are_served(client: Client, url: str) -> None:
     client_of = {number: Client(url, verbose=False, analytics_enabled=False) for number in range(2)}
     first = asked(client_of[0], "generate", num_steps=400)
@@ -489,7 +538,6 @@ def _joined(url: str, number: int) -> httpx.Response:
 def test_no_path_of_the_server_is_served(url: str, client: Client, here: Path) -> None:
     _, gallery, *_ = asked(client, "generate", num_steps=1).result()
     mine, secret = Path(gallery[0]["image"]), here / "params.yaml"
-    folder = re.search(r"/gradio_api/file=(/[^\"]*?ldm-web-[^/]*)/", httpx.get(f"{url}/config").text)
     for path in (
         *("/etc/passwd", str(secret), "params.yaml", f"{mine.parent}/../../../../../../..{secret}", "../params.yaml"),
         *("http://example.org/", "https://127.0.0.1/", "file:///etc/passwd", "%2e%2e/params.yaml", "~/.ssh/id_rsa"),
@@ -498,4 +546,41 @@ def test_no_path_of_the_server_is_served(url: str, client: Client, here: Path) -
             answer = httpx.get(f"{url}{route}{path}", follow_redirects=False)
             assert answer.status_code in (403, 404), (route, path, answer.status_code)
             assert b"sampler" not in answer.content and b"root:" not in answer.content
-    assert folder is None or Path(folder[1]).name.startswith("ldm-web-")
+
+
+@pytest.mark.parametrize("field", ["gallery", "generate-prompt", "img2img-image", "inpaint-painted"])
+def test_no_path_that_is_sent_is_read(url: str, here: Path, field: str) -> None:
+    config = httpx.get(f"{url}/config").json()
+    props = {component["id"]: component["props"] for component in config["components"]}
+    called = next(
+        each
+        for each in config["dependencies"]
+        if each["api_name"] == (field.split("-")[0].replace("gallery", "generate"))
+    )
+    secret = str(here / "image.png")  # a picture, which would be drawn from
+    for path, meta in ((secret, {"_type": "gradio.FileData"}), (secret, {}), ("http://127.0.0.1:9/a.png", {})):
+        file = {"path": path, "meta": meta}
+        nested = {"gallery": [{"image": file, "caption": ""}], "inpaint-painted": {"layers": [file]}}.get(field, file)
+        data = [nested if (own := props[n]).get("elem_id") == field else own.get("value") for n in called["inputs"]]
+        press = {"data": data, "fn_index": called["id"], "session_hash": "stranger"}
+        assert httpx.post(f"{url}/gradio_api/queue/join", json=press).status_code == 200
+        told = httpx.get(f"{url}/gradio_api/queue/data", params={"session_hash": "stranger"}, timeout=60).text
+        assert "a file that nobody gave to this page" in told, told
+        assert "gradio_api/file=" not in told
+
+
+def test_a_password_opens_what_is_the_visitors(root: Path, loaded: pipeline.Pipeline) -> None:
+    password = "correct horse battery"
+    with served(root, loaded, server.Address("127.0.0.1", 0, password), DEFAULTS) as url, httpx.Client() as visitor:
+        api = f"{url}/gradio_api"
+        asked = {
+            f"{url}/config": visitor.get,
+            **{f"{api}/{path}": visitor.get for path in ("info", "queue/data?session_hash=x", "call/generate/x")},
+            **{f"{api}/{path}": visitor.post for path in ("upload", "queue/join", "run/cancel", "call/generate")},
+            f"{api}/component_server": visitor.post,
+        }
+        assert {path: ask(path).status_code for path, ask in asked.items()} == dict.fromkeys(asked, 401)
+        for given, status in (("wrong", 400), (password, 200)):
+            form = {"username": server.USER, "password": given}
+            assert visitor.post(f"{url}/login", data=form).status_code == status
+            assert visitor.get(f"{url}/config").status_code == (200 if status == 200 else 401)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ldm.core.errors import MachineError
 from ldm.tools import cli
 from ldm.tools.cli import web
 from ldm.tools.web import gate, server
@@ -103,6 +104,24 @@ def test_no_other_page_can_make_a_browser_ask_this_server(tmp_path: Path, host: 
     assert answer(tmp_path, "/", host=host, hosts=None)[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:7860", 200),
+        ("http://[::1]:7860", 200),
+        ("https://example.org", 403),
+        ("http://localhost.example.org", 403),
+        ("http://localhost@example.org", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+def test_no_other_page_can_press_a_button_here(tmp_path: Path, origin: str, status: int) -> None:
+    """A form of another page reaches this machine by its own name."""
+    assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin})[0] == status
+    assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin}, hosts=None)[0] == 200
+
+
 def test_a_request_has_a_size(tmp_path: Path) -> None:
     api = "/gradio_api/queue/join"
     for path, most in ((api, 100), ("/gradio_api/upload", 150)):
@@ -165,10 +184,15 @@ def test_the_command_serves_on_this_machine_alone_unless_told_otherwise() -> Non
 
 def test_a_port_that_is_taken_is_said() -> None:
     with server.bound(server.Address("127.0.0.1", 0, None)) as first:
-        first.listen()
         port = first.getsockname()[1]
-        with pytest.raises(Exception, match=rf"127.0.0.1:{port}: Address already in use; .*\nfix: name another one"):
+        with pytest.raises(Exception, match=rf"127.0.0.1:{port}: Address already in use; .*\nfix: name another one by"):
             server.bound(server.Address("127.0.0.1", port, None))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "a..b"])
+def test_an_address_that_is_none_is_said(host: str) -> None:
+    with pytest.raises(MachineError, match=f"{host}:0: .*; expected a free address of this machine\nfix: "):
+        server.bound(server.Address(host, 0, None))
 
 
 def test_an_address_is_public_unless_it_is_of_this_machine_alone() -> None:

@@ -76,8 +76,10 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     folder = tmp_path_factory.mktemp("server")
     log, attempts, port = folder / "log.txt", folder / "attempts.txt", free_port()
     attempts.touch()
+    files = folder / "files"
+    files.mkdir()
     command = [sys.executable, "-m", "tests.web.served", str(attempts), "web", "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TMPDIR": str(files)}
     with log.open("w") as out:
         running = subprocess.Popen(command, cwd=model, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -89,6 +91,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     finally:
         running.terminate()
         running.wait(30)
+    assert not list(files.iterdir()), "files of visitors are gone when the server was told to end"
 
 
 def free_port() -> int:

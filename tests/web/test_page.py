@@ -1,5 +1,6 @@
 """What people do on the page, in Chromium. Each test looks at the pixels or the text that they would see."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from playwright.sync_api import BrowserContext, FilePayload, Locator, expect
 
 from ldm.sampling.origin import Origin
 from ldm.tools.pipeline import Pipeline
+from tests.web.conftest import SECONDS
 from tests.web.person import Person, likeness, pixels, seen
 
 PROMPT = "a red circle above a blue square"
@@ -87,9 +89,12 @@ def test_a_mask_that_is_painted_says_what_is_drawn_anew(person: Person, photo: P
     person.give("inpaint-image", photo)
     easel = person.page.locator("#inpaint-painted canvas").filter(visible=True).first
     expect(easel).to_be_visible()
-    person.page.wait_for_timeout(1000)
-    before = seen(easel)
-    grey = (before == 128).all(-1)  # the right half of the picture
+    end = time.monotonic() + SECONDS
+    grey = np.zeros(0)
+    while grey.sum() < 5000 and time.monotonic() < end:  # the right half of the picture, as soon as it is shown
+        person.page.wait_for_timeout(500)
+        before = seen(easel)
+        grey = (before == 128).all(-1)
     rows, columns = np.nonzero(grey.sum(1) > 50)[0], np.nonzero(grey.sum(0) > 50)[0]
     top, bottom, middle = int(rows[0]), int(rows[-1]), int(columns[0])
     x = middle - (int(columns[-1]) - middle) * 0.5

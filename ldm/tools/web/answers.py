@@ -2,12 +2,13 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 
-from ldm.core.errors import Interrupted, UserError
+from ldm.core.errors import ConfigError, Interrupted, UserError
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.prompts import shortened
@@ -42,6 +43,8 @@ class Answers:
         self, task: str, fields: Sequence[Control], values: Values, visitor: str, before: Sequence[Shown]
     ) -> Iterator[Answer]:
         """Draw what the values of a tab ask for. UserError: they are wrong, or the visitor cancelled it."""
+        if self._studio.limits.is_full(Path(get_upload_folder())):
+            raise ConfigError("disk of the page", "full", "room for an image", "ask again in an hour")
         given, number = settings(fields, values), values["num_images"]
         request = Request(
             None if task == GENERATE else task,
@@ -61,9 +64,9 @@ class Answers:
             else:
                 yield _progress(event), None
 
-    def replay(self, png: bytes, visitor: str) -> Iterator[Answer]:
-        """Make an image again. UserError: that cannot be."""
-        for event in self._studio.replay(png, visitor, self._guides):
+    def replay(self, path: str, visitor: str) -> Iterator[Answer]:
+        """Make the image of a file again. UserError: that cannot be."""
+        for event in self._studio.replay(uploads.data_of(path, "image"), visitor, self._guides):
             yield _progress(event), None
 
     def cancel(self, visitor: str) -> str:
@@ -82,9 +85,10 @@ class Answers:
         pixels = uploads.magnified(picture, self._studio.size_px)
         return {"background": pixels, "layers": [], "composite": pixels}
 
-    def explain(self, png: bytes) -> tuple[str, str]:
-        """How an image was made: the command that makes it again, and a table."""
-        origin = Origin.read(png, "image")
+    def explain(self, path: str) -> tuple[str, str]:
+        """How the image of a file was made: the command that makes it again, and a table. UserError: it is gone, or
+        was not made here."""
+        origin = Origin.read(uploads.data_of(path, "image"), "image")
         cells = "".join(
             f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
             for name, value in account.rows(origin)
@@ -108,7 +112,8 @@ class Answers:
 
 
 def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:
-    """The same answers; a mistake becomes the last one, which comes with it."""
+    """The same answers; a mistake becomes the last one, which comes with it. What is no mistake of a visitor is said,
+    and raised."""
     yield (said("Starting."), None), None
     try:
         for answer in answers:
@@ -116,8 +121,15 @@ def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]
     except Interrupted as error:
         yield (said(f"{error.args[1].capitalize()}."), None), None
     except UserError as error:
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in str(error).splitlines())
-        yield (f'<div class="mistake" role="alert">{lines}</div>', None), error
+        yield (_mistake(str(error)), None), error
+    except Exception:  # of the program or the machine: whoever runs it finds the traceback
+        yield (_mistake("this failed, and the log of the server says why"), None), None
+        raise
+
+
+def _mistake(text: str) -> str:
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
+    return f'<div class="mistake" role="alert">{lines}</div>'
 
 
 def said(text: str, notes: Sequence[str] = ()) -> str:

@@ -7,19 +7,59 @@ decoder as the bytes that were sent, and numbers our params models, whose messag
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio import component_meta
 from gradio.components import Component
-from gradio.components.image_editor import EditorData
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs
+from gradio.utils import get_upload_folder
 
+from ldm.core.errors import ConfigError
 from ldm.tools.web.controls import Control
 
 # Gradio writes a stub file beside the source of every component class: nothing that a program does when it runs.
 component_meta.create_or_modify_pyi = lambda *_: None
-_MOST_BLOBS = 64
-"""Paintings that are on their way from browsers."""
+_MOST_PAINTED_BYTES = 2**26
+"""Layers that are on their way from browsers, together."""
+
+
+class Blocks(gr.Blocks):
+    """A page that reads no files but those in the folder of its visitors."""
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """As Gradio does it. Gradio checks paths of launched pages alone, and fetches those that are addresses."""
+        try:
+            check_paths(inputs, Path(get_upload_folder()))
+        except ConfigError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+
+def check_paths(sent: Any, folder: Path) -> None:
+    """ConfigError: something that was sent names a file that is not in the folder."""
+    for path in _paths(sent):
+        if not Path(path).is_absolute() or not Path(path).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError("picture", "a file that nobody gave to this page", "one that was", "choose it anew")
+
+
+def _paths(sent: Any) -> Iterator[str]:
+    match sent:
+        case {"path": str(path), **others}:
+            yield path
+            yield from _paths(others)
+        case dict():
+            yield from _paths(list(sent.values()))
+        case list():
+            for each in sent:
+                yield from _paths(each)
+        case _:
+            return
 
 
 class Number(gr.Number):
@@ -58,7 +98,7 @@ class Easel(gr.ImageEditor):
     is_template = True
 
     def preprocess(self, payload: EditorData | None) -> Any:
-        """The file of the layer; None if nothing was painted."""
+        """The bytes of the layer; None if nothing was painted."""
         if payload is None:
             return None
         sent = payload if payload.id is None else self.blob_storage.pop(payload.id, None)
@@ -67,6 +107,14 @@ class Easel(gr.ImageEditor):
             return layer
         with open(layer.path, "rb") as file:
             return file.read()
+
+    @server  # pyright: ignore[reportUntypedFunctionDecorator]
+    def accept_blobs(self, data: AcceptBlobs) -> None:
+        """Keep the first layer, which comes before the form that names its id. Gradio's own keeps all that is sent, at
+        any index."""
+        if data.data.get("type") == "layer" and str(data.data.get("index")) == "0":
+            layer = data.files[0][1]
+            self.blob_storage[data.data["id"]] = EditorDataBlobs(background=None, layers=[layer], composite=None)
 
 
 def upload(label: str, elem_id: str) -> Upload:
@@ -97,20 +145,20 @@ def easel(label: str, elem_id: str) -> Easel:
         buttons=[],
         interactive=True,
     )
-    made.blob_storage = _Newest(_MOST_BLOBS)
+    made.blob_storage = _Newest(_MOST_PAINTED_BYTES)
     return made
 
 
-class _Newest(OrderedDict[str, Any]):
-    """A dictionary that keeps its newest entries."""
+class _Newest(OrderedDict[str, EditorDataBlobs]):
+    """Paintings by their ids: the newest ones, as many as fit."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, num_bytes: int) -> None:
         super().__init__()
-        self._most = most
+        self._num_bytes = num_bytes
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: EditorDataBlobs) -> None:
         super().__setitem__(key, value)
-        while len(self) > self._most:
+        while sum(len(layer or b"") for painting in self.values() for layer in painting.layers) > self._num_bytes:
             self.popitem(last=False)
 
 

@@ -63,15 +63,19 @@ class Gate:
         """Status and text, unless the request is let through."""
         headers = dict(scope["headers"])
         path = unquote(scope["path"])
-        if self._hosts is not None and _host(headers) not in self._hosts:
+        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             return 421, b"this server is not known by that name"
+        # Browsers say the origin of whatever could change something: a form of another page sends this host, too.
+        origin = headers.get(b"origin")
+        if self._hosts is not None and origin is not None and _host(origin.partition(b"://")[2]) not in self._hosts:
+            return 403, b"this server answers no other page"
         if scope["method"] not in ("GET", "HEAD", "POST") or not self._is_route(path):
             return 404, b"there is nothing of that name"
         most = self._most_bytes(path)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             return 413, f"the request is too large; expected at most {most} bytes".encode()
-        if _UPLOADS.fullmatch(path) and _num_bytes(self._files) > self._limits.disk_bytes:
+        if _UPLOADS.fullmatch(path) and self._limits.is_full(self._files):
             return 429, b"the disk of the page is full; expected room for a picture\nfix: ask again in an hour"
         return None
 
@@ -114,14 +118,9 @@ class Gate:
             await self._inner(scope, bounded, answered)
 
 
-def _host(headers: dict[bytes, bytes]) -> str:
-    """The name in the header Host, without its port."""
-    name = headers.get(b"host", b"").decode("latin-1")
-    return re.sub(r":\d+$", "", name).strip("[]").lower()
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _host(name: bytes) -> str:
+    """A name as a header says it, without its port."""
+    return re.sub(r":\d+$", "", name.decode("latin-1")).strip("[]").lower()
 
 
 async def _answer(send: Send, status: int, text: bytes, kind: bytes = b"text/plain; charset=utf-8") -> None:

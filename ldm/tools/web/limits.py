@@ -1,6 +1,8 @@
 """What one visitor of the page may ask for: the model, the memory and the disk belong to all of them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.core.errors import ConfigError
 
@@ -24,7 +26,8 @@ class Limits:
     body_bytes: int = 2**20
     """Size of a request that is no upload."""
     disk_bytes: int = 2**29
-    """All files of all visitors together, pictures that they gave and images that were made."""
+    """All files of all visitors together, pictures that they gave and images that were made. With so many, none is
+    taken and none is made until some are deleted."""
     file_seconds: int = 3600
     """How long such a file stays."""
     picture_bytes: int = 2**26
@@ -39,6 +42,14 @@ class Limits:
         if num * height * width > self.num_pixels:
             found = f"{num} images of {height} x {width} pixels"
             raise ConfigError("size", found, f"at most {self.num_pixels} pixels", "ask for fewer or smaller images")
+
+    def is_full(self, folder: Path) -> bool:
+        """Whether the files of visitors in this folder take all of their place."""
+        total = 0
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # its hour has just passed
+                total += path.stat().st_size
+        return total >= self.disk_bytes
 
 
 DEFAULTS = Limits()

@@ -13,11 +13,12 @@ import gradio as gr
 from gradio import themes
 
 from ldm.core.config import Section
+from ldm.core.errors import UserError
 from ldm.sampling.params import DrawingParams
 from ldm.tools.tasks import params
 from ldm.tools.web import uploads
 from ldm.tools.web.answers import GENERATE, Answer, Answers, said, told
-from ldm.tools.web.components import Number, component, easel, upload
+from ldm.tools.web.components import Blocks, Number, component, easel, upload
 from ldm.tools.web.controls import Control, controls, shown
 from ldm.tools.web.examples import Examples
 from ldm.tools.web.studio import Studio, new_seed
@@ -63,7 +64,7 @@ class Page:
     def blocks(self) -> gr.Blocks:
         """All of it."""
         lifetime = self._studio.limits.file_seconds
-        with gr.Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
+        with Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
             gr.HTML(_heading(self._studio.size_px, self._examples.words), elem_id="about", apply_default_css=False)
             with gr.Row(elem_id="desk"):
                 tabs = gr.Tabs(elem_id="tasks")
@@ -197,11 +198,14 @@ class Page:
 
     def _events_of_results(self) -> None:
         def replay(request: gr.Request, path: str) -> Iterator[Any]:
-            yield from _updates(self._answers.replay(Path(path).read_bytes(), _visitor(request)))
+            yield from _updates(self._answers.replay(path, _visitor(request)))
 
         def explain(chosen: gr.SelectData, gallery: Any) -> Any:
             path = gallery[chosen.index][0]
-            return gr.update(visible=True), path, path, *self._answers.explain(Path(path).read_bytes())
+            try:
+                return gr.update(visible=True), path, path, *self._answers.explain(path)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from None
 
         def cancel(request: gr.Request) -> Any:
             return self._answers.cancel(_visitor(request)), gr.update(interactive=False)

@@ -1,7 +1,9 @@
 """The server of the page: one process, one model, files in a folder of its own that is gone when it ends."""
 
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -56,10 +58,12 @@ def bound(address: Address) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((address.host, address.port))
-    except OSError as error:
+        found.listen()  # from now on no other program gets the address; who asks early waits for the model
+    except (OSError, UnicodeError) as error:
         found.close()
-        where, fix = f"{address.host}:{address.port}", "name another one by --port"
-        raise MachineError(where, error.strerror or str(error), "a free address of this machine", fix) from None
+        where, fix = f"{address.host}:{address.port}", "name another one by --host or --port"
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MachineError(where, reason, "a free address of this machine", fix) from None
     return found
 
 
@@ -118,7 +122,9 @@ def uvicorn_server(app: "Gate") -> "uvicorn.Server":
 
 
 def serve(parts: Parts, load: "Callable[[], Pipeline]", address: Address) -> None:
-    """Serve the page until Ctrl-C. Errors: as `bound` and `application`."""
+    """Serve the page until Ctrl-C or SIGTERM. Errors: as `bound` and `application`."""
+    # The server ends on this signal, and raises it again; files of visitors are to be gone by then.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with bound(address) as listening, application(parts, load, address) as app:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -26,8 +26,6 @@ from ldm.tools.web.limits import Limits
 if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline
 
-MAX_SEED = 2**53 - 1
-"""The largest seed that a browser can hold: its numbers are floats."""
 _MAX_NEW_SEED = 10**9
 _NUM_HINTS = 12
 PICTURE = "picture"

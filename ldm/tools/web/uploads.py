@@ -25,7 +25,15 @@ def read(path: str | None, name: str, limits: Limits) -> Picture:
     cannot be decoded."""
     if path is None:
         raise ConfigError(name, "no picture", "a PNG, JPEG or WebP file", f"choose one as {name}")
-    return _decoded(Path(path).read_bytes(), name, limits)
+    return _decoded(data_of(path, name), name, limits)
+
+
+def data_of(path: str, name: str) -> bytes:
+    """What is in a file of a visitor. ConfigError: its time is over."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(name, "a file that was deleted meanwhile", "one of the last hour", "make it anew") from None
 
 
 def fitted(picture: Picture, size_px: tuple[int, int], name: str) -> tuple[Picture, bytes]:
