@@ -91,14 +91,14 @@ def params_page(name: str, model: type[Section]) -> str:
 
 def _mappings(key: str, model: type[Section]) -> Iterator[tuple[str, type[Section]]]:
     """(where it stands, class) of a mapping and of all within it; a class that was met before is not entered again."""
-    todo, entered = [(key, model)], set[type[Section]]()
-    while todo:
-        key, model = todo.pop(0)
+    waiting, entered = [(key, model)], set[type[Section]]()
+    while waiting:
+        key, model = waiting.pop(0)
         yield key, model
         if model not in entered:
             entered.add(model)
             fields = {name: _sections(field.annotation) for name, field in model.model_fields.items()}
-            todo = [*((_below(key, name, part), part) for name, parts in fields.items() for part in parts), *todo]
+            waiting = [*((_below(key, name, part), part) for name, parts in fields.items() for part in parts), *waiting]
 
 
 def _below(key: str, name: str, model: type[Section]) -> str:

@@ -69,9 +69,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import trained_data
 
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
+    trained_data.make(folder)
     return folder
 
 

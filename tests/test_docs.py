@@ -42,12 +42,12 @@ def test_the_first_screen_says_what_it_is_and_how_to_try_it() -> None:
 
 
 def test_every_page_is_within_reach_of_the_readme() -> None:
-    seen, todo = set[Path](), [ROOT / "README.md"]
-    while todo:
-        page = todo.pop()
+    seen, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
         seen.add(page)
         links = re.findall(r"\]\(([^)\s#]+\.md)", prose(page))
-        todo += {(page.parent / link).resolve() for link in links if "://" not in link} - seen
+        waiting += {(page.parent / link).resolve() for link in links if "://" not in link} - seen
     assert not set(PAGES) - seen
 
 

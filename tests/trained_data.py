@@ -1,5 +1,6 @@
 """A folder like a repository after training: a corpus of shapes and tiny untrained artefacts that fit each other."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,21 +110,22 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def make(root: Path, caption_dropout: float = 0.1) -> None:
-    """Fill the current folder, which must be `root`."""
-    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in CHANGES.items():
-        params[section] |= values
-    params["sample"]["drawing"] |= DRAWING
-    write_params(root, params)
-    shutil.copy(ROOT / "paths.yaml", root)
-    prepare = PrepareParams.model_validate(PREPARE)
-    data = root / "data"
-    (data / "prepare").mkdir(parents=True)
-    pairs = kinds.pairs(prepare, root)
-    preparation.prepare(pairs, data / "images", data / "captions", data / "prepare", prepare, num_workers=0)
-    clip.build(ClipParams.model_validate(CLIP), 0).save(data / "clip", {}, {})
-    run("embed_text")
-    write_networks(data, caption_dropout, params["train_unet"]["diffusion"])
+    """Fill a folder."""
+    with contextlib.chdir(root):
+        params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        for section, values in CHANGES.items():
+            params[section] |= values
+        params["sample"]["drawing"] |= DRAWING
+        write_params(root, params)
+        shutil.copy(ROOT / "paths.yaml", root)
+        prepare = PrepareParams.model_validate(PREPARE)
+        data = root / "data"
+        (data / "prepare").mkdir(parents=True)
+        pairs = kinds.pairs(prepare, root)
+        preparation.prepare(pairs, data / "images", data / "captions", data / "prepare", prepare, num_workers=0)
+        clip.build(ClipParams.model_validate(CLIP), 0).save(data / "clip", {}, {})
+        run("embed_text")
+        write_networks(data, caption_dropout, params["train_unet"]["diffusion"])
 
 
 def write_networks(data: Path, caption_dropout: float, diffusion: dict[str, Any]) -> None:

@@ -56,9 +56,7 @@ class Server:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a repository after training."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        trained_data.make(folder)
+    trained_data.make(folder)
     return folder
 
 
