@@ -29,7 +29,7 @@ from ldm.denoiser.model.diffusion import Schedule, denoiser
 from ldm.denoiser.model.networks import build
 from ldm.denoiser.model.unet import UNet
 from ldm.denoiser.training import pretrained as pretrained_unets
-from ldm.denoiser.training.inputs import Inputs, load_inputs
+from ldm.denoiser.training.inputs import Inputs
 from ldm.denoiser.training.params import InitFromParams, TrainUNetParams
 from ldm.denoiser.training.start import load_weights
 from ldm.exchange import files, names
@@ -40,7 +40,7 @@ from tests.import_closure import ROOT
 from tests.kinds import KINDS
 from tests.stage_scripts import script
 from tests.test_stages_training import write_params
-from tests.training_data import AUTOENCODER, UNET, unet_params, write_all
+from tests.training_data import AUTOENCODER, UNET, load_all, unet_params, write_all
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRAITS = ["schedule", "prediction", "text_encoder", "autoencoder", "latent_scale"]
@@ -92,10 +92,7 @@ def kernels() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("inputs")
-    write_all(root)
-    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
-    return load_inputs(*folders, takes_pooled=False)
+    return load_all(tmp_path_factory.mktemp("inputs"))
 
 
 def ours(**network: Any) -> TrainUNetParams:

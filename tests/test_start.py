@@ -12,21 +12,18 @@ import torch
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.denoiser.model.unet import UNet
-from ldm.denoiser.training.inputs import Inputs, load_inputs
+from ldm.denoiser.training.inputs import Inputs
 from ldm.denoiser.training.params import InitFromParams
 from ldm.denoiser.training.start import load_weights, start
 from tests.kinds import KINDS
-from tests.training_data import unet_params, write_all
+from tests.training_data import load_all, unet_params
 
 PARAMS = unet_params()
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("inputs")
-    write_all(root)
-    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
-    return load_inputs(*folders, takes_pooled=False)
+    return load_all(tmp_path_factory.mktemp("inputs"))
 
 
 def init_from(directory: Path, *may_differ: str) -> InitFromParams:

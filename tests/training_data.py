@@ -13,6 +13,7 @@ from ldm.autoencoder.model.kl import KLAutoencoder
 from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.core import artifact, images, shards
+from ldm.denoiser.training.inputs import Inputs, load_inputs
 from ldm.denoiser.training.params import TrainUNetParams
 from ldm.precompute.cache import CacheWriter, Lookup
 from ldm.text.embedding.embeddings import INDEX, NULL, WORDS
@@ -160,3 +161,10 @@ def write_all(root: Path) -> None:
     write_captions(root / "captions")
     write_latents(root / "latents", write_autoencoder(root / "autoencoder"))
     write_embeddings(root / "embeddings")
+
+
+def load_all(root: Path) -> Inputs:
+    """What a training of the UNet reads, of files that are written under `root`."""
+    write_all(root)
+    folders = (root / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
+    return load_inputs(*folders, takes_pooled=False)
