@@ -8,7 +8,7 @@ from pathlib import Path
 from ldm.core.errors import IntegrityError
 from ldm.evaluation import spaces
 from ldm.oracles.oracle import Oracle
-from ldm.training.plots import Panel, Series
+from ldm.training.plots import Panel, Series, write_rows
 
 TABLE = "guidance_sweep.csv"
 _X = "guidance scale"
@@ -76,14 +76,13 @@ def panels(found: Sequence[Line]) -> list[Panel]:
 def write(path: Path, found: Sequence[Line]) -> None:
     """Write the lines as CSV, a row per point; `is_shown` is 1 for those of `shown`."""
     chosen = shown(found)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for line in found:
-            for point in line.points:
-                numbers = [point.scale, point.value, *(point.interval or (None, None)), line.floor]
-                cells = ["" if number is None else f"{number:.9g}" for number in numbers]
-                writer.writerow([line.measure, line.name, *cells, int(line in chosen)])
+    rows: list[list[object]] = []
+    for line in found:
+        for point in line.points:
+            numbers = [point.scale, point.value, *(point.interval or (None, None)), line.floor]
+            cells = ["" if number is None else f"{number:.9g}" for number in numbers]
+            rows.append([line.measure, line.name, *cells, int(line in chosen)])
+    write_rows(path, [_COLUMNS, *rows])
 
 
 def read(path: Path) -> list[Line]:

@@ -16,6 +16,7 @@ from ldm.evaluation.real_images import RealImages
 from ldm.evaluation.spaces import OWN_CLIP
 from ldm.oracles.oracle import WRONG, Oracle, Told
 from ldm.sampling.samples import SETS, Samples
+from ldm.training.plots import write_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,8 +122,8 @@ def _summary(failure: Failure) -> Sequence[str]:
 def write(folder: Path, failures: Sequence[Failure], counts: Mapping[tuple[str, str, str, str], int]) -> None:
     """Write both tables."""
     rows = [[f.images, f.number, f.prompt, _LIST.join(f.wrong), _LIST.join(f.read), f"{f.score:.6g}"] for f in failures]
-    _write(folder / FAILURES, [_FAILURE_COLUMNS, *rows])
-    _write(folder / CONFUSION, [_CONFUSION_COLUMNS, *((*key, counts[key]) for key in sorted(counts))])
+    write_rows(folder / FAILURES, [_FAILURE_COLUMNS, *rows])
+    write_rows(folder / CONFUSION, [_CONFUSION_COLUMNS, *((*key, counts[key]) for key in sorted(counts))])
 
 
 def read_confusion(path: Path) -> dict[tuple[str, str, str, str], int]:
@@ -142,11 +143,6 @@ def read_failures(path: Path) -> list[Failure]:
         return Failure(row["set"], int(row["number"]), row["prompt"], wrong, read, float(row["score"]))
 
     return _read(path, _FAILURE_COLUMNS, failure)
-
-
-def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def _read(path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Row]) -> list[Row]:

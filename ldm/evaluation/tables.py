@@ -1,6 +1,5 @@
 """Write the numbers of an evaluation to files for people and for DVC."""
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,10 +22,8 @@ def write(folder: Path, report: Report) -> None:
     artifact.write_json(folder / "metrics.json", report.metrics)
     (folder / "table.md").write_text(main_table(report), encoding="utf-8")
     if report.oracle is not None:
-        with (folder / "accuracies.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(accuracy_rows(report, report.oracle))
-    with (folder / SCORES).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([_SCORE_COLUMNS, *score_rows(report)])
+        plots.write_rows(folder / "accuracies.csv", accuracy_rows(report, report.oracle))
+    plots.write_rows(folder / SCORES, [_SCORE_COLUMNS, *score_rows(report)])
     sweep = guidance.lines(report.sweep, report.oracle)
     guidance.write(folder / guidance.TABLE, sweep)
     plots.draw(guidance.panels(sweep), guidance.note(sweep), folder / "guidance_sweep.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm.core.errors import ConfigError
-from ldm.training.plots import read_table
+from ldm.training.plots import read_table, write_rows
 
 _PARTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Ends of the windows of a training, as shares of its steps: the loss falls fast at first."""
@@ -41,8 +41,7 @@ def of_run(stage: str, curve: Path) -> list[Window]:
 def write(path: Path, windows: Sequence[Window]) -> None:
     """Write bands as CSV, losses to four digits."""
     rows = [(window.stage, window.up_to_step, f"{window.least:.4g}", f"{window.greatest:.4g}") for window in windows]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([Window._fields, *rows])
+    write_rows(path, [Window._fields, *rows])
 
 
 def read(path: Path, stage: str) -> list[Window]:

@@ -77,15 +77,18 @@ class Panel:
     """Whether values are shares, which are drawn in per cent."""
 
 
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV, the header first; equal rows are equal bytes."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write rows as CSV with a header; columns in the order in which they first appear, floats to 9 digits. A reader
     finds the former file or this one, never a part of it."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     new = path.with_name(f".{path.name}.new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([[_text(row.get(name)) for name in columns] for row in rows])
+    write_rows(new, [columns, *([_text(row.get(name)) for name in columns] for row in rows)])
     new.replace(path)
 
 
