@@ -172,8 +172,9 @@ def test_an_image_says_how_it_was_made_and_is_made_again(person: Person) -> None
 def test_two_tabs_draw_at_once_and_each_gets_its_own(context: BrowserContext, pipeline: Pipeline) -> None:
     first = Person.before(context)
     first.press("Settings")
-    first.write(Prompt=PROMPT, Steps="400")
+    first.write(Prompt=PROMPT, Steps="1000")
     first.press("Generate")
+    first.sees(" of 1000")
     second = Person.before(context)
     second.write(Prompt=OTHER)
     second.press("Generate")
@@ -181,7 +182,7 @@ def test_two_tabs_draw_at_once_and_each_gets_its_own(context: BrowserContext, pi
     assert second.pngs(1) == list(pipeline.pngs([OTHER]))
     first.page.bring_to_front()  # a tab behind another one is drawn late
     first.sees("1 image made")
-    assert first.pngs(1) == list(pipeline.pngs([PROMPT], num_steps=400))
+    assert first.pngs(1) == list(pipeline.pngs([PROMPT], num_steps=1000))
 
 
 @pytest.mark.parametrize(
