@@ -83,7 +83,7 @@ def texts() -> list[str]:
 
 def write_corpus(root: Path, num_samples: int) -> None:
     """All that the measured stages read: `num_samples` samples to train on, and a shard for validation."""
-    counts = {"train": num_samples // NUM_PER_SHARD, "val": 1, "unseen": 0, "held_out": 0}
+    counts = {"train": num_samples // NUM_PER_SHARD, "val": 1, "reworded": 0, "unseen": 0, "held_out": 0}
     for split, count in counts.items():
         write_split(root, split, count)
     network = IdentityParams(kind="identity", latent_channels=1)

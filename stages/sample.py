@@ -1,4 +1,4 @@
-"""Stage `sample`: images of held-out, unseen and seen prompts, and of validation prompts at several guidance scales."""
+"""Stage `sample`: images of held-out, unseen, reworded and seen prompts, and of others at several guidance scales."""
 
 import sys
 from pathlib import Path

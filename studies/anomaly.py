@@ -84,7 +84,12 @@ def matched(scenes: Sequence[Mapping[str, Any]], shape: str, count: int) -> tupl
 def params_without(params: AnomalyParams, base: Mapping[str, Any]) -> dict[str, Any]:
     """params.yaml of the training, from that of the default."""
     changed = copy.deepcopy(dict(base))
-    changed["prepare"]["corpus"] |= {"num_train": params.num_train, "num_unseen": 2, "num_held_out": 2}
+    changed["prepare"]["corpus"] |= {
+        "num_train": params.num_train,
+        "num_reworded": 2,
+        "num_unseen": 2,
+        "num_held_out": 2,
+    }
     changed["encode_latents"]["statistics_tolerance"] = 0.2  # it changes no latent, and this autoencoder trains less
     owners = changed["train_autoencoder"]["source"], changed["train_unet"]
     for owner, num_steps in zip(owners, (params.autoencoder_steps, params.unet_steps), strict=True):

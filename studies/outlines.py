@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from ldm.corpora import shapes
+from ldm.corpora import shapes_scenes
 from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.oracles import shapes as oracle
 
@@ -151,8 +151,8 @@ DEFORMATIONS: dict[str, tuple[Sequence[str], Deform]] = {
 """Name -> shapes that it may happen to, and how."""
 
 
-def render(scene: shapes.Scene, size_px: int, deform: Deform, rng: random.Random) -> UInt8[np.ndarray, "h w 3"]:
-    """`shapes.render` with other outlines."""
+def render(scene: shapes_scenes.Scene, size_px: int, deform: Deform, rng: random.Random) -> UInt8[np.ndarray, "h w 3"]:
+    """`shapes_scenes.render` with other outlines."""
     side = size_px * _SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), scene.background_rgb)
     for o in scene.objects:
@@ -161,10 +161,10 @@ def render(scene: shapes.Scene, size_px: int, deform: Deform, rng: random.Random
     return np.asarray(canvas.resize((size_px, size_px), Image.Resampling.BOX))
 
 
-def random_scene(rng: random.Random, names: Sequence[str], sizes: Sequence[str], count: int) -> shapes.Scene:
+def random_scene(rng: random.Random, names: Sequence[str], sizes: Sequence[str], count: int) -> shapes_scenes.Scene:
     """Objects of any colours and of given shapes and sizes, placed as the corpus places them; nothing is held out."""
     arrangement = rng.choice(list(vocabulary.ANCHORS) if count == 1 else list(vocabulary.AXES))
-    objects: list[shapes.Object] = []
+    objects: list[shapes_scenes.Object] = []
     for i, (colour, shape) in enumerate(rng.sample(list(product(vocabulary.COLOURS, names)), count)):
         along, across = (i + 0.5) / count + rng.uniform(-0.04, 0.04) / count, 0.5 + rng.uniform(-0.02, 0.02)
         x, y = (across, along) if arrangement == "vertical" else (along, across)
@@ -172,12 +172,16 @@ def random_scene(rng: random.Random, names: Sequence[str], sizes: Sequence[str],
             x, y = (v + rng.uniform(-0.02, 0.02) for v in vocabulary.ANCHORS[arrangement])
         size = rng.choice(sizes)
         radius = vocabulary.RADII[size] * rng.uniform(0.94, 1.06) * min(1.0, 2 / count)
-        objects.append(shapes.Object(colour, shape, size, x, y, radius, _near(rng, vocabulary.COLOURS[colour], 8)))
+        objects.append(
+            shapes_scenes.Object(colour, shape, size, x, y, radius, _near(rng, vocabulary.COLOURS[colour], 8))
+        )
     background = rng.choice(list(vocabulary.BACKGROUNDS))
-    return shapes.Scene(tuple(objects), arrangement, background, _near(rng, vocabulary.BACKGROUNDS[background], 4))
+    return shapes_scenes.Scene(
+        tuple(objects), arrangement, background, _near(rng, vocabulary.BACKGROUNDS[background], 4)
+    )
 
 
-def _near(rng: random.Random, rgb: shapes.Rgb, width: int) -> shapes.Rgb:
+def _near(rng: random.Random, rgb: vocabulary.Rgb, width: int) -> shapes.Rgb:
     red, green, blue = (min(255, max(0, value + rng.randint(-width, width))) for value in rgb)
     return red, green, blue
 

@@ -47,6 +47,7 @@ SCORES = {
     "scene_accuracy_held_out": "held out",
     "scene_strict_accuracy_held_out": "held out, strict",
     "scene_accuracy_unseen": "unseen",
+    "scene_accuracy_reworded": "reworded",
     "scene_accuracy_seen": "seen",
 }
 """Metrics of the table, in percent, with their headings."""

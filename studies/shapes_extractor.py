@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm.core import artifact, config
-from ldm.corpora import shapes
+from ldm.core.shards import Split
+from ldm.corpora import shapes_scenes
 from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.corpora.params import PrepareParams, ShapesParams
 from ldm.oracles import shapes_extractor as design
@@ -45,13 +46,13 @@ class Scenes:
     damage: Float[Tensor, "b 3"]
 
 
-def labels(scenes: list[shapes.Scene]) -> dict[str, Int64[Tensor, "b"]]:
+def labels(scenes: list[shapes_scenes.Scene]) -> dict[str, Int64[Tensor, "b"]]:
     """Class numbers by head; objects in reading order."""
     rows = [_labels(scene) for scene in scenes]
     return {name: torch.tensor([row.get(name, ABSENT) for row in rows]) for name in design.OUTPUTS if name != "damage"}
 
 
-def _labels(scene: shapes.Scene) -> dict[str, int]:
+def _labels(scene: shapes_scenes.Scene) -> dict[str, int]:
     row = {
         "layout": design.LAYOUTS.index((len(scene.objects), scene.arrangement)),
         "background": list(vocabulary.BACKGROUNDS).index(scene.background),
@@ -64,7 +65,7 @@ def _labels(scene: shapes.Scene) -> dict[str, int]:
 def draw(num_scenes: int, seed: int) -> Scenes:
     """Scenes of all compositions; half of them are unhurt in each way, and one in four has been a JPEG."""
     rng, noise = random.Random(f"{seed}/extractor"), np.random.default_rng(seed)
-    scenes: list[shapes.Scene] = []
+    scenes: list[shapes_scenes.Scene] = []
     rendered: list[UInt8[np.ndarray, "h w 3"]] = []
     amounts: list[list[float]] = []
     for _ in range(num_scenes):
@@ -79,7 +80,7 @@ def draw(num_scenes: int, seed: int) -> Scenes:
 
 
 def damaged(
-    scene: shapes.Scene, amount: list[float], rng: random.Random, noise: np.random.Generator
+    scene: shapes_scenes.Scene, amount: list[float], rng: random.Random, noise: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A render with each of `design.DAMAGES` from 0 to 1, and with gain and offset of each channel a little off."""
     blur, grain, deformation = amount
@@ -121,7 +122,9 @@ def train(num_scenes: int, num_steps: int, seed: int) -> tuple[design.Extractor,
     return net.eval().requires_grad_(False), losses
 
 
-def accuracy(net: design.Extractor, scenes: list[shapes.Scene], image: UInt8[Tensor, "b 3 h w"]) -> dict[str, float]:
+def accuracy(
+    net: design.Extractor, scenes: list[shapes_scenes.Scene], image: UInt8[Tensor, "b 3 h w"]
+) -> dict[str, float]:
     """Share of right answers by kind, and of scenes in which everything is right."""
     found, wanted = net.read(net(image)), labels(scenes)
     right = {name: (found[name].argmax(1) == values) | (values == ABSENT) for name, values in wanted.items()}
@@ -131,9 +134,9 @@ def accuracy(net: design.Extractor, scenes: list[shapes.Scene], image: UInt8[Ten
     return {kind: torch.stack([right[n] for n in names]).all(0).float().mean().item() for kind, names in kinds.items()}
 
 
-def corpus_scenes(split: shapes.Split, count: int, params: ShapesParams) -> list[shapes.Scene]:
+def corpus_scenes(split: Split, count: int, params: ShapesParams) -> list[shapes_scenes.Scene]:
     """Scenes of the corpus itself."""
-    return [shapes.scene_at(number, split, params) for number in range(count)]
+    return [shapes_scenes.scene_at(number, split, params) for number in range(count)]
 
 
 def main() -> None:
@@ -146,7 +149,7 @@ def main() -> None:
     assert isinstance(corpus, ShapesParams)
     for split in ("val", "held_out"):
         scenes = corpus_scenes(split, 1000, corpus)
-        image = stacked([shapes.render(scene, design.SIZE_PX) for scene in scenes])
+        image = stacked([shapes_scenes.render(scene, design.SIZE_PX) for scene in scenes])
         words = ", ".join(f"{kind} {share:.3f}" for kind, share in accuracy(net, scenes, image).items())
         print(f"{split}: {words}")
 

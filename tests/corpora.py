@@ -51,6 +51,7 @@ def shapes_params(num_train: int, num_val: int, num_held_out: int) -> ShapesPara
         kind="shapes",
         num_train=num_train,
         num_val=num_val,
+        num_reworded=num_val,
         num_unseen=num_val,
         num_held_out=num_held_out,
         object_count_weights=[0.35, 0.65],

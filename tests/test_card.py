@@ -74,7 +74,7 @@ FACTS = card.Facts(
         "embeddings": passport("embeddings", 4, {"context_tokens": 24}),
     },
     prepare=PrepareParams.model_validate(PREPARE),
-    counts={"train": 300, "val": 60, "unseen": 0, "held_out": 20},
+    counts={"train": 300, "val": 60, "reworded": 0, "unseen": 0, "held_out": 20},
     drawing=config.read(SampleParams, "sample", ROOT / "params.yaml").drawing,
     evaluation=passport("evaluation", 7, {}),
     metrics=METRICS,
@@ -100,7 +100,7 @@ def test_the_hub_reads_its_metadata() -> None:
 def test_it_says_what_a_reader_needs() -> None:
     text = card.write(FACTS, PARAMS)
     assert text.count("\n# ") == 1 and "# Shapes: a test" in text
-    assert "300 `train`, 60 `val`, 20 `held_out`" in text and "unseen`," not in text
+    assert "300 `train`, 60 `val`, 20 `held_out`" in text and "unseen`," not in text and "reworded`," not in text
     assert TABLE.strip() in text
     assert "**1.2 %** of 80 samples (1.0 to 2.0)" in text and "than 95 % of 60 real images" in text
     assert "49 of 100 pairs" in text and "more than 20 %" in text

@@ -37,7 +37,7 @@ def evidence(made: Path) -> Evidence:
 def test_the_folder_has_a_card_with_the_numbers_of_its_own_run(made: Path) -> None:
     text = (made / "model" / CARD).read_text()
     assert (made / "evaluation/table.md").read_text().strip() in text
-    assert "30 `train`, 20 `val`, 12 `unseen`, 8 `held_out`" in text
+    assert "30 `train`, 20 `val`, 7 `reworded`, 12 `unseen`, 8 `held_out`" in text
     for passport in folder.passports(made / "model").values():
         assert f"`{passport.content_sha256}`" in text
     assert (made / "model" / card.GRID).read_bytes() == (made / "samples/grid.png").read_bytes()

@@ -26,7 +26,7 @@ PARAMS = {
     "max_share": 0.2,
     "num_pictures": 4,
 }
-COUNTS = {"train": 300, "val": 80, "unseen": 0, "held_out": 0}
+COUNTS = {"train": 300, "val": 80, "reworded": 0, "unseen": 0, "held_out": 0}
 
 
 def params(**changes) -> MemorisationParams:

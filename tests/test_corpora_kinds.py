@@ -129,6 +129,7 @@ def test_weights_that_draw_no_scene_are_no_legal_values(weights):
             kind="shapes",
             num_train=1,
             num_val=1,
+            num_reworded=1,
             num_unseen=1,
             num_held_out=1,
             object_count_weights=weights,

@@ -151,6 +151,7 @@ def test_no_accepted_sample_leaves_empty_splits_and_no_picture(tmp_path):
     assert {split: len(Shards(tmp_path / "images" / split)) for split in report.splits} == {
         "train": 0,
         "val": 0,
+        "reworded": 0,
         "unseen": 0,
         "held_out": 0,
     }

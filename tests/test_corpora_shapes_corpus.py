@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm.core.shards import SPLITS, Split
-from ldm.corpora import shapes
+from ldm.corpora import shapes, shapes_scenes
 from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
@@ -26,32 +26,36 @@ def test_vocabulary_has_the_promised_breadth() -> None:
     assert len(vocabulary.COLOURS) >= 8 and len(vocabulary.SHAPES) >= 6 and len(vocabulary.RADII) >= 2
     assert len(vocabulary.RELATIONS) >= 4 and len(vocabulary.BACKGROUNDS) >= 3
     for split in RESERVED:
-        assert len(shapes.RESERVED_PAIRS[split]) == round(len(vocabulary.COLOURS) * len(vocabulary.SHAPES) / 10)
-        assert len(shapes.RESERVED_TRIPLES[split]) == round(len(vocabulary.SHAPES) ** 2 * len(vocabulary.AXES) / 10)
+        assert len(shapes_scenes.RESERVED_PAIRS[split]) == round(len(vocabulary.COLOURS) * len(vocabulary.SHAPES) / 10)
+        assert len(shapes_scenes.RESERVED_TRIPLES[split]) == round(
+            len(vocabulary.SHAPES) ** 2 * len(vocabulary.AXES) / 10
+        )
 
 
 def test_settings_are_chosen_on_other_compositions_than_those_of_the_last_look() -> None:
-    for reserved in (shapes.RESERVED_PAIRS, shapes.RESERVED_TRIPLES):
+    for reserved in (shapes_scenes.RESERVED_PAIRS, shapes_scenes.RESERVED_TRIPLES):
         assert not reserved["unseen"] & reserved["held_out"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_is_on_its_side_of_the_reserved_compositions(split: Split) -> None:
-    scenes = [shapes.scene_at(number, split, PARAMS) for number in range(400)]
+    scenes = [shapes_scenes.scene_at(number, split, PARAMS) for number in range(400)]
     wanted = {split} if split in RESERVED else set[Split]()
-    assert all(shapes.reserved_for(scene) == wanted for scene in scenes)
+    assert all(shapes_scenes.reserved_for(scene) == wanted for scene in scenes)
 
 
 @pytest.mark.parametrize("split", RESERVED)
 def test_both_kinds_of_composition_are_reserved_and_relations_have_no_second_name(split: Split) -> None:
-    red_circle = shapes.Object("red", "circle", "small", 0.5, 0.25, 0.12, (215, 35, 35))
-    for colour, shape in shapes.RESERVED_PAIRS[split]:
-        alone = shapes.Object(colour, shape, "large", 0.5, 0.5, vocabulary.RADII["large"], vocabulary.COLOURS[colour])
-        assert split in shapes.reserved_for(shapes.Scene((alone,), "centre", "white", (245, 245, 245)))
-    for first, axis, second in shapes.RESERVED_TRIPLES[split]:
-        pair = tuple(shapes.Object("cyan", s, "small", 0.5, 0.5, 0.12, (0, 0, 0)) for s in (first, second))
-        assert split in shapes.reserved_for(shapes.Scene(pair, axis, "white", (245, 245, 245)))
-    assert not shapes.reserved_for(shapes.Scene((red_circle,), "top", "white", (245, 245, 245)))
+    red_circle = shapes_scenes.Object("red", "circle", "small", 0.5, 0.25, 0.12, (215, 35, 35))
+    for colour, shape in shapes_scenes.RESERVED_PAIRS[split]:
+        alone = shapes_scenes.Object(
+            colour, shape, "large", 0.5, 0.5, vocabulary.RADII["large"], vocabulary.COLOURS[colour]
+        )
+        assert split in shapes_scenes.reserved_for(shapes_scenes.Scene((alone,), "centre", "white", (245, 245, 245)))
+    for first, axis, second in shapes_scenes.RESERVED_TRIPLES[split]:
+        pair = tuple(shapes_scenes.Object("cyan", s, "small", 0.5, 0.5, 0.12, (0, 0, 0)) for s in (first, second))
+        assert split in shapes_scenes.reserved_for(shapes_scenes.Scene(pair, axis, "white", (245, 245, 245)))
+    assert not shapes_scenes.reserved_for(shapes_scenes.Scene((red_circle,), "top", "white", (245, 245, 245)))
 
 
 def test_a_sample_depends_on_seed_split_and_number_alone() -> None:
@@ -67,7 +71,7 @@ def test_a_sample_depends_on_seed_split_and_number_alone() -> None:
 
 def test_twins_exchange_places_and_nothing_else() -> None:
     for number in range(0, 100, 2):
-        scene, twin = (shapes.scene_at(n, "train", PARAMS) for n in (number, number + 1))
+        scene, twin = (shapes_scenes.scene_at(n, "train", PARAMS) for n in (number, number + 1))
         looks = [[(o.colour, o.shape, o.size, o.rgb) for o in s.objects] for s in (scene, twin)]
         assert looks[0] == looks[1][::-1] and scene.background == twin.background
         if len(scene.objects) > 1:
@@ -97,7 +101,7 @@ def test_a_claim_states_what_its_scene_holds() -> None:
 def test_three_objects_stand_in_a_row_inside_the_image() -> None:
     params = PARAMS.model_copy(update={"object_count_weights": [0.0, 0.0, 1.0]})
     for number in range(50):
-        scene = shapes.scene_at(number, "train", params)
+        scene = shapes_scenes.scene_at(number, "train", params)
         assert len(scene.objects) == 3
         along = [o.y if scene.arrangement == "vertical" else o.x for o in scene.objects]
         assert along == sorted(along)
@@ -106,8 +110,8 @@ def test_three_objects_stand_in_a_row_inside_the_image() -> None:
 
 @pytest.mark.parametrize("size_px", [32, 64, 96])
 def test_a_render_has_the_colours_of_its_scene(size_px: int) -> None:
-    scene = shapes.scene_at(3, "train", PARAMS)
-    image = shapes.render(scene, size_px)
+    scene = shapes_scenes.scene_at(3, "train", PARAMS)
+    image = shapes_scenes.render(scene, size_px)
     assert image.shape == (size_px, size_px, 3) and image.dtype == np.uint8
     assert tuple(image[0, 0]) == scene.background_rgb
     for o in scene.objects:

@@ -12,7 +12,7 @@ from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png
 from ldm.core.shards import SPLITS, write
-from ldm.corpora import shapes
+from ldm.corpora import shapes, shapes_scenes
 from ldm.corpora.params import ShapesParams
 from ldm.evaluation import measure, spaces
 from ldm.evaluation.params import EvaluateParams, RetrievalParams
@@ -29,11 +29,11 @@ CPU = torch.device("cpu")
 CORPUS_PARAMS = ShapesParams.model_validate(CORPUS)
 PARAMS = config.read(EvaluateParams, "evaluate", ROOT / "params.yaml")
 RETRIEVAL = {"kind": "retrieval", "num_prompts": 5, "k": 2, "num_images": 12}
-COUNTS = {"train": 12, "val": 8, "unseen": 8, "held_out": 4}
+COUNTS = {"train": 12, "val": 8, "reworded": 4, "unseen": 8, "held_out": 4}
 
 
 def png(number: int, split: str) -> bytes:
-    return encode_png(shapes.render(shapes.scene_at(number, split, CORPUS_PARAMS), 64))
+    return encode_png(shapes_scenes.render(shapes_scenes.scene_at(number, split, CORPUS_PARAMS), 64))
 
 
 class FakeSamples:
@@ -59,6 +59,7 @@ def sampled(claims: bool = True, seen_split: str = "val") -> dict[str, FakeSampl
     return {
         "held_out": FakeSamples("held_out", range(4), claims),
         "unseen": FakeSamples("unseen", range(5), claims),
+        "reworded": FakeSamples("reworded", range(4), claims),
         "seen": FakeSamples(seen_split, range(5), claims),
         "sweep_1": FakeSamples("unseen", range(5, 8), claims),
     }
@@ -91,7 +92,7 @@ def by_name(found: list[measure.Subject]) -> dict[str, measure.Subject]:
 
 def test_every_set_has_its_real_images_and_their_round_trips(real):
     found = by_name(measure.subjects(sampled(), real, params()))
-    sets = ("held_out", "unseen", "seen")
+    sets = ("held_out", "unseen", "reworded", "seen")
     expected = [*sets, "sweep_1", *(prefix + name for name in sets for prefix in ("real_", "decoded_"))]
     assert list(found) == [*expected, "real_sweep", "reference"]
     assert [subject.name for subject in found.values() if subject.decoded] == [f"decoded_{name}" for name in sets]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ldm.corpora import shapes
+from ldm.corpora import shapes, shapes_scenes
 from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.oracles import shapes as oracle
 from studies import outlines as study
@@ -80,9 +80,9 @@ def test_the_outline_must_be_that_of_the_shape_claimed() -> None:
 
 
 def test_deformed_scenes_are_drawn_like_others() -> None:
-    scene = shapes.scene_at(0, "val", PARAMS)
+    scene = shapes_scenes.scene_at(0, "val", PARAMS)
     drawn = study.render(scene, 64, study.as_it_is, random.Random(0))
-    assert np.array_equal(drawn, shapes.render(scene, 64))
+    assert np.array_equal(drawn, shapes_scenes.render(scene, 64))
 
 
 def test_shuffled_captions_are_refused() -> None:
@@ -106,8 +106,8 @@ def _scene(**changes: str) -> Picture:
     look = {"colour": "red", "shape": "circle", "size": "large", "place": "top", "background": "white", **changes}
     x, y = vocabulary.ANCHORS[look["place"]]
     rgb = vocabulary.COLOURS[look["colour"]]
-    o = shapes.Object(look["colour"], look["shape"], look["size"], x, y, vocabulary.RADII[look["size"]], rgb)
-    return shapes.render(shapes.Scene((o,), look["place"], look["background"], (245, 245, 245)), 64)
+    o = shapes_scenes.Object(look["colour"], look["shape"], look["size"], x, y, vocabulary.RADII[look["size"]], rgb)
+    return shapes_scenes.render(shapes_scenes.Scene((o,), look["place"], look["background"], (245, 245, 245)), 64)
 
 
 CLAIM: dict[str, Any] = {

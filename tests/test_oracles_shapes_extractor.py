@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
-from ldm.corpora import shapes
+from ldm.corpora import shapes_scenes
 from ldm.corpora import shapes_vocabulary as vocabulary
 from ldm.evaluation import metrics
 from ldm.oracles import shapes_extractor as design
@@ -22,7 +22,7 @@ NUM_IMAGES = 500
 
 
 @lru_cache
-def _scenes(first: int) -> list[shapes.Scene]:
+def _scenes(first: int) -> list[shapes_scenes.Scene]:
     rng = random.Random(f"fresh/{first}")
     counts = rng.choices((1, 2), (0.35, 0.65), k=NUM_IMAGES)
     return [outlines.random_scene(rng, vocabulary.SHAPES, tuple(vocabulary.RADII), count) for count in counts]
@@ -69,7 +69,7 @@ def test_fresh_scenes_are_read_right() -> None:
 
 def test_unseen_compositions_are_read_as_well_as_any() -> None:
     scenes = study.corpus_scenes("held_out", NUM_IMAGES, shapes_params(1, 1, NUM_IMAGES))
-    found = study.accuracy(design.load(), scenes, study.stacked([shapes.render(scene, 64) for scene in scenes]))
+    found = study.accuracy(design.load(), scenes, study.stacked([shapes_scenes.render(scene, 64) for scene in scenes]))
     assert found["scene"] >= 0.97
 
 

@@ -27,7 +27,7 @@ def captions(folder: Path, **counts: int) -> dict[str, Shards]:
     for split in SPLITS:
         told = [
             (f"{split}-{i}", json.dumps({"captions": [f"{split} {i}", "other"], "claims": [{"count": i}, None]}))
-            for i in range(counts[split])
+            for i in range(counts.get(split, 0))
         ]
         write(folder / split, [(key, {"json": text.encode()}) for key, text in told], 100)
     return {split: Shards(folder / split) for split in SPLITS}
@@ -46,17 +46,18 @@ def pictures(unit: plan.Unit) -> plan.Pictures:
 
 
 def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path):
-    sets = plan.choose(captions(tmp_path, train=5, val=20, unseen=12, held_out=8), params())
-    assert [part.name for part in sets] == ["held_out", "unseen", "seen", "sweep_1", "sweep_2.5"]
-    assert [part.guidance_scale for part in sets] == [PARAMS.drawing.guidance_scale] * 3 + [1, 2.5]
-    assert [len(part.prompts) for part in sets] == [6, 5, 8, 4, 4]
-    held_out, unseen, seen, sweep, again = (part.prompts for part in sets)
+    sets = plan.choose(captions(tmp_path, train=5, val=20, reworded=9, unseen=12, held_out=8), params())
+    assert [part.name for part in sets] == ["held_out", "unseen", "reworded", "seen", "sweep_1", "sweep_2.5"]
+    assert [part.guidance_scale for part in sets] == [PARAMS.drawing.guidance_scale] * 4 + [1, 2.5]
+    assert [len(part.prompts) for part in sets] == [6, 5, 4, 8, 4, 4]
+    held_out, unseen, reworded, seen, sweep, again = (part.prompts for part in sets)
     assert sweep == again
     assert {prompt.split for prompt in held_out} == {"held_out"} and {prompt.split for prompt in seen} == {"val"}
+    assert {prompt.split for prompt in reworded} == {"reworded"}
     assert {prompt.split for prompt in [*unseen, *sweep]} == {"unseen"}
     assert not {prompt.key for prompt in unseen} & {prompt.key for prompt in sweep}
-    assert [prompt.prompt_number for prompt in [*held_out, *unseen, *seen, *sweep]] == list(range(23))
-    for prompt in [*held_out, *unseen, *seen, *sweep]:
+    assert [prompt.prompt_number for prompt in [*held_out, *unseen, *seen, *sweep, *reworded]] == list(range(27))
+    for prompt in [*held_out, *unseen, *reworded, *seen, *sweep]:
         number = int(prompt.key.split("-")[1])
         assert prompt.prompt == f"{prompt.split} {number}" and prompt.claim == {"count": number}
 

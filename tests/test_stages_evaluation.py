@@ -113,6 +113,7 @@ def test_sample_writes_sets_grid_and_passport(trained):
     assert {name: len(part) for name, part in found.items()} == {
         "held_out": 6,
         "unseen": 5,
+        "reworded": 4,
         "seen": 8,
         "sweep_1": 4,
         "sweep_2.5": 4,
@@ -143,7 +144,7 @@ def test_how_images_are_stored_and_shown_changes_no_byte_of_them(here, trained):
     change(here, "sample", sweep={"guidance_scales": [3], "num_prompts": 2})
     run("sample")
     before, after = pngs(trained / "data/samples"), pngs(here / "data/samples")
-    assert list(after) == ["held_out", "unseen", "seen", "sweep_3"]
+    assert list(after) == ["held_out", "unseen", "reworded", "seen", "sweep_3"]
     assert {name: before[name] for name in samples.SETS} == {name: after[name] for name in samples.SETS}
     names = [sorted(path.name for path in (root / "data/samples/seen").iterdir()) for root in (here, trained)]
     assert [len(each) for each in names] == [4, 5], "other shards"
@@ -248,7 +249,7 @@ def test_perfect_images_score_one_and_lie_at_the_floor(here):
     (here / "data/evaluation").unlink()
     run("evaluate")
     numbers = json.loads((here / "data/evaluation/metrics.json").read_text())
-    for name in ("held_out", "unseen", "seen"):
+    for name in samples.SETS:
         assert numbers[f"scene_accuracy_{name}"] == 1
         assert numbers[f"frechet_own_clip_{name}"] == numbers[f"frechet_own_clip_{name}_floor"]
         assert numbers[f"kid_own_clip_{name}"] == numbers[f"kid_own_clip_{name}_floor"]

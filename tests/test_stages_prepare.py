@@ -24,6 +24,7 @@ SHAPES = {
     "kind": "shapes",
     "num_train": 40,
     "num_val": 12,
+    "num_reworded": 5,
     "num_unseen": 6,
     "num_held_out": 12,
     "object_count_weights": [0.3, 0.7],
@@ -70,7 +71,7 @@ def test_shapes_twice_with_and_without_workers_is_byte_identical(tmp_path, monke
         _params(root, SHAPES, num_workers)
         monkeypatch.chdir(root)
         summary = _main()
-        counts = "prepare: 40 train, 12 val, 6 unseen, 12 held_out, 0 rejected"
+        counts = "prepare: 40 train, 12 val, 5 reworded, 6 unseen, 12 held_out, 0 rejected"
         assert re.fullmatch(rf"{counts}, \d+ distinct captions to train on -> .*", summary)
         outputs.append(_bytes(root))
     assert outputs[0] == outputs[1]

@@ -35,7 +35,7 @@ from tests.kinds import KINDS
 from tests.stage_scripts import run
 from tests.training_data import KEPT
 
-COUNTS = {"train": 10, "val": 6, "unseen": 0, "held_out": 0}
+COUNTS = {"train": 10, "val": 6, "reworded": 0, "unseen": 0, "held_out": 0}
 NUM_ENCODED = 12
 """The first shard of val equals that of train, so it is encoded once."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 220), "white": (250, 250, 250)}

@@ -125,7 +125,7 @@ def of_own_images(text: str) -> str:
 
 def num_prepared(said: str) -> int:
     """Samples that `prepare` says it has taken; all of them, or this is no number."""
-    counts = re.search(r"prepare: (\d+) train, (\d+) val, 0 unseen, 0 held_out, 0 rejected", said)
+    counts = re.search(r"prepare: (\d+) train, (\d+) val, 0 reworded, 0 unseen, 0 held_out, 0 rejected", said)
     assert counts, said
     return int(counts[1]) + int(counts[2])
 

@@ -65,7 +65,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     """One corpus with a CLIP, embedded in all forms: a folder like a repository for each."""
     root = tmp_path_factory.mktemp("forms")
     write_captions(root / "data/captions")
-    for split in ("unseen", "held_out"):
+    for split in ("reworded", "unseen", "held_out"):
         shards.write(root / "data/captions" / split, [], 5)
     write_latents(root / "data/latents", write_autoencoder(root / "data/autoencoder"))
     clip.build(ClipParams.model_validate(CLIP), 0).save(root / "data/clip", {}, {})
@@ -239,7 +239,7 @@ def test_prompts_of_training_are_encoded_where_they_are_not_stored(
     monkeypatch.setitem(trained_data.CHANGES, "embed_text", trained_data.CHANGES["embed_text"] | online)
     trained_data.make(tmp_path)
     trained_data.change(tmp_path, "sample", seen_split="train", sweep={"guidance_scales": [], "num_prompts": 2})
-    assert run("sample").startswith("sample: held_out 6 of 6, unseen 5 of 5, seen 8 of 8 prompts")
+    assert run("sample").startswith("sample: held_out 6 of 6, unseen 5 of 5, reworded 4 of 4, seen 8 of 8 prompts")
     stored = TextEmbeddings(Path("data/embeddings"))
     _, sets = samples.read(Path("data/samples"))
     assert not any(prompt.prompt in stored for prompt in sets["seen"].prompts)

@@ -30,10 +30,11 @@ from ldm.core.shards_index import BLOCK, ENDS, FIX
 if TYPE_CHECKING:
     from torch import Tensor
 
-Split = Literal["train", "val", "unseen", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "val", "unseen", "held_out")
-"""`val` shows in other combinations what `train` shows. `unseen` and `held_out` show compositions that neither has, if
-the corpus keeps some back: settings are chosen on `unseen`, and `held_out` is looked at once, after that."""
+Split = Literal["train", "val", "reworded", "unseen", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "val", "reworded", "unseen", "held_out")
+"""`val` shows in other combinations what `train` shows, and `reworded` too, but with captions in sentence forms that no
+other split has. `unseen` and `held_out` show compositions that no other split has. A corpus may do without these
+three. Settings are chosen on `unseen`, and `held_out` is looked at once, after that."""
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """Legal keys: a key becomes a file name in a tar, and webdataset cuts names at the first dot."""
 _PART = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")

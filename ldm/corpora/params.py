@@ -34,6 +34,8 @@ class ShapesParams(CorpusBase):
     """Images to train on."""
     num_val: PositiveInt
     """Images of known compositions; never trained on."""
+    num_reworded: PositiveInt
+    """Images like those of validation, with captions in sentence forms that no other split has."""
     num_unseen: PositiveInt
     """Validation images of compositions that no other split contains: settings are chosen on them."""
     num_held_out: PositiveInt
@@ -41,7 +43,8 @@ class ShapesParams(CorpusBase):
     object_count_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=3)]
     """Relative frequency of scenes of one, two (and three) objects; the length is the largest number of objects."""
     relation_caption_fraction: float = Field(ge=0.5, le=1)
-    """Share of captions of several objects that state a relation ("above"); the others state places ("at the top")."""
+    """Share of captions of several objects that state a relation ("above"); the others state places ("at the top") or,
+    one in five, neither."""
     num_captions_per_image: PositiveInt
     """Captions drawn for each image."""
     seed: int = Field(ge=0)

@@ -275,7 +275,7 @@ def gather(
 
 def beside_real(samples: Mapping[str, Samples], real: RealImages, count: int) -> "Image":
     """Picture of samples, each beside the real image of its prompt: at most `count` of seen prompts, then of held-out
-    (or else unseen) ones."""
+    (or else unseen) ones, then of reworded ones."""
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(samples).items():

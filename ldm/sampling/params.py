@@ -119,6 +119,9 @@ class SampleParams(Section):
     fewer). 0 = none, so that settings can be chosen without looking at them."""
     num_prompts_unseen: int = Field(ge=0, le=10**6)
     """Prompts of unseen validation compositions (fewer if there are fewer; none for a corpus that keeps none back)."""
+    num_prompts_reworded: int = Field(ge=0, le=10**6)
+    """Prompts of known compositions in sentence forms that training has not shown (fewer if there are fewer; none for a
+    corpus that keeps none back)."""
     num_prompts_seen: int = Field(ge=2, le=10**6)
     """Prompts from `seen_split`; fewer if it has fewer, or if they are more than half of the training samples."""
     seen_split: Literal["train", "val"]

@@ -18,7 +18,7 @@ from ldm.core.errors import ConfigError
 from ldm.core.params import Size
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams, SampleParams
-from ldm.sampling.samples import HELD_OUT, KIND, SEEN, SETS, UNSEEN, Prompt, shown
+from ldm.sampling.samples import HELD_OUT, KIND, REWORDED, SEEN, SETS, UNSEEN, Prompt, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +79,8 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
 
     captions: shards of all splits. A prompt is the first caption of a sample. Samples are chosen in an order scattered
     over their split, and none is chosen twice. The sweep is drawn from the unseen compositions. For a corpus that keeps
-    none back, the sweep and `held_out` are drawn from val, and `unseen` is left out. So is a set of no prompts. Sets
+    none back, the sweep and `held_out` are drawn from val, and `unseen` is left out; so is `reworded` for one without
+    captions in other forms, and a set of no prompts. Sets
     that ask for more than a split has share it in proportion; of train, half are left, since samples are compared with
     training images that gave no prompt. ConfigError: a set would have one prompt, too few to compare.
     """
@@ -89,6 +90,7 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
         (UNSEEN, UNSEEN, params.num_prompts_unseen if len(captions[UNSEEN]) else 0),
         (SEEN, params.seen_split, params.num_prompts_seen),
         (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
+        (REWORDED, REWORDED, params.num_prompts_reworded if len(captions[REWORDED]) else 0),
     ]
     asked: Counter[str] = Counter()
     taken: Counter[str] = Counter()
@@ -179,7 +181,8 @@ def write(
 
 
 def grid(folder: Path, params: SampleParams) -> "Image":
-    """Rows of seen prompts, and below them rows of held-out ones (or of unseen ones), with the prompts as captions."""
+    """Rows of seen prompts, below them rows of held-out ones (or of unseen ones), then of reworded ones, with the prompts
+    as captions."""
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(path.name for path in folder.iterdir()).items():

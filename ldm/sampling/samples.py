@@ -14,8 +14,8 @@ from ldm.core import artifact, shards
 from ldm.core.errors import IntegrityError
 
 KIND = artifact.Kind("samples")
-HELD_OUT, UNSEEN, SEEN = "held_out", "unseen", "seen"
-SETS = (HELD_OUT, UNSEEN, SEEN)
+HELD_OUT, UNSEEN, REWORDED, SEEN = "held_out", "unseen", "reworded", "seen"
+SETS = (HELD_OUT, UNSEEN, REWORDED, SEEN)
 """Sets that are sampled with the settings of the params; all others belong to the sweep."""
 _FIX = "run `dvc repro sample`, or `dvc checkout` to bring back what dvc.lock records"
 
@@ -37,9 +37,9 @@ class Prompt:
 
 def shown(names: Iterable[str]) -> dict[str, str]:
     """The sets that pictures show, with their titles: seen prompts, then held-out ones, or unseen ones if there are no
-    held-out ones."""
+    held-out ones, then reworded ones."""
     known = set(names)
-    others = [name for name in (HELD_OUT, UNSEEN) if name in known][:1]
+    others = [*[name for name in (HELD_OUT, UNSEEN) if name in known][:1], *({REWORDED} & known)]
     return {name: name.replace("_", " ") for name in (SEEN, *others)}
 
 
