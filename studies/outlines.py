@@ -181,7 +181,7 @@ def random_scene(rng: random.Random, names: Sequence[str], sizes: Sequence[str],
     )
 
 
-def _near(rng: random.Random, rgb: vocabulary.Rgb, width: int) -> shapes.Rgb:
+def _near(rng: random.Random, rgb: vocabulary.Rgb, width: int) -> vocabulary.Rgb:
     red, green, blue = (min(255, max(0, value + rng.randint(-width, width))) for value in rgb)
     return red, green, blue
 

@@ -181,8 +181,8 @@ def write(
 
 
 def grid(folder: Path, params: SampleParams) -> "Image":
-    """Rows of seen prompts, below them rows of held-out ones (or of unseen ones), then of reworded ones, with the prompts
-    as captions."""
+    """Rows of seen prompts, then of held-out ones (or of unseen ones), then of reworded ones, with the prompts as
+    captions."""
     cells: list[bytes] = []
     captions: list[str] = []
     for name, title in shown(path.name for path in folder.iterdir()).items():
