@@ -84,7 +84,9 @@ def test_half_or_more_of_the_captions_of_several_objects_tell_a_relation() -> No
     several = [claim for claim in claims if claim["count"] > 1]
     told = Counter("relation" in claim for claim in several)
     assert told[True] / len(several) == pytest.approx(PARAMS.relation_caption_fraction, abs=0.06)
-    assert all("place" in o for claim in claims if "relation" not in claim for o in claim["objects"])
+    others = [claim for claim in several if "relation" not in claim]
+    placed = sum(all("place" in o for o in claim["objects"]) for claim in others)
+    assert placed / len(others) == pytest.approx(0.8, abs=0.12), "the rest names the objects alone"
 
 
 def test_a_claim_states_what_its_scene_holds() -> None:
@@ -92,9 +94,8 @@ def test_a_claim_states_what_its_scene_holds() -> None:
         pair = shapes.pair_at(number, "val", PARAMS, 64)
         scene = cast("dict[str, Any]", pair.scene)
         looks = {(o["colour"], o["shape"]) for o in scene["objects"]}
-        for text, claim in zip(pair.captions, cast("list[dict[str, Any]]", pair.claims), strict=True):
+        for claim in cast("list[dict[str, Any]]", pair.claims):
             assert {(o["colour"], o["shape"]) for o in claim["objects"]} == looks
-            assert all(o["colour"] in text for o in claim["objects"])
             assert claim.get("background", scene["background"]) == scene["background"]
 
 

@@ -22,7 +22,9 @@ Picture = np.ndarray
 
 @lru_cache(maxsize=1)
 def _samples() -> list[tuple[dict[str, Any], Picture]]:
-    pairs = [shapes.pair_at(n, split, PARAMS, 64) for split in ("val", "held_out") for n in range(NUM_SAMPLES)]
+    pairs = [
+        shapes.pair_at(n, split, PARAMS, 64) for split in ("val", "reworded", "held_out") for n in range(NUM_SAMPLES)
+    ]
     return [(cast("dict[str, Any]", p.claims[0]), np.asarray(cast("Callable[[], Picture]", p.image)())) for p in pairs]
 
 

@@ -145,8 +145,8 @@ def _scales(facts: Facts) -> Iterator[str]:
     yield (
         "*Seen* prompts are of kinds that training has shown, *held out* and *unseen* ones, if there are any, of kinds "
         "that it has not; *reworded* ones, if there are any, are of kinds that it has shown, in sentence forms that "
-        "it has not. Beside each number of samples are those of the real images of the same prompts, which is as good as "
-        "a number can be, and of these images after a round trip through the autoencoder."
+        "it has not. Beside each number of samples are those of the real images of the same prompts, which is as good "
+        "as a number can be, and of these images after a round trip through the autoencoder."
     )
     names = [name.removesuffix(_EXTRACTOR) for name in facts.metrics if name.endswith(_EXTRACTOR)]
     yield "Distances are 0 between equal sets. Their features are those of:"
