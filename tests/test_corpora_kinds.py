@@ -107,7 +107,7 @@ def test_without_captions_every_corpus_has_empty_ones_that_claim_nothing(
         "datasets": uncaptioned(DatasetsParams(kind="datasets", **rows, **hub, **shared), tmp_path),
         "shapes": uncaptioned(shapes_params(2, 1, 1), tmp_path),
     }
-    expected = {"folder": 2, "webdataset": 1, "parquet": 3, "datasets": 3, "shapes": 5}
+    expected = {"folder": 2, "webdataset": 1, "parquet": 3, "datasets": 3, "shapes": 6}
     assert {name: len(found) for name, found in pairs_of.items()} == expected
     assert {(*pair.captions, *pair.claims) for found in pairs_of.values() for pair in found} == {("", None)}
 

@@ -42,6 +42,8 @@ PLACES = {
     **{f"in the {word}": "centre" for word in ("centre", "center", "middle")},
 }
 OTHER_WORDS = {
+    *("a", "an", "and", "drawing", "image", "is", "it", "of", "picture", "shapes", "there", "three", "two", "with"),
+}
     "a",
     "an",
     "and",
@@ -223,15 +225,15 @@ def _skeleton(text: str) -> str:
 
 
 def test_the_forms_of_reworded_captions_are_in_no_other_split() -> None:
-    others = {_skeleton(text) for split in SPLITS if split != "reworded" for text in _captions(split, 1500)}
-    reworded = {_skeleton(text) for text in _captions("reworded", 1500)}
+    others = {_skeleton(text) for split in SPLITS if split != "reworded" for text in _captions(split, 800)}
+    reworded = {_skeleton(text) for text in _captions("reworded", 800)}
     assert "R O is O" in reworded and "O R O" in others
     assert len(reworded) == 7 and not reworded & others
 
 
 def test_reworded_captions_are_of_known_words_and_every_word_is_used() -> None:
-    train = _captions("train", 3000)
-    assert unknown_words(_captions("reworded", 1000), train) == []
+    train = _captions("train", 1500)
+    assert unknown_words(_captions("reworded", 400), train) == []
     known = words_of(train)
     assert words_of([*MEANINGS, *RELATIONS, *PLACES, *vocabulary.BACKGROUNDS, "gray"]) <= known
     assert {"picture", "image", "drawing", "against", "there", "with", "it", "shapes"} <= known
@@ -246,7 +248,7 @@ def test_synonyms_of_colours_are_nearest_to_the_colour_they_stand_for() -> None:
 
 
 def test_plain_captions_stay_frequent_and_some_look_like_sentences() -> None:
-    texts = _captions("train", 2000)
+    texts = _captions("train", 1000)
     plain = [text for text in texts if re.fullmatch(r"O R O|O P( and)? O P|P O P O|O P|P O", _skeleton(text))]
     assert len(plain) / len(texts) > 0.5
     assert 0.1 < sum(text.endswith(".") for text in texts) / len(texts) < 0.4
@@ -257,7 +259,7 @@ def test_captions_of_two_objects_fit_into_24_tokens_of_the_default() -> None:
     source = config.read(TrainClipParams, "train_clip", ROOT / "recipes/default.yaml").source
     assert isinstance(source, TrainedClipParams)
     model = clip.build(source.network, 0)
-    texts = [text for split in ("train", "reworded") for text in _captions(split, 1500)]
+    texts = [text for split in ("train", "reworded") for text in _captions(split, 800)]
     counts = model.num_tokens(texts)
     assert [int(count) - 2 for count in counts] == [shapes_captions.num_tokens(text) for text in texts]
     assert max(counts) == 24
