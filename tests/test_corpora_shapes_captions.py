@@ -41,24 +41,7 @@ PLACES = {
     **{f"on the {side}{after}": side for side in ("left", "right") for after in ("", " side")},
     **{f"in the {word}": "centre" for word in ("centre", "center", "middle")},
 }
-OTHER_WORDS = {
-    *("a", "an", "and", "drawing", "image", "is", "it", "of", "picture", "shapes", "there", "three", "two", "with"),
-}
-    "a",
-    "an",
-    "and",
-    "drawing",
-    "image",
-    "is",
-    "it",
-    "of",
-    "picture",
-    "shapes",
-    "there",
-    "three",
-    "two",
-    "with",
-}
+OTHER_WORDS = {*re.findall(r"\w+", "a an and drawing image is it of picture shapes there three two with")}
 CSS = {"crimson": (220, 20, 60), "gold": (255, 215, 0), "turquoise": (64, 224, 208), "violet": (127, 0, 255)}
 """Colours as CSS has them; CSS's violet is a pink, so that of the colour wheel."""
 IMAGES: dict[Split, str] = {
