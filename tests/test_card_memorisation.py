@@ -136,7 +136,7 @@ def test_real_images_are_those_of_prompts_that_no_training_saw_then_others(real)
     assert of_prompts.real.images[:5] == [real.png(("val", i)) for i in range(5)]
     of_training = measured(pictures(5, seed=7), real, split="train", num_images=6)
     for result in (of_prompts, of_training):
-        assert len(set(result.real.images)) == 18
+        assert len(set(result.real.images)) == 24
         assert not set(result.real.images) & {real.png(("train", i)) for i in range(COUNTS["train"])}
 
 

@@ -56,7 +56,7 @@ def test_prompts_are_first_captions_of_distinct_samples_of_their_split(tmp_path)
     assert {prompt.split for prompt in reworded} == {"reworded"}
     assert {prompt.split for prompt in [*unseen, *sweep]} == {"unseen"}
     assert not {prompt.key for prompt in unseen} & {prompt.key for prompt in sweep}
-    assert [prompt.prompt_number for prompt in [*held_out, *unseen, *seen, *sweep, *reworded]] == list(range(27))
+    assert [prompt.prompt_number for prompt in [*held_out, *unseen, *seen, *reworded, *sweep]] == list(range(27))
     for prompt in [*held_out, *unseen, *reworded, *seen, *sweep]:
         number = int(prompt.key.split("-")[1])
         assert prompt.prompt == f"{prompt.split} {number}" and prompt.claim == {"count": number}

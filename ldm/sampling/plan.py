@@ -89,8 +89,8 @@ def choose(captions: Mapping[str, shards.Shards], params: SampleParams) -> list[
         (HELD_OUT, HELD_OUT if len(captions[HELD_OUT]) else "val", params.num_prompts_held_out),
         (UNSEEN, UNSEEN, params.num_prompts_unseen if len(captions[UNSEEN]) else 0),
         (SEEN, params.seen_split, params.num_prompts_seen),
-        (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
         (REWORDED, REWORDED, params.num_prompts_reworded if len(captions[REWORDED]) else 0),
+        (_SWEEP, unseen, params.sweep.num_prompts if params.sweep.guidance_scales else 0),
     ]
     asked: Counter[str] = Counter()
     taken: Counter[str] = Counter()
