@@ -126,6 +126,7 @@ def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAu
             "learning_rate": 2e-3 if small else 1e-3,
             "betas": [0.9, 0.99],
             "weight_decay": 0.0,
+            "muon": None,
             "num_warmup_steps": min(100, num_steps // 4),
             "final_learning_rate_fraction": 0.02,
             "max_grad_norm": 1.0,

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.training.muon import Muon, is_for_matrices, orthogonalised
 from ldm.training.optimizer import AdamW, Optimizers, ema_decay_at, learning_rate_at
-from ldm.training.params import AdversaryParams
+from ldm.training.params import AdversaryParams, MuonParams
 from tests.toy_training import accelerator, params
 
 ADVERSARY = AdversaryParams(start_step=0, learning_rate=0.02, betas=(0.5, 0.9), max_grad_norm=0.3)
+MUON = MuonParams(learning_rate=0.005, momentum=0.9, num_iterations=5)
 
 
 def test_learning_rate() -> None:
@@ -84,6 +86,65 @@ def test_an_adversary_has_its_own_rate_norm_and_start() -> None:
     assert moved[1]["adversary.w"] == pytest.approx(0.02 * learning_rate_at(10, chosen) / 0.1, rel=1e-5)
     first_moment = optimizers.moments(weights["adversary.w"])["exp_avg"]
     assert first_moment.norm().item() == pytest.approx(0.5 * ADVERSARY.max_grad_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40)])
+def test_muon_is_that_of_torch_for_matrices(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    muon = Muon([ours], 0.9, 5)
+    muon.found_inf, muon.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    other = torch.optim.Muon([theirs], lr=0.01, weight_decay=0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1 + step))
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        other.step()
+    # Both iterate in bf16, and may round differently.
+    assert (ours - theirs).norm() < 0.01 * (theirs - start).norm()
+
+
+def test_an_orthogonalised_matrix_has_singular_values_of_about_one() -> None:
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 32, 100), 5).float())
+    assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_a_kernel_is_the_matrix_of_its_output_channels() -> None:
+    flat = nn.Parameter(torch.zeros(32, 36))
+    kernel = nn.Parameter(torch.zeros(32, 4, 3, 3))
+    muon = Muon([kernel, flat], 0.9, 5)
+    muon.found_inf, muon.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    flat.grad = torch.randn(32, 36)
+    kernel.grad = flat.grad.view_as(kernel)
+    muon.step()
+    assert flat.abs().sum() > 0 and torch.equal(kernel.flatten(1), flat)
+
+
+def test_muon_is_for_wide_matrices_that_are_no_embeddings() -> None:
+    shapes = {"to_q.weight": (64, 32), "conv.weight": (32, 4, 3, 3), "conv_in.weight": (64, 3, 3, 3), "bias": (64,)}
+    shapes |= {"time_embedding.linear_1.weight": (64, 64), "context_encoder.positions": (32, 64)}
+    taken = [name for name, shape in shapes.items() if is_for_matrices(name, nn.Parameter(torch.zeros(shape)))]
+    assert taken == ["to_q.weight", "conv.weight"]
+
+
+def test_muon_takes_matrices_at_its_own_rate_and_skips_with_adamw() -> None:
+    chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
+    weights = {"matrix": nn.Parameter(torch.zeros(32, 32)), "vector": nn.Parameter(torch.zeros(32))}
+    optimizers = Optimizers(weights, chosen, None)
+    for broken in (False, True):
+        before = [{"w": w.detach().clone(), **clones(optimizers.moments(w))} for w in weights.values()]
+        weights["matrix"].grad = torch.eye(32)
+        weights["vector"].grad = torch.full((32,), torch.nan if broken else 1.0)
+        good, _ = optimizers.update(0, accelerator(chosen))
+        assert bool(good) != broken
+        after = [{"w": w.detach(), **optimizers.moments(w)} for w in weights.values()]
+        if broken:
+            assert all(torch.equal(a[k], b[k]) for a, b in zip(after, before, strict=True) for k in b)
+    assert optimizers.moments(weights["matrix"]).keys() == {"momentum"}
+    # The identity has singular values of one, of which the iterations make about one.
+    moved = -weights["matrix"].detach().diagonal() / (MUON.learning_rate * 0.2 * 32**0.5)
+    assert 0.6 < moved.min() <= moved.max() < 1.25
+    assert all(weight.grad is None for weight in weights.values())
 
 
 def clones(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -56,6 +56,7 @@ TRAINING = {
     "learning_rate": 0.002,
     "betas": [0.9, 0.98],
     "weight_decay": 0.0,
+    "muon": None,
     "num_warmup_steps": 0,
     "final_learning_rate_fraction": 1.0,
     "max_grad_norm": 1.0,

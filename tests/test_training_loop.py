@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.compute import state
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
+from ldm.training import muon
 from ldm.training.loop import rows_of_pass
 from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, averages, params, run_toy
@@ -112,6 +113,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, precision: str
     assert equal(whole.state_dict(), stopped.state_dict())
     assert history == whole_history
     assert [step for step, first, _ in batches.asked if first == 0] == list(range(20)), "a step was lost or done twice"
+
+
+def test_muon_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(muon, "_LEAST_SIDE", 2)
+    chosen = params(muon={"learning_rate": 0.01, "momentum": 0.95, "num_iterations": 5})
+    whole, history = run_toy(tmp_path / "whole", chosen)
+    with pytest.raises(Stopped):
+        run_toy(tmp_path / "stopped", chosen, kill_at=12)
+    tensors = load_file(next((tmp_path / "stopped").rglob("*.safetensors")))
+    assert {"optimizer.momentum.net.0.weight", "optimizer.exp_avg.net.0.bias"} <= tensors.keys()
+    stopped, after = run_toy(tmp_path / "stopped", chosen, toy=Toy(seed=3))
+    assert equal(whole.state_dict(), stopped.state_dict()) and after == history
 
 
 def test_values_that_change_no_step_may_change_on_the_way(tmp_path: Path):

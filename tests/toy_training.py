@@ -37,6 +37,7 @@ DEFAULTS = {
     "learning_rate": 1e-2,
     "betas": [0.9, 0.99],
     "weight_decay": 0.01,
+    "muon": None,
     "num_warmup_steps": 3,
     "final_learning_rate_fraction": 0.1,
     "max_grad_norm": 0.5,

@@ -1,4 +1,4 @@
-"""AdamW for all trainings: its learning rate, the decay of averaged weights, and updates that are skipped."""
+"""The optimizers of all trainings: learning rates, the decay of averaged weights, and updates that are skipped."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.compute.process import Accelerator
+from ldm.training import muon
+from ldm.training.muon import Muon
 from ldm.training.params import AdversaryParams, TrainingParams
 
 ADVERSARY = "adversary."
@@ -35,18 +37,21 @@ class AdamW(torch.optim.AdamW):
 
 
 class Optimizers:
-    """AdamW for the weights of an objective, and another one for its adversary, if it has one. Every update is taken by
-    both, or by neither."""
+    """AdamW for the weights of an objective, Muon for its matrices if the params say so, and another AdamW for its
+    adversary, if it has one. Every update is taken by all of them, or by none."""
 
     def __init__(
         self, weights: Mapping[str, nn.Parameter], params: TrainingParams, adversary: AdversaryParams | None
     ) -> None:
         """weights: name -> weight. Those of the adversary have names that start with `ADVERSARY`."""
         self._params, self._adversary = params, adversary
-        self._weights = [weight for name, weight in weights.items() if not name.startswith(ADVERSARY)]
+        own = {name: weight for name, weight in weights.items() if not name.startswith(ADVERSARY)}
+        self._weights = list(own.values())
         self._theirs = [weight for name, weight in weights.items() if name.startswith(ADVERSARY)]
         assert bool(self._theirs) == (adversary is not None), "an adversary has weights and params, or neither"
-        self._optimizer = _adamw(self._weights, params.betas, params.weight_decay)
+        matrices, others = muon.split(own) if params.muon else ([], self._weights)
+        self._optimizer = _adamw(others, params.betas, params.weight_decay)
+        self._muon = Muon(matrices, params.muon.momentum, params.muon.num_iterations) if params.muon else None
         self._opponent = _adamw(self._theirs, adversary.betas, 0.0) if adversary else None
 
     def update(self, step: int, accelerator: Accelerator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,6 +67,9 @@ class Optimizers:
         # A norm is finite only if all gradients are. The fused kernels read the verdict on the device.
         is_good = torch.isfinite(sum(norms.values(), torch.zeros_like(norms["grad_norm"])))
         _take(self._optimizer, rate, is_good)
+        if self._muon is not None and self._params.muon is not None:
+            _take(self._muon, self._params.muon.learning_rate * rate / self._params.learning_rate, is_good)
+            self._muon.zero_grad()
         if self._opponent is not None and self._adversary is not None:
             if step >= self._adversary.start_step:
                 _take(self._opponent, self._adversary.learning_rate * rate / self._params.learning_rate, is_good)
@@ -71,9 +79,10 @@ class Optimizers:
 
     def moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Moments and step count of a weight, by name; empty before its first update. What is put into it is used."""
-        is_theirs = any(weight is other for other in self._theirs)
-        optimizer = self._opponent if is_theirs and self._opponent is not None else self._optimizer
-        return optimizer.state[weight]
+        for optimizer in (self._opponent, self._muon):
+            if optimizer is not None and any(weight is other for other in _weights_of(optimizer)):
+                return optimizer.state[weight]
+        return self._optimizer.state[weight]
 
 
 def _adamw(weights: Sequence[nn.Parameter], betas: tuple[float, float], weight_decay: float) -> AdamW:
@@ -92,7 +101,11 @@ def _clip(weights: Sequence[nn.Parameter], max_norm: float, accelerator: Acceler
     return norm
 
 
-def _take(optimizer: AdamW, learning_rate: float, is_good: Tensor) -> None:
+def _weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _take(optimizer: AdamW | Muon, learning_rate: float, is_good: Tensor) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.found_inf = (~is_good).float()

@@ -13,6 +13,22 @@ Length = Annotated[float, Field(ge=MIN_LENGTH, le=MAX_LENGTH)]
 the last quarter of them; 0.28 is nearly the mean over all."""
 
 
+class MuonParams(Section):
+    """Muon, for matrices and kernels of at least 32 rows and columns that are no embeddings; the rest stays with AdamW.
+
+    It orthogonalises the momentum of each (Jordan et al. 2024), which takes time beside a small batch, and needs far
+    fewer updates.
+    """
+
+    learning_rate: float = Field(gt=0, le=1)
+    """Peak of its learning rate, which follows warm-up and cosine of the other. Updates are scaled so that rates of
+    AdamW are of the right order."""
+    momentum: float = Field(ge=0, lt=1)
+    """Decay of the momentum; 0.95 is usual."""
+    num_iterations: int = Field(ge=1, le=10)
+    """Newton-Schulz iterations that orthogonalise an update; 5 is usual."""
+
+
 class TrainingParams(Section):
     """Steps, batch, optimizer, averaging, and how often to log, validate and save."""
 
@@ -28,6 +44,8 @@ class TrainingParams(Section):
     """Decay of AdamW's first and second moment."""
     weight_decay: float = Field(ge=0, le=1)
     """Decoupled decay of weight matrices and kernels; vectors (norms, biases) are never decayed."""
+    muon: MuonParams | None
+    """Muon instead of AdamW for matrices and kernels, without weight decay; null = AdamW for all."""
     num_warmup_steps: int = Field(ge=0)
     """Updates of linear warm-up."""
     final_learning_rate_fraction: float = Field(ge=0, le=1)

@@ -1,0 +1,94 @@
+"""Muon, the optimizer of matrices: momentum whose singular values are all made about one (Jordan et al. 2024, "Muon: An
+optimizer for hidden layers in neural networks")."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial of degree 5 that each iteration applies to the singular values: those of the authors, which
+lift small values fastest, and leave all between about 0.7 and 1.2."""
+_EPS = 1e-7
+_RMS = 0.2
+"""Root mean square of the entries of an AdamW update, in learning rates, as measured by Liu et al. 2025."""
+_LEAST_SIDE = 32
+_EMBEDDINGS = ("embedding", "positions")
+"""Parts of the names of weights that are looked up, or embed the time."""
+
+
+def is_for_matrices(name: str, weight: nn.Parameter) -> bool:
+    """Whether Muon is for this weight: a matrix, or a kernel as a matrix of one row per output channel, with at least
+    32 rows and columns, that is no embedding."""
+    sides = weight.flatten(1).shape if weight.dim() > 1 else (0,)
+    return min(sides) >= _LEAST_SIDE and not any(part in name for part in _EMBEDDINGS)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, without weight decay.
+
+    torch's own Muon takes no kernels, and cannot skip an update without waiting for the device. If `found_inf` is 1,
+    weights and momentum stay unchanged.
+
+    An update is scaled by 0.2 sqrt(larger side), so that its entries are about as large as AdamW's at the same rate
+    (Liu et al. 2025, "Muon is Scalable for LLM Training", equation 4).
+    """
+
+    found_inf: Tensor
+
+    def __init__(self, weights: Iterable[nn.Parameter], momentum: float, num_iterations: int) -> None:
+        super().__init__(weights, {"lr": 0.0})
+        self._momentum, self._num_iterations = momentum, num_iterations
+
+    @torch.no_grad()
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of all weights by their gradients."""
+        for group in self.param_groups:
+            weights: list[nn.Parameter] = sorted(group["params"], key=_matrix_shape)
+            for shape, alike in groupby(weights, key=_matrix_shape):
+                self._update(list(alike), group["lr"] * _RMS * max(shape) ** 0.5)
+
+    def _update(self, weights: Sequence[nn.Parameter], rate: float) -> None:
+        """Update weights whose matrices have one shape, all at once."""
+        directions = [self._direction(weight) for weight in weights]
+        updates = orthogonalised(torch.stack(directions), self._num_iterations)
+        # Selected, not multiplied by zero, which would leave what is not finite.
+        updates = torch.where(self.found_inf > 0, 0, updates)
+        for weight, update in zip(weights, updates.to(weights[0].dtype), strict=True):
+            weight.sub_(update.view_as(weight), alpha=rate)
+
+    def _direction(self, weight: nn.Parameter) -> Float[Tensor, "rows columns"]:
+        """The momentum that this gradient leads to, looked ahead by one step (Nesterov), as a matrix."""
+        state: dict[str, Tensor] = self.state[weight]
+        assert weight.grad is not None
+        momentum = state.setdefault("momentum", torch.zeros_like(weight))
+        after = momentum.lerp(weight.grad, 1 - self._momentum)
+        torch.where(self.found_inf > 0, momentum, after, out=momentum)
+        return weight.grad.lerp(after, self._momentum).flatten(1)
+
+
+def orthogonalised(matrices: Float[Tensor, "b r c"], num_iterations: int) -> Float[Tensor, "b r c"]:
+    """The nearest matrices with orthonormal rows or columns, roughly: their singular values are between about 0.7 and
+    1.2, if they were not tiny beside the largest. In bf16, by Newton-Schulz iterations of degree 5."""
+    rows, columns = matrices.shape[1:]
+    x = (matrices if rows <= columns else matrices.mT).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_EPS)
+    a, b, c = _COEFFICIENTS
+    for _ in range(num_iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if rows <= columns else x.mT
+
+
+def split(weights: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights that Muon is for, and the others."""
+    matrices = [weight for name, weight in weights.items() if is_for_matrices(name, weight)]
+    others = [weight for name, weight in weights.items() if not is_for_matrices(name, weight)]
+    return matrices, others
+
+
+def _matrix_shape(weight: nn.Parameter) -> tuple[int, int]:
+    rows, columns = weight.flatten(1).shape
+    return rows, columns
