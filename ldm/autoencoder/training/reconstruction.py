@@ -21,7 +21,7 @@ from ldm.compute.process import Accelerator
 from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.randomness import Order
-from ldm.training.loop import rows_per_pass
+from ldm.training.batches import rows_per_pass
 from ldm.training.params import TrainingParams
 
 _LEAST_MSE = 1e-3
