@@ -41,8 +41,8 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
 def _set_kernels(machine: MachineParams) -> None:
     """Say which kernels a GPU may take. float32 is float32 in products and in convolutions: torch would round the
     factors of the latter to 10 bits (TF32)."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     # The fastest convolutions of a GPU add in varying order.
     torch.backends.cudnn.deterministic = machine.deterministic
     torch.backends.cudnn.benchmark = not machine.deterministic

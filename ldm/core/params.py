@@ -109,7 +109,8 @@ class MachineParams(Section):
     (at most SLURM_CPUS_PER_TASK), divided by the processes on this machine, but no more than the cores that are free
     when a stage starts."""
     num_workers: NonNegativeInt
-    """Worker processes that draw and clean images in `prepare`, besides the main process; 0 = none."""
+    """Worker processes that draw and clean images in `prepare`, besides the main process, and threads that decode them
+    in `encode_latents`; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]
     """Attention backend; auto = the fastest one that runs on this machine."""
     compile: bool
