@@ -177,8 +177,7 @@ def test_a_kill_while_a_run_is_opened_leaves_its_fingerprint_whole(tmp_path: Pat
 
 
 def test_a_thread_writes_a_copy_while_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = Run(tmp_path, "train", {}, machine(background_saves=True))
-    run.open()
+    run = opened(tmp_path)
     may_go_on, real = threading.Event(), artifact.write_tensors
 
     def waits(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -187,12 +186,12 @@ def test_a_thread_writes_a_copy_while_the_weights_change(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(artifact, "write_tensors", waits)
     weights, rows = torch.zeros(4), [1.0]
-    run.commit(State(1, {"w": weights}, {"rows": rows}), num_kept=2)
+    run.commit(State(1, {"w": weights}, {"rows": rows}), num_kept=2, in_background=True)
     weights += 1
     rows.append(2.0)
     assert newest(run) is None, "it is being written"
     may_go_on.set()
-    run.commit(State(2, {"w": weights}, {"rows": rows}), num_kept=2)
+    run.commit(State(2, {"w": weights}, {"rows": rows}), num_kept=2, in_background=True)
     run.settle()
     first, second = (read(check(path)) for path in state.states_of(run.directory))
     assert (first.tensors["w"].tolist(), first.values) == ([0] * 4, {"rows": [1.0]})
@@ -201,35 +200,33 @@ def test_a_thread_writes_a_copy_while_the_weights_change(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("then", ["commit", "settle"])
 def test_an_error_of_the_writing_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str):
-    run = Run(tmp_path, "train", {}, machine(background_saves=True))
-    run.open()
-    run.commit(at(1), num_kept=1)
+    run = opened(tmp_path)
+    run.commit(at(1), num_kept=1, in_background=True)
     run.settle()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 4, OSError(28, "No space left on device"))
-        run.commit(at(2), num_kept=1)
+        run.commit(at(2), num_kept=1, in_background=True)
         with pytest.raises(MachineError, match="bytes are free"):
-            run.settle() if then == "settle" else run.commit(at(3), num_kept=1)
+            run.settle() if then == "settle" else run.commit(at(3), num_kept=1, in_background=True)
     assert same(newest(run), at(1))
-    run.commit(at(3), num_kept=1)
+    run.commit(at(3), num_kept=1, in_background=True)
     run.close()  # the directory is free when all is written
     assert same(newest(run), at(3)) and not list(run.directory.glob(".*.building"))
 
 
 def test_a_kill_while_a_thread_writes_leaves_the_state_before(tmp_path: Path):
-    code = f"""
+    code = """
 import os, signal, sys
 from pathlib import Path
 import torch
 from ldm.compute.saved import State
 from ldm.compute.state import Run
-from ldm.core.params import MachineParams
-run = Run(Path(sys.argv[1]), "train", {{}}, MachineParams(**{machine(background_saves=True).model_dump()!r}))
+run = Run(Path(sys.argv[1]), "train", {})
 run.open()
-run.commit(State(1, {{"w": torch.ones(2)}}, {{}}), 1)
+run.commit(State(1, {"w": torch.ones(2)}, {}), 1, in_background=True)
 run.settle()
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
-run.commit(State(2, {{"w": torch.ones(2)}}, {{}}), 1)
+run.commit(State(2, {"w": torch.ones(2)}, {}), 1, in_background=True)
 run.settle()
 """
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ldm.compute import ranks
 from ldm.core import hashes, stage
@@ -22,7 +22,10 @@ R = TypeVar("R")
 
 def join(**settings: Any) -> Accelerator:
     """Join the other processes of this launch. settings: those of accelerate's Accelerator."""
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)], **settings)
+    # Gradients lie in the memory that is exchanged, not beside it.
+    gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)
+    accelerator = Accelerator(kwargs_handlers=[group, gradients], **settings)
     ranks.wait()  # creates the group with the long timeout, while all processes are here
     return accelerator
 

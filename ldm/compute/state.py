@@ -168,9 +168,9 @@ class Run:
         lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs)) or " nothing"
         print(f"going on from {source}, as `ldm resume` asked; what differs:{lines}", flush=True)
 
-    def commit(self, state: State, num_kept: int) -> None:
-        """Make a state the newest one, durably, then drop all but the `num_kept` newest. If the params ask for it, a
-        thread does so from a copy, once the state before is written.
+    def commit(self, state: State, num_kept: int, *, in_background: bool = False) -> None:
+        """Make a state the newest one, durably, then drop all but the `num_kept` newest. In the background, a thread
+        does so from a copy, once the state before is written.
 
         After a kill at any point, or an error, the states from before still load.
 
@@ -188,7 +188,7 @@ class Run:
             for old in states_of(self.directory)[:-num_kept]:
                 shutil.rmtree(old)
 
-        if not self._writes_beside(state):
+        if not in_background:
             return write(state)
         writer = ThreadPoolExecutor(1, "state")
         self._writing = writer.submit(write, saved.snapshot(state))
@@ -199,11 +199,6 @@ class Run:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-
-    def _writes_beside(self, state: State) -> bool:
-        if self.machine is None or self.machine.background_saves is None:
-            return any(tensor.is_cuda for tensor in state.tensors.values())
-        return self.machine.background_saves
 
     def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
         """Keep one finished unit of work, durably, under a key that says what it was computed from within this run.

@@ -160,8 +160,10 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
 def _save(training: "_Training", run: Run, is_needed: bool) -> None:
     """Save the state. is_needed: return when it is on the disk, not while a thread writes it."""
     _compare(training)
+    asked = run.machine.background_saves if run.machine else None
+    in_background = training.accelerator.device.type == "cuda" if asked is None else asked
     if training.accelerator.is_main_process:
-        run.commit(training.state(), training.params.num_kept_states)
+        run.commit(training.state(), training.params.num_kept_states, in_background=in_background)
         if is_needed:
             run.settle()
     ranks.wait()
