@@ -35,42 +35,45 @@ STAGES = (
 )
 SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
 IS_SMALL = DEVICE.type == "cpu"
-Part = Callable[[Path, float], dict[str, Any]]
+Part = Callable[[Path, float, dict[str, Any]], None]
+"""Of a folder of its own, the time at which it is ended, and what it found, to which it adds as it goes."""
 
 
-def tests(folder: Path, end: float) -> dict[str, Any]:
+def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
     """Numbers of tests by their end."""
     files = sorted(str(path) for path in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in path.read_text())
     report = folder / "tests.xml"
     _run(["-m", "pytest", "-m", "gpu", f"--junitxml={report}", *files], ROOT, end, is_checked=False)
     (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
-    if counts["failures"] or counts["errors"]:
-        raise RuntimeError(f"tests: {counts}")
-    return counts
+    found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    if found["failures"] or found["errors"]:
+        raise RuntimeError("a test failed")
 
 
-def benchmarks(folder: Path, end: float) -> dict[str, Any]:
+def benchmarks(folder: Path, end: float, found: dict[str, Any]) -> None:
     """What each of them found."""
     for name in BENCHMARKS:
         size = ["--small"] if IS_SMALL else []
         _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
-    found = {name: json.loads((folder / DEVICE.type / f"{name}.json").read_bytes()) for name in BENCHMARKS}
-    return {name: {"tables": each["tables"], "ratios": each["ratios"]} for name, each in found.items()}
+        result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
+        found[name] = {"tables": result["tables"], "ratios": result["ratios"]}
 
 
-def recipes(folder: Path, end: float) -> dict[str, Any]:
+def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
     """Seconds of every stage, speeds of the trainings, and scores, of a recipe that is run in a folder of its own."""
     name = "tiny" if IS_SMALL else recipe.DEFAULT
     _write_params(folder, name)
+    found |= {"recipe": name, "seconds": {}, "trainings": {}, "scores": {}}
     for stage in STAGES:
-        _run([str(ROOT / "stages" / f"{stage}.py")], folder, end, LDM_TIMES=str(folder / "times.txt"))
-    lines = (folder / "times.txt").read_text().splitlines()
-    seconds = {stage: float(value) for stage, value in map(str.split, lines)}
-    speeds = {path.parts[-3]: _speeds(path) for path in sorted(folder.glob(f"runs/*/*/{PACE}"))}
+        begin = time.monotonic()
+        try:
+            _run([str(ROOT / "stages" / f"{stage}.py")], folder, end)
+        finally:
+            found["seconds"][stage] = round(time.monotonic() - begin, 1)
+            for path in folder.glob(f"runs/{stage}/*/{PACE}"):
+                found["trainings"][stage] = _speeds(path)
     metrics = json.loads((folder / "data/evaluation/metrics.json").read_bytes())
-    scores = {score: metrics[score] for score in SCORES if score in metrics}
-    return {"recipe": name, "seconds": seconds, "trainings": speeds, "scores": scores}
+    found["scores"] |= {score: metrics[score] for score in SCORES if score in metrics}
 
 
 def _write_params(folder: Path, name: str) -> None:
@@ -92,14 +95,15 @@ def _speeds(table: Path) -> dict[str, float]:
     """Medians over the rows of a training, without the first."""
     with table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[1:]
-    return {name: median(float(row[name]) for row in rows) for name in ("samples_per_second", "data_wait", "memory_gb")}
+    names = ("samples_per_second", "data_wait", "memory_gb")
+    return {name: median(float(row[name]) for row in rows) for name in names} if rows else {}
 
 
-def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True, **variables: str) -> None:
+def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True) -> None:
     """A Python command, which is ended when its time is over."""
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     left = max(end - time.monotonic(), 1)
-    environment = {**os.environ, "PYTHONPATH": places, **variables}
+    environment = {**os.environ, "PYTHONPATH": places}
     subprocess.run([sys.executable, *command], cwd=where, env=environment, check=is_checked, timeout=left)
 
 
@@ -112,8 +116,9 @@ def measure(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
         print(f"\n# {name}", flush=True)
         own = folder / name
         own.mkdir(parents=True)
+        result[name] = {}
         try:
-            result[name] = part(own, end)
+            part(own, end, result[name])
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             result["failed"][name] = str(error).replace(str(folder), "").replace(str(ROOT), "")
         result["seconds"][name] = round(time.monotonic() - begin, 1)
@@ -128,13 +133,13 @@ def tables(result: dict[str, Any]) -> str:
         f"{where}; {sum(seconds.values()):.0f} seconds.\n",
         *(f"**{name} failed**: {why}\n" for name, why in result["failed"].items()),
     ]
-    if "tests" in result:
+    if result.get("tests"):
         parts.append(page.markdown([result["tests"]]))
     for each in result.get("benchmarks", {}).values():
         parts += [f"{title}:\n\n{page.markdown(rows)}" for title, rows in each["tables"].items()]
         ratios = [{"ratio": f"`{name}`", "found": page.value_of(value)} for name, value in each["ratios"].items()]
         parts += [page.markdown(ratios)] if ratios else []
-    if "recipes" in result:
+    if result.get("recipes"):
         found = result["recipes"]
         stages: list[Row] = [{"stage": name, "seconds": value} for name, value in found["seconds"].items()]
         trainings: list[Row] = [{"training": name, **speeds} for name, speeds in found["trainings"].items()]
