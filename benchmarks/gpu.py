@@ -26,8 +26,6 @@ from ldm.tools import recipe
 from ldm.training.history import PACE
 
 PAGE, RESULT = ROOT / "docs/gpu.md", ROOT / "docs/gpu.json"
-NUM_SECONDS = 600
-"""For everything. A part that is not done by then counts as failed, and the results of the others are written."""
 BENCHMARKS = ("train_step", "attention", "many")
 STAGES = (
     *("prepare", "train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"),
@@ -35,6 +33,9 @@ STAGES = (
 )
 SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
 IS_SMALL = DEVICE.type == "cpu"
+NUM_SECONDS = 3600 if IS_SMALL else 600
+"""For everything; a CPU may have other work. A part that is not done by then counts as failed, and what it found is
+written with the results of the others."""
 Part = Callable[[Path, float, dict[str, Any]], None]
 """Of a folder of its own, the time at which it is ended, and what it found, to which it adds as it goes."""
 

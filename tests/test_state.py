@@ -214,26 +214,30 @@ def test_an_error_of_the_writing_thread_is_told(tmp_path: Path, monkeypatch: pyt
     assert same(newest(run), at(3)) and not list(run.directory.glob(".*.building"))
 
 
-def test_a_kill_while_a_thread_writes_leaves_the_state_before(tmp_path: Path):
-    code = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from ldm.compute.saved import State
-from ldm.compute.state import Run
-run = Run(Path(sys.argv[1]), "train", {})
-run.open()
-run.commit(State(1, {"w": torch.ones(2)}, {}), 1, in_background=True)
-run.settle()
-os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
-run.commit(State(2, {"w": torch.ones(2)}, {}), 1, in_background=True)
-run.settle()
-"""
-    died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
-    assert died.returncode == -signal.SIGKILL
+@pytest.mark.parametrize(("fsync", "left"), [(1, 1), (4, 1), (5, 2)])
+def test_a_kill_while_a_thread_writes_leaves_a_whole_state(tmp_path: Path, fsync: int, left: int):
+    """At the first file, at the folder before it has its name, and after it has it."""
     run = opened(tmp_path)
-    after = newest(run)
-    assert after is not None and after.step == 1 and not list(run.directory.glob(".*.building"))
+    run.commit(at(1), num_kept=1)
+    run.close()
+    if (child := os.fork()) == 0:
+        real, calls = os.fsync, [0]
+
+        def kills(file: int) -> None:
+            calls[0] += 1
+            if calls[0] == fsync:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(file)
+
+        os.fsync = kills
+        writing = opened(tmp_path)
+        writing.commit(at(2), num_kept=1, in_background=True)
+        writing.settle()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    again = opened(tmp_path)
+    assert same(newest(again), at(left)) and not list(again.directory.glob(".*.building"))
 
 
 def test_a_nonfinite_state_is_never_committed(tmp_path: Path):
