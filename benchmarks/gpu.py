@@ -9,6 +9,7 @@ rot.
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
     """Seconds of every stage, speeds of the trainings, and scores, of a recipe that is run in a folder of its own."""
     name = "tiny" if IS_SMALL else recipe.DEFAULT
     _write_params(folder, name)
-    found |= {"recipe": name, "seconds": {}, "trainings": {}, "scores": {}}
+    found |= {"recipe": name, "seconds": {}, "trainings": {}, "scores": {}, "ratios": {}}
     for stage in STAGES:
         begin = time.monotonic()
         try:
@@ -72,7 +73,8 @@ def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
         finally:
             found["seconds"][stage] = round(time.monotonic() - begin, 1)
             for path in folder.glob(f"runs/{stage}/*/{PACE}"):
-                found["trainings"][stage] = _speeds(path)
+                found["trainings"][stage] = speeds = _speeds(path)
+                found["ratios"]["data_wait"] = max(found["ratios"].get("data_wait", 0), speeds.get("data_wait", 0))
     metrics = json.loads((folder / "data/evaluation/metrics.json").read_bytes())
     found["scores"] |= {score: metrics[score] for score in SCORES if score in metrics}
 
@@ -134,6 +136,9 @@ def tables(result: dict[str, Any]) -> str:
         f"{where}; {sum(seconds.values()):.0f} seconds.\n",
         *(f"**{name} failed**: {why}\n" for name, why in result["failed"].items()),
     ]
+    if not IS_SMALL:
+        measured = {**result.get("benchmarks", {}), "recipes": result.get("recipes") or {"ratios": {}}}
+        parts.append(page.targets({DEVICE.type: measured}))
     if result.get("tests"):
         parts.append(page.markdown([result["tests"]]))
     for each in result.get("benchmarks", {}).values():
@@ -155,7 +160,7 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run all, and write the results. Exit code 1: a part failed."""
     folder = ROOT / "runs/gpu"
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
     result = measure(folder, (tests, benchmarks, recipes))
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (folder / RESULT.name if IS_SMALL else RESULT).write_text(text, encoding="utf-8")

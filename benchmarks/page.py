@@ -48,6 +48,7 @@ TARGETS: dict[str, dict[str, Target]] = {
         "train_step_sd1_32": Target("training step, diffusers at its best / ours, 32 x 32", 1.6, 1.3),
         "train_step_sd1_64": Target("the same at 64 x 64", 1.6, 1.3),
         "data_wait": Target("waiting for data / training", 0.02, None, True),
+        "many_images_seconds": Target("50,000 images of 32 x 32 at 20 evaluations, seconds", 60, None, True),
     },
 }
 """By device and name of a ratio."""

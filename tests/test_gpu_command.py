@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu
 from ldm.core import config
@@ -35,6 +36,22 @@ def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch:
     page = gpu.tables(result)
     assert "**benchmarks failed**: no room" in page
     assert "| ours | 1.5 |" in page and "| `train_step` | 1.2 (1 to 2) |" in page and "| 3 | 0 |" in page
+
+
+def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "IS_SMALL", False)
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cuda"))
+    many = {"tables": {}, "ratios": {"many_images_seconds": 42.0, "train_step_sd1_32": [1.4, 1.3, 1.5]}}
+    machine = {"device": "Card X", "commit": "0", "torch": "2"}
+    recipe = {"recipe": "default", "seconds": {}, "trainings": {}, "scores": {}, "ratios": {"data_wait": 0.05}}
+    result = {"machine": machine, "seconds": {"recipes": 7}, "failed": {}, "benchmarks": {"many": many}}
+    text = gpu.tables(result | {"recipes": recipe})
+    assert text.startswith("Card X, commit 0, torch 2; 7 seconds.")
+    lines = {line.split(" | ")[0]: line for line in text.splitlines()[::-1]}  # the first table
+    assert "| 42 | reached |" in lines["| `many_images_seconds`"] and "| 0.05 | missed |" in lines["| `data_wait`"]
+    assert "above the floor" in lines["| `train_step_sd1_32`"] and "not measured" in lines["| `train_step_sd1_64`"]
+    whole = gpu.page.rewritten(gpu.PAGE.read_text(encoding="utf-8"), "gpu", text)
+    assert text in whole and "make gpu" in whole
 
 
 def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def snapshot(state: State) -> State:
     for name, tensor in state.tensors.items():
         copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         copies[name].copy_(tensor, non_blocking=True)
-    if torch.cuda.is_available():
+    if any(tensor.is_cuda for tensor in state.tensors.values()):
         torch.cuda.synchronize()
     return State(state.step, copies, deepcopy(state.values))
 
