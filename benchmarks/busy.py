@@ -1,9 +1,12 @@
-"""How threads should wait: training steps per second by OpenMP's settings and number of threads, alone and beside one
-busy process.
+"""How threads should wait, and what a busy core beside a training costs: training steps by OpenMP's settings and number
+of threads, alone and beside one busy process.
 
 Steps are those of the UNet in params.yaml on random data. Every side is a process of its own, since OpenMP reads its
 settings once. The sides take turns within one run, the others are stopped meanwhile (a thread that spins would disturb
 them); medians over the rounds. A busy process is a Python loop.
+
+`busy_step` is a step beside a busy process over one alone, each with as many threads as a stage takes that starts then;
+`busy_later` the same for a stage that started alone, with the threads that it had.
 """
 
 import argparse
@@ -14,18 +17,13 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from statistics import median
 from typing import IO
 
-import torch  # before ldm, which would set how threads wait: here the parent process says it
-from torch import nn
+import torch
 
-from ldm.compute import attention
-from ldm.compute.precision import autocast
-from ldm.core import config
-from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.networks import build
-from ldm.denoiser.training.params import TrainUNetParams
+from benchmarks import measuring, steps
+from benchmarks.measuring import ROOT, Found, Row, Spread
+from ldm.compute import attention, cores
 
 SETTINGS: dict[str, dict[str, str]] = {
     "unset": {},
@@ -39,26 +37,11 @@ Cell = tuple[str, int, str]
 """Setting, threads, load."""
 
 
-def work() -> None:
+def work(is_small: bool) -> None:
     """A side: for each line `THREADS SECONDS` on stdin, train for about so long; answer with seconds per step."""
-    section = config.read(TrainUNetParams, "train_unet")
-    params, training = section.network, section.training
-    rows = training.batch_size // training.num_accumulation_steps
     attention.select("auto", torch.device("cpu"))
     torch.manual_seed(0)
-    unet = build(params)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
-    z, target = torch.randn(2, rows, params.latent_channels, params.latent_size, params.latent_size)
-    condition = Condition(torch.randn(rows, params.max_context_tokens, params.context_width))
-
-    def step() -> None:
-        with autocast(z.device, training.precision):
-            prediction = unet(z, 1000 * torch.rand(rows), condition)
-        (prediction.float() - target).square().mean().backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = steps.unet_step(steps.small() if is_small else steps.default(), steps.precision())
     for line in sys.stdin:
         num_threads, seconds = line.split()
         torch.set_num_threads(int(num_threads))
@@ -73,11 +56,11 @@ def work() -> None:
 class Side:
     """A process with settings of its own, stopped but for its turns."""
 
-    def __init__(self, setting: dict[str, str]) -> None:
+    def __init__(self, setting: dict[str, str], is_small: bool) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in READ_BY_OPENMP} | setting
-        command = [sys.executable, __file__, "--work"]
+        command = [sys.executable, "-m", "benchmarks.busy", "--work", *["--small"] * is_small]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def turn(self, num_threads: int, seconds: float) -> float:
         """Seconds per step."""
@@ -107,48 +90,61 @@ def busy(count: int) -> Generator[None]:
             other.wait()
 
 
-def measure(threads: list[int], num_rounds: int, seconds: float) -> dict[Cell, list[float]]:
-    """Seconds per step of every cell, one value per round."""
-    sides = {name: Side(setting) for name, setting in SETTINGS.items()}
+def turns(
+    settings: dict[str, dict[str, str]], threads: list[int], num_rounds: int, length: float, is_small: bool
+) -> tuple[dict[Cell, list[float]], dict[str, int]]:
+    """Seconds per step of every cell, one value per round; and by load the threads that a stage takes which starts
+    then."""
+    sides = {name: Side(setting, is_small) for name, setting in settings.items()}
     found: dict[Cell, list[float]] = {}
+    taken: dict[str, int] = {}
     try:
         for side in sides.values():
             side.turn(1, 0.0)  # all start at once, and wait to be stopped
         for _ in range(num_rounds):
             for load, num_others in (("alone", 0), ("busy", 1)):
                 with busy(num_others):
+                    taken[load] = min(taken.get(load, max(threads)), cores.free_threads(max(threads)))
                     for name, side in sides.items():
                         for count in threads:
-                            found.setdefault((name, count, load), []).append(side.turn(count, seconds))
+                            found.setdefault((name, count, load), []).append(side.turn(count, length))
     finally:
         for side in sides.values():
             side.process.kill()
             side.process.wait()
-    return found
+    return found, taken
 
 
-def main() -> None:
-    """Print a table, then how many times as fast as with nothing set every cell is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, at least one step")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work:
-        work()
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or stopped sides would stay
-    found = {cell: median(values) for cell, values in measure(options.threads, options.rounds, options.seconds).items()}
-    print(f"{'setting':12} {'threads':>7} {'alone':>12} {'busy':>12}   ms per step")
-    for name in SETTINGS:
-        for count in options.threads:
-            alone, loaded = (1000 * found[name, count, load] for load in ("alone", "busy"))
-            print(f"{name:12} {count:7} {alone:12.1f} {loaded:12.1f}")
-    for (name, count, load), seconds in found.items():
+def measure(options: argparse.Namespace) -> Found:
+    """Steps of every setting, and how many times as fast as with nothing set they are."""
+    settings = {"unset": SETTINGS["unset"]} if options.small else SETTINGS
+    length = 0.0 if options.small else options.seconds
+    found, taken = turns(settings, options.numbers, options.rounds, length, options.small)
+    rows: list[Row] = []
+    ratios: dict[str, Spread | float] = {}
+    for name in settings:
+        for count in options.numbers:
+            alone, loaded = (1000 * measuring.spread(found[name, count, load])[0] for load in ("alone", "busy"))
+            rows.append({"setting": name, "threads": count, "alone, ms": alone, "beside a busy process, ms": loaded})
+    for name, count, load in found:
         if name != "unset":
-            print(f"ratio {load}_{name}_{count}_threads {found['unset', count, load] / seconds:.3f}")
+            ratio = measuring.quotient(found["unset", count, load], found[name, count, load])
+            ratios[f"{load}_{name}_{count}_threads"] = ratio
+    alone = found["unset", taken["alone"], "alone"]
+    ratios["busy_later"] = measuring.quotient(found["unset", taken["alone"], "busy"], alone)
+    ratios["busy_step"] = measuring.quotient(found["unset", taken["busy"], "busy"], alone)
+    return Found({"Training steps": rows}, ratios)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Options beside those of all benchmarks."""
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, at least one step")
+    parser.add_argument("--numbers", type=int, nargs="+", default=[1, 2], help="numbers of threads")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--work"]:
+        work("--small" in sys.argv)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or stopped sides would stay
+        measuring.main("busy", __doc__, measure, rounds=(3, 1), add=add)

@@ -1,24 +1,27 @@
-"""Images per second and core of `prepare` beside plain Pillow, and what encodings of shards cost.
+"""The path of the data: images per second and core of `prepare` beside plain Pillow, what encodings of shards cost, and
+how long a training waits for its batches.
 
 The corpus is made here: JPEGs of 512 pixels a side at quality 90, with the spectrum of photos and a few hard edges.
 `prepare` here is all that happens to an image: reading, decoding, cleaning, resizing, encoding, writing into a tar.
 Plain Pillow opens, converts, crops, resizes and saves a PNG into a folder, without any check. CPU time of one process;
-rounds alternate, so that all see the same machine; medians.
+rounds alternate, so that all see the same machine; medians. The waits are those that the stage's own loop counts, in a
+short training of the UNet in params.yaml on latents and embeddings as large as its own.
 """
 
 import argparse
 import io
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from benchmarks import measuring, training
+from benchmarks.measuring import Found, Row
 from ldm.core import images
 from ldm.core.shards import Writer
 from ldm.corpora import pixels
@@ -89,62 +92,72 @@ ENCODINGS: dict[str, Callable[[UInt8[np.ndarray, "h w 3"]], bytes]] = {
 }
 
 
-def cpu_seconds(function: Callable[[], object]) -> float:
-    """CPU time of a call."""
-    begin = time.process_time()
-    function()
-    return time.process_time() - begin
-
-
-def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of every function, all of them alternating."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            seconds[name].append(cpu_seconds(function))
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def print_encodings(encoded: list[UInt8[np.ndarray, "h w 3"]], rounds: int) -> None:
+def encodings(encoded: list[UInt8[np.ndarray, "h w 3"]], num_rounds: int) -> list[Row]:
     """Time and size of every encoding."""
     data = {name: [encode(image) for image in encoded] for name, encode in ENCODINGS.items()}
-    writing = medians(
-        {name: lambda encode=encode: [encode(image) for image in encoded] for name, encode in ENCODINGS.items()}, rounds
-    )
-    reading = medians(
-        {name: lambda all=all: [np.asarray(Image.open(io.BytesIO(d))) for d in all] for name, all in data.items()},
-        rounds,
-    )
+    sides = {name: partial(_each, encode, encoded) for name, encode in ENCODINGS.items()}
+    readers = {name: partial(_each, _decode, every) for name, every in data.items()}
+    writing, reading = measuring.turns(sides, num_rounds), measuring.turns(readers, num_rounds)
+    rows: list[Row] = []
     for name in ENCODINGS:
-        to_ms, size = 1000 / len(encoded), sum(map(len, data[name])) / len(encoded) / 1024
-        print(f"{name:24s} {writing[name] * to_ms:7.2f} ms out {reading[name] * to_ms:7.2f} ms in {size:8.1f} KiB")
+        out, back = (1000 / len(encoded) * measuring.spread(times[name])[0] for times in (writing, reading))
+        size = sum(map(len, data[name])) / len(encoded) / 1024
+        rows.append({"encoding": name, "ms out": out, "ms in": back, "KiB": size})
+    return rows
 
 
-def main() -> None:
-    """Print rates, sizes and encodings; the last lines are ratios: above 1, ours is faster or smaller."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=100, help="pictures of the corpus")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each is measured")
-    parser.add_argument("--size", type=int, default=256, help="pixels a side of the prepared images")
-    arguments = parser.parse_args()
+def _each(function: Callable[[Any], object], items: list[Any]) -> None:
+    for item in items:
+        function(item)
+
+
+def _decode(data: bytes) -> object:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def measure(options: argparse.Namespace) -> Found:
+    """Rates, sizes, encodings and waits. Of the ratios, those of `prepare` are above 1 where ours is faster or smaller,
+    and `data_wait` is the share of a training that waits for its data."""
+    count, side_px = (3, 64) if options.small else (options.images, options.size)
     with tempfile.TemporaryDirectory() as directory:
         folder, work = Path(directory, "source"), Path(directory)
         folder.mkdir()
-        names = [f"{i:06d}.jpg" for i in range(arguments.images)]
+        names = [f"{i:06d}.jpg" for i in range(count)]
         for i, name in enumerate(names):
             (folder / name).write_bytes(saved(picture(i), "JPEG", quality=90))
-        jobs = {"prepare": prepare, "plain Pillow": plain}
-        num_bytes = {name: job(folder, names, arguments.size, work) for name, job in jobs.items()}
-        calls = {name: partial(job, folder, names, arguments.size, work) for name, job in jobs.items()}
-        seconds = medians({name: call for name, call in calls.items()}, arguments.rounds)
-        few = [pixels.clean((folder / name).read_bytes(), PARAMS, arguments.size).pixels for name in names[:20]]
-    for name in jobs:
-        rate, size = len(names) / seconds[name], num_bytes[name] / len(names) / 1024
-        print(f"{name:24s} {rate:7.1f} images/s/core {size:8.1f} KiB an image")
-    print_encodings(few, arguments.rounds)
-    print(f"ratio prepare_bytes {num_bytes['plain Pillow'] / num_bytes['prepare']:.3f}")
-    print(f"ratio prepare {seconds['plain Pillow'] / seconds['prepare']:.3f}")
+        calls = {
+            "prepare": partial(prepare, folder, names, side_px, work),
+            "plain Pillow": partial(plain, folder, names, side_px, work),
+        }
+        num_bytes = {name: call() for name, call in calls.items()}
+        found = measuring.turns(calls, options.rounds)
+        few = [pixels.clean((folder / name).read_bytes(), PARAMS, side_px).pixels for name in names[:20]]
+        training.write_inputs(work / "inputs", num_samples=1000)
+        num_steps = 4 if options.small else 60
+        speeds = training.run(work / "inputs", num_steps, num_processes=1, num_threads=options.threads)
+    rates: list[Row] = [
+        {"by": name, "images/s/core": count / measuring.spread(times)[0], "KiB/image": num_bytes[name] / count / 1024}
+        for name, times in found.items()
+    ]
+    waits: list[Row] = [{"images/s": speeds.samples_per_second, "waiting for data, %": 100 * speeds.data_wait}]
+    tables = {
+        f"JPEGs of {SOURCE_PX} px to {side_px} px": rates,
+        "Encodings": encodings(few, options.rounds),
+        "A training of the UNet": waits,
+    }
+    ratios = {
+        "prepare_bytes": num_bytes["plain Pillow"] / num_bytes["prepare"],
+        "prepare": measuring.quotient(found["plain Pillow"], found["prepare"]),
+        "data_wait": speeds.data_wait,
+    }
+    return Found(tables, ratios)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Options beside those of all benchmarks."""
+    parser.add_argument("--images", type=int, default=100, help="pictures of the corpus")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of the prepared images")
 
 
 if __name__ == "__main__":
-    main()
+    measuring.main("data", __doc__, measure, rounds=(5, 1), add=add)

@@ -22,7 +22,7 @@ import torch
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.model import networks
-from ldm.autoencoder.model.params import IdentityParams
+from ldm.autoencoder.model.params import IdentityParams, StoredParams
 from ldm.autoencoder.training.reconstruction import open_splits
 from ldm.compute import devices, process
 from ldm.core import artifact, config, hashes, images, shards, shards_index
@@ -46,6 +46,7 @@ from ldm.text.training.pairs import ImagesAndCaptions
 
 NUM_PER_SHARD = 1000
 _SIDE_PX, _BATCH_SIZE = 2, 256
+_PIXELS = IdentityParams(kind="identity", latent_channels=1)
 _COUNTS = [10_000, 100_000, 1_000_000, 10_000_000]
 
 
@@ -81,17 +82,25 @@ def texts() -> list[str]:
     return [f"caption number {number:03d} of a thousand that are all different" for number in range(NUM_PER_SHARD)]
 
 
-def write_corpus(root: Path, num_samples: int) -> None:
-    """All that the measured stages read: `num_samples` samples to train on, and a shard for validation."""
+def write_corpus(
+    root: Path,
+    num_samples: int,
+    network: StoredParams = _PIXELS,
+    latent_shape: tuple[int, int, int] = (1, _SIDE_PX, _SIDE_PX),
+    context_shape: tuple[int, int] = (4, 8),
+) -> None:
+    """All that the measured stages read: `num_samples` samples to train on, and a shard for validation.
+
+    network: of the autoencoder. context_shape: tokens of a caption and their width.
+    """
     counts = {"train": num_samples // NUM_PER_SHARD, "val": 1, "reworded": 0, "unseen": 0, "held_out": 0}
     for split, count in counts.items():
         write_split(root, split, count)
-    network = IdentityParams(kind="identity", latent_channels=1)
     weights = networks.build(network).state_dict()
     made = artifact.write(root / "autoencoder", networks.KIND, network.model_dump(), weights, {}, {})
     inputs = {"autoencoder": made.content_sha256}
-    scale = {"latent_scale": {"mean": [0.0], "std": [1.0]}}
-    rows = torch.zeros(NUM_PER_SHARD, 1, _SIDE_PX, _SIDE_PX).half()
+    scale = {"latent_scale": {"mean": [0.0] * latent_shape[0], "std": [1.0] * latent_shape[0]}}
+    rows = torch.zeros(NUM_PER_SHARD, *latent_shape).half()
     for split in ("train", "val"):
         writer = CacheWriter(root / "latents" / split, LATENTS)
         writer.write_shard(0, {"mean": rows, "log_variance": rows.clone()})
@@ -99,19 +108,20 @@ def write_corpus(root: Path, num_samples: int) -> None:
         for number in range(1, counts[split]):
             os.link(first, first.with_name(f"{number:05d}.safetensors"))
         writer.finish(counts[split], {}, inputs, scale)
-    _write_embeddings(root / "embeddings", root / "captions")
+    _write_embeddings(root / "embeddings", root / "captions", *context_shape)
 
 
-def _write_embeddings(folder: Path, captions: Path) -> None:
+def _write_embeddings(folder: Path, captions: Path, num_tokens: int, width: int) -> None:
     writer = CacheWriter(folder, EMBEDDINGS)
-    rows = {"tokens": torch.zeros(NUM_PER_SHARD, 4, 8).half(), "pooled": torch.zeros(NUM_PER_SHARD, 8).half()}
+    rows = {"tokens": torch.zeros(NUM_PER_SHARD, num_tokens, width), "pooled": torch.zeros(NUM_PER_SHARD, width)}
+    rows = {name: part.half() for name, part in rows.items()}
     null = {name: part[0] for name, part in rows.items()}
     writer.write_shard(0, rows)
     artifact.write_tensors(folder / NULL, null)
     artifact.write_tensors(folder / INDEX, Lookup.columns(Lookup.digests(texts())))
     artifact.write_json(folder / WORDS, sorted(words_of(texts())))
     inputs = {f"captions_{split}": Shards(captions / split).sha256 for split in SPLITS}
-    facts = {"null_sha256": artifact.sha256_tensors(null), "context_tokens": 4}
+    facts = {"null_sha256": artifact.sha256_tensors(null), "context_tokens": num_tokens}
     made_with = {"padding": "attended", "train_split": {"kind": "stored"}}
     writer.finish(1, made_with, inputs, facts, files=[INDEX, NULL, WORDS])
 

@@ -1,120 +1,147 @@
-"""One training step of our UNet against a plain loop over diffusers' UNet: same weights, shapes, batch and precision.
+"""A training step beside diffusers' UNet in the same loop, and its operations per second beside those of a matrix
+product.
 
-Shapes are those of `train_unet` in params.yaml, less the options that diffusers' network does not have. The steps
-alternate, so that both see the same machine; medians after a warm-up.
+The loop is ours (`benchmarks/steps.py`) for both: clipping, fused AdamW, averaged weights. Networks have equal weights,
+shapes and tokens; our context encoder and position embedding, which diffusers' network does not have, are left out of
+that comparison and are in all others. At equal settings precision, attention and memory layout are the same. At its
+best each side has the fastest of all that it offers: for theirs both attention processors, both layouts and both
+precisions; for ours the two precisions, since the rest is chosen by `attention: auto`.
+
+Shapes: `train_unet` and `train_autoencoder` of params.yaml on a CPU, Stable Diffusion 1 on a GPU.
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import measuring, steps
+from benchmarks.measuring import DEVICE, Found, Row, Side, Spread
+from benchmarks.steps import Shape
 from ldm.compute import attention
-from ldm.compute.precision import DTYPES, autocast
-from ldm.core import config
+from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
-from ldm.denoiser.model.condition import Condition
-from ldm.denoiser.model.params import UNetParams
-from ldm.denoiser.model.unet import UNet
-from ldm.denoiser.training.params import TrainUNetParams
+from ldm.denoiser.model.networks import build
 
-NUM_WARMUP_STEPS = 2
-Step = Callable[[], None]
+OURS, THEIRS, PROBE = "ours", "diffusers", "product"
 
 
-def theirs(params: UNetParams) -> nn.Module:
-    """diffusers' network of the same topology."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    kinds = ["CrossAttn" if attends else "" for attends in params.attention_levels]
-    # Their name for the number of heads; their annotation says one level.
-    heads = tuple(width // head for width, head in zip(params.channels, params.head_widths, strict=True))
-    return UNet2DConditionModel(
-        in_channels=params.latent_channels,
-        out_channels=params.latent_channels,
-        block_out_channels=tuple(params.channels),
-        layers_per_block=params.num_res_blocks,
-        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-        transformer_layers_per_block=params.num_transformer_layers,
-        attention_head_dim=heads,  # pyright: ignore[reportArgumentType]
-        use_linear_projection=params.linear_projection,
-        cross_attention_dim=params.context_width,
-        norm_num_groups=params.norm_groups,
-    )
+def shapes(small: bool) -> list[Shape]:
+    """What is trained on this device."""
+    if small:
+        return [steps.small()]
+    if DEVICE.type == "cpu":
+        return [steps.default()]
+    return [steps.stable_diffusion(32, 32), steps.stable_diffusion(64, 8)]
 
 
-def training_step(
-    model: nn.Module, predict: Callable[..., Tensor], data: dict[str, Tensor], precision: Precision, fused: bool
-) -> Step:
-    """A step of `model` on fixed data; `fused` is our optimizer's setting, the plain loop takes the default."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
-
-    def step() -> None:
-        with autocast(data["z"].device, precision):
-            prediction = predict(data["z"], data["time"], data["context"])
-        (prediction.float() - data["target"]).square().mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def medians(steps: dict[str, Step], num_rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of every step, all of them alternating."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-NUM_WARMUP_STEPS, num_rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def main() -> None:
-    """Print medians and, per precision, our speed over theirs; the last line is bf16."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each kind")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    section = config.read(TrainUNetParams, "train_unet")
-    assert isinstance(section.network, UNetParams), "diffusers has no other network"
-    params = section.network.model_copy(update={"num_context_layers": 0, "position_embedding": False})
-    batch_size = section.training.batch_size // section.training.num_accumulation_steps
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(
-        f"{device.type}, {arguments.threads} threads, attention {attention.select('auto', device)}, batch {batch_size}"
-    )
-
-    shape = (batch_size, params.latent_channels, params.latent_size, params.latent_size)
-    context = torch.randn(batch_size, params.max_context_tokens, params.context_width)
-    data = {"z": torch.randn(shape), "target": torch.randn(shape), "time": 1000 * torch.rand(batch_size)}
-    data = {name: tensor.to(device) for name, tensor in (data | {"context": context}).items()}
-    reference, ours = theirs(params).to(device), UNet(params).to(device)
+def sides_of(shape: Shape) -> dict[str, Side]:
+    """Steps of both networks in all ways."""
+    bare = shape.of_diffusers()
+    data = bare.data()
+    reference = steps.theirs(bare.params)
+    ours = build(bare.params).to(DEVICE)
     ours.load_state_dict(reference.state_dict())
-    steps: dict[str, Step] = {}
-    for precision in DTYPES:
-        steps[f"ours {precision}"] = training_step(
-            ours, lambda z, time, context: ours(z, time, Condition(context)), data, precision, fused=True
-        )
-        steps[f"theirs {precision}"] = training_step(
-            reference, lambda *inputs: reference(*inputs).sample, data, precision, fused=False
-        )
-    seconds = medians(steps, arguments.rounds, device)
-    for name, value in seconds.items():
-        print(f"{name:12s} {1000 * value:9.1f} ms per step {batch_size / value:9.1f} images/s")
-    print(f"ratio train_step_fp32 {seconds['theirs fp32'] / seconds['ours fp32']:.3f}")
-    print(f"ratio train_step {seconds['theirs bf16'] / seconds['ours bf16']:.3f}")
+    aligned = {
+        name: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        for name, tensor in data.items()
+    }
+    other = steps.theirs(bare.params).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    found: dict[str, Side] = {}
+    for precision in precisions():
+        found[f"{OURS}, {precision}"] = steps.step(ours, steps.our_loss(ours, data), precision)
+        for layout, (model, given) in {"": (reference, data), ", channels last": (other, aligned)}.items():
+            for name, forward in processed(model, steps.their_loss(model, given)).items():
+                found[f"{THEIRS}, {precision}, {name}{layout}"] = steps.step(model, forward, precision)
+    return found
+
+
+def precisions() -> list[Precision]:
+    """Those that are compared: nobody trains in fp32 on a GPU."""
+    return ["bf16"] if DEVICE.type == "cuda" else list(DTYPES)
+
+
+def processed(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """A forward pass of diffusers' network with each of its attention processors."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    def by(processor: object) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            model.set_attn_processor(processor)  # pyright: ignore[reportCallIssue]
+            return forward()
+
+        return run
+
+    fused = {"SDPA": by(AttnProcessor2_0())}
+    return fused if DEVICE.type == "cuda" else fused | {"AttnProcessor": by(AttnProcessor())}
+
+
+def measure(options: argparse.Namespace) -> Found:
+    """Every shape beside diffusers, then our steps beside products."""
+    backend = attention.select("auto", DEVICE)
+    tables: dict[str, list[Row]] = {}
+    ratios: dict[str, Spread | float] = {}
+    for shape in shapes(options.small):
+        suffix = "" if shape.name == "default" else f"_{shape.name}"
+        sides = sides_of(shape)
+        found = measuring.turns(sides, options.rounds)
+        title = f"A step of {shape.num_images} images, {shape.num_tokens} tokens ({shape.name}), attention {backend}"
+        tables[title] = [
+            {
+                "network": name,
+                **measuring.milliseconds(times),
+                "images/s": shape.num_images / measuring.spread(times)[0],
+            }
+            for name, times in found.items()
+        ]
+        for precision in precisions():
+            is_math = backend == "math+sdpa" and precision == "bf16"
+            same = f"{THEIRS}, {precision}, {'AttnProcessor' if is_math else 'SDPA'}"
+            ratios[f"train_step_equal_{precision}{suffix}"] = measuring.quotient(
+                found[same], found[f"{OURS}, {precision}"]
+            )
+        best = (found[measuring.fastest(found, name)] for name in (THEIRS, OURS))
+        ratios[f"train_step{suffix}"] = measuring.quotient(*best)
+        del sides
+        _add_share(shape, suffix, options, tables, ratios)
+    return Found(tables, ratios)
+
+
+def _add_share(
+    shape: Shape,
+    suffix: str,
+    options: argparse.Namespace,
+    tables: dict[str, list[Row]],
+    ratios: dict[str, Spread | float],
+) -> None:
+    """Operations per second of our steps as shares of those of the faster product."""
+    sides: dict[str, Side] = {}
+    work: dict[str, int] = {}
+    for precision in precisions():
+        sides[f"{PROBE}, {precision}"], work[f"{PROBE}, {precision}"] = steps.probe(DTYPES[precision])
+        sides[f"UNet, {precision}"] = steps.unet_step(shape, precision)
+        if shape.name == "default":
+            sides[f"autoencoder, {precision}"] = steps.autoencoder_step(precision, 2 if options.small else None)
+    work |= {name: steps.flops(side) for name, side in sides.items() if name not in work}
+    found = measuring.turns(sides, options.rounds)
+    paces = {name: [work[name] / value for value in times] for name, times in found.items()}
+    best = max((name for name in paces if name.startswith(PROBE)), key=lambda name: measuring.spread(paces[name])[0])
+    tables[f"Operations per second of whole steps ({shape.name})"] = [
+        {
+            "what": name,
+            "GF": work[name] / 1e9,
+            **measuring.milliseconds(found[name]),
+            "GF/s": measuring.spread(pace)[0] / 1e9,
+            "of the faster product": measuring.quotient(pace, paces[best])[0],
+        }
+        for name, pace in paces.items()
+    ]
+    for network in ("UNet", "autoencoder"):
+        if any(name.startswith(network) for name in found):
+            own = paces[measuring.fastest(found, network)]
+            ratios[f"{network.lower()}_of_product{suffix}"] = measuring.quotient(own, paces[best])
 
 
 if __name__ == "__main__":
-    main()
+    measuring.main("train_step", __doc__, measure, rounds=(12, 2))

@@ -6,15 +6,18 @@ run on another number of processes sees the same samples, noise, times, captions
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ldm.core.buckets import Buckets, Numbers
 
 _NUM_ROUNDS = 8
+_ROWS_PER_BLOCK = 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -31,6 +34,19 @@ def key(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator whose stream belongs to `(seed, *purpose)`. Seed 0 is a seed like any other."""
     return torch.Generator().manual_seed(key(seed, *purpose))
+
+
+def normal(rows: slice, shape: Sequence[int], seed: int, *purpose: str | int) -> Tensor:
+    """Rows of an endless float32 table of standard normal numbers, each row of this shape: [rows, *shape].
+
+    Blocks of rows have generators of their own, so a process draws what it needs of a global batch, and no more than
+    the rest of the first and the last block besides.
+    """
+    first = rows.start // _ROWS_PER_BLOCK
+    numbers = range(first, -(-rows.stop // _ROWS_PER_BLOCK))
+    blocks = [torch.randn(_ROWS_PER_BLOCK, *shape, generator=generator(seed, *purpose, number)) for number in numbers]
+    skipped = first * _ROWS_PER_BLOCK
+    return torch.cat(blocks)[rows.start - skipped : rows.stop - skipped]
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -44,7 +44,7 @@ def main() -> str:
     ):
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
-            write_shards(writers[split], autoencoder, shards[split], params, accelerator, run)
+            write_shards(writers[split], autoencoder, shards[split], params, machine.num_workers, accelerator, run)
         if accelerator.is_main_process:
             measured = {split: latents.measure(writers[split].shards(shards[split].num_shards)) for split in SPLITS}
             scale, scaled = scales(params, measured["train"], measured["val"], f"{paths.images}/val")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.compute import state
+from ldm.compute.saved import check, read
 from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, Stopped
@@ -68,7 +68,7 @@ def test_a_tracked_average_is_the_sum_that_the_paper_writes(tmp_path: Path) -> N
     """Equation 4, over the weights after each step; the last average is kept in half precision."""
     chosen = params(num_steps=12, ema_decay=0.0, save_every_steps=1, num_kept_states=12)
     run_toy(tmp_path, chosen, kept=averages(lengths=[0.1], every_steps=100))
-    saved = {path.name: state.read(state.check(path)).tensors for path in tmp_path.rglob("step-*") if path.is_dir()}
+    saved = {path.name: read(check(path)).tensors for path in tmp_path.rglob("step-*") if path.is_dir()}
     found = kept_averages.read(_write(tmp_path, chosen, lengths=[0.1], every_steps=100))[1]
     assert [base for base, _ in found] == [(12, 0.1)] and len(saved) == 12
     for name, value in found[0][1].items():

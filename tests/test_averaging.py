@@ -25,7 +25,7 @@ from tests.import_closure import OPTIONAL, QUICK, ROOT, covered, files_of, stage
 from tests.kinds import KINDS
 from tests.stage_scripts import run
 from tests.test_stages_training import write_params
-from tests.training_data import UNET, write_all
+from tests.training_data import PLAIN, UNET, write_all
 
 UNETS = Path("data/unet"), Path("data/unet_results")
 LENGTHS = [0.04, 0.1, 0.2]
@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         write_all(folder / "data")
         machine = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
-        machine |= {"keep_finished_states": True, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []}
+        machine |= {"keep_finished_states": True, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []} | PLAIN
         write_params(folder, train_unet=_params(), machine=machine)
         run("train_unet")
     return folder

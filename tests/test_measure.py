@@ -7,7 +7,7 @@ import torch
 from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.model.params import KLAutoencoderParams
-from ldm.compute.state import State
+from ldm.compute.saved import State
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png

@@ -1,7 +1,9 @@
 """What the processes of a launch share, on real processes."""
 
 import os
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,41 @@ def test_damage_in_the_share_of_one_process_is_told_by_both(files: list[tuple[Pa
     for each in run_two(tmp_path / "said", work):
         assert each.code == 4
         assert "3.tar: SHA-256" in each.said and "5.tar: no such file" in each.said and "4.tar" not in each.said
+
+
+def test_results_come_in_order_and_no_more_than_asked_for_are_made_ahead() -> None:
+    made, may_go_on = list[int](), threading.Event()
+
+    def square(number: int) -> int:
+        if number == 0:
+            may_go_on.wait(60)  # later ones are done before the first
+        made.append(number)
+        return number**2
+
+    results = process.ahead(square, iter(range(20)), num_results=4, num_threads=3)
+    threading.Timer(0.2, may_go_on.set).start()
+    assert next(results) == 0 and made[-1] == 0 and set(made) <= {0, 1, 2, 3}
+    assert list(results) == [number**2 for number in range(1, 20)] and sorted(made) == list(range(20))
+
+
+def test_nothing_is_made_ahead_if_that_is_asked_for() -> None:
+    made = list[int]()
+    results = process.ahead(lambda number: made.append(number) or threading.current_thread(), range(3), num_results=0)
+    assert next(results) is threading.main_thread() and made == [0]
+
+
+def test_an_error_ahead_is_raised_in_its_place_and_ends_the_threads() -> None:
+    before = threading.active_count()
+
+    def invert(number: int) -> float:
+        return 1 / (3 - number)
+
+    results = process.ahead(invert, range(9), num_results=5, num_threads=2)
+    assert [next(results) for _ in range(3)] == [1 / 3, 1 / 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert threading.active_count() == before
+    with closing(process.ahead(invert, range(9), num_results=5)) as left:
+        next(left)
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,27 @@ def test_generators_of_other_purposes_are_independent():
     a, b, again = (torch.randn(4096, generator=randomness.generator(0, p, 5)) for p in ("noise", "posterior", "noise"))
     assert torch.equal(a, again)
     assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 4 / 64
+
+
+def test_rows_of_noise_are_the_same_however_they_are_divided():
+    shape = 2, 3, 5
+    whole = randomness.normal(slice(0, 70), shape, 0, "noise", 5)
+    assert whole.shape == (70, *shape) and len(whole.unique()) == whole.numel(), "no block repeats another"
+    for ends in ([0, 35, 70], [0, 1, 2, 15, 16, 17, 69, 70], [0, 32, 48, 70]):
+        parts = [randomness.normal(slice(*each), shape, 0, "noise", 5) for each in pairwise(ends)]
+        assert torch.equal(torch.cat(parts), whole)
+    others = [randomness.normal(slice(0, 70), shape, *key) for key in ((1, "noise", 5), (0, "x", 5), (0, "noise", 6))]
+    assert all((other != whole).all() for other in others)
+
+
+def test_rows_of_noise_are_standard_normal():
+    """Within four standard errors: its moments, and that no row resembles another, of its block or of the next."""
+    noise = randomness.normal(slice(0, 4096), (64,), 3, "noise", 0).double()
+    n = noise.numel()
+    assert abs(noise.mean()) < 4 / n**0.5 and abs(noise.var() - 1) < 4 * (2 / n) ** 0.5
+    assert abs((noise**4).mean() - 3) < 4 * (96 / n) ** 0.5
+    for distance in (1, 15, 16, 17):
+        assert abs((noise[distance:] * noise[:-distance]).mean()) < 4 / n**0.5
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 4097])

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ldm.compute import fingerprint
-from ldm.compute.state import Run, State
+from ldm.compute.saved import State
+from ldm.compute.state import Run
 from ldm.core import config
 from ldm.tools import cli
 from ldm.tools.check import check

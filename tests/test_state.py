@@ -5,19 +5,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ldm.compute import state
-from ldm.compute.state import Run, State
+from ldm.compute.saved import State, check, read
+from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError, NumericsError
 from ldm.core.params import MachineParams
+from tests.training_data import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +38,7 @@ def opened(tmp_path: Path, **fingerprint: object) -> Run:
 
 def newest(run: Run) -> State | None:
     saved = run.choose()
-    return None if saved is None else state.read(saved)
+    return None if saved is None else read(saved)
 
 
 def same(a: State | None, b: State) -> bool:
@@ -93,10 +97,10 @@ def test_exactly_the_chosen_state_is_read(tmp_path: Path):
     run = opened(tmp_path)
     run.commit(at(1), num_kept=3)
     chosen = run.choose()
-    assert chosen is not None and same(state.read(chosen), at(1))
+    assert chosen is not None and same(read(chosen), at(1))
     run.commit(State(1, {"w": torch.ones(1)}, {}), num_kept=3)
     with pytest.raises(IntegrityError, match=f"expected {chosen.manifest_sha256}"):
-        state.read(chosen)
+        read(chosen)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, point: int, error: BaseException) -> list[str]:
@@ -172,14 +176,68 @@ def test_a_kill_while_a_run_is_opened_leaves_its_fingerprint_whole(tmp_path: Pat
     opened(tmp_path, **{"params.rate": 0.2})
 
 
-def test_nothing_is_dropped_before_the_new_state_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_thread_writes_a_copy_while_the_weights_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = opened(tmp_path)
+    may_go_on, real = threading.Event(), artifact.write_tensors
+
+    def waits(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        may_go_on.wait(60)
+        real(path, tensors)
+
+    monkeypatch.setattr(artifact, "write_tensors", waits)
+    weights, rows = torch.zeros(4), [1.0]
+    run.commit(State(1, {"w": weights}, {"rows": rows}), num_kept=2, in_background=True)
+    weights += 1
+    rows.append(2.0)
+    assert newest(run) is None, "it is being written"
+    may_go_on.set()
+    run.commit(State(2, {"w": weights}, {"rows": rows}), num_kept=2, in_background=True)
+    run.settle()
+    first, second = (read(check(path)) for path in state.states_of(run.directory))
+    assert (first.tensors["w"].tolist(), first.values) == ([0] * 4, {"rows": [1.0]})
+    assert (second.tensors["w"].tolist(), second.values) == ([1] * 4, {"rows": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize("then", ["commit", "settle"])
+def test_an_error_of_the_writing_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str):
+    run = opened(tmp_path)
+    run.commit(at(1), num_kept=1, in_background=True)
+    run.settle()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 4, OSError(28, "No space left on device"))
+        run.commit(at(2), num_kept=1, in_background=True)
+        with pytest.raises(MachineError, match="bytes are free"):
+            run.settle() if then == "settle" else run.commit(at(3), num_kept=1, in_background=True)
+    assert same(newest(run), at(1))
+    run.commit(at(3), num_kept=1, in_background=True)
+    run.close()  # the directory is free when all is written
+    assert same(newest(run), at(3)) and not list(run.directory.glob(".*.building"))
+
+
+@pytest.mark.parametrize(("fsync", "left"), [(1, 1), (4, 1), (5, 2)])
+def test_a_kill_while_a_thread_writes_leaves_a_whole_state(tmp_path: Path, fsync: int, left: int):
+    """At the first file, at the folder before it has its name, and after it has it."""
     run = opened(tmp_path)
     run.commit(at(1), num_kept=1)
-    monkeypatch.setattr(state, "check", lambda directory: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run.commit(at(2), num_kept=1)
-    monkeypatch.undo()
-    assert (run.directory / "step-000000001").exists()
+    run.close()
+    if (child := os.fork()) == 0:
+        real, calls = os.fsync, [0]
+
+        def kills(file: int) -> None:
+            calls[0] += 1
+            if calls[0] == fsync:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(file)
+
+        os.fsync = kills
+        writing = opened(tmp_path)
+        writing.commit(at(2), num_kept=1, in_background=True)
+        writing.settle()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    again = opened(tmp_path)
+    assert same(newest(again), at(left)) and not list(again.directory.glob(".*.building"))
 
 
 def test_a_nonfinite_state_is_never_committed(tmp_path: Path):
@@ -256,7 +314,7 @@ def test_a_damaged_unit_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert run.kept("a") is not None
 
 
-MACHINE: dict[str, Any] = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False}
+MACHINE: dict[str, Any] = {"threads": 1, "num_workers": 0, "attention": "math", "compile": False} | PLAIN
 
 
 def machine(**changes: Any) -> MachineParams:
@@ -346,7 +404,7 @@ def ask(run: Run, step: int) -> None:
     directory = run.directory / f"step-{step:09d}"
     asked = {
         "state": f"{run.directory.name}/{directory.name}",
-        "manifest_sha256": state.check(directory).manifest_sha256,
+        "manifest_sha256": check(directory).manifest_sha256,
     }
     (run.directory.parent / "resume.json").write_text(json.dumps(asked))
 

@@ -16,12 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.compute import state
+from ldm.compute.saved import check, read
+from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
+from ldm.core.params import MachineParams
 from ldm.training import muon
-from ldm.training.loop import rows_of_pass
+from ldm.training.batches import rows_of_pass
 from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, averages, params, run_toy
+from tests.training_data import KEPT
 
 SCRIPT = Path(__file__).with_name("toy_training.py")
 
@@ -127,6 +130,65 @@ def test_muon_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert equal(whole.state_dict(), stopped.state_dict()) and after == history
 
 
+AHEAD = MachineParams(
+    threads=1,
+    num_workers=0,
+    attention="math",
+    compile=False,
+    **KEPT | {"num_batches_ahead": 2, "background_saves": True},
+)
+"""Threads build batches and write states."""
+
+
+def test_threads_change_no_bit_and_lose_no_step(tmp_path: Path):
+    """Batches built ahead of a stop are forgotten; the state is on the disk when the training says that it stopped."""
+    chosen = params(num_accumulation_steps=2, save_every_steps=2)
+    whole, whole_history = run_toy(tmp_path / "whole", chosen)
+    for stop in (5, 12):
+        with pytest.raises(Stopped, match="SIGTERM received"):
+            run_toy(tmp_path / "ahead", chosen, kill_at=stop, machine=AHEAD)
+        newest = max(tmp_path.glob("ahead/toy/*/step-*"))
+        assert stop - 2 < check_step(newest) <= stop + 1, "batches are built at most two passes ahead"
+    batches = Batches(chosen)
+    toy, history = run_toy(tmp_path / "ahead", chosen, batches=batches, toy=Toy(seed=3), machine=AHEAD)
+    assert equal(whole.state_dict(), toy.state_dict()) and history == whole_history
+    rows = [slice(0, 4), slice(4, 8)]
+    first = batches.asked[0][0]
+    assert batches.asked == [(step, each.start, each.stop) for step in range(first, 20) for each in rows]
+
+
+def check_step(directory: Path) -> int:
+    """The step of a state that verifies."""
+    return read(check(directory)).step
+
+
+def test_an_error_of_a_batch_ahead_comes_at_its_step(tmp_path: Path):
+    class Broken(Batches):
+        def __call__(self, step: int, rows: slice) -> dict[str, Tensor]:
+            if step == 6:
+                raise IntegrityError("shard", "gone", "a shard", "fix")
+            return super().__call__(step, rows)
+
+    chosen = params(save_every_steps=1)
+    with pytest.raises(IntegrityError, match="gone"):
+        run_toy(tmp_path, chosen, batches=Broken(chosen), machine=AHEAD)
+    assert check_step(max(tmp_path.glob("toy/*/step-*"))) == 6
+
+
+def test_a_state_that_a_thread_cannot_write_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = artifact.write_tensors
+
+    def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        if "000000014" in str(path):
+            raise OSError(28, "No space left on device")
+        real(path, tensors)
+
+    monkeypatch.setattr(artifact, "write_tensors", write)
+    with pytest.raises(MachineError, match="No space left"):
+        run_toy(tmp_path, params(), machine=AHEAD)
+    assert [path.name for path in tmp_path.glob("toy/*/step-*")] == ["step-000000007"]
+
+
 def test_values_that_change_no_step_may_change_on_the_way(tmp_path: Path):
     """The weights end in the bits of the run that was not stopped; rows of the curve end where they now should."""
     whole, _ = run_toy(tmp_path / "whole", params(num_steps=24))
@@ -168,7 +230,7 @@ def ask(root: Path, name: str = "step-*") -> Path:
     newest = max(
         (path for path in root.rglob(name) if path.is_dir()), key=lambda path: (path.name, path.stat().st_mtime)
     )
-    asked = {"state": f"{newest.parent.name}/{newest.name}", "manifest_sha256": state.check(newest).manifest_sha256}
+    asked = {"state": f"{newest.parent.name}/{newest.name}", "manifest_sha256": check(newest).manifest_sha256}
     (newest.parents[1] / "resume.json").write_text(json.dumps(asked))
     return newest
 
@@ -186,7 +248,7 @@ def test_a_run_goes_on_under_other_params_if_it_is_asked_to(tmp_path: Path, caps
     assert [row["learning_rate"] for row in history.training[3:]] == pytest.approx(
         [learning_rate_at(row["step"] - 1, lower) for row in history.training[3:]]
     )
-    sha256 = state.check(saved).manifest_sha256
+    sha256 = check(saved).manifest_sha256
     differs = {"params.learning_rate": [0.01, 0.001]}
     assert history.resumed_from == [{"step": 9, "manifest_sha256": sha256, "differs": differs}]
     assert history.facts == {"resumed_from": history.resumed_from}

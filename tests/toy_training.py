@@ -100,11 +100,12 @@ class Batches:
         return [f"sample-{step}-{row}" for row in range(self.params.batch_size)]
 
 
-def accelerator(chosen: TrainingParams) -> Accelerator:
+def accelerator(chosen: TrainingParams, device: str = "cpu") -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=False)
     GradientState._reset_state()
     precision = {"fp32": "no", "bf16": "bf16"}[chosen.precision]
-    return Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=chosen.num_accumulation_steps)
+    cpu = device == "cpu"
+    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=chosen.num_accumulation_steps)
 
 
 def run_toy(
@@ -119,12 +120,13 @@ def run_toy(
     code: str = "1",
     machine: MachineParams | None = None,
     picture: Picture | None = None,
+    device: str = "cpu",
 ) -> tuple[Toy, History]:
     """Train to the end, or until a signal reaches this process while it draws the batch of step `kill_at`.
 
     code: stands for the hash of a module. machine, picture: as of `Run` and `train`.
     """
-    toy, batches = toy or Toy(), batches or Batches(chosen)
+    toy, batches = (toy or Toy()).to(device), batches or Batches(chosen)
 
     keys = getattr(batches, "keys", Batches(chosen).keys)
 
@@ -134,11 +136,12 @@ def run_toy(
         return batches(step, rows)
 
     def validate(objective: nn.Module) -> dict[str, float]:
-        batch = Batches(chosen)(10**6, slice(0, chosen.batch_size))
+        drawn = Batches(chosen)(10**6, slice(0, chosen.batch_size))
+        batch = {name: value.to(device) for name, value in drawn.items()}
         return {name: value.item() for name, value in objective(batch).items()}
 
     run = Run(root, "toy", {**made_by(chosen, kept), "code.toy": code}, machine)
-    given = (toy, batch_at_step, keys, chosen, accelerator(chosen), run)
+    given = (toy, batch_at_step, keys, chosen, accelerator(chosen, device), run)
     try:
         history = train(*given, validate=validate, picture=picture, averages=kept, name="toy")
     finally:

@@ -31,11 +31,21 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
         step_scheduler_with_optimizer=False,
     )
     num_threads = _set_threads(machine, accelerator)
-    torch.backends.cudnn.deterministic = True  # a GPU's fastest convolutions add in varying order
+    _set_kernels(machine)
     backend = attention.select(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
     accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
     return accelerator
+
+
+def _set_kernels(machine: MachineParams) -> None:
+    """Say which kernels a GPU may take. float32 is float32 in products and in convolutions: torch would round the
+    factors of the latter to 10 bits (TF32)."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    # The fastest convolutions of a GPU add in varying order.
+    torch.backends.cudnn.deterministic = machine.deterministic
+    torch.backends.cudnn.benchmark = not machine.deterministic
 
 
 def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:

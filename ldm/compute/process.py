@@ -1,12 +1,15 @@
-"""One process of a launch: its share of the work, and what it waits for."""
+"""One process of a launch: its share of the work, what it waits for, and what its threads do beforehand."""
 
 import socket
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ldm.compute import ranks
 from ldm.core import hashes, stage
@@ -14,11 +17,15 @@ from ldm.core.errors import IntegrityError
 from ldm.core.progress import each
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def join(**settings: Any) -> Accelerator:
     """Join the other processes of this launch. settings: those of accelerate's Accelerator."""
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)], **settings)
+    # Gradients lie in the memory that is exchanged, not beside it.
+    gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)
+    accelerator = Accelerator(kwargs_handlers=[group, gradients], **settings)
     ranks.wait()  # creates the group with the long timeout, while all processes are here
     return accelerator
 
@@ -69,3 +76,25 @@ def check_files(files: Sequence[tuple[Path, str]], accelerator: Accelerator) -> 
             found.append(error.args)
     if problems := [problem for each_found in ranks.gather(found) for problem in each_found]:
         raise IntegrityError.many([IntegrityError(*problem) for problem in problems])
+
+
+def ahead(compute: Callable[[T], R], items: Iterable[T], *, num_results: int, num_threads: int = 1) -> Generator[R]:
+    """`compute` of every item, in order; threads compute up to `num_results` of them before they are asked for, 0 =
+    none.
+
+    An error is raised in the place of its result. Close the generator to end the threads, which finish what they have
+    begun.
+    """
+    if num_results == 0:
+        yield from map(compute, items)
+        return
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ahead")
+    try:
+        coming = deque(pool.submit(compute, item) for item in islice(remaining, num_results))
+        while coming:
+            result = coming.popleft().result()
+            coming.extend(pool.submit(compute, item) for item in islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

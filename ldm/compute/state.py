@@ -1,28 +1,26 @@
 """Resumable state of a long computation, outside DVC's outs: `runs/<stage>/<hash of the fingerprint>/`.
 
-A state appears as a whole or not at all, and is hashed when it is written and when it is read. A run with the same
-fingerprint resumes from it, and so does one for which the user asked for it (`ldm resume`). It is safetensors and JSON.
-One process at a time owns a run directory.
+A run with the same fingerprint resumes from its newest state, and so does one for which the user asked for it (`ldm
+resume`). One process at a time owns a run directory.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from ldm.compute import fingerprint, ranks
+from ldm.compute import fingerprint, ranks, saved
+from ldm.compute.saved import State
 from ldm.core import artifact, locks
-from ldm.core.errors import IntegrityError, MachineError, NumericsError
+from ldm.core.errors import IntegrityError, MachineError
 from ldm.core.params import MachineParams
 
 if TYPE_CHECKING:
@@ -32,26 +30,8 @@ REQUEST = "resume.json"
 """File in a stage's folder of runs: the state that its next run resumes from."""
 FINGERPRINT = "fingerprint.json"
 
-_TENSORS, _VALUES, _MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
 _LOCK = "lock"
 _SECONDS_PER_DAY = 86400
-
-
-@dataclass(frozen=True)
-class State:
-    """What a run needs to resume after `step` updates."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A saved state: its folder, and the hash of its manifest, which holds the hashes of its files."""
-
-    directory: Path
-    manifest_sha256: str
 
 
 class Run:
@@ -70,6 +50,7 @@ class Run:
         self.directory = root / stage / artifact.sha256_json(fingerprint.identity(made_by))[:16]
         self.machine = machine
         self._lock: int | None = None
+        self._writing: Future[None] | None = None
 
     def open(self) -> None:
         """Lock the run directory. If it is new and the stage has other runs, print what differs from the newest one.
@@ -107,7 +88,9 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Unlock the run directory."""
+        """Unlock the run directory, when what is being written is. Call `settle` before to learn of its errors."""
+        if self._writing is not None:
+            self._writing.exception()
         if self._lock is not None:
             locks.release(self._lock)
             self._lock = None
@@ -125,11 +108,11 @@ class Run:
             shutil.rmtree(self.directory)
         self.close()
 
-    def choose(self) -> Saved | None:
+    def choose(self) -> saved.Saved | None:
         """The newest state that verifies, or None. A damaged one is reported and skipped."""
         for directory in reversed(states_of(self.directory)):
             try:
-                return check(directory)
+                return saved.check(directory)
             except IntegrityError as error:
                 print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
         return None
@@ -146,7 +129,7 @@ class Run:
         name, sha256 = choice
         state = problem = None
         try:
-            state = read(Saved(self.directory / name, sha256))
+            state = saved.read(saved.Saved(self.directory / name, sha256))
         except IntegrityError as error:
             problem = f"not read: {str(error).splitlines()[0]}"
         fix = "give all processes the same folder of runs, on a file system that serves them all, and run this again"
@@ -168,11 +151,11 @@ class Run:
         asked: dict[str, str] = json.loads(request.read_bytes())
         source = self.directory.parent / asked["state"]
         with suppress(FileNotFoundError) if source.parent == self.directory else locks.held(source.parent / _LOCK):
-            saved = check(source, asked["manifest_sha256"])
+            found = saved.check(source, asked["manifest_sha256"])
             before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
             differs = fingerprint.differences(before, self.fingerprint)
-            state = read(saved)
-            record = {"step": state.step, "manifest_sha256": saved.manifest_sha256, "differs": differs}
+            state = saved.read(found)
+            record = {"step": state.step, "manifest_sha256": found.manifest_sha256, "differs": differs}
             accepted = accept(state, record)
             # A state of this run is in its place already, and must not be missing even for a moment.
             if source.parent != self.directory:
@@ -185,22 +168,42 @@ class Run:
         lines = "".join(f"\n  {line}" for line in fingerprint.in_words(differs)) or " nothing"
         print(f"going on from {source}, as `ldm resume` asked; what differs:{lines}", flush=True)
 
-    def commit(self, state: State, num_kept: int) -> None:
-        """Make a state the newest one, durably, then drop all but the `num_kept` newest.
+    def commit(self, state: State, num_kept: int, *, in_background: bool = False) -> None:
+        """Make a state the newest one, durably, then drop all but the `num_kept` newest. In the background, a thread
+        does so from a copy, once the state before is written.
 
         After a kill at any point, or an error, the states from before still load.
 
         Raises:
-            NumericsError: a tensor is not finite. MachineError: it cannot be written (with needed and free bytes).
+            NumericsError: a tensor is not finite. MachineError: it, or the state before, cannot be written (with needed
+                and free bytes).
         """
         assert self._lock is not None, "a run commits only while it is open"
-        self._publish(f"step-{state.step:09d}", state)
-        for old in states_of(self.directory)[:-num_kept]:
-            shutil.rmtree(old)
+        self.settle()
+        name = f"step-{state.step:09d}"
+        saved.refuse_nonfinite(state, self.directory, name)
+
+        def write(state: State) -> None:
+            self._publish(name, state)
+            for old in states_of(self.directory)[:-num_kept]:
+                shutil.rmtree(old)
+
+        if not in_background:
+            return write(state)
+        writer = ThreadPoolExecutor(1, "state")
+        self._writing = writer.submit(write, saved.snapshot(state))
+        writer.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait until the state that a thread writes is on the disk. Raises as `commit` does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def keep(self, key: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None) -> None:
         """Keep one finished unit of work, durably, under a key that says what it was computed from within this run.
         Raises as `commit` does."""
+        saved.refuse_nonfinite(State(0, dict(tensors), {}), self.directory, f"unit-{key}")
         self._publish(f"unit-{key}", State(0, dict(tensors), dict(values or {})))
 
     def kept(self, key: str) -> State | None:
@@ -209,8 +212,8 @@ class Run:
         if not directory.exists():
             return None
         try:
-            check(directory)
-            return _mapped(directory)
+            saved.check(directory)
+            return saved.mapped(directory)
         except IntegrityError as error:
             print(f"{error}\nit is computed again, or done without", file=sys.stderr, flush=True)
             return None
@@ -229,7 +232,7 @@ class Run:
     def file(self, key: str) -> tuple[Path, str]:
         """The safetensors of a kept unit, and their SHA-256 as it was when they were kept and verified."""
         directory = self.directory / f"unit-{key}"
-        return directory / _TENSORS, json.loads((directory / _MANIFEST).read_bytes())[_TENSORS]
+        return directory / saved.TENSORS, saved.hashes(directory)[saved.TENSORS]
 
     def retain(self, keys: Collection[str]) -> None:
         """Drop all units but these, and the directories of the stage's former runs. What made the newest result
@@ -243,20 +246,18 @@ class Run:
                     shutil.rmtree(other)
 
     def _publish(self, name: str, state: State) -> None:
-        """Write a state beside its place, force it to the disk, give it its name, and read it back."""
-        _refuse_nonfinite(state, self.directory, name)
+        """Write a state beside its place, hash it there, force it to the disk, and give it its name."""
         # Named by process: an orphan of a killed launch may still be writing the same unit.
         building, final = self.directory / f".{name}.{os.getpid()}.building", self.directory / name
         try:
-            _write(building, state)
+            saved.write(building, state)
             if final.exists():  # only a damaged state is ever written again
                 shutil.rmtree(final)
             building.rename(final)
-            _sync(self.directory)
+            saved.sync(self.directory)
         except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
             raise self._unwritable(state, error) from error
-        check(final)
 
     def _unwritable(self, state: State, error: Exception) -> MachineError:
         needed = sum(tensor.nbytes for tensor in state.tensors.values())
@@ -320,71 +321,8 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _refuse_nonfinite(state: State, directory: Path, name: str) -> None:
-    for tensor_name, tensor in state.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            fix = "lower learning_rate of the training it comes from, then `ldm resume STATE` with one of `ldm runs`"
-            raise NumericsError(str(directory), f"{tensor_name} is not finite in {name}", "finite numbers", fix)
-
-
-def _write(directory: Path, state: State) -> None:
-    """Write files, then their hashes, then the folder, each forced to the disk before the next."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    artifact.write_tensors(directory / _TENSORS, state.tensors)
-    # Not write_json: a loss may be NaN, and columns keep their order.
-    (directory / _VALUES).write_text(json.dumps({"step": state.step, **state.values}), encoding="utf-8")
-    for name in (_TENSORS, _VALUES):
-        _sync(directory / name)
-    hashes = {name: artifact.sha256_file(directory / name) for name in (_TENSORS, _VALUES)}
-    artifact.write_json(directory / _MANIFEST, hashes)
-    _sync(directory / _MANIFEST)
-    _sync(directory)
-
-
 def replace_json(path: Path, value: object) -> None:
     """Write a JSON file as a whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     artifact.write_json(new, value)
     new.replace(path)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def check(directory: Path, manifest_sha256: str | None = None) -> Saved:
-    """Verify the hashes of a state's files. IntegrityError: one differs, a file cannot be read, or the manifest has
-    another hash than `manifest_sha256`."""
-    path = directory / _MANIFEST
-    fix = "see `ldm runs` for what else is saved, or start afresh"
-    try:
-        data = path.read_bytes()
-        manifest: dict[str, str] = json.loads(data)
-        if sorted(manifest) != sorted((_TENSORS, _VALUES)):
-            raise IntegrityError(str(path), f"files {sorted(manifest)}", f"{_TENSORS}, {_VALUES}", fix)
-        actual = hashlib.sha256(data).hexdigest()
-        if manifest_sha256 not in (None, actual):
-            raise IntegrityError(str(path), f"SHA-256 {actual}", str(manifest_sha256), fix)
-        for name, sha256 in manifest.items():
-            artifact.check_file(directory / name, sha256)
-    except (OSError, ValueError) as error:
-        raise IntegrityError(str(path), str(error), "the hashes of a state", fix) from None
-    return Saved(directory, actual)
-
-
-def read(saved: Saved) -> State:
-    """Read exactly this state. IntegrityError: it is gone, damaged, or has been written again."""
-    check(saved.directory, saved.manifest_sha256)
-    state = _mapped(saved.directory)
-    # Copies, since mapped tensors would change with their file, and a training updates them in place.
-    return State(state.step, {name: t.clone() for name, t in state.tensors.items()}, state.values)
-
-
-def _mapped(directory: Path) -> State:
-    values: dict[str, Any] = json.loads((directory / _VALUES).read_bytes())
-    return State(values.pop("step"), artifact.open_tensors(directory / _TENSORS), values)

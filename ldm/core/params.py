@@ -109,11 +109,21 @@ class MachineParams(Section):
     (at most SLURM_CPUS_PER_TASK), divided by the processes on this machine, but no more than the cores that are free
     when a stage starts."""
     num_workers: NonNegativeInt
-    """Worker processes that draw and clean images in `prepare`, besides the main process; 0 = none."""
+    """Worker processes that draw and clean images in `prepare`, besides the main process, and threads that decode them
+    in `encode_latents`; 0 = none."""
     attention: Literal["auto", "xformers", "sdpa", "math"]
     """Attention backend; auto = the fastest one that runs on this machine."""
     compile: bool
     """Whether the autoencoder and the UNet are compiled with torch.compile for training."""
+    num_batches_ahead: NonNegativeInt | None
+    """Batches that a thread of a training builds before their step asks for them; 0 = none. null = 2 on a GPU, which it
+    reads from pinned memory, and 0 on a CPU, where the thread would take a core from the training."""
+    background_saves: bool | None
+    """Whether a thread writes the saved states of a training while it goes on, from a copy in memory: the bytes of
+    weights, averages and moments once more (16 per weight), pinned on a GPU. null = only on a GPU."""
+    deterministic: bool
+    """Whether a GPU computes convolutions only in ways that add in one order; false = in the fastest way that it finds
+    by trying. CPUs always add in one order."""
     keep_finished_states: bool
     """Whether the last state of a finished training, including the optimizer, is kept in `runs/`, so that `ldm resume`
     can continue from it; false = a finished run is removed."""

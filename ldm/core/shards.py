@@ -196,7 +196,11 @@ class Shards:
 
     def images(self, numbers: Sequence[int]) -> 'UInt8[Tensor, "b 3 h w"]':
         """The decoded images of samples of one bucket."""
-        return images.to_tensor([_image(sample) for sample in self.read(numbers)])
+        return images.to_tensor(list(self.encoded(numbers)))
+
+    def encoded(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The encoded images of samples, each read when it is asked for."""
+        return map(_image, self.read(numbers))
 
     def image(self, i: int) -> bytes:
         """The encoded image of a sample."""

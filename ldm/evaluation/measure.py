@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.autoencoder.model import networks
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
-from ldm.compute.state import State
+from ldm.compute.saved import State
 from ldm.core import images
 from ldm.core.errors import ConfigError
 from ldm.core.params import Size

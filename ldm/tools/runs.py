@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.compute import fingerprint, state
+from ldm.compute import fingerprint, saved, state
 from ldm.core import config, locks, workspace
 from ldm.core.errors import ConfigError, MachineError
 from ldm.core.params import MachineParams, PathsParams
@@ -89,9 +89,9 @@ def ask(root: Path, text: str) -> str:
     run, path = _find(root, text)
     if run.holder is not None:
         raise MachineError(run.name, f"in use ({run.holder})", "a run that nobody works in", "stop it first")
-    saved = state.check(path)
+    found = saved.check(path)
     request = run.directory.parent / state.REQUEST
-    asked = {"state": f"{run.directory.name}/{path.name}", "manifest_sha256": saved.manifest_sha256}
+    asked = {"state": f"{run.directory.name}/{path.name}", "manifest_sha256": found.manifest_sha256}
     state.replace_json(request, asked)
     stage = run.directory.parent.name
     shown = "".join(f"\n  {line}" for line in fingerprint.in_words(run.differs, most=20)) or " nothing"

@@ -4,8 +4,8 @@ There is no random state and no position in the data: a batch is a pure function
 tensors and one integer. Nothing waits for the device between two rows of the log.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +15,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.compute import attention, ranks
-from ldm.compute.state import Run, State
+from ldm.compute.saved import State
+from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
-from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
+from ldm.core.errors import IntegrityError, NumericsError, Stopped
 from ldm.core.progress import Progress
+from ldm.training import batches
 from ldm.training.averages import Averages
+from ldm.training.batches import Batch, BatchAtStep
 from ldm.training.history import History, Row
 from ldm.training.live import Live
 from ldm.training.optimizer import ADVERSARY, Optimizers, learning_rate_at
-from ldm.training.pace import BatchAtStep, Pace
+from ldm.training.pace import Pace
 from ldm.training.params import AdversaryParams, AveragesParams, TrainingParams
 
 KeysAtStep = Callable[[int], list[str]]
@@ -54,7 +57,8 @@ def train(
     """Train `objective` for `params.num_steps` updates, from the newest state of `run` on.
 
     objective: maps a batch to scalars, "loss" among them, each a mean over the rows of the batch.
-    batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function.
+    batch_at_step: (step, rows) -> those rows of the global batch of that step, on the CPU; a pure function, which a
+        thread may call.
     keys_at_step: step -> keys of the samples of that batch, which are logged if its update is skipped.
     validate: called on every process with the averaged weights in the objective; its numbers become a row of the curve.
     picture: called on the main process with the averaged weights and a path to write a PNG to.
@@ -80,18 +84,22 @@ def train(
         if ranks.count() > 1:
             fix = "start all from equal packages on machines of one kind"
             ranks.agree(ranks.checksums(objective.state_dict()), fix)
+        batches.rows_per_pass(params, accelerator)
         pace = Pace(params.batch_size)
-        given = (objective, pace.timed(batch_at_step), keys_at_step, params, adversary, accelerator, averages)
-        training = _Training(*given)
+        training = _Training(objective, keys_at_step, params, adversary, accelerator, averages)
         if accelerator.is_main_process:
             run.open()
             run.adopt(training.accept)
         _restore(training, run, name)
         # Equal code and data should give equal batches; keys are cheap, so a few are compared before any is computed.
-        coming = range(training.step, training.step + _NUM_COMPARED_BATCHES)
-        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})
-        with Live(run, params, training.history, pace, is_shown=accelerator.is_main_process) as live:
-            _run_steps(training, run, validate, picture, name, live)
+        compared = range(training.step, training.step + _NUM_COMPARED_BATCHES)
+        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in compared})
+        remaining = range(training.step, params.num_steps)
+        with (
+            closing(batches.coming(batch_at_step, remaining, params, accelerator, run.machine)) as coming,
+            Live(run, params, training.history, pace, is_shown=accelerator.is_main_process) as live,
+        ):
+            _run_steps(training, pace.timed(coming), run, validate, picture, name, live)
             if training.averages.choose(run):
                 _compare(training)
                 training.history.validation.pop()
@@ -103,7 +111,13 @@ def train(
 
 
 def _run_steps(
-    training: "_Training", run: Run, validate: Validate, picture: Picture | None, name: str, live: Live
+    training: "_Training",
+    coming: Iterator[Batch],
+    run: Run,
+    validate: Validate,
+    picture: Picture | None,
+    name: str,
+    live: Live,
 ) -> None:
     """Update until the last step: log, validate and save when it is time to, and stop in good order if asked."""
     params, is_main = training.params, training.accelerator.is_main_process
@@ -112,7 +126,7 @@ def _run_steps(
         Progress(name, "step", params.num_steps, done=training.step, is_shown=is_main) as progress,
     ):
         while training.step < params.num_steps:
-            training.update()
+            training.update(coming)
             is_last = training.step == params.num_steps
             is_stopping = training.agree(stop.reason is not None)
             # The order counts: a saved state holds the rows of its own step, and the run its averages.
@@ -126,7 +140,7 @@ def _run_steps(
                 if is_last or training.step % params.validate_every_steps == 0:
                     _validate(training, validate, picture, run, live)
                 if is_last or is_stopping or training.step % params.save_every_steps == 0:
-                    _save(training, run)
+                    _save(training, run, is_needed=is_last or is_stopping)
             if is_stopping and not is_last:
                 found = f"{stop.reason or 'another process was asked to stop'} at step {training.step}"
                 raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
@@ -143,10 +157,15 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
     ranks.wait()
 
 
-def _save(training: "_Training", run: Run) -> None:
+def _save(training: "_Training", run: Run, is_needed: bool) -> None:
+    """Save the state. is_needed: return when it is on the disk, not while a thread writes it."""
     _compare(training)
+    asked = run.machine.background_saves if run.machine else None
+    in_background = training.accelerator.device.type == "cuda" if asked is None else asked
     if training.accelerator.is_main_process:
-        run.commit(training.state(), training.params.num_kept_states)
+        run.commit(training.state(), training.params.num_kept_states, in_background=in_background)
+        if is_needed:
+            run.settle()
     ranks.wait()
 
 
@@ -167,22 +186,6 @@ def _compare(training: "_Training") -> None:
         ranks.agree(ranks.checksums(training.state().tensors), fix)
 
 
-def rows_of_pass(number: int, rank: int, num_processes: int, num_rows: int) -> slice:
-    """Rows of the global batch that a process takes in one of its accumulation passes, each of `num_rows`."""
-    first = (number * num_processes + rank) * num_rows
-    return slice(first, first + num_rows)
-
-
-def rows_per_pass(params: TrainingParams, accelerator: Accelerator) -> int:
-    """Rows of a global batch that a process takes at once. MachineError: the processes cannot divide it."""
-    num_parts = params.num_accumulation_steps * accelerator.num_processes
-    if params.batch_size % num_parts:
-        found = f"{accelerator.num_processes} processes with num_accumulation_steps {params.num_accumulation_steps}"
-        fix = "start another number of processes, or change num_accumulation_steps or batch_size"
-        raise MachineError("training", found, f"a product that divides batch_size {params.batch_size}", fix)
-    return params.batch_size // num_parts
-
-
 class _BadUpdates(NamedTuple):
     """Counts of updates with a non-finite loss or gradient, which are skipped: int64 scalars on the device."""
 
@@ -200,7 +203,6 @@ class _Training:
     def __init__(
         self,
         objective: nn.Module,
-        batch_at_step: BatchAtStep,
         keys_at_step: KeysAtStep,
         params: TrainingParams,
         adversary: AdversaryParams | None,
@@ -210,9 +212,8 @@ class _Training:
         asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
         given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
         assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
-        self.objective, self.batch_at_step, self.keys_at_step = objective, batch_at_step, keys_at_step
+        self.objective, self.keys_at_step = objective, keys_at_step
         self.params, self.accelerator = params, accelerator
-        self.num_rows = rows_per_pass(params, accelerator)
         self.model: nn.Module = accelerator.prepare_model(objective.train())
         self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
         averaged = {name: weight for name, weight in self.weights.items() if not name.startswith(ADVERSARY)}
@@ -224,22 +225,21 @@ class _Training:
         self.history = History([], [], [], [])
         self._open_row()
 
-    def update(self) -> None:
+    def update(self, coming: Iterator[Batch]) -> None:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
-        scalars = self._gradients()
+        scalars = self._gradients(coming)
         is_good, norms = self.optimizers.update(self.step, self.accelerator)
         self.averages.update(self.step)
         self.step += 1
         self._count(is_good, {**scalars, **norms})
 
-    def _gradients(self) -> dict[str, Tensor]:
+    def _gradients(self, coming: Iterator[Batch]) -> dict[str, Tensor]:
         """Compute gradients of the mean loss over the global batch; return this process's means of the scalars."""
         num_passes = self.params.num_accumulation_steps
         sums: dict[str, Tensor] = {}
-        for i in range(num_passes):
-            rows = rows_of_pass(i, self.accelerator.process_index, self.accelerator.num_processes, self.num_rows)
-            batch = self.batch_at_step(self.step, rows)
-            batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        for _ in range(num_passes):
+            built = next(coming)
+            batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in built.items()}
             with self.accelerator.accumulate(self.model):
                 scalars: dict[str, Tensor] = self.model(batch)
                 loss = scalars["loss"]

@@ -1,14 +1,13 @@
 """How fast a training goes. Times depend on the machine, so they are shown while it runs, and kept in no result."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import psutil
 import torch
-from torch import Tensor
 
-BatchAtStep = Callable[[int, slice], dict[str, Tensor]]
+from ldm.training.batches import Batch
 
 
 class Pace:
@@ -20,16 +19,13 @@ class Pace:
         self._start = self._row_start = time.monotonic()
         self._stopped = self._waited = 0.0
 
-    def timed(self, batch_at_step: BatchAtStep) -> BatchAtStep:
-        """The same batches; the time until they are there is counted as waiting for data."""
-
-        def batch(step: int, rows: slice) -> dict[str, Tensor]:
-            start = time.monotonic()
-            drawn = batch_at_step(step, rows)
+    def timed(self, batches: Iterable[Batch]) -> Generator[Batch]:
+        """The same batches; the time until each is there is counted as waiting for data."""
+        start = time.monotonic()
+        for batch in batches:
             self._waited += time.monotonic() - start
-            return drawn
-
-        return batch
+            yield batch
+            start = time.monotonic()
 
     @contextmanager
     def stopped(self) -> Generator[None]:

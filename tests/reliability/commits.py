@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ldm.compute.state import Run, State, read
+from ldm.compute.saved import State, read
+from ldm.compute.state import Run
 from ldm.core.errors import MachineError
 from tests.import_closure import ROOT
 from tests.reliability import workspace

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ldm.compute import state
+from ldm.compute import saved
 from ldm.core.errors import IntegrityError, Stopped
 from ldm.training import loop
 from tests.forked import Ended, run_two
@@ -102,16 +102,16 @@ def _other_state(root: Path, victim: int, draw: random.Random) -> str:
 
     def work(rank: int) -> None:
         if rank == victim:
-            real, calls = state.check, [0]
+            real, calls = saved.check, [0]
 
-            def fails_once(directory: Path, manifest_sha256: str | None = None) -> state.Saved:
+            def fails_once(directory: Path, manifest_sha256: str | None = None) -> saved.Saved:
                 calls[0] += 1
                 if calls[0] > 1:
                     return real(directory, manifest_sha256)
                 text = os.strerror(number) if number else "SHA-256 of another state"
                 raise IntegrityError(str(directory), text, "a state", "see `ldm runs`")
 
-            state.check = fails_once
+            saved.check = fails_once
         _train(root, rank)
 
     ended = run_two(root, work)
@@ -156,7 +156,7 @@ def _other_weights(root: Path, victim: int, draw: random.Random) -> str:
         if rank == victim and not is_fresh:
             real = loop._Training.restore
 
-            def restore(running: loop._Training, found: state.State) -> None:
+            def restore(running: loop._Training, found: saved.State) -> None:
                 real(running, found)
                 kept = map(running.optimizers.moments, running.weights.values())
                 moments = [value for part in kept for value in part.values()]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
-from ldm.compute.state import Run, State, read
+from ldm.compute.saved import State, read
+from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
 from ldm.core.shards import Shards

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm import randomness
 from ldm.core.errors import Stopped
-from ldm.training.loop import rows_of_pass
+from ldm.training.batches import rows_of_pass
 from tests import test_training_loop
 from tests.reliability.report import Result
 from tests.toy_training import Batches, Toy, params, run_toy

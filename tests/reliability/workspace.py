@@ -15,7 +15,7 @@ import psutil
 import torch
 from ruamel.yaml import YAML
 
-from ldm.compute import state
+from ldm.compute import saved, state
 from ldm.core import artifact
 from ldm.training import plots
 from tests import stage_scripts, trained_data, training_data
@@ -176,7 +176,7 @@ class Interrupt:
         self._wrap(artifact, "write_tensors")
         real = state.Run._publish
 
-        def publish(run: state.Run, name: str, content: state.State) -> None:
+        def publish(run: state.Run, name: str, content: saved.State) -> None:
             self.num_published += 1
             with self._watching(self.num_published == self.publish):
                 real(run, name, content)

@@ -1,9 +1,12 @@
 """Encode images to latents, shard by shard."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ldm.autoencoder.encoding.latents import LatentScale, Measured, check_scaled
@@ -13,6 +16,7 @@ from ldm.compute import attention, process, ranks
 from ldm.compute.precision import autocast
 from ldm.compute.process import Accelerator
 from ldm.compute.state import Run
+from ldm.core import images
 from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.precompute.cache import CacheWriter
@@ -35,20 +39,35 @@ def encode(
     samples: range,
     params: EncodeLatentsParams,
     is_mirrored: bool,
+    num_workers: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Encode samples of one bucket: `mean` and `log_variance` [n, c, h, w] of their posteriors, in float16. If
-    `is_mirrored`, also those of the mirrored images, under names that end in `_mirrored`."""
+    `is_mirrored`, also those of the mirrored images, under names that end in `_mirrored`.
+
+    num_workers: threads that decode images meanwhile.
+    """
     parts: dict[str, list[Tensor]] = {}
-    for start in range(samples.start, samples.stop, params.batch_size):
-        numbers = range(start, min(start + params.batch_size, samples.stop))
-        pixels = shards.images(numbers).to(device)
-        for ending, image in {"": pixels, "_mirrored": pixels.flip(-1)}.items() if is_mirrored else [("", pixels)]:
-            with autocast(device, params.precision):
-                posterior = autoencoder.encode(to_signal(image))
-            parts.setdefault(f"mean{ending}", []).append(posterior.mean.half().cpu())
-            parts.setdefault(f"log_variance{ending}", []).append(posterior.log_variance.half().cpu())
-    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+    with closing(_batches(shards, samples, params.batch_size, num_workers)) as batches:
+        for batch in batches:
+            pixels = (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)
+            for ending, image in {"": pixels, "_mirrored": pixels.flip(-1)}.items() if is_mirrored else [("", pixels)]:
+                with autocast(device, params.precision):
+                    posterior = autoencoder.encode(to_signal(image))
+                parts.setdefault(f"mean{ending}", []).append(posterior.mean.half())
+                parts.setdefault(f"log_variance{ending}", []).append(posterior.log_variance.half())
+    # The device is waited for once.
+    return {name: torch.cat(tensors).cpu() for name, tensors in parts.items()}
+
+
+def _batches(shards: Shards, samples: range, batch_size: int, num_workers: int) -> Generator[UInt8[Tensor, "b 3 h w"]]:
+    """Decoded images of samples, in order."""
+    most = 2 * batch_size if num_workers else 0
+    # They are read here, one after the other, as they lie on the disk.
+    read = shards.encoded(samples)
+    with closing(process.ahead(images.decode, read, num_results=most, num_threads=num_workers)) as decoded:
+        while pixels := list(islice(decoded, batch_size)):
+            yield images.stacked(pixels)
 
 
 def scales(params: EncodeLatentsParams, train: Measured, val: Measured, where: str) -> tuple[LatentScale, LatentScale]:
@@ -72,16 +91,20 @@ def write_shards(
     autoencoder: Autoencoder,
     shards: Shards,
     params: EncodeLatentsParams,
+    num_workers: int,
     accelerator: Accelerator,
     run: Run,
 ) -> None:
     """Write a split, training images mirrored too if the params say so: one shard of latents per shard of images.
-    Shards that `run` has kept are reused, the others are encoded now. Each process does its share."""
+    Shards that `run` has kept are reused, the others are encoded now. Each process does its share.
+
+    num_workers: as of `encode`.
+    """
     is_mirrored = params.mirrored and shards.directory.name == "train"
     work = {key: shards.shard_samples(number) for number, key in enumerate(shards.shard_sha256)}
 
     def compute(samples: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return encode(autoencoder, shards, samples, params, is_mirrored, accelerator.device), {}
+        return encode(autoencoder, shards, samples, params, is_mirrored, num_workers, accelerator.device), {}
 
     keep_each(run, work, compute, f"encode_latents {shards.directory.name}", "shard", accelerator)
     for number in process.share_of(range(shards.num_shards), accelerator):

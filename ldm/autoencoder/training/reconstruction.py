@@ -21,7 +21,7 @@ from ldm.compute.process import Accelerator
 from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.randomness import Order
-from ldm.training.loop import rows_per_pass
+from ldm.training.batches import rows_per_pass
 from ldm.training.params import TrainingParams
 
 _LEAST_MSE = 1e-3
@@ -42,8 +42,7 @@ def open_splits(folder: Path, is_trained: bool, accelerator: Accelerator) -> dic
 
 
 class ImageBatches:
-    """What `ReconstructionObjective` takes at any step, drawn for the global batch, then cut to the `rows` of this
-    process."""
+    """What `ReconstructionObjective` takes at any step: the `rows` of its global batch."""
 
     def __init__(
         self, shards: Shards, network: StoredParams, loss: ReconstructionParams, training: TrainingParams
@@ -65,9 +64,7 @@ class ImageBatches:
             batch["turns"] = turns[rows]
         if adversarial and step >= adversarial.start_step:
             batch["adversarial"] = torch.ones(len(batch["image"]))
-        shape = size, self._channels, *latent_size
-        noise = torch.randn(*shape, generator=randomness.generator(seed, "posterior", step))
-        return {**batch, "noise": noise[rows]}
+        return {**batch, "noise": randomness.normal(rows, (self._channels, *latent_size), seed, "posterior", step)}
 
     def keys(self, step: int) -> list[str]:
         """Keys of the samples in the global batch of a step."""

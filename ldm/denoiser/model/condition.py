@@ -29,8 +29,9 @@ class Condition:
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Tensor]) -> Self:
-        """From a training batch, which holds the `parts` of a condition among other tensors."""
-        return cls(**{field.name: batch[field.name] for field in fields(cls) if field.name in batch})
+        """From a training batch, which holds the `parts` of a condition among other tensors, as they are stored."""
+        parts = {field.name: batch[field.name] for field in fields(cls) if field.name in batch}
+        return cls(**{name: part.float() if part.is_floating_point() else part for name, part in parts.items()})
 
     @property
     def parts(self) -> dict[str, Tensor]:

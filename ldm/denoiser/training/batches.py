@@ -13,7 +13,7 @@ from ldm.randomness import Order
 
 
 class LatentBatches:
-    """Latents, conditions, noise and times of any step, drawn for the global batch and then cut to `rows`."""
+    """Latents, conditions, noise and times of any step, of the `rows` of its global batch."""
 
     def __init__(self, pairs: LatentsAndCaptions, params: TrainUNetParams) -> None:
         self._pairs, self._params, self._latent_shapes = pairs, params, pairs.latent_shapes
@@ -25,14 +25,16 @@ class LatentBatches:
         training, draw = self._params.training, self._order.at_step(step)
         samples = draw.samples[rows]
         # Two noises per sample: one selects the posterior sample, the other is that of the forward process.
-        shape = 2, training.batch_size, *self._latent_shapes[draw.bucket]
-        both = torch.randn(shape, generator=randomness.generator(training.seed, "noise", step))[:, rows]
+        shape = 2, *self._latent_shapes[draw.bucket]
+        posterior_noise, noise = randomness.normal(rows, shape, training.seed, "noise", step).unbind(1)
+        if self._params.diffusion.offset_noise:
+            noise = noise + self._offset(step, rows)
         captions = self._pairs.captions(samples, training.seed, draw.epochs[rows])
         mirrored = None if self._mirroring is None else self._mirroring(samples, draw.epochs[rows], captions)
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         return {
-            "z0": self._pairs.latents(samples, both[0], mirrored),
-            "noise": both[1] + self._offset(step)[rows] if self._params.diffusion.offset_noise else both[1],
+            "z0": self._pairs.latents(samples, posterior_noise, mirrored),
+            "noise": noise,
             "t": self._times(step)[rows],
             "dropped": dropped,
             **self._pairs.text.parts(captions, dropped),
@@ -42,11 +44,11 @@ class LatentBatches:
         """Keys of the samples in the global batch of a step."""
         return [self._pairs.keys[sample] for sample in self._order.at_step(step).samples.tolist()]
 
-    def _offset(self, step: int) -> Float[Tensor, "b c 1 1"]:
+    def _offset(self, step: int, rows: slice) -> Float[Tensor, "b c 1 1"]:
         """Noise of one number per row and channel (Guttenberg 2023, "Diffusion with Offset Noise")."""
-        generator = randomness.generator(self._params.training.seed, "offset noise", step)
-        shape = self._params.training.batch_size, self._latent_shapes[0][0], 1, 1
-        return self._params.diffusion.offset_noise * torch.randn(shape, generator=generator)
+        shape = self._latent_shapes[0][0], 1, 1
+        drawn = randomness.normal(rows, shape, self._params.training.seed, "offset noise", step)
+        return self._params.diffusion.offset_noise * drawn
 
     def _times(self, step: int) -> Float[Tensor, " b"]:
         u = self._uniform("time", step)

@@ -44,11 +44,13 @@ class StoredTexts:
     def __init__(self, embeddings: TextEmbeddings, takes_pooled: bool) -> None:
         self._embeddings, self._takes_pooled = embeddings, takes_pooled
         taken = (name for name in embeddings.null if name != "pooled" or takes_pooled)
-        self._null = Condition(**{name: embeddings.null[name] for name in taken})
+        null = {name: embeddings.null[name] for name in taken}
+        self._null = Condition(**{name: part if name == "mask" else part.half() for name, part in null.items()})
 
     def parts(self, texts: Sequence[str], dropped: Bool[Tensor, " b"]) -> dict[str, Tensor]:
-        """Parts of the condition."""
-        return self.condition(texts).with_rows(dropped, self._null).parts
+        """Parts of the condition in float16, as they are stored: half as much to copy to a device."""
+        stored = self._embeddings.stored(self._embeddings.rows(texts), with_pooled=self._takes_pooled)
+        return Condition(**stored).with_rows(dropped, self._null).parts
 
     def condition(self, texts: Sequence[str]) -> Condition:
         """IntegrityError: a caption was not embedded."""

@@ -19,7 +19,7 @@ from ldm.denoiser.model.diffusion import Denoiser, DenoisingObjective, Schedule,
 from ldm.denoiser.training.bound import VariationalBound
 from ldm.denoiser.training.inputs import LatentsAndCaptions
 from ldm.denoiser.training.params import TrainUNetParams
-from ldm.training.loop import Accelerator, rows_per_pass
+from ldm.training.batches import Accelerator, rows_per_pass
 
 PICTURE_TIMES = (0.25, 0.5, 0.75, 1.0)
 NOISIEST = 0.05

@@ -185,13 +185,17 @@ class TextEmbeddings(TextContext):
 
     def parts(self, rows: Int[np.ndarray, "b"], *, with_pooled: bool = True) -> dict[str, Tensor]:
         """The parts of stored captions. Features have length 1 up to the rounding of float16."""
+        stored = self.stored(rows, with_pooled=with_pooled)
+        return {name: part if name == "mask" else part.float() for name, part in stored.items()}
+
+    def stored(self, rows: Int[np.ndarray, "b"], *, with_pooled: bool = True) -> dict[str, Tensor]:
+        """The same in float16, as they are stored."""
         parts: dict[str, Tensor] = {}
         if self.is_masked:
-            tokens, parts["mask"] = self._cache.gather_padded("tokens", rows, self.num_tokens)
+            parts["tokens"], parts["mask"] = self._cache.gather_padded("tokens", rows, self.num_tokens)
         else:
-            tokens = self._cache.gather("tokens", rows)
-        parts["tokens"] = tokens.float()
-        return parts | ({"pooled": self._cache.gather("pooled", rows).float()} if with_pooled else {})
+            parts["tokens"] = self._cache.gather("tokens", rows)
+        return parts | ({"pooled": self._cache.gather("pooled", rows)} if with_pooled else {})
 
     def check_holds(self, split: str, captions: Captions) -> None:
         """IntegrityError unless all captions of a split are here."""

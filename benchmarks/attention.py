@@ -1,0 +1,86 @@
+"""Backends of attention at the shapes of the run, forwards and backwards: does `auto` choose the fastest?
+
+Shapes are all that `train_unet` of params.yaml has, in its batches; on a GPU those of Stable Diffusion 1 too. The ratio
+is the time of the fastest backend of each shape, summed, over that of `auto`: 1 = nothing is faster.
+"""
+
+import argparse
+
+import torch
+
+from benchmarks import measuring, steps
+from benchmarks.measuring import DEVICE, Found, Row, Side, Spread
+from ldm.compute import attention
+from ldm.compute.attention import Attend, Shape
+from ldm.compute.precision import DTYPES
+from ldm.core.errors import MachineError
+from ldm.denoiser.model.networks import build
+
+BACKENDS: dict[str, Attend] = {"math": attention.math, "sdpa": attention.sdpa, "xformers": attention.xformers}
+
+
+def run_here() -> dict[str, Attend]:
+    """Backends that run on this device at all."""
+    found: dict[str, Attend] = {}
+    for name in ("math", "sdpa", "xformers"):
+        try:
+            attention.select(name, DEVICE)
+        except MachineError:
+            continue
+        found[name] = BACKENDS[name]
+    return found
+
+
+def side(backend: Attend, shape: Shape, num_images: int, width: int, dtype: torch.dtype) -> Side:
+    """Attention of a batch forwards and backwards, with the memory layout of heads in a network."""
+    n, m, head = shape
+    tokens = (torch.randn(num_images, t, max(1, width // head), head, device=DEVICE, dtype=dtype) for t in (n, m, m))
+    q, k, v = (part.transpose(1, 2).requires_grad_() for part in tokens)
+    upwards = torch.randn_like(q)
+    return lambda: torch.autograd.grad(backend(q, k, v, None), (q, k, v), upwards)
+
+
+def shapes(small: bool) -> list[tuple[steps.Shape, list[Shape]]]:
+    """Every network with the different shapes of its attention."""
+    networks = [steps.small() if small else steps.default()]
+    networks += [steps.stable_diffusion(64, 8)] if DEVICE.type == "cuda" and not small else []
+    found: list[tuple[steps.Shape, list[Shape]]] = []
+    for network in networks:
+        size, tokens = network.params.latent_size, network.num_tokens
+        with torch.device("meta"):
+            of_unet = build(network.params).attention_shapes(size, size)
+        limit = network.params.max_context_tokens
+        cut = [Shape(*(tokens if n == limit else n for n in shape[:2]), shape.head_width) for shape in of_unet]
+        found.append((network, list(dict.fromkeys(cut))))
+    return found
+
+
+def measure(options: argparse.Namespace) -> Found:
+    """All backends at all shapes, by precision."""
+    backends, tables, ratios = run_here(), dict[str, list[Row]](), dict[str, Spread | float]()
+    chosen = attention.select("auto", DEVICE)
+    for network, own in shapes(options.small):
+        suffix = "" if network.name == "default" else f"_{network.name}"
+        width = network.params.channels[-1]
+        for precision, dtype in DTYPES.items():
+            fastest, auto, rows = list[list[float]](), list[list[float]](), list[Row]()
+            for shape in own:
+                sides = {
+                    name: side(backend, shape, network.num_images, width, dtype)
+                    for name, backend in {**backends, "auto": attention.attend}.items()
+                }
+                found = measuring.turns(sides, options.rounds)
+                best = min(backends, key=lambda name: measuring.spread(found[name])[0])
+                fastest.append(found[best])
+                auto.append(found["auto"])
+                ms = {f"{name}, ms": 1000 * measuring.spread(times)[0] for name, times in found.items()}
+                queries, keys, head = shape
+                rows.append({"queries x keys": f"{queries} x {keys}", "head width": head, **ms, "fastest": best})
+            tables[f"Attention in {precision}, {network.num_images} images ({network.name}); auto is {chosen}"] = rows
+            sums = [[sum(times) for times in zip(*each, strict=True)] for each in (fastest, auto)]
+            ratios[f"attention_{precision}{suffix}"] = measuring.quotient(*sums)
+    return Found(tables, ratios)
+
+
+if __name__ == "__main__":
+    measuring.main("attention", __doc__, measure, rounds=(30, 2))

@@ -1,0 +1,174 @@
+"""Everything that wants a GPU, in one command of ten minutes that downloads nothing: `make gpu`.
+
+The tests with the mark `gpu`; benchmarks; and the default recipe, trained to its end by its stages. On a GPU the
+results are written to docs/gpu.json, with the card's name, and to the tables of docs/gpu.md. Without one the same runs
+at the least size, the recipe tiny for the default, and its results, which mean nothing, go to runs/gpu: so it cannot
+rot.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import measuring, page
+from benchmarks.measuring import DEVICE, ROOT, Row
+from ldm.core import config
+from ldm.core.params import MachineParams
+from ldm.tools import recipe
+from ldm.training.history import PACE
+
+PAGE, RESULT = ROOT / "docs/gpu.md", ROOT / "docs/gpu.json"
+BENCHMARKS = ("train_step", "attention", "many")
+STAGES = (
+    *("prepare", "train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"),
+    *("sample", "evaluate"),
+)
+SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
+IS_SMALL = DEVICE.type == "cpu"
+NUM_SECONDS = 3600 if IS_SMALL else 600
+"""For everything; a CPU may have other work. A part that is not done by then counts as failed, and what it found is
+written with the results of the others."""
+Part = Callable[[Path, float, dict[str, Any]], None]
+"""Of a folder of its own, the time at which it is ended, and what it found, to which it adds as it goes."""
+
+
+def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
+    """Numbers of tests by their end."""
+    files = sorted(str(path) for path in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    report = folder / "tests.xml"
+    _run(["-m", "pytest", "-m", "gpu", f"--junitxml={report}", *files], ROOT, end, is_checked=False)
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    if found["failures"] or found["errors"]:
+        raise RuntimeError("a test failed")
+
+
+def benchmarks(folder: Path, end: float, found: dict[str, Any]) -> None:
+    """What each of them found."""
+    for name in BENCHMARKS:
+        size = ["--small"] if IS_SMALL else []
+        _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
+        result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
+        found[name] = {"tables": result["tables"], "ratios": result["ratios"]}
+
+
+def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
+    """Seconds of every stage, speeds of the trainings, and scores, of a recipe that is run in a folder of its own."""
+    name = "tiny" if IS_SMALL else recipe.DEFAULT
+    _write_params(folder, name)
+    found |= {"recipe": name, "seconds": {}, "trainings": {}, "scores": {}, "ratios": {}}
+    for stage in STAGES:
+        begin = time.monotonic()
+        try:
+            _run([str(ROOT / "stages" / f"{stage}.py")], folder, end)
+        finally:
+            found["seconds"][stage] = round(time.monotonic() - begin, 1)
+            for path in folder.glob(f"runs/{stage}/*/{PACE}"):
+                found["trainings"][stage] = speeds = _speeds(path)
+                found["ratios"]["data_wait"] = max(found["ratios"].get("data_wait", 0), speeds.get("data_wait", 0))
+    metrics = json.loads((folder / "data/evaluation/metrics.json").read_bytes())
+    found["scores"] |= {score: metrics[score] for score in SCORES if score in metrics}
+
+
+def _write_params(folder: Path, name: str) -> None:
+    """The params of a recipe, with runs that are kept for their speeds, and all cores at work in `prepare`."""
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text() if name == recipe.DEFAULT else recipe.complete(name)
+    machine = config.read(MachineParams, "machine", ROOT / "recipes/default.yaml")
+    num_workers = len(os.sched_getaffinity(0)) - 1
+    for old, new in [
+        (f"keep_finished_states: {str(machine.keep_finished_states).lower()}", "keep_finished_states: true"),
+        (f"  num_workers: {0 if IS_SMALL else machine.num_workers}\n", f"  num_workers: {num_workers}\n"),
+    ]:
+        assert text.count(old) == 1, f"{old!r} is not once in the recipe {name}"
+        text = text.replace(old, new)
+    (folder / config.PARAMS).write_text(text)
+    (folder / config.PATHS).write_text((ROOT / config.PATHS).read_text())
+
+
+def _speeds(table: Path) -> dict[str, float]:
+    """Medians over the rows of a training, without the first."""
+    with table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[1:]
+    names = ("samples_per_second", "data_wait", "memory_gb")
+    return {name: median(float(row[name]) for row in rows) for name in names} if rows else {}
+
+
+def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True) -> None:
+    """A Python command, which is ended when its time is over."""
+    places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    left = max(end - time.monotonic(), 1)
+    environment = {**os.environ, "PYTHONPATH": places}
+    subprocess.run([sys.executable, *command], cwd=where, env=environment, check=is_checked, timeout=left)
+
+
+def measure(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
+    """The results of all parts, and what failed."""
+    end = time.monotonic() + NUM_SECONDS
+    result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}}
+    for part in parts:
+        name, begin = part.__name__, time.monotonic()
+        print(f"\n# {name}", flush=True)
+        own = folder / name
+        own.mkdir(parents=True)
+        result[name] = {}
+        try:
+            part(own, end, result[name])
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            result["failed"][name] = str(error).replace(str(folder), "").replace(str(ROOT), "")
+        result["seconds"][name] = round(time.monotonic() - begin, 1)
+    return result
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    machine, seconds = result["machine"], result["seconds"]
+    where = f"{machine['device']}, commit {machine['commit']}, torch {machine['torch']}"
+    parts = [
+        f"{where}; {sum(seconds.values()):.0f} seconds.\n",
+        *(f"**{name} failed**: {why}\n" for name, why in result["failed"].items()),
+    ]
+    if not IS_SMALL:
+        measured = {**result.get("benchmarks", {}), "recipes": result.get("recipes") or {"ratios": {}}}
+        parts.append(page.targets({DEVICE.type: measured}))
+    if result.get("tests"):
+        parts.append(page.markdown([result["tests"]]))
+    for each in result.get("benchmarks", {}).values():
+        parts += [f"{title}:\n\n{page.markdown(rows)}" for title, rows in each["tables"].items()]
+        ratios = [{"ratio": f"`{name}`", "found": page.value_of(value)} for name, value in each["ratios"].items()]
+        parts += [page.markdown(ratios)] if ratios else []
+    if result.get("recipes"):
+        found = result["recipes"]
+        stages: list[Row] = [{"stage": name, "seconds": value} for name, value in found["seconds"].items()]
+        trainings: list[Row] = [{"training": name, **speeds} for name, speeds in found["trainings"].items()]
+        scores: list[Row] = [{"score": name, "found": value} for name, value in found["scores"].items()]
+        parts += [
+            f"Recipe {found['recipe']}:\n",
+            *(page.markdown(rows) for rows in (stages, trainings, scores) if rows),
+        ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run all, and write the results. Exit code 1: a part failed."""
+    folder = ROOT / "runs/gpu"
+    shutil.rmtree(folder, ignore_errors=True)
+    result = measure(folder, (tests, benchmarks, recipes))
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    (folder / RESULT.name if IS_SMALL else RESULT).write_text(text, encoding="utf-8")
+    if not IS_SMALL:
+        PAGE.write_text(page.rewritten(PAGE.read_text(encoding="utf-8"), "gpu", tables(result)), encoding="utf-8")
+    print(f"\n{tables(result)}")
+    sys.exit(bool(result["failed"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`make gpu`: what it writes, and what is left when a part fails. CI runs the command itself, at the least size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from ldm.core import config
+from ldm.core.params import MachineParams
+from tests.import_closure import ROOT
+
+
+def works(folder: Path, end: float, found: dict[str, Any]) -> None:
+    (folder / "own").touch()
+    found |= {"tests": 3, "failures": 0}
+
+
+def fails(folder: Path, end: float, found: dict[str, Any]) -> None:
+    found["train_step"] = {"tables": {"Steps": [{"network": "ours", "ms": 1.5}]}, "ratios": {"train_step": [1.2, 1, 2]}}
+    raise OSError(f"no room in {folder}/x of {ROOT}")
+
+
+def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "__name__", "tests")
+    monkeypatch.setattr(fails, "__name__", "benchmarks")
+    result = gpu.measure(tmp_path, (works, fails))
+    assert json.loads(json.dumps(result)) == result
+    assert result["tests"] == {"tests": 3, "failures": 0} and list(result["seconds"]) == ["tests", "benchmarks"]
+    told = result["failed"]["benchmarks"]
+    assert told.startswith("no room in") and str(tmp_path) not in told and str(ROOT) not in told
+    page = gpu.tables(result)
+    assert "**benchmarks failed**: no room" in page
+    assert "| ours | 1.5 |" in page and "| `train_step` | 1.2 (1 to 2) |" in page and "| 3 | 0 |" in page
+
+
+def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "IS_SMALL", False)
+    monkeypatch.setattr(gpu, "DEVICE", torch.device("cuda"))
+    many = {"tables": {}, "ratios": {"many_images_seconds": 42.0, "train_step_sd1_32": [1.4, 1.3, 1.5]}}
+    machine = {"device": "Card X", "commit": "0", "torch": "2"}
+    recipe = {"recipe": "default", "seconds": {}, "trainings": {}, "scores": {}, "ratios": {"data_wait": 0.05}}
+    result = {"machine": machine, "seconds": {"recipes": 7}, "failed": {}, "benchmarks": {"many": many}}
+    text = gpu.tables(result | {"recipes": recipe})
+    assert text.startswith("Card X, commit 0, torch 2; 7 seconds.")
+    lines = {line.split(" | ")[0]: line for line in text.splitlines()[::-1]}  # the first table
+    assert "| 42 | reached |" in lines["| `many_images_seconds`"] and "| 0.05 | missed |" in lines["| `data_wait`"]
+    assert "above the floor" in lines["| `train_step_sd1_32`"] and "not measured" in lines["| `train_step_sd1_64`"]
+    whole = gpu.page.rewritten(gpu.PAGE.read_text(encoding="utf-8"), "gpu", text)
+    assert text in whole and "make gpu" in whole
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu._run(["-c", "import time; time.sleep(600)"], tmp_path, end=0.0)
+    with pytest.raises(subprocess.CalledProcessError):
+        gpu._run(["-c", "raise SystemExit(3)"], tmp_path, end=float("inf"))
+
+
+@pytest.mark.parametrize(("is_small", "name"), [(True, "tiny"), (False, "default")])
+def test_recipes_are_run_with_runs_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool, name: str
+) -> None:
+    monkeypatch.setattr(gpu, "IS_SMALL", is_small)
+    gpu._write_params(tmp_path, name)
+    machine = config.read(MachineParams, "machine", tmp_path / config.PARAMS)
+    assert machine.keep_finished_states
+    assert (tmp_path / config.PATHS).read_text() == (ROOT / config.PATHS).read_text()
+
+
+def test_speeds_are_those_after_the_first_row(tmp_path: Path) -> None:
+    table = tmp_path / "pace.csv"
+    rows = [(5, 1, 0.9, 1), (10, 8, 0.1, 2), (15, 10, 0.2, 2), (20, 9, 0.3, 3)]
+    lines = [",".join(map(str, row)) for row in rows]
+    table.write_text("step,samples_per_second,data_wait,memory_gb\n" + "\n".join(lines))
+    assert gpu._speeds(table) == {"samples_per_second": 9, "data_wait": 0.2, "memory_gb": 2}
+    table.write_text("step,samples_per_second,data_wait,memory_gb\n5,1,1,1\n")
+    assert gpu._speeds(table) == {}
+
+
+def test_tests_with_the_mark_are_found_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], where: Path, end: float, *, is_checked: bool) -> None:
+        asked.append(command)
+        counts = 'tests="4" failures="1" errors="0" skipped="2"'
+        (tmp_path / "tests.xml").write_text(f"<testsuites><testsuite {counts}/></testsuites>")
+
+    monkeypatch.setattr(gpu, "_run", run)
+    found: dict[str, Any] = {}
+    with pytest.raises(RuntimeError, match="a test failed"):
+        gpu.tests(tmp_path, 0.0, found)
+    assert found == {"tests": 4, "failures": 1, "errors": 0, "skipped": 2}
+    assert str(ROOT / "tests/test_gpu_training.py") in asked[0] and sys.executable not in asked[0]
