@@ -24,8 +24,14 @@ from tests.toy_training import DEFAULTS
 NUM_SAMPLES = {"train": 13, "val": 6}
 SIZE_PX, CHANNELS, LATENT_SIZE, NUM_TOKENS, WIDTH = 16, 4, 4, 5, 8
 
-KEPT: dict[str, Any] = {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []}
-"""What section machine says of runs."""
+KEPT: dict[str, Any] = {
+    "channels_last": False,
+    "keep_finished_states": False,
+    "num_kept_runs": 3,
+    "max_run_age_days": 30,
+    "trackers": [],
+}
+"""Keys of section machine that most tests leave alone."""
 AUTOENCODER: dict[str, Any] = {
     "source": {
         "kind": "train",

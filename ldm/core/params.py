@@ -110,10 +110,17 @@ class MachineParams(Section):
     when a stage starts."""
     num_workers: NonNegativeInt
     """Worker processes that draw and clean images in `prepare`, besides the main process; 0 = none."""
-    attention: Literal["auto", "xformers", "sdpa", "math"]
-    """Attention backend; auto = the fastest one that runs on this machine."""
-    compile: bool
-    """Whether the autoencoder and the UNet are compiled with torch.compile for training."""
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "math"]
+    """Attention backend; auto = the fastest one that runs on this machine, measured on a GPU at the shapes of the run.
+    cudnn = PyTorch's kernels like sdpa, those of cuDNN first."""
+    compile: Literal[False, True, "blocks", "graphs"]
+    """Whether torch.compile compiles the autoencoder and the UNet, in trainings and in stages that encode and sample.
+    true = each network as a whole, which takes minutes; blocks = the blocks that it repeats, one by one, in a fraction
+    of the time; graphs = as a whole, replayed by a GPU as a CUDA graph, for small networks that keep a GPU waiting for
+    Python."""
+    channels_last: bool
+    """Whether convolutions work on feature maps that hold all channels of a position beside each other, as tensor cores
+    do. On a GPU it pays with `compile` alone, since PyTorch's own group norms turn the order back."""
     keep_finished_states: bool
     """Whether the last state of a finished training, including the optimizer, is kept in `runs/`, so that `ldm resume`
     can continue from it; false = a finished run is removed."""

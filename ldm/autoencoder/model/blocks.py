@@ -8,13 +8,43 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.compute.attention import attend
+from ldm.compute.compilation import Block
 
 KeysValues = tuple[Float[Tensor, "b k m d"], Float[Tensor, "b k m d"]]
 """What an `Attention` makes of a context, by heads."""
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-class ResBlock(nn.Module):
+class GroupNorm(nn.GroupNorm):
+    """A group norm in the type of its input, with sums in float32.
+
+    Autocast would widen input and output to float32 on a GPU, where nearly all of its time is memory traffic; on a CPU
+    it does not.
+    """
+
+    def forward(self, input: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        """The same shape and type."""
+        if input.device.type == "cpu":
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            # Kernels of GPUs take weights of the type of their input alone.
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm in the type of its input, with sums in float32, for the reason of `GroupNorm`."""
+
+    def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The same shape and type."""
+        if input.device.type == "cpu":
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return functional.layer_norm(input, list(self.normalized_shape), weight, bias, self.eps)
+
+
+class ResBlock(Block):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))); if the width changes, the shortcut is a 1x1 convolution.
 
     The last convolution starts at zero, so a deep stack starts as the identity (Dhariwal & Nichol 2021, their code).
@@ -24,10 +54,10 @@ class ResBlock(nn.Module):
         self, in_channels: int, out_channels: int, norm_groups: int, norm_eps: float, time_width: int | None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, norm_eps)
+        self.norm1 = GroupNorm(norm_groups, in_channels, norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, norm_eps)
+        self.norm2 = GroupNorm(norm_groups, out_channels, norm_eps)
         self.conv2 = start_at_zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -6,6 +6,7 @@ and the last convolution start at zero, so the untrained network predicts zero a
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
+from ldm.autoencoder.model.blocks import Attention, GroupNorm, KeysValues, LayerNorm, ResBlock, Upsample, start_at_zero
 from ldm.compute.attention import Shape
+from ldm.compute.compilation import Block
 from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.params import UNetParams
@@ -44,7 +46,7 @@ class UNet(Network):
         self.down_blocks = nn.ModuleList(DownLevel(params, level, skip_widths) for level in range(len(widths)))
         self.mid_block = MiddleLevel(params)
         self.up_blocks = nn.ModuleList(UpLevel(params, level, skip_widths) for level in reversed(range(len(widths))))
-        self.conv_norm_out = nn.GroupNorm(params.norm_groups, first, NORM_EPS)
+        self.conv_norm_out = GroupNorm(params.norm_groups, first, NORM_EPS)
         self.conv_out = start_at_zero(nn.Conv2d(first, params.latent_channels, 3, padding=1))
 
     def attention_shapes(self, height: int, width: int) -> list[Shape]:
@@ -116,7 +118,11 @@ class Level(nn.Module):
 
     def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         h = self.resnets[number](h, time)
-        return self.attentions[number](h, condition) if number < len(self.attentions) else h
+        if number == len(self.attentions):
+            return h
+        attention = cast(SpatialTransformer, self.attentions[number])
+        # Its graph, if it is compiled, knows tensors alone, and so serves all blocks of its size.
+        return attention(h, attention.contexts(condition), condition.mask)
 
 
 class DownLevel(Level):
@@ -199,24 +205,36 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(functional.silu(self.linear_1(waves)))
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Block):
     """Transformer layers over all positions of a feature map, with a residual connection around them."""
 
     def __init__(self, params: UNetParams, width: int, head_width: int) -> None:
         super().__init__()
         linear, num_heads = params.linear_projection, width // head_width
-        self.norm = nn.GroupNorm(params.norm_groups, width, TRANSFORMER_NORM_EPS)
+        self.norm = GroupNorm(params.norm_groups, width, TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerLayer(width, num_heads, params.context_width) for _ in range(params.num_transformer_layers)
         )
         self.proj_out = start_at_zero(nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Float[Tensor, "b c h w"], condition: Condition | Prepared) -> Float[Tensor, "b c h w"]:
-        """Attend to all positions of the feature map and to the tokens; the shape stays the same."""
+    def contexts(self, condition: Condition | Prepared) -> list[Tensor] | list[KeysValues]:
+        """What each of its layers attends to: the tokens, or what they have become for it."""
+        layers = cast(Iterable[TransformerLayer], self.transformer_blocks)
+        if isinstance(condition, Condition):
+            return [condition.tokens for _ in layers]
+        return [condition.keys_values[layer.attn2] for layer in layers]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        contexts: list[Tensor] | list[KeysValues],
+        mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Attend to all positions of the feature map and to the contexts; the shape stays the same."""
         tokens = _project(self.norm(x).flatten(2).transpose(1, 2), self.proj_in)
-        for layer in self.transformer_blocks:
-            tokens = layer(tokens, condition)
+        for layer, context in zip(self.transformer_blocks, contexts, strict=True):
+            tokens = layer(tokens, context, mask)
         return x + _project(tokens, self.proj_out).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -225,19 +243,20 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, context_width: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, num_heads, bias=False)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.attn2 = Attention(width, context_width, num_heads, bias=False)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Condition | Prepared) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: Tensor | KeysValues, mask: Bool[Tensor, "b m"] | None
+    ) -> Float[Tensor, "b n d"]:
         """Updated tokens of the feature map."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        context = condition.tokens if isinstance(condition, Condition) else condition.keys_values[self.attn2]
-        x = x + self.attn2(self.norm2(x), context, condition.mask)
+        x = x + self.attn2(self.norm2(x), context, mask)
         return x + self.ff(self.norm3(x))
 
 
@@ -297,14 +316,14 @@ class ContextEncoder(nn.Module):
         return context
 
 
-class ContextLayer(nn.Module):
+class ContextLayer(Block):
     """Pre-norm self-attention and feed-forward network, each on a residual branch that starts at zero."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attention = Attention(width, width, num_heads, bias=False)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.ff = FeedForward(width)
         for closing in (self.attention.to_out[-1], self.ff.net[-1]):
             assert isinstance(closing, nn.Linear)

@@ -24,6 +24,7 @@ _ANY_MACHINE = MachineParams(
     num_workers=0,
     attention="auto",
     compile=False,
+    channels_last=False,
     keep_finished_states=False,
     num_kept_runs=0,
     max_run_age_days=None,
