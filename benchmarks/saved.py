@@ -67,7 +67,7 @@ def bytes_saved(params: UNetParams, batch_size: int, *, widened: bool) -> int:
 
     alive: list[Tensor] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _gpu(), _norms(widened), _fused_attention():
+    with gpu(), _norms(widened), _fused_attention():
         network = UNet(params)
         z = torch.empty(batch_size, *network.latent_shape)
         condition = Condition(torch.empty(batch_size, params.max_context_tokens, params.context_width))
@@ -79,7 +79,7 @@ def bytes_saved(params: UNetParams, batch_size: int, *, widened: bool) -> int:
 
 
 @contextmanager
-def _gpu() -> Generator[None]:
+def gpu() -> Generator[None]:
     """A GPU that computes nothing, in bf16 autocast. `torch.autocast` itself asks for a real one."""
     with FakeTensorMode(), torch.device("cuda"):
         torch.set_autocast_dtype("cuda", torch.bfloat16)

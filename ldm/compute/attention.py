@@ -221,8 +221,12 @@ def fastest(times: Mapping[str, float]) -> str:
 
 
 def selected() -> str:
-    """Name of the selected backend, as `select` returned it."""
-    return next(name for name, function in _BACKENDS.items() if function is _selected)
+    """Name of the backend in use: as `select` returned it, if `prove` found no faster one."""
+    return _name(_selected)
+
+
+def _name(backend: Attend) -> str:
+    return next(name for name, function in _BACKENDS.items() if function is backend)
 
 
 def attend(

@@ -24,11 +24,12 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
         """The same shape and type."""
-        if input.device.type == "cpu":
-            return super().forward(input)
+        return super().forward(input) if input.device.type == "cpu" else self.in_its_type(input)
+
+    def in_its_type(self, input: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        """With weights of the type of the input: kernels of GPUs take no others."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         with torch.autocast(input.device.type, enabled=False):
-            # Kernels of GPUs take weights of the type of their input alone.
-            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
@@ -37,10 +38,12 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """The same shape and type."""
-        if input.device.type == "cpu":
-            return super().forward(input)
+        return super().forward(input) if input.device.type == "cpu" else self.in_its_type(input)
+
+    def in_its_type(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """With weights of the type of the input."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         with torch.autocast(input.device.type, enabled=False):
-            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
             return functional.layer_norm(input, list(self.normalized_shape), weight, bias, self.eps)
 
 

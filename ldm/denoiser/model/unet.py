@@ -118,7 +118,7 @@ class Level(nn.Module):
 
     def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         h = self.resnets[number](h, time)
-        if number == len(self.attentions):
+        if number >= len(self.attentions):
             return h
         attention = cast(SpatialTransformer, self.attentions[number])
         # Its graph, if it is compiled, knows tensors alone, and so serves all blocks of its size.
