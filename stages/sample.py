@@ -9,7 +9,7 @@ from ldm.core import stage
 
 # isort: split
 
-from ldm.compute import compilation, devices, fingerprint, process, state
+from ldm.compute import devices, fingerprint, process, state
 from ldm.core import config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import SPLITS, Shards
@@ -36,7 +36,7 @@ def main() -> str:
         generator.prove_attention(drawing)
         generator.check_guidance(drawing)
         generator.check_drawing(drawing)
-    compilation.prepare(machine, generator.unet, *generator.autoencoder.halves)
+    generator.speed_up(params.drawing, machine)
     models = generator.made_from(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
     made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})

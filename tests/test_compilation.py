@@ -67,6 +67,18 @@ def compiled(network: nn.Module) -> list[str]:
     return [type(part).__name__ for part in network.modules() if part._compiled_call_impl is not None]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"compile": True}, ", compile: true"),
+        ({"compile": "blocks", "channels_last": True}, ", compile: blocks, channels last"),
+    ],
+)
+def test_a_stage_says_how_it_computes(changes, words):
+    assert compilation.described(machine(**changes)) == words
+
+
 def test_by_default_nothing_is_compiled_and_no_layout_changes():
     network = unet()
     compilation.prepare(machine(), network)

@@ -18,6 +18,12 @@ class Block(nn.Module):
     """A part that a network repeats. `machine.compile: blocks` compiles it, once for all that are equal."""
 
 
+def described(machine: MachineParams) -> str:
+    """What `prepare` will do, for the line that a stage prints first: nothing, or words after a comma."""
+    how = [] if not machine.compile else [f"compile: {'true' if machine.compile is True else machine.compile}"]
+    return ", ".join(["", *how, *["channels last"] * machine.channels_last])
+
+
 def prepare(machine: MachineParams, *networks: nn.Module, as_wholes: bool = True) -> None:
     """Make calls of these networks compile them, and their convolutions work channels-last, as `machine` says. The
     first call of every shape then takes from seconds (`blocks`) to minutes.

@@ -14,11 +14,11 @@ from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import networks as autoencoder_network
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
-from ldm.compute import attention
+from ldm.compute import attention, compilation
 from ldm.compute.precision import autocast, cast_products
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import Precision
+from ldm.core.params import MachineParams, Precision
 from ldm.corpora import spelling
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition, Prepared
@@ -271,6 +271,10 @@ class Generator:
             return denoiser(self._network(drawing.precision), self.schedule, self.prediction, prepared())(z, t)
 
         return denoise
+
+    def speed_up(self, drawing: DrawingParams, machine: MachineParams) -> None:
+        """Compile the networks of a drawing, and order their feature maps, as `machine` says."""
+        compilation.prepare(machine, self._network(drawing.precision), *self.autoencoder.halves)
 
     def _network(self, precision: Precision) -> Network:
         return self.unet if precision == "fp32" else self._unet_in_bf16
