@@ -51,7 +51,7 @@ VARIANTS: dict[str, tuple[float, float, bool]] = {
 others have l1."""
 NUM_VAL_CROPS = 2048
 MACHINE = MachineParams.model_validate(
-    {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False}
+    {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False, "channels_last": False}
     | {"num_batches_ahead": None, "background_saves": None, "deterministic": True}
     | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1, "trackers": []}
 )

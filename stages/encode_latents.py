@@ -16,7 +16,7 @@ from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
 from ldm.autoencoder.encoding.shards import prove_attention, scales, write_shards
 from ldm.autoencoder.model import networks
-from ldm.compute import devices, fingerprint, process, state
+from ldm.compute import compilation, devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.core.shards import Shards
@@ -34,6 +34,7 @@ def main() -> str:
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     sizes_px = {size for split in SPLITS for size in shards[split].image_sizes_px}
     prove_attention(autoencoder, sizes_px, params, accelerator.device)
+    compilation.prepare(machine, *autoencoder.halves)
     inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}
     made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)

@@ -36,6 +36,7 @@ def main() -> str:
         generator.prove_attention(drawing)
         generator.check_guidance(drawing)
         generator.check_drawing(drawing)
+    generator.speed_up(params.drawing, machine)
     models = generator.made_from(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
     made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})

@@ -30,7 +30,7 @@ def main() -> str:
     splits = open_splits(Path(paths.images), training is not None, accelerator)
     source = obtain(params)
     autoencoder, history = source.network.to(accelerator.device), None
-    objective = build(autoencoder, params, machine.compile)
+    objective = build(autoencoder, params, machine)
     inputs = {f"images_{name}": split.sha256 for name, split in splits.items()} | source.inputs
     inputs |= objective.inputs if objective else {}
     run = state.Run(workspace.runs(paths.runs), "train_autoencoder", fingerprint.of(__file__, params, inputs), machine)

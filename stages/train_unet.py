@@ -12,7 +12,7 @@ from ldm.core import stage
 import torch
 
 from ldm import randomness
-from ldm.compute import devices, fingerprint, process, state
+from ldm.compute import compilation, devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
 from ldm.core.params import MachineParams, PathsParams
 from ldm.denoiser.model.networks import KIND, build
@@ -41,8 +41,7 @@ def main() -> str:
     inputs, sha256 = start(unet, params, inputs)
     lora = Lora(unet, params.lora, training.seed)
     objective = inputs.train.text.objective(unet, params.diffusion)
-    if machine.compile:
-        unet.compile()
+    compilation.prepare(machine, unet)
     validation = Validation(inputs.val, params, accelerator)
     pictures = Pictures(inputs.val, inputs.autoencoder, params, accelerator.device)
     run = state.Run(workspace.runs(paths.runs), "train_unet", fingerprint.of(__file__, params, sha256), machine)

@@ -25,7 +25,7 @@ def restored():
 
 def available(device: torch.device) -> list[str]:
     names = []
-    for name in ("math", "sdpa", "xformers", "auto"):
+    for name in ("math", "sdpa", "cudnn", "xformers", "auto"):
         try:
             attention.select(name, device)
         except MachineError:
@@ -147,7 +147,7 @@ def test_backends_agree_under_autocast():
         assert (found - expected["out"]).abs().max() <= 2e-2 * expected["out"].abs().max(), name
 
 
-def test_math_sdpa_and_auto_run_on_a_cpu_and_xformers_does_not():
+def test_math_sdpa_and_auto_run_on_a_cpu_and_kernels_of_gpus_do_not():
     assert available(CPU) == ["math", "sdpa", "auto"]
     assert attention.select("math", CPU) == "math"
     assert attention.select("auto", CPU) == "math+sdpa"
@@ -226,6 +226,67 @@ def test_what_runs_here_runs_the_shapes_of_stable_diffusion(precision):
         if name != "xformers":  # what it can run is its own
             attention.select(name, DEVICE)
             attention.prove(DEVICE, shapes, precision, trains=True)
+
+
+def timed(monkeypatch, backends, milliseconds):
+    """As if the CPU were a GPU, where `auto` may choose: these backends, and how long each of them takes."""
+    monkeypatch.setattr(attention, "_BACKENDS", attention._BACKENDS | backends)
+    monkeypatch.setattr(attention, "_milliseconds", lambda backend, *_: milliseconds[attention._name(backend)])
+    attention.select("auto", CPU)
+    monkeypatch.setattr(attention, "_candidates", attention._ON_GPUS)
+
+
+def test_on_a_gpu_auto_takes_the_fastest_backend_that_computes_all_shapes(monkeypatch, capsys):
+    narrow = only(torch.bfloat16, 64)
+    wide = only(torch.bfloat16, 160)
+    timed(monkeypatch, {"cudnn": wide, "xformers": narrow}, {"sdpa": 2.0, "cudnn": 1.5, "xformers": 1.0})
+    attention.prove(CPU, [attention.Shape(64, 64, 32), attention.Shape(16, 8, 64)], "bf16", trains=True)
+    assert attention.selected() == "xformers"
+    line = "attention: xformers (at the shapes of this run: sdpa 4.00 ms, cudnn 3.00 ms, xformers 2.00 ms)"
+    assert capsys.readouterr().out.splitlines() == [line]
+    attention.prove(CPU, [attention.Shape(16, 8, 64)], "bf16", trains=True)
+    assert capsys.readouterr().out == "", "nothing new is asked"
+    attention.prove(CPU, [attention.Shape(16, 8, 160)], "bf16", trains=False)
+    assert attention.selected() == "cudnn"
+    assert capsys.readouterr().out.endswith("sdpa 6.00 ms, cudnn 4.50 ms, not xformers)\n")
+
+
+def test_auto_leaves_pytorchs_choice_only_for_what_is_clearly_faster():
+    assert attention.fastest({"sdpa": 1.0, "cudnn": 0.95, "xformers": 2.0}) == "sdpa"
+    assert attention.fastest({"sdpa": 1.0, "cudnn": 0.85, "xformers": 0.8}) == "xformers"
+    assert attention.fastest({"cudnn": 1.0, "xformers": 3.0}) == "cudnn"
+
+
+def test_where_no_backend_computes_a_shape_auto_says_so(monkeypatch):
+    refused = only(torch.bfloat16, 8)
+    timed(monkeypatch, {"sdpa": refused, "cudnn": refused, "xformers": refused}, {})
+    with pytest.raises(MachineError, match="sdpa cannot run on cpu: compute fp32, 4 x 4 tokens, head width 16"):
+        attention.prove(CPU, [attention.Shape(4, 4, 16)], "fp32", trains=False)
+
+
+@pytest.mark.parametrize("backend", ["math", "sdpa"])
+def test_a_backend_with_a_name_stays_and_so_does_the_choice_on_a_cpu(backend, monkeypatch):
+    def measured(*_):
+        raise AssertionError("nothing is timed")
+
+    monkeypatch.setattr(attention, "_milliseconds", measured)
+    for asked, name in ((backend, backend), ("auto", "math+sdpa")):
+        attention.select(asked, CPU)
+        attention.prove(CPU, [attention.Shape(64, 64, 32)], "bf16", trains=True)
+        assert attention.selected() == name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trains", [True, False])
+def test_on_a_gpu_backends_are_timed_and_the_chosen_one_agrees_with_math(trains, capsys):
+    attention.select("auto", DEVICE)
+    attention.prove(DEVICE, [attention.Shape(256, 77, 64), attention.Shape(256, 256, 64)], "bf16", trains=trains)
+    name = attention.selected()
+    assert capsys.readouterr().out.startswith(f"attention: {name} (at the shapes of this run: sdpa ")
+    tensors = inputs((2, 4, 256, 77, 64), DEVICE)
+    with autocast(DEVICE, "bf16"):
+        found, expected = attention.attend(*tensors), attention.math(*tensors)
+    assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()
 
 
 def test_a_missing_xformers_is_a_machine_error(monkeypatch):

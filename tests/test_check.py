@@ -522,6 +522,15 @@ def test_the_size_of_samples_suits_the_networks(tmp_path: Path) -> None:
     assert found.endswith("found [40, 24]; expected null: the positions of train_unet.network fit the square alone")
 
 
+def test_a_cuda_graph_adds_no_gradients_up(tmp_path: Path) -> None:
+    key = "train_unet.training.num_accumulation_steps"
+    (found,) = findings(tmp_path, {"machine.compile": "graphs", key: 2})
+    expected = "blocks, true or false: a CUDA graph adds no gradients up"
+    assert found == f"machine.compile: found graphs; expected {expected}, and {key} is 2"
+    (found,) = findings(tmp_path, {"machine.compile": "fast"})
+    assert found == 'machine.compile: found "fast"; expected one of false, true, blocks, graphs'
+
+
 def test_mirrored_images_are_encoded_if_they_are_seen(tmp_path: Path) -> None:
     (found,) = findings(tmp_path, {"train_unet.mirroring": {"unless": ["left"]}})
     assert found.startswith("encode_latents.mirrored: found false; expected true: train_unet.mirroring shows")

@@ -160,6 +160,24 @@ def test_the_size_of_a_batch_changes_rounding_at_most(here, trained):
     assert int((pixels[0] - pixels[1]).abs().max()) <= 1
 
 
+def test_compiled_networks_in_another_layout_change_rounding_at_most(here, trained, monkeypatch):
+    """With PyTorch's own kernels, since inductor's C++ takes minutes to build."""
+    calls, plain = [], torch.nn.Module.compile
+
+    def compile_as_eager(module, **kwargs):
+        calls.append(type(module).__name__)
+        plain(module, backend="aot_eager", **kwargs)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_as_eager)
+    (here / "data/samples").unlink()
+    change(here, "machine", compile="blocks", channels_last=True)
+    run("sample")
+    assert {"ResBlock", "SpatialTransformer"} <= set(calls)
+    pixels = [to_tensor(pngs(root / "data/samples")["seen"]).int() for root in (here, trained)]
+    assert int((pixels[0] - pixels[1]).abs().max()) <= 1
+
+
 def test_guidance_without_dropout_is_refused_and_nothing_is_left(here):
     params = config.Document(here / "params.yaml").data
     for name in ("autoencoder", "latents", "unet", "samples"):

@@ -30,6 +30,7 @@ from ldm.denoiser import adapters
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet
 from ldm.tools import runs
+from ldm.training.plots import read_table
 from tests.import_closure import ROOT
 from tests.kinds import KINDS
 from tests.stage_scripts import script
@@ -243,7 +244,7 @@ def test_a_backend_that_cannot_train_the_network_is_refused_before_the_first_ste
     attention.select("math", torch.device("cpu"))
 
 
-def compiled(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def compiled(workspace: Path, how: bool | str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on stages compile their networks as with `machine.compile`, but with PyTorch's own kernels, since
     inductor's C++ takes minutes to build; returns, call by call, which ones."""
     calls = list[str]()
@@ -255,7 +256,7 @@ def compiled(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     torch.compiler.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", compile_as_eager)
-    write_params(workspace, machine=MACHINE | {"compile": True}, train_unet=COMPILED_UNET)
+    write_params(workspace, machine=MACHINE | {"compile": how}, train_unet=COMPILED_UNET)
     return calls
 
 
@@ -268,7 +269,7 @@ def test_a_compiled_training_equals_a_plain_one_in_every_bit(
     write_params(workspace, train_unet=COMPILED_UNET)
     script(name).main()
     plain = files(workspace, name)
-    calls = compiled(workspace, monkeypatch)
+    calls = compiled(workspace, True, monkeypatch)
     if is_stopped:
         module = script(name)
         monkeypatch.setattr(module, "train", stopped_at(module.train, 4))
@@ -278,6 +279,27 @@ def test_a_compiled_training_equals_a_plain_one_in_every_bit(
     assert calls == [OBJECT[name]] * (1 + is_stopped)
     again = files(workspace, name)
     assert [file for file in plain if plain[file] != again[file]] == []
+
+
+def test_a_training_with_compiled_blocks_equals_a_plain_one_up_to_rounding(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Gradients of what several blocks read are summed in another order. Names of weights are those of the plain
+    network."""
+    write_params(workspace, train_unet=COMPILED_UNET)
+    script("train_unet").main()
+    plain, expected = weights(workspace, "train_unet"), losses(workspace)
+    calls = compiled(workspace, "blocks", monkeypatch)
+    script("train_unet").main()
+    assert set(calls) == {"ResBlock", "SpatialTransformer"}
+    assert weights(workspace, "train_unet").keys() == plain.keys()
+    assert losses(workspace) == pytest.approx(expected, rel=1e-4)
+
+
+def losses(workspace: Path) -> list[float]:
+    """Of all rows of a UNet's training, and of its validations."""
+    tables = (workspace / "data/unet_results" / name for name in ("curves.csv", "validation.csv"))
+    return [value for table in tables for column in read_table(table).values() for _, value in column]
 
 
 @pytest.mark.parametrize("name", ["train_autoencoder", "train_unet"])

@@ -28,7 +28,13 @@ PLAIN: dict[str, Any] = {"num_batches_ahead": None, "background_saves": None, "d
 """What section machine says of a training's threads and of a GPU's kernels."""
 KEPT: dict[str, Any] = {
     **PLAIN,
-    **{"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []},
+    **{
+        "channels_last": False,
+        "keep_finished_states": False,
+        "num_kept_runs": 3,
+        "max_run_age_days": 30,
+        "trackers": [],
+    },
 }
 """Likewise, and what it says of runs."""
 AUTOENCODER: dict[str, Any] = {

@@ -6,7 +6,7 @@ import sys
 import torch
 from accelerate.utils import GradientAccumulationPlugin
 
-from ldm.compute import attention, cores, process, ranks
+from ldm.compute import attention, compilation, cores, process, ranks
 from ldm.compute.process import Accelerator
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams, Precision
@@ -34,7 +34,8 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
     _set_kernels(machine)
     backend = attention.select(machine.attention, accelerator.device)
     processes = f"{accelerator.device.type} x {accelerator.num_processes}"
-    accelerator.print(f"{processes}, {num_threads} threads each, {precision}, attention: {backend}", flush=True)
+    settings = f"{precision}, attention: {backend}{compilation.described(machine)}"
+    accelerator.print(f"{processes}, {num_threads} threads each, {settings}", flush=True)
     return accelerator
 
 

@@ -278,7 +278,7 @@ class Schema:
         if "discriminator" in field:
             return list(field["discriminator"]["mapping"])
         enums = [option.get("enum", [option.get("const")]) for option in self._options(field) if _is_choice(option)]
-        return [str(choice) for enum in enums for choice in enum]
+        return [choice if isinstance(choice, str) else json.dumps(choice) for enum in enums for choice in enum]
 
     def legal(self, field: Json) -> str:
         """The values that a field accepts, in words."""

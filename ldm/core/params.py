@@ -111,10 +111,17 @@ class MachineParams(Section):
     num_workers: NonNegativeInt
     """Worker processes that draw and clean images in `prepare`, besides the main process, and threads that decode them
     in `encode_latents`; 0 = none."""
-    attention: Literal["auto", "xformers", "sdpa", "math"]
-    """Attention backend; auto = the fastest one that runs on this machine."""
-    compile: bool
-    """Whether the autoencoder and the UNet are compiled with torch.compile for training."""
+    attention: Literal["auto", "xformers", "sdpa", "cudnn", "math"]
+    """Attention backend; auto = the fastest one that runs on this machine, measured on a GPU at the shapes of the run.
+    cudnn = PyTorch's kernels like sdpa, those of cuDNN first."""
+    compile: Literal[False, True, "blocks", "graphs"]
+    """Whether torch.compile compiles the autoencoder and the UNet, in trainings and in stages that encode and sample.
+    true = each network as a whole, which takes minutes; blocks = the blocks that it repeats, one by one, in a fraction
+    of the time; graphs = as a whole, replayed by a GPU as a CUDA graph, for small networks that keep a GPU waiting for
+    Python."""
+    channels_last: bool
+    """Whether convolutions work on feature maps that hold all channels of a position beside each other, as tensor cores
+    do. On a GPU it pays with `compile` alone, since PyTorch's own group norms turn the order back."""
     num_batches_ahead: NonNegativeInt | None
     """Batches that a thread of a training builds before their step asks for them; 0 = none. null = 2 on a GPU, which it
     reads from pinned memory, and 0 on a CPU, where the thread would take a core from the training."""

@@ -8,11 +8,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm.compute.attention import attend
+from ldm.compute.compilation import Block
 
+KeysValues = tuple[Float[Tensor, "b k m d"], Float[Tensor, "b k m d"]]
+"""What an `Attention` makes of a context, by heads."""
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-class ResBlock(nn.Module):
+class GroupNorm(nn.GroupNorm):
+    """A group norm in the type of its input, with sums in float32.
+
+    Autocast would widen input and output to float32 on a GPU, where nearly all of its time is memory traffic; on a CPU
+    it does not.
+    """
+
+    def forward(self, input: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        """The same shape and type."""
+        return super().forward(input) if input.device.type == "cpu" else self.in_its_type(input)
+
+    def in_its_type(self, input: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        """With weights of the type of the input: kernels of GPUs take no others."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm in the type of its input, with sums in float32, for the reason of `GroupNorm`."""
+
+    def forward(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The same shape and type."""
+        return super().forward(input) if input.device.type == "cpu" else self.in_its_type(input)
+
+    def in_its_type(self, input: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """With weights of the type of the input."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return functional.layer_norm(input, list(self.normalized_shape), weight, bias, self.eps)
+
+
+class ResBlock(Block):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))); if the width changes, the shortcut is a 1x1 convolution.
 
     The last convolution starts at zero, so a deep stack starts as the identity (Dhariwal & Nichol 2021, their code).
@@ -22,10 +57,10 @@ class ResBlock(nn.Module):
         self, in_channels: int, out_channels: int, norm_groups: int, norm_eps: float, time_width: int | None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, norm_eps)
+        self.norm1 = GroupNorm(norm_groups, in_channels, norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, norm_eps)
+        self.norm2 = GroupNorm(norm_groups, out_channels, norm_eps)
         self.conv2 = start_at_zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -52,12 +87,20 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(
-        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b m e"] | KeysValues,
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Attended values, without a residual connection. mask: True for context tokens that may be attended to; None =
-        all of them."""
-        q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        """Attended values, without a residual connection. context: tokens, or what `keys_values` made of them. mask:
+        True for context tokens that may be attended to; None = all of them."""
+        q = self._heads(self.to_q(x))
+        k, v = context if isinstance(context, tuple) else self.keys_values(context)
         return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Float[Tensor, "b m e"]) -> KeysValues:
+        """Keys and values of context tokens; a context that stays the same needs them once."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
     def _heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

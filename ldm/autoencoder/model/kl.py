@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample
+from ldm.autoencoder.model.blocks import Attention, GroupNorm, ResBlock, Upsample
 from ldm.autoencoder.model.network import IMAGE_CHANNELS, Autoencoder, Posterior
 from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute.attention import Shape
+from ldm.compute.compilation import Block
 
 NORM_EPS = 1e-6
 
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
             resnets = _resnets(params, widths[max(level - 1, 0)], width, params.num_res_blocks)
             self.down_blocks.append(Level(resnets, downsamplers=downsamplers))
         self.mid_block = Middle(params)
-        self.conv_norm_out = nn.GroupNorm(params.norm_groups, widths[-1], NORM_EPS)
+        self.conv_norm_out = GroupNorm(params.norm_groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * params.latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
             upsamplers = [] if level == len(widths) - 1 else [Upsample(width)]
             resnets = _resnets(params, widths[max(level - 1, 0)], width, params.num_res_blocks + 1)
             self.up_blocks.append(Level(resnets, upsamplers=upsamplers))
-        self.conv_norm_out = nn.GroupNorm(params.norm_groups, widths[-1], NORM_EPS)
+        self.conv_norm_out = GroupNorm(params.norm_groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], IMAGE_CHANNELS * params.patch_px**2, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
@@ -136,12 +137,12 @@ class Middle(nn.Module):
         return last(h)
 
 
-class SelfAttention(Attention):
+class SelfAttention(Attention, Block):
     """Single-head attention of all positions of a feature map to each other, with a residual connection."""
 
     def __init__(self, width: int, norm_groups: int) -> None:
         super().__init__(width, width, num_heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(norm_groups, width, NORM_EPS)
+        self.group_norm = GroupNorm(norm_groups, width, NORM_EPS)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The same shape."""

@@ -59,6 +59,11 @@ class Autoencoder(nn.Module, ABC):
     factor: int
     """Side in pixels of the square that one latent position covers."""
 
+    @property
+    def halves(self) -> list[nn.Module]:
+        """Encoder and decoder, of those kinds that have weights."""
+        return [part for name, part in self.named_children() if name in ("encoder", "decoder")]
+
     @abstractmethod
     def attention_shapes(self, height: int, width: int) -> list[Shape]:
         """Shapes of its attention on latents of this size."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from ldm.autoencoder.model.blocks import GroupNorm
 from ldm.autoencoder.model.network import IMAGE_CHANNELS
 from ldm.autoencoder.training.loss_params import AdversarialParams
 
@@ -34,7 +35,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, params.num_layers + 1):
             stride = 2 if i < params.num_layers else 1
             convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=False)
-            layers += [convolution, nn.GroupNorm(_NUM_GROUPS, widths[i]), nn.LeakyReLU(_SLOPE)]
+            layers += [convolution, GroupNorm(_NUM_GROUPS, widths[i]), nn.LeakyReLU(_SLOPE)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.min_side_px = 3 * 2**params.num_layers
         """Least side of an image that it can judge."""

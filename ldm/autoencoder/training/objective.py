@@ -1,7 +1,6 @@
 """The loss of an autoencoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,9 @@ from ldm.autoencoder.training.discriminator import PatchDiscriminator, absent, a
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
 from ldm.autoencoder.training.perceptual import Lpips
+from ldm.compute import compilation
 from ldm.core.errors import ConfigError
+from ldm.core.params import MachineParams
 
 
 class ReconstructionObjective(nn.Module):
@@ -54,11 +55,6 @@ class ReconstructionObjective(nn.Module):
                 expected = f"at least {min_side_px} px"
                 fix = "raise equivariance.min_scale or the size of the images, or choose a smaller network"
                 raise ConfigError(f"train_autoencoder: {name}", f"images of {side_px} px", expected, fix)
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the loss, unless a discriminator asks for gradients in the middle of it."""
-        if self.adversary is None:
-            super().compile(*args, **kwargs)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss and its parts, as means over the batch.
@@ -116,10 +112,10 @@ class ReconstructionObjective(nn.Module):
 
 
 def build(
-    autoencoder: Autoencoder, params: TrainAutoencoderParams, is_compiled: bool
+    autoencoder: Autoencoder, params: TrainAutoencoderParams, machine: MachineParams
 ) -> ReconstructionObjective | None:
-    """The loss of the params, compiled by torch or not; None if they train nothing. The weights of a discriminator are
-    a function of the seed.
+    """The loss of the params, computed as `machine` says; None if they train nothing. The weights of a discriminator
+    are a function of the seed.
 
     IntegrityError, MachineError: LPIPS is asked for, and its weights or its package are not there.
     """
@@ -127,8 +123,8 @@ def build(
         return None
     torch.manual_seed(randomness.key(params.training.seed, "adversary"))
     objective = ReconstructionObjective(autoencoder, params.reconstruction)
-    if is_compiled:
-        objective.compile()
+    # A discriminator asks for gradients in the middle of the loss, which then is no single graph.
+    compilation.prepare(machine, objective, as_wholes=objective.adversary is None)
     return objective
 
 

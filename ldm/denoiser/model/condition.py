@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,21 @@ class Condition:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return type(self)(**{name: change(part) for name, part in self.parts.items()})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one network makes of a condition before it knows latents and time, so once for all steps of a sampling."""
+
+    keys_values: Mapping[nn.Module, tuple[Float[Tensor, "b k n d"], Float[Tensor, "b k n d"]]]
+    """Keys and values of each of its cross-attentions, by heads."""
+    mask: Bool[Tensor, "b n"] | None
+    """As that of a `Condition`."""
+
+    def followed_by(self, others: Self) -> Self:
+        """The rows of both, one after the other; the same network must have prepared `others`, masked if these are."""
+        mask = None if self.mask is None or others.mask is None else torch.cat([self.mask, others.mask])
+        assert (mask is None) == (self.mask is None) == (others.mask is None), "one is masked, and the other is not"
+        pairs = ((layer, zip(own, others.keys_values[layer], strict=True)) for layer, own in self.keys_values.items())
+        joined = {layer: tuple(map(torch.cat, pair)) for layer, pair in pairs}
+        return type(self)({layer: (keys, values) for layer, (keys, values) in joined.items()}, mask)

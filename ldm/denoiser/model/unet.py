@@ -6,6 +6,7 @@ and the last convolution start at zero, so the untrained network predicts zero a
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
+from ldm.autoencoder.model.blocks import Attention, GroupNorm, KeysValues, LayerNorm, ResBlock, Upsample, start_at_zero
 from ldm.compute.attention import Shape
-from ldm.denoiser.model.condition import Condition
+from ldm.compute.compilation import Block
+from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.params import UNetParams
 
@@ -44,7 +46,7 @@ class UNet(Network):
         self.down_blocks = nn.ModuleList(DownLevel(params, level, skip_widths) for level in range(len(widths)))
         self.mid_block = MiddleLevel(params)
         self.up_blocks = nn.ModuleList(UpLevel(params, level, skip_widths) for level in reversed(range(len(widths))))
-        self.conv_norm_out = nn.GroupNorm(params.norm_groups, first, NORM_EPS)
+        self.conv_norm_out = GroupNorm(params.norm_groups, first, NORM_EPS)
         self.conv_out = start_at_zero(nn.Conv2d(first, params.latent_channels, 3, padding=1))
 
     def attention_shapes(self, height: int, width: int) -> list[Shape]:
@@ -58,17 +60,21 @@ class UNet(Network):
         shapes = [Shape(sizes[i], keys, params.head_widths[i]) for i in levels for keys in (sizes[i], num_keys)]
         return shapes + [Shape(num_keys, num_keys, params.head_widths[-1])] * (params.num_context_layers > 0)
 
+    def prepare(self, condition: Condition) -> Prepared:
+        """Keys and values of every cross-attention."""
+        condition, layers = self._encoded(condition), [m for m in self.modules() if isinstance(m, TransformerLayer)]
+        return Prepared({m.attn2: m.attn2.keys_values(condition.tokens) for m in layers}, condition.mask)
+
     def forward(
-        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition
+        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition | Prepared
     ) -> Float[Tensor, "b c h w"]:
         """Output for latents `z` at `time` (0..1000, fractions allowed) under the tokens of `condition`.
 
         Masked tokens are never attended to, pooled features are not read, and an image is refused.
         """
-        assert condition.image is None, "this network has no channels for an image beside the latent"
         activated_time = functional.silu(self.time_embedding(time))
-        if self.context_encoder is not None:
-            condition = replace(condition, tokens=self.context_encoder(condition.tokens, condition.mask))
+        if isinstance(condition, Condition):
+            condition = self._encoded(condition)
         h = self.conv_in(z)
         if self.position_embedding is not None:
             assert h.shape[2:] == self.position_embedding.shape[2:], "a position embedding fits latent_size alone"
@@ -81,6 +87,13 @@ class UNet(Network):
         for level in self.up_blocks:
             h = level(h, activated_time, condition, skips)
         return self.conv_out(functional.silu(self.conv_norm_out(h)))
+
+    def _encoded(self, condition: Condition) -> Condition:
+        """The condition with tokens that the cross-attentions read."""
+        assert condition.image is None, "this network has no channels for an image beside the latent"
+        if self.context_encoder is None:
+            return condition
+        return replace(condition, tokens=self.context_encoder(condition.tokens, condition.mask))
 
 
 class Level(nn.Module):
@@ -97,15 +110,19 @@ class Level(nn.Module):
             SpatialTransformer(params, width, params.head_widths[level]) for _ in range(num_attentions)
         )
 
-    def block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         """Apply residual block `number` and the attention block after it, if there is one."""
         if self.checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(self._block, number, h, time, condition, use_reentrant=False))
         return self._block(number, h, time, condition)
 
-    def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         h = self.resnets[number](h, time)
-        return self.attentions[number](h, condition) if number < len(self.attentions) else h
+        if number >= len(self.attentions):
+            return h
+        attention = cast(SpatialTransformer, self.attentions[number])
+        # Its graph, if it is compiled, knows tensors alone, and so serves all blocks of its size.
+        return attention(h, attention.contexts(condition), condition.mask)
 
 
 class DownLevel(Level):
@@ -119,7 +136,7 @@ class DownLevel(Level):
         self.downsamplers = nn.ModuleList([] if is_last else [Downsample(width)])
         skip_widths += [width] * (num_blocks + len(self.downsamplers))
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared, skips: list[Tensor]) -> Tensor:
         """Append every intermediate result to `skips`."""
         for number in range(len(self.resnets)):
             h = self.block(number, h, time, condition)
@@ -136,7 +153,7 @@ class MiddleLevel(Level):
     def __init__(self, params: UNetParams) -> None:
         super().__init__(params, len(params.channels) - 1, [params.channels[-1]] * 2, num_attentions=1)
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         """Feature map of the same shape."""
         return self.block(1, self.block(0, h, time, condition), time, condition)
 
@@ -152,7 +169,7 @@ class UpLevel(Level):
         super().__init__(params, level, in_widths, num_blocks * params.attention_levels[level])
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared, skips: list[Tensor]) -> Tensor:
         """Remove one of `skips` per block and concatenate it to the block's input."""
         for number in range(len(self.resnets)):
             h = self.block(number, torch.cat([h, skips.pop()], dim=1), time, condition)
@@ -188,24 +205,36 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(functional.silu(self.linear_1(waves)))
 
 
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(Block):
     """Transformer layers over all positions of a feature map, with a residual connection around them."""
 
     def __init__(self, params: UNetParams, width: int, head_width: int) -> None:
         super().__init__()
         linear, num_heads = params.linear_projection, width // head_width
-        self.norm = nn.GroupNorm(params.norm_groups, width, TRANSFORMER_NORM_EPS)
+        self.norm = GroupNorm(params.norm_groups, width, TRANSFORMER_NORM_EPS)
         self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerLayer(width, num_heads, params.context_width) for _ in range(params.num_transformer_layers)
         )
         self.proj_out = start_at_zero(nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Float[Tensor, "b c h w"], condition: Condition) -> Float[Tensor, "b c h w"]:
-        """Attend to all positions of the feature map and to the tokens; the shape stays the same."""
+    def contexts(self, condition: Condition | Prepared) -> list[Tensor] | list[KeysValues]:
+        """What each of its layers attends to: the tokens, or what they have become for it."""
+        layers = cast(Iterable[TransformerLayer], self.transformer_blocks)
+        if isinstance(condition, Condition):
+            return [condition.tokens for _ in layers]
+        return [condition.keys_values[layer.attn2] for layer in layers]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        contexts: list[Tensor] | list[KeysValues],
+        mask: Bool[Tensor, "b m"] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Attend to all positions of the feature map and to the contexts; the shape stays the same."""
         tokens = _project(self.norm(x).flatten(2).transpose(1, 2), self.proj_in)
-        for layer in self.transformer_blocks:
-            tokens = layer(tokens, condition)
+        for layer, context in zip(self.transformer_blocks, contexts, strict=True):
+            tokens = layer(tokens, context, mask)
         return x + _project(tokens, self.proj_out).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -214,18 +243,20 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, context_width: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, num_heads, bias=False)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.attn2 = Attention(width, context_width, num_heads, bias=False)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Condition) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: Tensor | KeysValues, mask: Bool[Tensor, "b m"] | None
+    ) -> Float[Tensor, "b n d"]:
         """Updated tokens of the feature map."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), condition.tokens, condition.mask)
+        x = x + self.attn2(self.norm2(x), context, mask)
         return x + self.ff(self.norm3(x))
 
 
@@ -285,14 +316,14 @@ class ContextEncoder(nn.Module):
         return context
 
 
-class ContextLayer(nn.Module):
+class ContextLayer(Block):
     """Pre-norm self-attention and feed-forward network, each on a residual branch that starts at zero."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attention = Attention(width, width, num_heads, bias=False)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.ff = FeedForward(width)
         for closing in (self.attention.to_out[-1], self.ff.net[-1]):
             assert isinstance(closing, nn.Linear)

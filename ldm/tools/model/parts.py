@@ -24,6 +24,7 @@ _ANY_MACHINE = MachineParams(
     num_workers=0,
     attention="auto",
     compile=False,
+    channels_last=False,
     num_batches_ahead=0,
     background_saves=False,
     deterministic=True,
