@@ -6,7 +6,7 @@ weights by `foreach`, as in `ldm.training`. The data are random and stay the sam
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def theirs(params: UNetParams) -> nn.Module:
     kinds = ["CrossAttn" if attends else "" for attends in params.attention_levels]
     # Their name for the number of heads; their annotation says one level.
     heads = tuple(width // head for width, head in zip(params.channels, params.head_widths, strict=True))
-    unet: nn.Module = UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         in_channels=params.latent_channels,
         out_channels=params.latent_channels,
         block_out_channels=tuple(params.channels),
@@ -117,7 +117,7 @@ def theirs(params: UNetParams) -> nn.Module:
         cross_attention_dim=params.context_width,
         norm_num_groups=params.norm_groups,
     )
-    return unet.to(DEVICE)
+    return cast(nn.Module, unet).to(DEVICE)
 
 
 def our_loss(unet: nn.Module, data: dict[str, Tensor]) -> Forward:

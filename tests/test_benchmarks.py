@@ -56,7 +56,7 @@ def test_the_page_says_what_the_results_say() -> None:
 def test_sides_take_turns_in_both_orders_and_the_first_round_is_not_counted() -> None:
     called: list[str] = []
     found = measuring.turns({name: lambda name=name: called.append(name) for name in "ab"}, 2)
-    assert called == [*"ba", *"ba", *"ab"]
+    assert called == [*"ba", *"ab", *"ba"]
     assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
 
 
