@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 TIMES := runs/stage_times.txt
 
-.PHONY: help repository setup demo try recipe gallery seeds studies gpu test test-web site deps lock reliability clean
+.PHONY: help repository setup demo try recipe gallery seeds studies benchmarks gpu test test-web site deps lock reliability clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -48,6 +48,9 @@ seeds: $(INSTALLED) ## repeat the default with other training seeds (hours); sco
 studies: $(INSTALLED) ## measure samplers, guidance and tasks on the default model (hours); results go to docs/studies and docs/studies.md
 	$(PYTHON) -m dvc repro studies/dvc.yaml
 	$(PYTHON) -m studies.page
+
+benchmarks: $(INSTALLED) ## measure speed on a machine that does nothing else (12 minutes); results go to docs/benchmarks and docs/performance.md
+	$(PYTHON) -m benchmarks
 
 gpu: $(if $(filter .venv/%,$(PYTHON)),$(INSTALLED)) ## tests and benchmarks on a GPU (10 minutes), or the least of them on a CPU (3)
 	$(PYTHON) -m benchmarks.gpu

@@ -49,8 +49,9 @@ def shapes(small: bool) -> list[tuple[steps.Shape, list[Shape]]]:
         size, tokens = network.params.latent_size, network.num_tokens
         with torch.device("meta"):
             of_unet = build(network.params).attention_shapes(size, size)
-        limit = network.params.max_context_tokens
-        cut = [Shape(*(tokens if n == limit else n for n in shape[:2]), shape.head_width) for shape in of_unet]
+        # The network knows the most tokens that it may be given; captions have fewer.
+        lengths = {network.params.max_context_tokens: tokens}
+        cut = [Shape(lengths.get(n, n), lengths.get(m, m), head) for n, m, head in of_unet]
         found.append((network, list(dict.fromkeys(cut))))
     return found
 

@@ -118,12 +118,12 @@ def turns(
 def measure(options: argparse.Namespace) -> Found:
     """Steps of every setting, and how many times as fast as with nothing set they are."""
     settings = {"unset": SETTINGS["unset"]} if options.small else SETTINGS
-    length = 0.0 if options.small else options.seconds
-    found, taken = turns(settings, options.numbers, options.rounds, length, options.small)
+    length, numbers = (0.0, [1]) if options.small else (options.seconds, options.numbers)
+    found, taken = turns(settings, numbers, options.rounds, length, options.small)
     rows: list[Row] = []
     ratios: dict[str, Spread | float] = {}
     for name in settings:
-        for count in options.numbers:
+        for count in numbers:
             alone, loaded = (1000 * measuring.spread(found[name, count, load])[0] for load in ("alone", "busy"))
             rows.append({"setting": name, "threads": count, "alone, ms": alone, "beside a busy process, ms": loaded})
     for name, count, load in found:

@@ -163,7 +163,7 @@ def main(
         print(f"\n{title}\n{text_table(rows)}")
     print()
     for ratio, value in found.ratios.items():
-        print(f"ratio {ratio} {value if isinstance(value, float) else value[0]:.3f}")
+        print(f"ratio {ratio} {value[0] if isinstance(value, tuple) else value:.3f}")
 
 
 def write(path: Path, found: Found, machine: Mapping[str, Any]) -> None:

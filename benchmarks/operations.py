@@ -38,18 +38,20 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower())), REST)
 
 
-def shares(step: Side, num_steps: int) -> dict[str, float]:
-    """Seconds per step of every kind, on the device that computes; operations count without those that they call."""
+def shares(step: Side, num_steps: int) -> tuple[dict[str, float], int]:
+    """Seconds per step of every kind, on the device that computes, and calls of operations per step. Operations count
+    without those that they call."""
     step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(num_steps):
             step()
-    found = dict.fromkeys([*KINDS, REST], 0.0)
+    found, count = dict.fromkeys([*KINDS, REST], 0.0), 0
     for event in profiler.key_averages():
+        count += event.count if event.key.startswith("aten::") else 0
         taken = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
         found[kind_of(event.key)] += taken / 1e6 / num_steps
-    return found
+    return found, count // num_steps
 
 
 def measure(options: argparse.Namespace) -> Found:
@@ -65,8 +67,10 @@ def measure(options: argparse.Namespace) -> Found:
         "autoencoder": partial(steps.autoencoder_step, num_images=2 if options.small else None),
     }
     for name, step_in in networks.items():
-        found = {precision: shares(step_in(precision), options.rounds) for precision in DTYPES}
-        tables[f"Time of a step of the {name}, %"] = [
+        both = {precision: shares(step_in(precision), options.rounds) for precision in DTYPES}
+        found = {precision: seconds for precision, (seconds, _) in both.items()}
+        counts = ", ".join(f"{count:,} in {precision}" for precision, (_, count) in both.items())
+        tables[f"Time of a step of the {name}, % ({counts} calls of operations)"] = [
             {"kind": kind, **{p: 100 * seconds[kind] / sum(seconds.values()) for p, seconds in found.items()}}
             for kind in [*KINDS, REST]
         ]

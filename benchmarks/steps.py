@@ -6,7 +6,7 @@ weights by `foreach`, as in `ldm.training`. The data are random and stay the sam
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ Forward = Callable[[], Tensor]
 """A forward pass and its loss."""
 
 _PARAMS = ROOT / config.PARAMS
-_SD1 = {
+_SD1: dict[str, Any] = {
     "channels": [320, 640, 1280, 1280],
     "num_res_blocks": 2,
     "attention_levels": [True, True, True, False],
@@ -104,7 +104,7 @@ def theirs(params: UNetParams) -> nn.Module:
     kinds = ["CrossAttn" if attends else "" for attends in params.attention_levels]
     # Their name for the number of heads; their annotation says one level.
     heads = tuple(width // head for width, head in zip(params.channels, params.head_widths, strict=True))
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         in_channels=params.latent_channels,
         out_channels=params.latent_channels,
         block_out_channels=tuple(params.channels),
@@ -116,7 +116,8 @@ def theirs(params: UNetParams) -> nn.Module:
         use_linear_projection=params.linear_projection,
         cross_attention_dim=params.context_width,
         norm_num_groups=params.norm_groups,
-    ).to(DEVICE)
+    )
+    return cast(nn.Module, unet).to(DEVICE)
 
 
 def our_loss(unet: nn.Module, data: dict[str, Tensor]) -> Forward:

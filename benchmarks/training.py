@@ -14,9 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import torch
+
 from benchmarks import steps
 from benchmarks.measuring import ROOT
 from benchmarks.startup import write_corpus
+from ldm import randomness
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
 from ldm.compute import devices
 from ldm.compute.state import Run
@@ -54,7 +57,9 @@ def write_inputs(folder: Path, num_samples: int) -> None:
 
 def run(folder: Path, num_steps: int, *, num_processes: int, num_threads: int) -> Speeds:
     """Train in processes of their own."""
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # or accelerate complains
+    count = ["--multi_gpu", "--num_processes", str(num_processes)]
+    launch = ["-m", "accelerate.commands.launch", *count, *plain]
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": places} | ({"ACCELERATE_USE_CPU": "true"} if num_processes > 1 else {})
     with tempfile.TemporaryDirectory() as runs:
@@ -78,6 +83,7 @@ def main() -> None:
     parts = (folder / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
     inputs = load_inputs(*parts, takes_pooled=False)
     batches = LatentBatches(inputs.train, params)
+    torch.manual_seed(randomness.key(settings.seed, "weights"))
     objective = DenoisingObjective(build(params.network), params.diffusion)
     trained = Run(runs, "train_unet", {"params": params.model_dump_json()})
     given = (objective, batches, batches.keys, settings, accelerator, trained)

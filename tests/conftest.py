@@ -24,7 +24,7 @@ os.environ["LDM_CACHE"] = _CACHE.name
 
 
 # Workers that take one file after the other end at about the same time if the longest come first.
-LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_verify", "test_stages_training")
+LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_verify", "test_stages_training", "test_benchmarks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,7 +36,9 @@ def make(root: Path, *arguments: str, **environment: str) -> subprocess.Complete
     return subprocess.run(["make", *arguments], cwd=root, env={**outer, **environment}, timeout=60, **pipes)
 
 
-@pytest.mark.parametrize("target", ["demo", "try", "test", "test-web", "site", "gallery", "deps", "reliability"])
+@pytest.mark.parametrize(
+    "target", ["demo", "try", "test", "test-web", "site", "gallery", "benchmarks", "deps", "reliability"]
+)
 def test_targets_run_in_a_path_with_spaces(project: Path, target: str) -> None:
     done = make(project, target)
     assert done.returncode == 0, done.stderr

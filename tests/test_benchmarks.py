@@ -1,0 +1,155 @@
+"""Benchmarks at reduced size: each runs to its ratios and its JSON, and the page shows what the JSONs say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import busy, measuring, operations, page, pipeline, steps, train_step
+from tests.import_closure import ROOT
+
+RATIOS = {
+    "train_step": {"train_step", "train_step_equal_fp32", "train_step_equal_bf16", "unet_of_product"},
+    "operations": {"small_operations_unet_fp32", "small_operations_autoencoder_bf16"},
+    "attention": {"attention_fp32", "attention_bf16"},
+    "data": {"prepare", "prepare_bytes", "data_wait"},
+    "scaling": {"scaling_images", "scaling_resolution", "scaling_parameters", "two_processes_over_one"},
+    "pipeline": {"pipeline_overhead_tiny", "noop_repro_seconds"},
+    "busy": {"busy_step", "busy_later"},
+}
+"""Benchmark -> ratios that it ends with on a CPU."""
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_small_run_ends_in_its_ratios_and_writes_them(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--small", "--out", str(tmp_path)]
+    places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": places, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    printed = dict(re.findall(r"^ratio (\S+) (\S+)$", done.stdout, flags=re.MULTILINE))
+    assert RATIOS[name] <= set(printed) and all(float(value) >= 0 for value in printed.values())
+    written = json.loads((tmp_path / f"cpu/{name}.json").read_text())
+    assert set(written["ratios"]) == set(printed) and written["machine"]["torch"] == torch.__version__.split("+")[0]
+    assert all(row for rows in written["tables"].values() for row in rows)
+    text = page.block(name, {"cpu": {name: written}})
+    assert all(f"| `{ratio}` |" in text for ratio in printed)
+
+
+def test_every_benchmark_of_the_page_is_a_module_and_tried_here() -> None:
+    assert {name for name in page.NAMES if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
+    known = {ratio for ratios in RATIOS.values() for ratio in ratios}
+    assert set(page.TARGETS["cpu"]) <= known | {"autoencoder_of_product", "pipeline_overhead_default", "sample"}
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.refreshed(text, page.results()) == text, "run `python -m benchmarks.page`"
+
+
+def test_sides_take_turns_in_both_orders_and_the_first_round_is_not_counted() -> None:
+    called: list[str] = []
+    found = measuring.turns({name: lambda name=name: called.append(name) for name in "ab"}, 2)
+    assert called == [*"ba", *"ab", *"ba"]
+    assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
+
+
+def test_the_clock_of_one_thread_stands_while_it_sleeps_and_that_of_several_does_not() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads, is_counted in ((1, False), (2, True)):
+            torch.set_num_threads(threads)
+            assert (measuring.seconds(lambda: time.sleep(0.05)) > 0.04) == is_counted
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_quotient_is_paired_by_rounds() -> None:
+    """A machine that becomes ten times slower in the third round does not change it."""
+    above, below = [2.0, 2.0, 20.0, 2.0, 2.0], [1.0, 1.0, 10.0, 1.0, 1.0]
+    assert measuring.quotient(above, below) == (2.0, 2.0, 2.0)
+    assert measuring.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0, 4.0)
+
+
+def test_a_verdict_knows_target_floor_and_direction() -> None:
+    more, less = page.Target("", 1.25, 1.1), page.Target("", 0.3, None, less_is_better=True)
+    assert [page.verdict(value, more) for value in (1.3, [1.2, 1.0, 1.4], 1.0)] == [
+        "reached",
+        "above the floor",
+        "missed",
+    ]
+    assert [page.verdict(value, less) for value in (0.2, 0.4)] == ["reached", "missed"]
+
+
+def test_targets_that_nothing_measured_say_so() -> None:
+    text = page.targets({"cpu": {"busy": {"ratios": {"busy_step": [1.5, 1.4, 1.6]}}}, "cuda": {}})
+    assert "| ≤ 1.9 | 1.5 (1.4 to 1.6) | reached |" in text and "| not measured |" in text
+
+
+def test_operations_are_counted_forwards_and_backwards() -> None:
+    """A product of 8 x 16 and 16 x 4 has 2 x 8 x 16 x 4 operations; its backward pass two products of as many."""
+    a, b = torch.randn(8, 16, requires_grad=True), torch.randn(16, 4, requires_grad=True)
+    assert steps.flops(lambda: (a @ b).sum().backward()) == 3 * 2 * 8 * 16 * 4
+
+
+def test_both_networks_compute_the_same_and_every_side_learns() -> None:
+    """The sides of `train_step` start from equal weights: their first losses agree."""
+    from ldm.denoiser.model.networks import build
+
+    torch.manual_seed(0)
+    shape = steps.small().of_diffusers()
+    reference, ours, data = steps.theirs(shape.params), build(shape.params), shape.data()
+    ours.load_state_dict(reference.state_dict())
+    losses = [steps.our_loss(ours, data)()]
+    losses += [forward() for forward in train_step.processed(reference, steps.their_loss(reference, data)).values()]
+    assert all(abs(loss.item() - losses[0].item()) < 1e-5 for loss in losses) and len(losses) == 3
+    forward = steps.our_loss(ours, data)
+    before, step = forward().item(), steps.step(ours, forward, "fp32")
+    for _ in range(5):
+        step()
+    assert forward().item() < before
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::mm", "matrix products"),
+        ("aten::bmm", "attention"),
+        ("aten::native_group_norm_backward", "norms"),
+        ("aten::_fused_adamw_", "optimizer, clipping, averages"),
+        ("aten::copy_", "copies"),
+        ("aten::silu_backward", "other pointwise work and sums"),
+        ("aten::view", operations.REST),
+    ],
+)
+def test_operations_have_kinds(name: str, kind: str) -> None:
+    assert operations.kind_of(name) == kind
+
+
+def test_times_of_stages_are_read_as_stages_write_them(tmp_path: Path) -> None:
+    (tmp_path / "times").write_text(
+        f"{'prepare':20} {1.5:8.1f}\n{'sample':20} {22.0:8.1f}\n{'sample':20} {20.0:8.1f}\n"
+    )
+    assert pipeline.stage_seconds(tmp_path / "times") == {"prepare": 1.5, "sample": 20.0}
+
+
+def test_a_busy_neighbour_is_busy_and_gone_afterwards() -> None:
+    import psutil
+
+    def children() -> list[psutil.Process]:
+        return psutil.Process().children()
+
+    before = len(children())
+    with busy.busy(1):
+        (other,) = children()[before:] or [None]
+        assert other is not None
+        time.sleep(1.0)
+        assert sum(other.cpu_times()[:2]) > 0.05
+    assert len(children()) == before
