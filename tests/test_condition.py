@@ -54,3 +54,12 @@ def test_one_row_is_repeated_without_a_copy():
 def test_all_parts_go_to_a_device():
     moved = condition(2, mask=torch.ones(2, 3).bool(), image=torch.zeros(2, 4, 8, 8)).to(torch.device("meta"))
     assert {part.device.type for part in moved.parts.values()} == {"meta"} and len(moved.parts) == 3
+
+
+def test_rows_of_one_condition_follow_those_of_another():
+    ours, null = condition(4, pooled=torch.randn(4, 5)), condition(1, pooled=torch.randn(1, 5))
+    found = ours.followed_by(null.expand(4))
+    for name, part in found.parts.items():
+        assert torch.equal(part, torch.cat([ours.parts[name], *[null.parts[name]] * 4]))
+    with pytest.raises(AssertionError, match="pooled"):
+        ours.followed_by(condition(4))

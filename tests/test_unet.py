@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute import attention
+from ldm.compute.precision import DTYPES, autocast
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet, sinusoids
@@ -225,6 +226,19 @@ def test_a_mask_over_the_last_tokens_is_a_shorter_caption(changes, backend):
     assert not gradients["tokens"][~mask].any() and (gradients["tokens"][mask].abs().amax(1) > 0).all()
     assert (whole - short)[1].abs().max() > 1e-3, "the masked tokens mean something"
     attention.select("sdpa", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("changes", CONDITIONED)
+def test_a_prepared_condition_gives_equal_bits(changes, precision):
+    model = make(**changes)
+    randomise(model)
+    z, time, condition = inputs(UNetParams.model_validate(TINY))
+    masked = replace(condition, mask=torch.tensor([[True] * 6, [True] * 4 + [False] * 2]))
+    for each in (condition, masked):
+        with autocast(z.device, precision), torch.no_grad():
+            assert torch.equal(model(z, time, model.prepare(each)), model(z, time, each))
+    assert not torch.equal(model(z, time, model.prepare(masked)), model(z, time, model.prepare(condition)))
 
 
 def test_pooled_features_are_not_read_and_an_image_is_refused():

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from ldm.compute.attention import attend
 
+KeysValues = tuple[Float[Tensor, "b k m d"], Float[Tensor, "b k m d"]]
+"""What an `Attention` makes of a context, by heads."""
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -52,12 +54,20 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(
-        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b m e"] | KeysValues,
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Attended values, without a residual connection. mask: True for context tokens that may be attended to; None =
-        all of them."""
-        q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        """Attended values, without a residual connection. context: tokens, or what `keys_values` made of them. mask:
+        True for context tokens that may be attended to; None = all of them."""
+        q = self._heads(self.to_q(x))
+        k, v = context if isinstance(context, tuple) else self.keys_values(context)
         return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Float[Tensor, "b m e"]) -> KeysValues:
+        """Keys and values of context tokens; a context that stays the same needs them once."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
     def _heads(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n d"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

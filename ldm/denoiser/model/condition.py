@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Condition:
         """Repeat the only row `num` times, without copying memory."""
         return self._each(lambda part: part.expand(num, *part.shape[1:]))
 
+    def followed_by(self, others: Self) -> Self:
+        """The rows of both, one after the other; `others` must have the same parts."""
+        assert self.parts.keys() == others.parts.keys(), f"parts {[*self.parts]} and {[*others.parts]}"
+        return type(self)(**{name: torch.cat([part, others.parts[name]]) for name, part in self.parts.items()})
+
     def with_rows(self, rows: Int[Tensor, " r"] | Bool[Tensor, " b"], others: Self) -> Self:
         """A copy in which `rows` (row numbers or a mask) are replaced by those of `others`.
 
@@ -60,3 +65,13 @@ class Condition:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return type(self)(**{name: change(part) for name, part in self.parts.items()})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one network makes of a condition before it knows latents and time, so once for all steps of a sampling."""
+
+    keys_values: Mapping[nn.Module, tuple[Float[Tensor, "b k n d"], Float[Tensor, "b k n d"]]]
+    """Keys and values of each of its cross-attentions, by heads."""
+    mask: Bool[Tensor, "b n"] | None
+    """As that of a `Condition`."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.denoiser.model import schedules
-from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.params import (
     DiffusionParams,
     LogitNormalParams,
@@ -215,7 +215,7 @@ def training_times(u: Float[Tensor, " b"], params: DiffusionParams) -> Float[Ten
     return t.clamp(TIME_MARGIN, 1 - TIME_MARGIN)
 
 
-def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, condition: Condition) -> Denoiser:
+def denoiser(unet: nn.Module, schedule: Schedule, prediction: Prediction, condition: Condition | Prepared) -> Denoiser:
     """The network as a function (z, t) -> z0_hat under a fixed condition; z0_hat is float32 even under autocast."""
 
     def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:

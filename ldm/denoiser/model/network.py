@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.compute.attention import Shape
-from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.condition import Condition, Prepared
 
 
 class Network(nn.Module, ABC):
@@ -24,8 +24,13 @@ class Network(nn.Module, ABC):
         """What it asks of attention on latents of this size."""
 
     @abstractmethod
+    def prepare(self, condition: Condition) -> Prepared:
+        """What `forward` takes instead of a condition that is the same at every step; its output is then equal in every
+        bit."""
+
+    @abstractmethod
     def forward(
-        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition
+        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition | Prepared
     ) -> Float[Tensor, "b c h w"]:
         """Output for latents `z` at `time` (0..1000, fractions allowed) under `condition`; the caller knows what it
         means."""

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.autoencoder.model.blocks import Attention, ResBlock, Upsample, start_at_zero
 from ldm.compute.attention import Shape
-from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.network import Network
 from ldm.denoiser.model.params import UNetParams
 
@@ -58,17 +58,21 @@ class UNet(Network):
         shapes = [Shape(sizes[i], keys, params.head_widths[i]) for i in levels for keys in (sizes[i], num_keys)]
         return shapes + [Shape(num_keys, num_keys, params.head_widths[-1])] * (params.num_context_layers > 0)
 
+    def prepare(self, condition: Condition) -> Prepared:
+        """Keys and values of every cross-attention."""
+        condition, layers = self._encoded(condition), [m for m in self.modules() if isinstance(m, TransformerLayer)]
+        return Prepared({m.attn2: m.attn2.keys_values(condition.tokens) for m in layers}, condition.mask)
+
     def forward(
-        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition
+        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition | Prepared
     ) -> Float[Tensor, "b c h w"]:
         """Output for latents `z` at `time` (0..1000, fractions allowed) under the tokens of `condition`.
 
         Masked tokens are never attended to, pooled features are not read, and an image is refused.
         """
-        assert condition.image is None, "this network has no channels for an image beside the latent"
         activated_time = functional.silu(self.time_embedding(time))
-        if self.context_encoder is not None:
-            condition = replace(condition, tokens=self.context_encoder(condition.tokens, condition.mask))
+        if isinstance(condition, Condition):
+            condition = self._encoded(condition)
         h = self.conv_in(z)
         if self.position_embedding is not None:
             assert h.shape[2:] == self.position_embedding.shape[2:], "a position embedding fits latent_size alone"
@@ -81,6 +85,13 @@ class UNet(Network):
         for level in self.up_blocks:
             h = level(h, activated_time, condition, skips)
         return self.conv_out(functional.silu(self.conv_norm_out(h)))
+
+    def _encoded(self, condition: Condition) -> Condition:
+        """The condition with tokens that the cross-attentions read."""
+        assert condition.image is None, "this network has no channels for an image beside the latent"
+        if self.context_encoder is None:
+            return condition
+        return replace(condition, tokens=self.context_encoder(condition.tokens, condition.mask))
 
 
 class Level(nn.Module):
@@ -97,13 +108,13 @@ class Level(nn.Module):
             SpatialTransformer(params, width, params.head_widths[level]) for _ in range(num_attentions)
         )
 
-    def block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         """Apply residual block `number` and the attention block after it, if there is one."""
         if self.checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(self._block, number, h, time, condition, use_reentrant=False))
         return self._block(number, h, time, condition)
 
-    def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _block(self, number: int, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         h = self.resnets[number](h, time)
         return self.attentions[number](h, condition) if number < len(self.attentions) else h
 
@@ -119,7 +130,7 @@ class DownLevel(Level):
         self.downsamplers = nn.ModuleList([] if is_last else [Downsample(width)])
         skip_widths += [width] * (num_blocks + len(self.downsamplers))
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared, skips: list[Tensor]) -> Tensor:
         """Append every intermediate result to `skips`."""
         for number in range(len(self.resnets)):
             h = self.block(number, h, time, condition)
@@ -136,7 +147,7 @@ class MiddleLevel(Level):
     def __init__(self, params: UNetParams) -> None:
         super().__init__(params, len(params.channels) - 1, [params.channels[-1]] * 2, num_attentions=1)
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared) -> Tensor:
         """Feature map of the same shape."""
         return self.block(1, self.block(0, h, time, condition), time, condition)
 
@@ -152,7 +163,7 @@ class UpLevel(Level):
         super().__init__(params, level, in_widths, num_blocks * params.attention_levels[level])
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
-    def forward(self, h: Tensor, time: Tensor, condition: Condition, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, condition: Condition | Prepared, skips: list[Tensor]) -> Tensor:
         """Remove one of `skips` per block and concatenate it to the block's input."""
         for number in range(len(self.resnets)):
             h = self.block(number, torch.cat([h, skips.pop()], dim=1), time, condition)
@@ -201,7 +212,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = start_at_zero(nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1))
 
-    def forward(self, x: Float[Tensor, "b c h w"], condition: Condition) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Condition | Prepared) -> Float[Tensor, "b c h w"]:
         """Attend to all positions of the feature map and to the tokens; the shape stays the same."""
         tokens = _project(self.norm(x).flatten(2).transpose(1, 2), self.proj_in)
         for layer in self.transformer_blocks:
@@ -221,11 +232,12 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Float[Tensor, "b n d"], condition: Condition) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], condition: Condition | Prepared) -> Float[Tensor, "b n d"]:
         """Updated tokens of the feature map."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), condition.tokens, condition.mask)
+        context = condition.tokens if isinstance(condition, Condition) else condition.keys_values[self.attn2]
+        x = x + self.attn2(self.norm2(x), context, condition.mask)
         return x + self.ff(self.norm3(x))
 
 
