@@ -391,11 +391,13 @@ def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkey
     paths[1].write_bytes(encode_png(changed))
     other = origin.model_copy(update={"models": origin.models | {"unet": "0" * 64}})
     paths[2].write_bytes(other.png(changed))
+    paths[3].write_bytes(origin.model_copy(update={"numerics": 1}).png(changed))
     capsys.readouterr()
     for path, message in [
         (paths[0], "3 of 12288 values differ, by 5 at most"),
         (paths[1], "no PNG that says"),
         (paths[2], f"an image of unet {'0' * 64}"),
+        (paths[3], "3 of 12288 values differ, by 5 at most; expected equal pixels, but for rounding: it is older"),
     ]:
         assert cli.main(["replay", str(path)]) == 4
         assert message in capsys.readouterr().err

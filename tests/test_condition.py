@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.condition import Condition, Prepared
 
 
 def condition(num: int, **others: torch.Tensor) -> Condition:
@@ -56,10 +57,21 @@ def test_all_parts_go_to_a_device():
     assert {part.device.type for part in moved.parts.values()} == {"meta"} and len(moved.parts) == 3
 
 
-def test_rows_of_one_condition_follow_those_of_another():
-    ours, null = condition(4, pooled=torch.randn(4, 5)), condition(1, pooled=torch.randn(1, 5))
-    found = ours.followed_by(null.expand(4))
-    for name, part in found.parts.items():
-        assert torch.equal(part, torch.cat([ours.parts[name], *[null.parts[name]] * 4]))
-    with pytest.raises(AssertionError, match="pooled"):
-        ours.followed_by(condition(4))
+def prepared(num: int, layer: nn.Module, *, is_masked: bool) -> Prepared:
+    keys, values = torch.randn(2, num, 1, 3, 4)
+    return Prepared({layer: (keys, values)}, torch.rand(num, 3) > 0.5 if is_masked else None)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_rows_of_one_prepared_condition_follow_those_of_another(is_masked: bool):
+    layer = nn.Identity()
+    first, last = (prepared(num, layer, is_masked=is_masked) for num in (2, 3))
+    found = first.followed_by(last)
+    for i in range(2):
+        expected = torch.cat([first.keys_values[layer][i], last.keys_values[layer][i]])
+        assert torch.equal(found.keys_values[layer][i], expected)
+    assert (found.mask is not None) == is_masked
+    if found.mask is not None and first.mask is not None and last.mask is not None:
+        assert torch.equal(found.mask, torch.cat([first.mask, last.mask]))
+    with pytest.raises(AssertionError, match="one is masked, and the other is not"):
+        first.followed_by(prepared(3, layer, is_masked=not is_masked))

@@ -71,6 +71,21 @@ def test_scales_1_and_0_are_one_of_the_denoisers_in_every_bit_and_call_no_other(
     assert torch.equal(guided(z, at(0.4, z)), own(z, at(0.4, z)))
 
 
+def test_one_call_of_two_rows_each_is_two_calls_up_to_a_size():
+    better, worse, z = PLANE.component(CLASS).denoiser(LINEAR), PLANE.denoiser(LINEAR), points(20)
+    t = torch.linspace(0.1, 0.9, 20, dtype=z.dtype)
+
+    def joint(z: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([better(z[:20], t[:20]), worse(z[20:], t[20:])])
+
+    for pair in (
+        rules.in_one_batch(joint, refuse, refuse, max_cells=20),
+        rules.in_one_batch(refuse, better, worse, max_cells=19),
+    ):
+        found = rules.extrapolate(better, worse, 3.0, 0.7, pair)(z, t)
+        torch.testing.assert_close(found, rules.extrapolate(better, worse, 3.0, 0.7)(z, t))
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_both_formulas_of_classifier_free_guidance_and_that_of_the_noise_agree(weight: float):
     """Ho and Salimans 2022, equation 6: (1 + w) eps(z, c) - w eps(z). Imagen: eps(z) + s (eps(z, c) - eps(z))."""

@@ -12,6 +12,8 @@ import torch
 
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png
+from ldm.denoiser.model.condition import Condition
+from ldm.sampling import generator
 from ldm.sampling.generator import Generator
 from ldm.sampling.guidance import models
 from ldm.sampling.origin import Origin
@@ -44,6 +46,38 @@ def test_both_forms_of_classifier_free_guidance_make_the_same_image(loaded: pipe
     assert torch.equal(loaded(PROMPTS, guidance_scale=0, **form), unguided)
     assert torch.equal(loaded(PROMPTS, guidance_scale=2, **form), loaded(PROMPTS, guidance_scale=3))
     assert not torch.equal(loaded(PROMPTS, guidance_scale=3), unguided)
+
+
+@pytest.mark.parametrize("settings", [{}, {"negative_prompt": "a thing of no corpus"}, {"guidance": "ho_salimans"}])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_one_call_with_and_without_prompt_is_two_calls(
+    loaded: pipeline.Pipeline, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], is_masked: bool
+):
+    text_encoder = replace(loaded.encode, is_masked=is_masked)
+    null = Condition(**text_encoder([""]))
+    asked = replace(loaded.generator, text_encoder=text_encoder, null_condition=null)
+    drawing, condition = loaded.drawing.changed({"guidance_scale": 3, **settings}), asked.condition(PROMPTS)
+    assert (condition.mask is None) != is_masked
+    z, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.9])
+    calls: list[int] = []
+    hook = asked.unet.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    joint = asked.guided(condition, drawing)(z, t)
+    monkeypatch.setattr(generator, "MAX_JOINT_CELLS_CPU", 2 * 8 * 8 - 1)
+    apart = asked.guided(condition, drawing)(z, t)
+    hook.remove()
+    assert calls == [4, 2, 2]
+    torch.testing.assert_close(joint, apart, rtol=1e-5, atol=1e-5)
+    others = {"guidance_scale": drawing.guidance.neutral}
+    assert (joint - asked.guided(condition, drawing.changed(others))(z, t)).abs().max() > 1e-2
+
+
+def test_weights_that_are_cast_once_draw_equal_pixels(loaded: pipeline.Pipeline, monkeypatch: pytest.MonkeyPatch):
+    drawn = loaded(PROMPTS, guidance_scale=3, precision="bf16")
+    monkeypatch.setattr(generator, "cast_products", lambda network, precision: network)
+    assert torch.equal(
+        replace(loaded, generator=replace(loaded.generator))(PROMPTS, guidance_scale=3, precision="bf16"), drawn
+    )
+    assert not torch.equal(loaded(PROMPTS, guidance_scale=3), drawn)
 
 
 def test_a_negative_prompt_takes_the_place_of_no_prompt(loaded: pipeline.Pipeline, root: Path):

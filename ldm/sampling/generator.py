@@ -1,7 +1,8 @@
 """The trained networks, checked against each other and combined into a function from conditions to images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Self
 
@@ -14,12 +15,13 @@ from ldm.autoencoder.encoding.latents import LatentScale
 from ldm.autoencoder.model import networks as autoencoder_network
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.compute import attention
-from ldm.compute.precision import autocast
+from ldm.compute.precision import autocast, cast_products
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
+from ldm.core.params import Precision
 from ldm.corpora import spelling
 from ldm.denoiser.model import networks
-from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.diffusion import Denoiser, Prediction, Schedule, denoiser
 from ldm.denoiser.model.network import Network
 from ldm.sampling import grids, samplers, trajectory
@@ -29,6 +31,11 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.samplers import propagation
 from ldm.text.embedding.embeddings import TextContext, TextEmbeddings, TextEncoder
+
+MAX_JOINT_CELLS_CPU, MAX_JOINT_CELLS = 2**11, 2**16
+"""Cells of a batch of latents, such as 32 of 8 x 8, up to which guidance asks the network with and without the prompt
+in one call. Measured on CPUs: one image 1.7 to 1.9 times faster, 16 images 1.1, 64 images equal or slower. A GPU needs
+more to be filled; beyond that, one call only takes twice the memory."""
 
 
 @dataclass(frozen=True)
@@ -226,19 +233,23 @@ class Generator:
         self.check_drawing(drawing)
         condition = condition.to(self.device)
         scale, rescale = drawing.guidance_scale, drawing.guidance_rescale
-        own, count = self._denoiser(condition), len(condition.tokens)
+        told = self._prepared(condition, drawing)
+        untold = self._prepared(self._no_prompt(len(condition.tokens), drawing), drawing)
+        own, without = self._denoiser(told, drawing), self._denoiser(untold, drawing)
         match drawing.guidance:
-            case ClassifierFreeParams():
-                guided = rules.extrapolate(own, self._without_prompt(count, drawing), scale, rescale)
-            case HoSalimansParams():
-                guided = rules.extrapolate(own, self._without_prompt(count, drawing), 1 + scale, rescale)
+            case ClassifierFreeParams() | HoSalimansParams():
+                joint = self._denoiser(cache(lambda: told().followed_by(untold())), drawing)
+                max_cells = MAX_JOINT_CELLS_CPU if self.device.type == "cpu" else MAX_JOINT_CELLS
+                pair = rules.in_one_batch(joint, own, without, max_cells)
+                scale += 1 - drawing.guidance.neutral
+                guided = rules.extrapolate(own, without, scale, rescale, pair)
             case AutoguidanceParams(directory=directory):
                 guide = self.guides.worse(directory)
                 worse = denoiser(guide.network, self.schedule, guide.prediction, condition)
                 guided = rules.extrapolate(own, worse, scale, rescale)
             case ClassifierParams(directory=directory):
                 assert condition.pooled is not None, "conditions of prompts have pooled features"
-                own = self._without_prompt(count, drawing)
+                own = without
                 reads = self.guides.classifier(directory).network.log_probability(condition.pooled, self.schedule)
                 guided = rules.follow_classifier(own, reads, self.schedule, scale, rescale)
         guided = rules.within(drawing.guidance_interval, guided, own)
@@ -251,14 +262,28 @@ class Generator:
 
         return denoise
 
-    def _denoiser(self, condition: Condition) -> Denoiser:
-        return denoiser(self.unet, self.schedule, self.prediction, condition)
+    def _prepared(self, condition: Condition, drawing: DrawingParams) -> Callable[[], Prepared]:
+        """What the network makes of a condition, when it is asked for and only once; inside autocast."""
+        return cache(lambda: self._network(drawing.precision).prepare(condition))
 
-    def _without_prompt(self, count: int, drawing: DrawingParams) -> Denoiser:
-        """The denoiser of this many rows under no prompt, or under the negative one."""
+    def _denoiser(self, prepared: Callable[[], Prepared], drawing: DrawingParams) -> Denoiser:
+        def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return denoiser(self._network(drawing.precision), self.schedule, self.prediction, prepared())(z, t)
+
+        return denoise
+
+    def _network(self, precision: Precision) -> Network:
+        return self.unet if precision == "fp32" else self._unet_in_bf16
+
+    @cached_property
+    def _unet_in_bf16(self) -> Network:
+        return cast_products(self.unet, "bf16")
+
+    def _no_prompt(self, count: int, drawing: DrawingParams) -> Condition:
+        """This many rows of no prompt, or of the negative one."""
         if not drawing.negative_prompt:
-            return self._denoiser(self.null_condition.expand(count))
-        return self._denoiser(self.condition([drawing.negative_prompt]).to(self.device).expand(count))
+            return self.null_condition.expand(count)
+        return self.condition([drawing.negative_prompt]).to(self.device).expand(count)
 
     def _thresholded(self, denoise: Denoiser, quantile: float) -> Denoiser:
         """Thresholding of signals; latents are scaled ones."""

@@ -12,6 +12,9 @@ from ldm.sampling.prompts import texts_of
 
 MAX_REPLAY_BATCH = 4096
 """The largest batch that a replay computes: a PNG of unknown source must not exhaust the machine."""
+NUMERICS = 2
+"""How images are computed now: 2 = guidance may ask the network with and without the prompt in one call; 1 = in two.
+It grows when equal settings and models begin to give other last bits."""
 _CHUNK = "ldm"
 _FIX = "name a PNG that `ldm generate` or stage `sample` wrote"
 
@@ -41,6 +44,8 @@ class Origin(BaseModel):
     """Name -> SHA-256 of each picture that the task was given."""
     adapters: dict[str, float] = {}
     """SHA-256 of each adapter that was added to the UNet -> its scale."""
+    numerics: int = Field(default=1, ge=1)
+    """The `NUMERICS` that it was computed by; if they are others now, a replay may differ by rounding."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,6 +74,7 @@ class Origin(BaseModel):
                 models=models,
                 encoded=encoded,
                 adapters=adapters or {},
+                numerics=NUMERICS,
             )
             for position, (prompt, number) in enumerate(zip(prompts, prompt_numbers, strict=True))
         ]

@@ -50,11 +50,6 @@ class Condition:
         """Repeat the only row `num` times, without copying memory."""
         return self._each(lambda part: part.expand(num, *part.shape[1:]))
 
-    def followed_by(self, others: Self) -> Self:
-        """The rows of both, one after the other; `others` must have the same parts."""
-        assert self.parts.keys() == others.parts.keys(), f"parts {[*self.parts]} and {[*others.parts]}"
-        return type(self)(**{name: torch.cat([part, others.parts[name]]) for name, part in self.parts.items()})
-
     def with_rows(self, rows: Int[Tensor, " r"] | Bool[Tensor, " b"], others: Self) -> Self:
         """A copy in which `rows` (row numbers or a mask) are replaced by those of `others`.
 
@@ -75,3 +70,11 @@ class Prepared:
     """Keys and values of each of its cross-attentions, by heads."""
     mask: Bool[Tensor, "b n"] | None
     """As that of a `Condition`."""
+
+    def followed_by(self, others: Self) -> Self:
+        """The rows of both, one after the other; the same network must have prepared `others`, masked if these are."""
+        mask = None if self.mask is None or others.mask is None else torch.cat([self.mask, others.mask])
+        assert (mask is None) == (self.mask is None) == (others.mask is None), "one is masked, and the other is not"
+        pairs = ((layer, zip(own, others.keys_values[layer], strict=True)) for layer, own in self.keys_values.items())
+        joined = {layer: tuple(map(torch.cat, pair)) for layer, pair in pairs}
+        return type(self)({layer: (keys, values) for layer, (keys, values) in joined.items()}, mask)

@@ -13,11 +13,37 @@ from torch import Tensor
 
 from ldm.denoiser.model.diffusion import Denoiser, Schedule
 
+Pair = Callable[
+    [Float[Tensor, "b c h w"], Float[Tensor, " b"]], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]
+]
+"""What two denoisers say of the same latents."""
 LogProbability = Callable[[Float[Tensor, "b c h w"], Float[Tensor, " b"]], Float[Tensor, " b"]]
 """log p(y | z_t) of every row, as a differentiable function of (z, t)."""
 
 
-def extrapolate(better: Denoiser, worse: Denoiser, scale: float, rescale: float = 0.0) -> Denoiser:
+def one_by_one(better: Denoiser, worse: Denoiser) -> Pair:
+    """Two calls."""
+    return lambda z, t: (better(z, t), worse(z, t))
+
+
+def in_one_batch(joint: Denoiser, better: Denoiser, worse: Denoiser, max_cells: int) -> Pair:
+    """One call of a denoiser whose first rows are those of `better` and last rows those of `worse`; two calls where the
+    latents of a batch have more than `max_cells` cells together."""
+
+    def ask(
+        z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        if z[:, 0].numel() > max_cells:
+            return better(z, t), worse(z, t)
+        first, last = joint(torch.cat([z, z]), torch.cat([t, t])).chunk(2)
+        return first, last
+
+    return ask
+
+
+def extrapolate(
+    better: Denoiser, worse: Denoiser, scale: float, rescale: float = 0.0, pair: Pair | None = None
+) -> Denoiser:
     """z0_hat = worse + scale (better - worse). Scale 1 is `better` and 0 is `worse`, bit for bit, and the other one is
     not called.
 
@@ -25,16 +51,16 @@ def extrapolate(better: Denoiser, worse: Denoiser, scale: float, rescale: float 
       prompt. Their equation 6, (1 + w) conditional - w unconditional, is this with scale 1 + w.
     - Autoguidance (Karras et al. 2024, equation 3): both have the prompt, `worse` is a worse model.
 
-    rescale: see `rescaled`.
+    rescale: see `rescaled`. pair: how both are asked; None = `one_by_one`.
     """
     if scale == 1:
         return better
     if scale == 0:
         return worse
+    ask = one_by_one(better, worse) if pair is None else pair
 
     def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        z0_hat = better(z, t)
-        base = worse(z, t)
+        z0_hat, base = ask(z, t)
         return rescaled(base + scale * (z0_hat - base), z0_hat, rescale)
 
     return denoise

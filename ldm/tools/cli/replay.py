@@ -39,7 +39,7 @@ def add(commands: forms.Commands) -> None:
 
 def _replay(options: argparse.Namespace) -> None:
     from ldm.core import images
-    from ldm.sampling.origin import Origin
+    from ldm.sampling.origin import NUMERICS, Origin
     from ldm.tools import png_folder
     from ldm.tools.tasks import draw
 
@@ -63,7 +63,7 @@ def _replay(options: argparse.Namespace) -> None:
         raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
     if options.output is not None:
         png_folder.save(options.output, origin.png(again), options.overwrite)
-    _compare(found, again, where)
+    _compare(found, again, where, origin.numerics == NUMERICS)
     print(f"{options.png}: equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})")
 
 
@@ -75,13 +75,18 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _compare(found: "UInt8[np.ndarray, 'h w 3']", again: "UInt8[np.ndarray, 'h w 3']", where: str) -> None:
+def _compare(
+    found: "UInt8[np.ndarray, 'h w 3']", again: "UInt8[np.ndarray, 'h w 3']", where: str, is_current: bool
+) -> None:
     import numpy as np
 
     difference = np.abs(found.astype(int) - again)
     if difference.any():
         count, most = int((difference > 0).sum()), int(difference.max())
         differs = f"{count} of {difference.size} values differ, by {most} at most"
+        if not is_current:
+            expected = "equal pixels, but for rounding: it is older than the way in which images are computed now"
+            raise IntegrityError(where, differs, expected, "check out a commit of its time to see all of them again")
         others = "if they were others (--device, --threads)"
         fix = f"name the kind of device and the number of threads that made it, {others}"
         raise IntegrityError(where, differs, "equal pixels", fix)
