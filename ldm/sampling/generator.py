@@ -18,7 +18,6 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast, cast_products
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import Precision
 from ldm.corpora import spelling
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition, Prepared
@@ -264,16 +263,16 @@ class Generator:
 
     def _prepared(self, condition: Condition, drawing: DrawingParams) -> Callable[[], Prepared]:
         """What the network makes of a condition, when it is asked for and only once; inside autocast."""
-        return cache(lambda: self._network(drawing.precision).prepare(condition))
+        return cache(lambda: self._network(drawing).prepare(condition))
 
     def _denoiser(self, prepared: Callable[[], Prepared], drawing: DrawingParams) -> Denoiser:
         def denoise(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return denoiser(self._network(drawing.precision), self.schedule, self.prediction, prepared())(z, t)
+            return denoiser(self._network(drawing), self.schedule, self.prediction, prepared())(z, t)
 
         return denoise
 
-    def _network(self, precision: Precision) -> Network:
-        return self.unet if precision == "fp32" else self._unet_in_bf16
+    def _network(self, drawing: DrawingParams) -> Network:
+        return self.unet if drawing.precision == "fp32" else self._unet_in_bf16
 
     @cached_property
     def _unet_in_bf16(self) -> Network:
