@@ -17,8 +17,8 @@ from ldm.text.embedding import shards
 from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.embedding.survey import survey
+from ldm.text.embedding.tower import load_text
 from ldm.text.model.captions import Captions
-from ldm.text.tower import load_text
 
 
 def main() -> str:

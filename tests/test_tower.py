@@ -9,8 +9,8 @@ import torch
 
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
+from ldm.text.embedding.tower import TextTower, load_text
 from ldm.text.model import clip
-from ldm.text.tower import TextTower, load_text
 from tests.test_clip import CAPTIONS, built
 
 TEXTS = [*CAPTIONS, "!!! ?! wörter 圆 " * 9]
@@ -85,7 +85,7 @@ def test_reading_captions_imports_no_package_of_open_clip(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from ldm.text.tower import load_text
+from ldm.text.embedding.tower import load_text
 model, _ = load_text(Path({str(tmp_path)!r}))
 model.encode_text(model.tokenise(["a star"]), "last", True)
 sys.exit(" ".join({{"open_clip", "timm", "torchvision", "transformers", "torch._dynamo"}} & set(sys.modules)) or 0)
