@@ -17,7 +17,7 @@ from ldm.text.embedding import shards
 from ldm.text.embedding.embeddings import TextEncoder
 from ldm.text.embedding.params import EmbedTextParams
 from ldm.text.embedding.survey import survey
-from ldm.text.model import encoders
+from ldm.text.embedding.tower import load_text
 from ldm.text.model.captions import Captions
 
 
@@ -27,7 +27,7 @@ def main() -> str:
     machine = config.read(MachineParams, "machine")
     accelerator = devices.start("fp32", machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
-    model, made_with = encoders.load(Path(paths.clip))
+    model, made_with = load_text(Path(paths.clip))
     shards.check_fits(params, model)
     inputs = {made_with.kind: made_with.content_sha256}
     # What is kept may be used again whenever the encoder and its settings are the same, even for other captions.

@@ -14,9 +14,9 @@ from PIL import Image
 from ldm.compute import attention
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.text.embedding.tower import copy_text
 from ldm.text.model import clip, encoders
 from ldm.text.model.params import ClipParams
-from ldm.text.tower import copy_text
 from ldm.text.training.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
 from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
 from ldm.text.training.pretrained import from_file, from_folder, from_tag, source_sha256

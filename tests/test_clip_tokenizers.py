@@ -11,9 +11,9 @@ import torch
 
 from ldm.core import artifact
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.text.embedding.tower import load_text
 from ldm.text.model import clip, encoders
 from ldm.text.model.tokenizer import is_text
-from ldm.text.tower import load_text
 from ldm.text.training import pretrained
 from ldm.text.training.params import ClipFileParams, ClipFolderParams
 from tests.text_towers import CAPTIONS, byte_pair_files, sentencepiece_files

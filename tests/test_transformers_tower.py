@@ -16,9 +16,9 @@ from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.params import UNetParams
 from ldm.denoiser.model.unet import UNet
 from ldm.text.embedding.embeddings import TextEncoder
+from ldm.text.embedding.tower import load_text
 from ldm.text.model import encoders, transformers_tower
 from ldm.text.model.encoder import Layer
-from ldm.text.tower import load_text
 from ldm.text.training.params import TransformersParams
 from ldm.text.training.pretrained_tower import from_transformers
 from tests.text_towers import CAPTIONS, FAMILIES, make, theirs

@@ -28,8 +28,8 @@ from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
 from ldm.sampling.prompts import shortened, texts_of
 from ldm.text.embedding.embeddings import TextContext, TextEmbeddings, TextEncoder
+from ldm.text.embedding.tower import load_text
 from ldm.text.embedding.words import unknown_words
-from ldm.text.tower import load_text
 from ldm.tools import png_folder
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import pictures

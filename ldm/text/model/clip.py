@@ -138,13 +138,15 @@ class Clip(nn.Module):
         return np.array([len(self.tokenizer.encode(caption)) + 2 for caption in captions], dtype=np.int64)
 
     def tokenise(self, captions: Sequence[str], num_tokens: int | None = None) -> Int[Tensor, "b n"]:
-        """Token ids [start, ..., end, 0, ...], padded to `context_length`. A caption of more than `num_tokens` (None =
-        `context_length`) is cut and still ends in the end token."""
+        """Token ids [start, ..., end, 0, ...], padded to `context_length`, or to `num_tokens` for a tower that takes
+        fewer. A caption of more than `num_tokens` (None = `context_length`) is cut and still ends in the end token."""
         kept = num_tokens or self.context_length
         if self.other_tokenizer is not None:
             return self.other_tokenizer.padded(captions, kept, self.context_length)
         ids = self.tokenizer(list(captions), context_length=kept)
-        return F.pad(ids, (0, self.context_length - ids.shape[1]))
+        # No token of a causal tower sees those behind it: what would be cut off is not computed.
+        length = kept if getattr(self.model, "takes_fewer_tokens", False) else self.context_length
+        return F.pad(ids, (0, length - ids.shape[1]))
 
     def _for_model(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
         """Ids that the model knows; for one that was trained so, such as CLIPA, with 0 instead of separators."""

@@ -10,9 +10,9 @@ from ldm.autoencoder.model.network import Autoencoder
 from ldm.core.errors import ConfigError
 from ldm.denoiser.model.params import DiffusionParams, NetworkParams, UNetParams
 from ldm.text.embedding.embeddings import TextEncoder
+from ldm.text.embedding.tower import TextTower
 from ldm.text.model.clip import Clip
 from ldm.text.model.transformers_tower import TransformersTower
-from ldm.text.tower import TextTower
 from ldm.tools.pipeline import Pipeline
 
 Format = Literal["diffusers", "single-file"]

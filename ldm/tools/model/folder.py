@@ -18,9 +18,9 @@ from ldm.denoiser.model.networks import KIND as OF_UNET
 from ldm.sampling.guidance import classifier
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams
 from ldm.text.embedding.embeddings import TextContext
+from ldm.text.embedding.tower import copy_text
 from ldm.text.model import encoders
 from ldm.text.model.clip import identity
-from ldm.text.tower import copy_text
 from ldm.tools.model.parts import AUTOENCODER, CLIP, TEXT, UNET, Parts, kind
 from ldm.tools.tasks.params import TaskParams
 

@@ -68,6 +68,7 @@ class TextTower(nn.Module):
         width, self.heads = text.get("width", 512), text.get("heads", 8)
         self.context_length = int(text.get("context_length", 77))
         self.is_causal = not text.get("no_causal_mask", False)
+        self.takes_fewer_tokens = self.is_causal
         self.masks_padding = not self.is_causal and bool(cfg.get("custom_text", False))
         activation = _QuickGelu if cfg.get("quick_gelu", False) else nn.GELU
         self.token_embedding = nn.Embedding(text.get("vocab_size", 49408), width)
@@ -81,9 +82,9 @@ class TextTower(nn.Module):
         self, text: Int[Tensor, "b n"], text_indices: int, normalize_intermediates: bool
     ) -> dict[str, Any]:
         """Like open_clip's method: `text_intermediates`, states [b, n, d] after each of the last `text_indices` blocks,
-        and `text_features` [b, f] of length 1."""
+        and `text_features` [b, f] of length 1. A causal tower takes fewer tokens than its `context_length` too."""
         mask = self._mask(text)
-        x = self.token_embedding(text) + self.positional_embedding
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
         states: list[Tensor] = []
         for block in self.transformer["resblocks"].children():
             x = block(x, mask)
@@ -99,7 +100,7 @@ class TextTower(nn.Module):
     def _mask(self, text: Int[Tensor, "b n"]) -> Tensor | None:
         """-inf where attention is not allowed, else 0: [n, n], or [b heads, n, n] if it depends on the caption."""
         if self.is_causal:
-            size = (self.context_length, self.context_length)
+            size = (text.shape[1], text.shape[1])
             return torch.full(size, -torch.inf, device=text.device).triu(1)
         if not self.masks_padding:
             return None
