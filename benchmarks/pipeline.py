@@ -2,8 +2,8 @@
 
 The pipeline runs in a copy of this repository. A stage tells its own time from the start of its process, imports
 included (`LDM_TIMES`, as `make demo` does); what is left of the whole is DVC, launchers, `check`, and the exits of
-processes. That part is about the same in every recipe, so the default's share of it follows from the times that
-`make demo` left, if it ran here.
+processes. That part is about the same in every recipe, so the default's share of it follows from the times that `make
+demo` left, if it ran here.
 """
 
 import argparse
