@@ -92,6 +92,7 @@ def _write_params(folder: Path, name: str) -> None:
         text = text.replace(old, new)
     (folder / config.PARAMS).write_text(text)
     (folder / config.PATHS).write_text((ROOT / config.PATHS).read_text())
+    shutil.copytree(ROOT / "recipes/bands", folder / "recipes/bands")
 
 
 def _speeds(table: Path) -> dict[str, float]:
