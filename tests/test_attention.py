@@ -315,14 +315,25 @@ def test_xformers_trains_in_bf16_on_a_gpu(width):
     attention.prove(DEVICE, [attention.Shape(1024, 1024, width), attention.Shape(1024, 77, width)], "bf16", trains=True)
 
 
-def test_math_trains_short_bf16_sequences_and_sdpa_does_the_rest(monkeypatch):
+@pytest.mark.parametrize(
+    ("num_tokens", "trains", "expected"),
+    [
+        (16, True, "math"),
+        (16, False, "math"),
+        (64, False, "math"),
+        (66, False, "sdpa"),
+        (256, True, "math"),
+        (258, True, "sdpa"),
+    ],
+)
+def test_math_takes_short_bf16_sequences_and_sdpa_the_rest(monkeypatch, num_tokens, trains, expected):
     calls = []
     monkeypatch.setattr(attention, "math", lambda q, k, v, mask: calls.append("math"))
     monkeypatch.setattr(attention, "sdpa", lambda q, k, v, mask: calls.append("sdpa"))
-    short, long = ([tensor.bfloat16() for tensor in inputs(shape)] for shape in (SHAPES[0], SHAPES[-1]))
-    for tensors in (short, [tensor.detach() for tensor in short], [tensor.float() for tensor in short], long):
-        attention.math_or_sdpa(*tensors)
-    assert calls == ["math", "sdpa", "sdpa", "sdpa"]
+    tensors = [tensor.detach() for tensor in inputs((1, 1, num_tokens, num_tokens, 8))]
+    for dtype in (torch.bfloat16, torch.float32):
+        attention.math_or_sdpa(*(tensor.to(dtype).requires_grad_(trains) for tensor in tensors))
+    assert calls == [expected, "sdpa"]
 
 
 @pytest.mark.parametrize(("backend", "written_out"), [("math", True), ("auto", True), ("sdpa", False)])

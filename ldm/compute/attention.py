@@ -40,8 +40,9 @@ class Need(NamedTuple):
 
 
 # In bf16, forward and backward: 5 times faster than the fused kernel at 64 tokens, 1.4 at 256, 0.6 at 1024.
-# In fp32 it is never faster.
-MAX_MATH_TOKENS = 256
+# In fp32 it is never faster. Forwards alone, as in sampling: a whole UNet at 64 tokens 1.1 times faster; longer ones
+# were not tried.
+MAX_MATH_TOKENS, MAX_MATH_TOKENS_FORWARDS = 256, 64
 
 _TINY = Shape(num_queries=8, num_keys=8, head_width=32)
 _LONGEST_REASON = 400
@@ -137,9 +138,9 @@ def math_or_sdpa(
     v: Float[Tensor, "b k m d"],
     mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b k n d"]:
-    """The faster of the two on CPUs, where the fused kernel's backward pass is slow on short sequences in bf16."""
-    is_short = q.shape[2] * k.shape[2] <= MAX_MATH_TOKENS**2
-    return (math if is_short and q.dtype == torch.bfloat16 and q.requires_grad else sdpa)(q, k, v, mask)
+    """The faster of the two on CPUs, where the fused kernel is slow on short sequences in bf16, above all backwards."""
+    is_short = q.shape[2] * k.shape[2] <= (MAX_MATH_TOKENS if q.requires_grad else MAX_MATH_TOKENS_FORWARDS) ** 2
+    return (math if is_short and q.dtype == torch.bfloat16 else sdpa)(q, k, v, mask)
 
 
 _BACKENDS: dict[str, Attend] = {
