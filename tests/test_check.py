@@ -528,7 +528,7 @@ def test_a_cuda_graph_adds_no_gradients_up(tmp_path: Path) -> None:
     expected = "blocks, true or false: a CUDA graph adds no gradients up"
     assert found == f"machine.compile: found graphs; expected {expected}, and {key} is 2"
     (found,) = findings(tmp_path, {"machine.compile": "fast"})
-    assert found == 'machine.compile: found "fast"; expected one of false, true, blocks, graphs'
+    assert found == 'machine.compile: found "fast"; expected one of false, true, blocks, graphs; nearest: false'
 
 
 def test_mirrored_images_are_encoded_if_they_are_seen(tmp_path: Path) -> None:

@@ -35,23 +35,18 @@ def prepare(machine: MachineParams, *networks: nn.Module, as_wholes: bool = True
             layer.register_forward_pre_hook(_channels_last)
     if not machine.compile:
         return
+    config = torch.compiler.config
+    config.recompile_limit = config.accumulated_recompile_limit = MAX_SHAPES
     blocks = [part for network in networks for part in network.modules() if isinstance(part, Block)]
     if not as_wholes or (machine.compile == "blocks" and blocks):
-        _compile_each(blocks)
+        for block in blocks:
+            block.compile(dynamic=False)  # kernels of fixed shapes are faster, and a network has few
     elif machine.compile == "graphs":
         for network in networks:
             network.forward = _copied(torch.compile(network.forward, mode="reduce-overhead", dynamic=False))
     else:
         for network in networks:
             network.compile()
-
-
-def _compile_each(blocks: list[Block]) -> None:
-    # Kernels of fixed shapes are faster than one for all of them, and a network has few.
-    config = torch.compiler.config
-    config.recompile_limit = config.accumulated_recompile_limit = MAX_SHAPES
-    for block in blocks:
-        block.compile(dynamic=False)
 
 
 def _copied(call: Callable[..., Any]) -> Callable[..., Any]:
