@@ -141,7 +141,9 @@ def check_equal(sides: dict[str, Side]) -> None:
 def measure(options: argparse.Namespace) -> Found:
     """Each number of images; all ways qualify in a few rounds, and the fastest of both sides run against each other."""
     attention.select("auto", DEVICE)
-    settings, base = drawing(), steps.small() if options.small else steps.default()
+    settings, base = drawing(), steps.default()
+    if options.small:
+        settings, base = settings.changed({"num_steps": 2}), steps.small()
     tables: dict[str, list[Row]] = {}
     ratios: dict[str, Spread | float] = {}
     for num_images in (1, 2) if options.small else BATCHES:

@@ -18,6 +18,7 @@ RATIOS = {
     "train_step": {"train_step", "train_step_equal_fp32", "train_step_equal_bf16", "unet_of_product"},
     "operations": {"small_operations_unet_fp32", "small_operations_autoencoder_bf16"},
     "attention": {"attention_fp32", "attention_bf16"},
+    "sample": {"sample", "sample_1", "sample_2"},
     "data": {"prepare", "prepare_bytes", "data_wait"},
     "scaling": {"scaling_images", "scaling_resolution", "scaling_parameters", "two_processes_over_one"},
     "pipeline": {"pipeline_overhead_tiny", "noop_repro_seconds"},
