@@ -5,29 +5,33 @@ is the time of the fastest backend of each shape, summed, over that of `auto`: 1
 """
 
 import argparse
+from contextlib import suppress
 
 import torch
 
 from benchmarks import measuring, steps
 from benchmarks.measuring import DEVICE, Found, Row, Side, Spread
 from ldm.compute import attention
-from ldm.compute.attention import Attend, Shape
+from ldm.compute.attention import Attend, Backend, Shape
 from ldm.compute.precision import DTYPES
 from ldm.core.errors import MachineError
 from ldm.denoiser.model.networks import build
 
-BACKENDS: dict[str, Attend] = {"math": attention.math, "sdpa": attention.sdpa, "xformers": attention.xformers}
+BACKENDS: dict[Backend, Attend] = {
+    "math": attention.math,
+    "sdpa": attention.sdpa,
+    "cudnn": attention.cudnn,
+    "xformers": attention.xformers,
+}
 
 
 def run_here() -> dict[str, Attend]:
     """Backends that run on this device at all."""
     found: dict[str, Attend] = {}
-    for name in ("math", "sdpa", "xformers"):
-        try:
+    for name, backend in BACKENDS.items():
+        with suppress(MachineError):
             attention.select(name, DEVICE)
-        except MachineError:
-            continue
-        found[name] = BACKENDS[name]
+            found[name] = backend
     return found
 
 
@@ -59,11 +63,12 @@ def shapes(small: bool) -> list[tuple[steps.Shape, list[Shape]]]:
 def measure(options: argparse.Namespace) -> Found:
     """All backends at all shapes, by precision."""
     backends, tables, ratios = run_here(), dict[str, list[Row]](), dict[str, Spread | float]()
-    chosen = attention.select("auto", DEVICE)
     for network, own in shapes(options.small):
         suffix = "" if network.name == "default" else f"_{network.name}"
         width = network.params.channels[-1]
         for precision, dtype in DTYPES.items():
+            attention.select("auto", DEVICE)
+            attention.prove(DEVICE, own, precision, trains=True)
             fastest, auto, rows = list[list[float]](), list[list[float]](), list[Row]()
             for shape in own:
                 sides = {
@@ -77,7 +82,8 @@ def measure(options: argparse.Namespace) -> Found:
                 ms = {f"{name}, ms": 1000 * measuring.spread(times)[0] for name, times in found.items()}
                 queries, keys, head = shape
                 rows.append({"queries x keys": f"{queries} x {keys}", "head width": head, **ms, "fastest": best})
-            tables[f"Attention in {precision}, {network.num_images} images ({network.name}); auto is {chosen}"] = rows
+            title = f"Attention in {precision}, {network.num_images} images ({network.name})"
+            tables[f"{title}; auto is {attention.selected()}"] = rows
             sums = [[sum(times) for times in zip(*each, strict=True)] for each in (fastest, auto)]
             ratios[f"attention_{precision}{suffix}"] = measuring.quotient(*sums)
     return Found(tables, ratios)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.measuring import RESULTS, ROOT, Row, cell
 
 PAGE = ROOT / "docs/performance.md"
-NAMES = ("train_step", "operations", "attention", "data", "scaling", "pipeline", "busy")
+NAMES = ("train_step", "operations", "sample", "attention", "data", "scaling", "pipeline", "busy")
 """The benchmarks of the page, in its order."""
 TARGETS_BLOCK = "targets"
 

@@ -19,7 +19,7 @@ from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
 from ldm.compute.precision import autocast
 from ldm.core import config
-from ldm.core.params import Precision
+from ldm.core.params import MachineParams, Precision
 from ldm.corpora.params import PrepareParams
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.networks import build as build_unet
@@ -90,6 +90,11 @@ def small() -> Shape:
 def precision() -> Precision:
     """That of `train_unet`."""
     return config.read(TrainUNetParams, "train_unet", _PARAMS).training.precision
+
+
+def machine() -> MachineParams:
+    """Section machine."""
+    return config.read(MachineParams, "machine", _PARAMS)
 
 
 def stable_diffusion(latent_size: int, num_images: int) -> Shape:

@@ -5,13 +5,14 @@ The loop is ours (`benchmarks/steps.py`) for both: clipping, fused AdamW, averag
 shapes and tokens; our context encoder and position embedding, which diffusers' network does not have, are left out of
 that comparison and are in all others. At equal settings precision, attention and memory layout are the same. At its
 best each side has the fastest of all that it offers: for theirs both attention processors, both layouts and both
-precisions; for ours the two precisions, since the rest is chosen by `attention: auto`.
+precisions; for ours the two precisions, since the rest is chosen by `attention: auto`. On a GPU ours may be compiled.
 
 Shapes: `train_unet` and `train_autoencoder` of params.yaml on a CPU, Stable Diffusion 1 on a GPU.
 """
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,17 @@ from torch import Tensor, nn
 from benchmarks import measuring, steps
 from benchmarks.measuring import DEVICE, Found, Row, Side, Spread
 from benchmarks.steps import Shape
-from ldm.compute import attention
+from ldm.compute import attention, compilation
 from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
 from ldm.denoiser.model.networks import build
 
 OURS, THEIRS, PROBE = "ours", "diffusers", "product"
+WAYS: dict[str, dict[str, Any]] = {
+    "cpu": {"": {}},
+    "cuda": {"": {}, ", compiled blocks, channels last": {"compile": "blocks", "channels_last": True}},
+}
+"""By device, how our network computes: words -> what section machine says other than params.yaml."""
 
 
 def shapes(small: bool) -> list[Shape]:
@@ -41,8 +47,13 @@ def sides_of(shape: Shape) -> dict[str, Side]:
     bare = shape.of_diffusers()
     data = bare.data()
     reference = steps.theirs(bare.params)
-    ours = build(bare.params).to(DEVICE)
-    ours.load_state_dict(reference.state_dict())
+    ours = {way: build(bare.params).to(DEVICE) for way in WAYS[DEVICE.type]}
+    for way, unet in ours.items():
+        unet.load_state_dict(reference.state_dict())
+        compilation.prepare(steps.machine().model_copy(update=WAYS[DEVICE.type][way]), unet)
+        for precision in precisions():
+            size = bare.params.latent_size
+            attention.prove(DEVICE, unet.attention_shapes(size, size), precision, trains=True)
     aligned = {
         name: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
         for name, tensor in data.items()
@@ -50,7 +61,8 @@ def sides_of(shape: Shape) -> dict[str, Side]:
     other = steps.theirs(bare.params).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     found: dict[str, Side] = {}
     for precision in precisions():
-        found[f"{OURS}, {precision}"] = steps.step(ours, steps.our_loss(ours, data), precision)
+        for way, unet in ours.items():
+            found[f"{OURS}, {precision}{way}"] = steps.step(unet, steps.our_loss(unet, data), precision)
         for layout, (model, given) in {"": (reference, data), ", channels last": (other, aligned)}.items():
             for name, forward in processed(model, steps.their_loss(model, given)).items():
                 found[f"{THEIRS}, {precision}, {name}{layout}"] = steps.step(model, forward, precision)

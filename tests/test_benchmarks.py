@@ -17,6 +17,7 @@ from tests.import_closure import ROOT
 RATIOS = {
     "train_step": {"train_step", "train_step_equal_fp32", "train_step_equal_bf16", "unet_of_product"},
     "operations": {"small_operations_unet_fp32", "small_operations_autoencoder_bf16"},
+    "sample": {"sample", "sample_1"},
     "attention": {"attention_fp32", "attention_bf16"},
     "sample": {"sample", "sample_1", "sample_2"},
     "data": {"prepare", "prepare_bytes", "data_wait"},
@@ -46,7 +47,7 @@ def test_a_small_run_ends_in_its_ratios_and_writes_them(name: str, tmp_path: Pat
 def test_every_benchmark_of_the_page_is_a_module_and_tried_here() -> None:
     assert {name for name in page.NAMES if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
     known = {ratio for ratios in RATIOS.values() for ratio in ratios}
-    assert set(page.TARGETS["cpu"]) <= known | {"autoencoder_of_product", "pipeline_overhead_default", "sample"}
+    assert set(page.TARGETS["cpu"]) <= known | {"autoencoder_of_product", "pipeline_overhead_default"}
 
 
 def test_the_page_says_what_the_results_say() -> None:
