@@ -60,7 +60,7 @@ def main() -> str:
             artifact.write(weights, KIND, source.config, autoencoder.state_dict(), made_from, facts)
             artifact.write_json(results / "metrics.json", metrics)
             (history or NO_HISTORY).write(results)
-            measurement.draw(autoencoder, results / "reconstructions.png")
+            measurement.draw(autoencoder).save(results / "reconstructions.png")
     run.remove()
     return f"train_autoencoder: {metrics['psnr_db']:.2f} dB, SSIM {metrics['ssim']:.3f} -> {paths.autoencoder}"
 

@@ -59,7 +59,7 @@ def main() -> str:
             artifact.write_json(results / "metrics.json", metrics)
             averages.write(results / "averages", run, params.averages, training.num_steps, settings, sha256, facts)
             history.write(results)
-            pictures(objective, results / "z0_hat.png")
+            pictures(objective).save(results / "z0_hat.png")
     run.remove()
     return f"train_unet: validation loss {metrics['validation_loss']:.4f} -> {paths.unet}"
 

@@ -24,15 +24,15 @@ class Ended:
     said: str
 
 
-def run_two(folder: Path, work: Callable[[int], None]) -> list[Ended]:
-    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after a minute is killed."""
+def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float = PATIENCE_SECONDS) -> list[Ended]:
+    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after so long is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [_fork(folder / f"said-{rank}.txt", rank, port, work) for rank in range(2)]
     codes: dict[int, int | None] = {}
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while len(codes) < 2:
         for rank, child in enumerate(children):
             if rank not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:

@@ -117,7 +117,7 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):
     params = autoencoder_params()
     measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
-    measurement.draw(build(NETWORK), tmp_path / "picture.png")
+    measurement.draw(build(NETWORK)).save(tmp_path / "picture.png")
     image = splits["val"].images(range(1))
     with Image.open(tmp_path / "picture.png") as picture:
         drawn = np.asarray(picture)[4 : 4 + 128, 4 : 4 + 128]

@@ -195,8 +195,8 @@ def test_pictures_show_captions_and_noise_levels(inputs: Inputs, tmp_path: Path)
     params = unet_params()
     objective = DenoisingObjective(UNet(params.network), params.diffusion).eval()
     pictures = Pictures(inputs.val, inputs.autoencoder, params, torch.device("cpu"))
-    pictures(objective, tmp_path / "a.png")
-    pictures(objective, tmp_path / "b.png")
+    pictures(objective).save(tmp_path / "a.png")
+    pictures(objective).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width == 5 * 132 + 4
@@ -214,8 +214,8 @@ def test_pictures_while_training_have_a_column_more_which_guidance_changes(input
         params = unet_params(picture_guidance_scale=scale)
         objective = DenoisingObjective(unet, params.diffusion).eval()
         pictures = Pictures(inputs.val, inputs.autoencoder, params, torch.device("cpu"))
-        pictures(objective, tmp_path / "last.png")
-        pictures.while_training(objective, tmp_path / "on the way.png")
+        pictures(objective).save(tmp_path / "last.png")
+        pictures.while_training(objective).save(tmp_path / "on the way.png")
         last, way = (np.asarray(Image.open(tmp_path / name)) for name in ("last.png", "on the way.png"))
         assert way.shape[1] == last.shape[1] + 132
         columns.append([way[:, 132 * i : 132 * (i + 1)] for i in range(6)])

@@ -41,6 +41,13 @@ ANSWERS: dict[str, Any] = {
     "use_cpu": False,
 }
 TWO_GPUS = {"distributed_type": "MULTI_GPU", "num_processes": 2}
+TWO_SPLIT = {"distributed_type": "FSDP", "num_processes": 2}
+
+
+def offering(**settings: Any) -> dict[str, Any]:
+    return {"fsdp_config": {"fsdp_version": 2, **settings}}
+
+
 SCRIPT = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -85,6 +92,7 @@ def test_known_keys_are_those_of_the_installed_accelerate() -> None:
         {"use_cpu": True, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
         {"distributed_type": False},
         TWO_GPUS,
+        TWO_SPLIT | offering(fsdp_reshard_after_forward=True, fsdp_state_dict_type="SHARDED_STATE_DICT"),
         TWO_GPUS | {"gpu_ids": "0,1", "num_machines": 2, "main_process_ip": "first", "main_process_port": 29500},
     ],
 )
@@ -119,7 +127,12 @@ def test_the_configs_of_the_repository_pass(path: Path) -> None:
         ({"mixed_precision": None, "fp16": True}, "mixed_precision: found fp16"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: unknown key"),
         ({1: 4}, "1: unknown key"),
-        ({"distributed_type": "FSDP"}, "distributed_type: found FSDP; expected one of NO, "),
+        (TWO_SPLIT | {"fsdp_config": "2"}, "fsdp_config.fsdp_version: found 1; expected 2"),
+        (TWO_SPLIT, "fsdp_config.fsdp_version: found 1; expected 2"),
+        (TWO_SPLIT | {"fsdp_config": {"fsdp_version": 1}}, "fsdp_config.fsdp_version: found 1; expected 2"),
+        (TWO_SPLIT | offering(fsdp_offload_params=True), "fsdp_config.fsdp_offload_params: found True; expected false"),
+        (TWO_SPLIT | offering(fsdp_reshard_after_forward=False), "fsdp_config.fsdp_reshard_after_forward: found False"),
+        (TWO_SPLIT | offering(fsdp_activation_checkpointing=True), "fsdp_config.fsdp_activation_checkpointing: found"),
         ({"distributed_type": "DEEPSPEED"}, "distributed_type: found DEEPSPEED"),
         ({"distributed_type": "MEGATRON_LM"}, "distributed_type: found MEGATRON_LM"),
         ({"distributed_type": "XLA"}, "distributed_type: found XLA"),

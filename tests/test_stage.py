@@ -212,7 +212,8 @@ def test_a_place_that_takes_no_output_is_one_line(tmp_path: Path, capsys: pytest
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision: fp16; expected 'no' or bf16"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision: fp8; expected 'no' or bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps: 4; expected 2"),
-        ("ACCELERATE_USE_FSDP", "true", "split over processes; expected whole models, data parallel"),
+        ("ACCELERATE_USE_FSDP", "true", "fsdp_version: found 1; expected 2"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "split over processes; expected whole models or FSDP2"),
     ],
 )
 def test_a_launcher_config_may_not_change_the_result(
@@ -221,6 +222,13 @@ def test_a_launcher_config_may_not_change_the_result(
     monkeypatch.setenv(variable, value)
     with pytest.raises(MachineError, match=words):
         devices.start("fp32", MACHINE, num_accumulation_steps=2)
+
+
+def test_a_network_that_is_compiled_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(MachineError, match=r"machine.compile: found true; expected false where models are split"):
+        devices.start("fp32", MACHINE.model_copy(update={"compile": True}))
 
 
 @pytest.mark.parametrize("answer", ["no", "bf16"])

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm import randomness
-from ldm.compute import fingerprint
+from ldm.compute import fingerprint, launcher
 from ldm.compute.state import Run
 from ldm.core.errors import Stopped
 from ldm.core.params import MachineParams
@@ -62,6 +62,13 @@ def averages(**changes: object) -> AveragesParams:
     return AveragesParams.model_validate_json(json.dumps(values | changes), strict=True)
 
 
+class ToyNetwork(nn.Sequential):
+    """Layers that can be split over processes."""
+
+    def blocks(self) -> list[nn.Module]:
+        return [self[0], self[3]]
+
+
 class Toy(nn.Module):
     """A small convolutional regression with a frozen part and a buffer."""
 
@@ -71,7 +78,7 @@ class Toy(nn.Module):
             torch.manual_seed(1234)
             self.frozen = nn.Conv2d(2, 4, 1).requires_grad_(False)
             torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 2, 3))
+            self.net = ToyNetwork(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 2, 3))
         self.register_buffer("num_seen", torch.zeros(()))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,8 +111,9 @@ def accelerator(chosen: TrainingParams, device: str = "cpu") -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=False)
     GradientState._reset_state()
     precision = {"fp32": "no", "bf16": "bf16"}[chosen.precision]
-    cpu = device == "cpu"
-    return Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=chosen.num_accumulation_steps)
+    accumulation = chosen.num_accumulation_steps
+    with launcher.whole_models():
+        return Accelerator(cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulation)
 
 
 def run_toy(

@@ -6,12 +6,13 @@ import sys
 import torch
 from accelerate.utils import GradientAccumulationPlugin
 
-from ldm.compute import attention, compilation, cores, process, ranks
+from ldm.compute import attention, compilation, cores, launcher, process, ranks
 from ldm.compute.process import Accelerator
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams, Precision
 
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+_OTHER_WAYS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+"""Variables by which accelerate asks for ways to split models that have no place here."""
 
 
 def start(precision: Precision, machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
@@ -20,10 +21,11 @@ def start(precision: Precision, machine: MachineParams, num_accumulation_steps: 
     Precision, accumulation and compilation come from the params, whatever the launcher's config says about them.
 
     Raises:
-        MachineError: the launcher's config asks for what params files do not offer: fp16 or fp8, a model split over
-            processes, another accumulation; or the attention backend cannot run here.
+        MachineError: the launcher's config asks for what params files do not offer: fp16 or fp8, a model split in
+            another way than by FSDP2, another accumulation; or the attention backend cannot run here.
     """
     _refuse_launcher_config(num_accumulation_steps)
+    _refuse_other_splits(machine)
     accelerator = process.join(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),
@@ -66,10 +68,6 @@ def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:
 def _refuse_launcher_config(num_accumulation_steps: int) -> None:
     """The params decide what is computed. A setting of the launcher that they override does no harm ("no" or bf16); one
     that params cannot express is refused, since it would have no effect."""
-    if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _SHARDED):
-        expected = "whole models, data parallel: MULTI_GPU, or 'NO' for one process"
-        fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
-        raise MachineError("accelerate config", "a model split over processes", expected, fix)
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", "bf16"):
         fix = "set mixed_precision: 'no' in the accelerate config; the params file decides"
@@ -80,3 +78,18 @@ def _refuse_launcher_config(num_accumulation_steps: int) -> None:
         fix = "set gradient_accumulation_steps: 1 in the accelerate config; the params file decides"
         expected = f"{num_accumulation_steps} as in the params file, or 1"
         raise MachineError("accelerate config", f"gradient_accumulation_steps: {accumulation}", expected, fix)
+
+
+def _refuse_other_splits(machine: MachineParams) -> None:
+    """A model is whole, or split by FSDP2 as `ldm.training.sharding` does it."""
+    fix = "use a config of configs/accelerate; gradient_checkpointing and num_accumulation_steps save memory"
+    if any(os.environ.get(name, "false").lower() in ("true", "1") for name in _OTHER_WAYS):
+        raise MachineError("accelerate config", "a model split over processes", launcher.EXPECTED, fix)
+    if not launcher.splits():
+        return
+    for finding in launcher.wrong_environment():
+        found, _, expected = finding.partition("; expected ")
+        raise MachineError("accelerate config", found, expected, fix)
+    if machine.compile:
+        expected = "false where models are split over processes"
+        raise MachineError("params.yaml: machine.compile", "found true", expected, "set it to false, or split no model")

@@ -2,7 +2,7 @@
 
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from ldm.compute import ranks
+from ldm.compute import launcher, ranks
 from ldm.core import hashes, stage
 from ldm.core.errors import IntegrityError
 from ldm.core.progress import each
@@ -25,7 +25,8 @@ def join(**settings: Any) -> Accelerator:
     # Gradients lie in the memory that is exchanged, not beside it.
     gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=ranks.STEP_WAIT)
-    accelerator = Accelerator(kwargs_handlers=[group, gradients], **settings)
+    with launcher.whole_models():
+        accelerator = Accelerator(kwargs_handlers=[group, gradients], **settings)
     ranks.wait()  # creates the group with the long timeout, while all processes are here
     return accelerator
 
@@ -57,6 +58,14 @@ def outputs(accelerator: Accelerator, *paths: Path) -> Generator[tuple[Path, ...
 def share_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
     """What this process does of some work: every `num_processes`-th item."""
     return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def equal_shares(items: Sequence[T], accelerator: Accelerator) -> Iterator[tuple[T, bool]]:
+    """What this process does of some work in which all take part, as with a network that is split over them: as many
+    items as every other one, and whether each counts, since the last ones may be those of others again."""
+    for first in range(0, len(items), accelerator.num_processes):
+        number = first + accelerator.process_index
+        yield items[number % len(items)], number < len(items)
 
 
 def check_files(files: Sequence[tuple[Path, str]], accelerator: Accelerator) -> None:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
+from ldm.training import sharding
 from ldm.training.optimizer import ema_decay_at
 from ldm.training.params import AveragesParams, TrainingParams
 from ldm.training.profiles import MAX_MISFIT, Base, decay_at, mixture
@@ -50,16 +51,21 @@ class Averages:
             get_ema_multi_avg_fn(decay)(list(own.values()), weights, step)
 
     def swap(self) -> None:
-        """Exchange weights and `ema`."""
+        """Exchange weights and `ema`, in place."""
         for name, weight in self._weights.items():
-            weight.data, self.ema[name] = self.ema[name], weight.data
+            before = weight.detach().clone()
+            weight.detach().copy_(self.ema[name])
+            self.ema[name].copy_(before)
 
-    def save(self, run: Run, step: int) -> None:
-        """Save the averages by power functions in the run, in half precision, if it is time to."""
+    def save(self, run: Run, step: int, *, is_main: bool) -> None:
+        """Save the averages by power functions in the run, in half precision, if it is time to. Every process calls
+        this; the main one writes."""
         if self._kept is not None and step in self._kept.steps(self._params.num_steps):
             names = {_name(length): own for length, own in self._powers.items()}
-            tensors = {f"{name}.{key}": value.half() for name, own in names.items() for key, value in own.items()}
-            run.keep(_unit(step), tensors)
+            halves = {f"{name}.{key}": value.half() for name, own in names.items() for key, value in own.items()}
+            tensors = sharding.gathered(halves, is_kept=is_main)
+            if is_main:
+                run.keep(_unit(step), tensors)
 
     def choose(self, run: Run) -> bool:
         """Make the average that the params choose, if any, of those kept in the run; it takes the place of `ema`.
@@ -72,7 +78,7 @@ class Averages:
         averages = list(_kept(run, self._kept, self._params.num_steps))
         chosen = mixed(averages, self._params.num_steps, self._kept.result)
         for name, value in chosen.items():
-            self.ema[name].copy_(value)
+            self.ema[name].copy_(sharding.like(self.ema[name], value))
         return True
 
 

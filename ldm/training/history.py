@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ldm.core import artifact
 from ldm.training import plots
@@ -14,6 +16,17 @@ PACE = "pace.csv"
 """Table of a run directory: how fast each row was computed since the training started or went on."""
 PICTURES = "picture-*.png"
 """Pictures of a run directory, by their steps."""
+
+
+class BadUpdates(NamedTuple):
+    """Counts of updates with a non-finite loss or gradient, which are skipped: int64 scalars on the device."""
+
+    total: Tensor
+    in_row: Tensor
+    """Since the last good update."""
+    most_in_row: Tensor
+    last_step: Tensor
+    """The step of the last one."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ tensors and one integer. Nothing waits for the device between two rows of the lo
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,12 +17,13 @@ from ldm.compute import attention, ranks
 from ldm.compute.saved import State
 from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
+from ldm.core import images
 from ldm.core.errors import IntegrityError, NumericsError, Stopped
 from ldm.core.progress import Progress
-from ldm.training import batches
+from ldm.training import batches, sharding
 from ldm.training.averages import Averages
 from ldm.training.batches import Batch, BatchAtStep
-from ldm.training.history import History, Row
+from ldm.training.history import BadUpdates, History, Row
 from ldm.training.live import Live
 from ldm.training.optimizer import ADVERSARY, Optimizers, learning_rate_at
 from ldm.training.pace import Pace
@@ -31,7 +31,7 @@ from ldm.training.params import AdversaryParams, AveragesParams, TrainingParams
 
 KeysAtStep = Callable[[int], list[str]]
 Validate = Callable[[nn.Module], dict[str, float]]
-Picture = Callable[[nn.Module, Path], None]
+Picture = Callable[[nn.Module], images.Image.Image]
 
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
 _NUM_SHOWN_KEYS = 8
@@ -61,14 +61,16 @@ def train(
         thread may call.
     keys_at_step: step -> keys of the samples of that batch, which are logged if its update is skipped.
     validate: called on every process with the averaged weights in the objective; its numbers become a row of the curve.
-    picture: called on the main process with the averaged weights and a path to write a PNG to.
+    picture: called with the averaged weights; the main process saves what it draws. The others call it too if a network
+        is split over them, and then computes only when all of them do.
     adversary: how the submodule `adversary` of the objective is trained, by the gradients that the same loss gives it.
         Its weights are not averaged.
     averages: which averages the run keeps besides, and whether one made of them is the result.
 
     On return the objective holds the averaged weights, in evaluation mode. Equal params give equal bits at equal
-    threads and processes, however often the run was stopped; other numbers of processes or passes agree up to rounding,
-    if the gradient of the loss is the mean of those of its rows, as it is of all objectives but one with an adversary.
+    threads and processes, however often the run was stopped. Other numbers of processes or passes, and networks that
+    are split over processes (`ldm.training.sharding`), agree up to rounding, if the gradient of the loss is the mean of
+    those of its rows, as it is of all objectives but one with an adversary.
 
     Raises:
         Stopped: the process was asked to stop; the state after the current step is saved.
@@ -106,6 +108,7 @@ def train(
                 _validate(training, validate, picture, run, live)
         on_error.pop_all()  # the run stays open until the caller has its result in place
     training.averages.swap()
+    sharding.join(training.objective, objective, accelerator.device)
     objective.eval()
     return training.history
 
@@ -130,8 +133,7 @@ def _run_steps(
             is_last = training.step == params.num_steps
             is_stopping = training.agree(stop.reason is not None)
             # The order counts: a saved state holds the rows of its own step, and the run its averages.
-            if training.accelerator.is_main_process:
-                training.averages.save(run, training.step)
+            training.averages.save(run, training.step, is_main=is_main)
             if is_last or training.step % params.log_every_steps == 0:
                 progress.note(loss=training.log()["loss"])
                 live.show(training.history)
@@ -150,9 +152,12 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
     """Add a row to the validation curve, write a picture to the run directory, and show both."""
     with training.averaged():
         training.history.validation.append({"step": training.step, **validate(training.objective)})
-        if training.accelerator.is_main_process:
-            if picture is not None:
-                picture(training.objective, run.directory / f"picture-{training.step:09d}.png")
+        is_main = training.accelerator.is_main_process
+        if picture is not None and (is_main or training.is_split):
+            drawn = picture(training.objective)
+            if is_main:
+                drawn.save(run.directory / f"picture-{training.step:09d}.png")
+        if is_main:
             live.show(training.history)
     ranks.wait()
 
@@ -162,8 +167,10 @@ def _save(training: "_Training", run: Run, is_needed: bool) -> None:
     _compare(training)
     asked = run.machine.background_saves if run.machine else None
     in_background = training.accelerator.device.type == "cuda" if asked is None else asked
-    if training.accelerator.is_main_process:
-        run.commit(training.state(), training.params.num_kept_states, in_background=in_background)
+    is_main, state = training.accelerator.is_main_process, training.state()
+    state = replace(state, tensors=sharding.gathered(state.tensors, is_kept=is_main))
+    if is_main:
+        run.commit(state, training.params.num_kept_states, in_background=in_background)
         if is_needed:
             run.settle()
     ranks.wait()
@@ -178,23 +185,14 @@ def _restore(training: "_Training", run: Run, name: str) -> None:
 
 
 def _compare(training: "_Training") -> None:
-    """IntegrityError on every process unless weights, averages, optimizer and counts are equal on all."""
+    """IntegrityError on every process unless weights, averages, optimizer and counts are equal on all, but for those of
+    which each holds a part of its own."""
     if ranks.count() > 1:
         fix = (
             "run this again: it goes on from the last saved state; use machines of one kind with equal machine.threads"
         )
-        ranks.agree(ranks.checksums(training.state().tensors), fix)
-
-
-class _BadUpdates(NamedTuple):
-    """Counts of updates with a non-finite loss or gradient, which are skipped: int64 scalars on the device."""
-
-    total: Tensor
-    in_row: Tensor
-    """Since the last good update."""
-    most_in_row: Tensor
-    last_step: Tensor
-    """The step of the last one."""
+        own = {name: t for name, t in training.state().tensors.items() if not sharding.is_part(t)}
+        ranks.agree(ranks.checksums(own), fix)
 
 
 class _Training:
@@ -212,14 +210,18 @@ class _Training:
         asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
         given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
         assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
-        self.objective, self.keys_at_step = objective, keys_at_step
+        self.objective, self.keys_at_step = sharding.split(objective.train(), accelerator.device), keys_at_step
+        self.is_split = self.objective is not objective
+        if self.is_split:
+            sharding.refuse_muon(params)
         self.params, self.accelerator = params, accelerator
-        self.model: nn.Module = accelerator.prepare_model(objective.train())
-        self.weights = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
+        # A split network averages its gradients by itself.
+        self.model: nn.Module = accelerator.prepare_model(self.objective, evaluation_mode=self.is_split)
+        self.weights = {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
         averaged = {name: weight for name, weight in self.weights.items() if not name.startswith(ADVERSARY)}
         self.averages = Averages(averaged, params, averages)
         self.optimizers = Optimizers(self.weights, params, adversary)
-        self.bad = _BadUpdates(*torch.zeros(4, dtype=torch.int64, device=accelerator.device))
+        self.bad = BadUpdates(*torch.zeros(4, dtype=torch.int64, device=accelerator.device))
         self.sums: dict[str, Tensor] = {}
         self.step = 0
         self.history = History([], [], [], [])
@@ -252,7 +254,7 @@ class _Training:
 
     def _count(self, is_good: Tensor, scalars: Mapping[str, Tensor]) -> None:
         in_row = torch.where(is_good, 0, self.bad.in_row + 1)
-        self.bad = _BadUpdates(
+        self.bad = BadUpdates(
             total=self.bad.total + ~is_good,
             in_row=in_row,
             most_in_row=torch.maximum(self.bad.most_in_row, in_row),
@@ -340,17 +342,18 @@ class _Training:
         for name, tensor in state.tensors.items():
             kind, _, key = name.partition(".")
             if kind in targets:
-                targets[kind][key].data.copy_(tensor)
+                target = targets[kind][key].detach()
+                target.copy_(sharding.like(target, tensor))
             elif kind == "optimizer":
                 part, _, weight_name = key.partition(".")
                 weight = self.weights[weight_name]
-                self.optimizers.moments(weight)[part] = tensor.to(weight.device)
+                self.optimizers.moments(weight)[part] = sharding.like(weight, tensor)
         device = self.accelerator.device
         self.history = History(**{field.name: state.values[field.name] for field in fields(History)})
         self.step = state.step
         self._open_row()
         self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}
-        self.bad = _BadUpdates(*state.tensors["bad"].to(device))
+        self.bad = BadUpdates(*state.tensors["bad"].to(device))
         # The open row ends at the next multiple of log_every_steps; it may be longer, if the params changed.
         done = state.tensors["is_bad"][: self.step - self._row_start].to(device)
         self.is_bad = torch.cat([done, self.is_bad])
@@ -379,7 +382,7 @@ class _Training:
         if not record["differs"]:
             return state
         # Bad updates in a row are counted afresh: what was changed may be what made them bad.
-        bad, zero = _BadUpdates(*state.tensors["bad"]), torch.zeros_like(state.tensors["bad"][0])
+        bad, zero = BadUpdates(*state.tensors["bad"]), torch.zeros_like(state.tensors["bad"][0])
         tensors = {**state.tensors, "bad": torch.stack(bad._replace(in_row=zero, most_in_row=zero))}
         resumed_from = [*state.values.get("resumed_from", []), record]
         return State(state.step, tensors, {**state.values, "resumed_from": resumed_from})
@@ -393,4 +396,5 @@ class _Training:
     def _machine(self) -> dict[str, str | int]:
         device, world = self.accelerator.device.type, self.accelerator.num_processes
         threads, backend = torch.get_num_threads(), attention.selected()
-        return {"device": device, "processes": world, "threads": threads, "attention": backend}
+        split = {"split": 1} if self.is_split else {}
+        return {"device": device, "processes": world, "threads": threads, "attention": backend, **split}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.compute.process import Accelerator
-from ldm.training import muon
+from ldm.training import muon, sharding
 from ldm.training.muon import Muon
 from ldm.training.params import AdversaryParams, TrainingParams
 
@@ -98,7 +98,7 @@ def _clip(weights: Sequence[nn.Parameter], max_norm: float, accelerator: Acceler
     """Scale gradients down to the norm; returns the norm that they had."""
     norm = accelerator.clip_grad_norm_(list(weights), max_norm)
     assert norm is not None
-    return norm
+    return sharding.whole(norm)
 
 
 def _weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

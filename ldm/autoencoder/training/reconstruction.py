@@ -104,21 +104,21 @@ class Measurement:
         metrics = {"psnr_db": round(similar / count, 4), "ssim": round(structural / count, 5)}
         return metrics | ({"lpips": round(distance / count, 5)} if perceptual else {})
 
-    def picture(self, objective: nn.Module, path: Path) -> None:
+    def picture(self, objective: nn.Module) -> images.Image.Image:
         """`draw` in the middle of a training."""
         assert isinstance(objective, ReconstructionObjective)
-        self.draw(objective.autoencoder, path)
+        return self.draw(objective.autoencoder)
 
     @torch.no_grad()
-    def draw(self, autoencoder: Autoencoder, path: Path) -> None:
-        """Save a picture of originals, each beside its reconstruction."""
+    def draw(self, autoencoder: Autoencoder) -> images.Image.Image:
+        """A picture of originals, each beside its reconstruction."""
         count, pairs = self._params.num_pictures, list[Tensor]()
         for samples in self._shards.buckets.batches(count, count):
             image = self._shards.images(samples.tolist())
             signal = to_signal(image.to(self._accelerator.device))
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(signal).mode())).cpu()
             pairs += torch.stack([image, reconstruction], dim=1).flatten(0, 1)
-        images.grid(pairs, num_columns=8, captions=None).save(path)
+        return images.grid(pairs, num_columns=8, captions=None)
 
     def _batches(self, count: int) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
         """The first images of every bucket, `count` in all: this process's share, in batches."""

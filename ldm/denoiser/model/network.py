@@ -29,6 +29,11 @@ class Network(nn.Module, ABC):
         bit."""
 
     @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """Parts that are called as modules and hold most of the weights; those within others come first. One at a time
+        is whole where a network is split over processes (`ldm.training.sharding`)."""
+
+    @abstractmethod
     def forward(
         self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition | Prepared
     ) -> Float[Tensor, "b c h w"]:

@@ -65,6 +65,11 @@ class UNet(Network):
         condition, layers = self._encoded(condition), [m for m in self.modules() if isinstance(m, TransformerLayer)]
         return Prepared({m.attn2: m.attn2.keys_values(condition.tokens) for m in layers}, condition.mask)
 
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks, attention blocks, and the layers of these and of the context encoder."""
+        kinds = (ResBlock, SpatialTransformer, TransformerLayer, ContextLayer)
+        return [module for module in reversed(list(self.modules())) if isinstance(module, kinds)]
+
     def forward(
         self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b"], condition: Condition | Prepared
     ) -> Float[Tensor, "b c h w"]:

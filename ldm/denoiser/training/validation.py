@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class Validation:
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(3 + 2 * (num_buckets + 1), dtype=torch.float64)
-        for rows, batch in process.share_of(self._parts(), self._accelerator):
+        for (rows, batch), is_counted in process.equal_shares(self._parts(), self._accelerator):
             weighted, mse = objective.losses({name: value.to(device) for name, value in batch.items()})
             # Sums and counts per bucket; the noisiest times form one more bucket, which overlaps.
             member = torch.nn.functional.one_hot(self._buckets[rows], num_buckets)
@@ -65,7 +64,7 @@ class Validation:
             by_bucket = mse.double().cpu() @ member
             bits = self._bound.weights[rows] @ mse.double().cpu()
             sums = torch.stack([weighted.sum().double().cpu(), mse.sum().double().cpu(), bits])
-            total += torch.cat([sums, by_bucket, member.sum(0)])
+            total += torch.cat([sums, by_bucket, member.sum(0)]) if is_counted else 0
         total = torch.as_tensor(self._accelerator.reduce(total.to(device))).cpu()
         sums, counts = total[3:].chunk(2)
         *means, noisiest = (sums / counts.clamp(min=1)).tolist()
@@ -111,21 +110,21 @@ class Pictures:
         self._guidance_scale = params.picture_guidance_scale if params.diffusion.caption_dropout else 1.0
 
     @torch.no_grad()
-    def __call__(self, objective: nn.Module, path: Path) -> None:
-        """Save one row per sample: the decoded latent, then one-step predictions from increasing noise."""
-        self._save(objective, path, draws=False)
+    def __call__(self, objective: nn.Module) -> images.Image.Image:
+        """One row per sample: the decoded latent, then one-step predictions from increasing noise."""
+        return self._drawn(objective, draws=False)
 
     @torch.no_grad()
-    def while_training(self, objective: nn.Module, path: Path) -> None:
+    def while_training(self, objective: nn.Module) -> images.Image.Image:
         """The same, with one more column: what the denoiser draws from pure noise for the caption of the row."""
-        self._save(objective, path, draws=True)
+        return self._drawn(objective, draws=True)
 
-    def _save(self, objective: nn.Module, path: Path, draws: bool) -> None:
+    def _drawn(self, objective: nn.Module, draws: bool) -> images.Image.Image:
         assert isinstance(objective, DenoisingObjective)
         decoded = [image for part in self._rows for image in self._decoded(objective, *part, draws=draws)]
         columns = [*(f"t = {t}" for t in PICTURE_TIMES), *([f"drawn in {self._num_steps} steps"] if draws else [])]
         labels = [label for caption in self._captions for label in (caption, *columns)]
-        images.grid(decoded, 1 + len(columns), labels).save(path)
+        return images.grid(decoded, 1 + len(columns), labels)
 
     def _decoded(
         self,

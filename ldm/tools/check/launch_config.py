@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from ldm.compute import launcher
 from ldm.core.errors import MachineError
 
-_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU", "MULTI_XPU")
+_KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU", "MULTI_XPU", "FSDP")
 _OLD_KEYS = {"fp16", "dynamo_backend"}
 """Older keys that accelerate still reads."""
 
@@ -61,14 +62,18 @@ def _findings(config: dict[Any, Any]) -> Iterator[str]:
     precision = "fp16" if config.get("fp16") else config.get("mixed_precision")
     if where != "LOCAL_MACHINE":
         yield f"compute_environment: found {where}; expected LOCAL_MACHINE"
-    if kind not in _DATA_PARALLEL:
-        yield f"distributed_type: found {kind}; expected one of {', '.join(_DATA_PARALLEL)}: models are never split"
+    if kind not in _KINDS:
+        yield f"distributed_type: found {kind}; expected one of {', '.join(_KINDS)}"
+    if kind == "FSDP":
+        given: Any = config.get("fsdp_config")
+        settings: dict[str, Any] = given if isinstance(given, dict) else {}
+        yield from (f"fsdp_config.{line}" for line in launcher.wrong_settings(settings))
     if precision is False:
         yield "mixed_precision: found no, which YAML reads as false; expected 'no', with quotes"
     elif precision not in (None, "no", "bf16"):
         yield f"mixed_precision: found {precision}; expected 'no' or bf16: the params decide, and offer fp32 and bf16"
     if config.get("parallelism_config"):
-        yield "parallelism_config: found values; expected none: models are never split"
+        yield "parallelism_config: found values; expected none: models are split by FSDP2 alone"
     yield from _wrong_counts(config, is_single=kind == "NO")
 
 
