@@ -92,7 +92,7 @@ def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
 
 
 def main() -> str:
-    this = study.start(CheckpointsParams, "checkpoints", __file__, PRECISION)
+    this = study.start(CheckpointsParams, "checkpoints", __file__)
     lab = this.lab
     cases = lab.cases("unseen", this.params.num_prompts)
     real = lab.features(cases.images)
