@@ -203,7 +203,7 @@ def draw(autoencoder: Autoencoder | None, crops: Crops, device: torch.device, pa
 def trained(section: TrainedAutoencoderParams, crops: Crops, out: Path, name: str) -> tuple[Autoencoder, Row]:
     """The network of a variant after its updates, and the last row of its curve."""
     assert section.training and section.reconstruction
-    accelerator = devices.start(section.training.precision, MACHINE)
+    accelerator = devices.start(MACHINE)
     torch.manual_seed(randomness.key(0, "weights"))
     objective = ReconstructionObjective(build(section.network), section.reconstruction)
     batches = ImageBatches(crops, section.network, section.reconstruction, section.training)  # pyright: ignore[reportArgumentType]

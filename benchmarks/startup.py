@@ -193,7 +193,7 @@ STARTS: dict[str, Callable[[Path], None]] = {
 
 
 def _accelerator() -> process.Accelerator:
-    return devices.start("fp32", config.read(MachineParams, "machine"))
+    return devices.start(config.read(MachineParams, "machine"))
 
 
 def _scattered(count: int) -> list[int]:

@@ -17,7 +17,7 @@ from benchmarks.measuring import DEVICE, ROOT, Side
 from ldm.autoencoder.model.networks import build as build_autoencoder
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
-from ldm.compute.precision import autocast
+from ldm.compute.precision import autocast, choose
 from ldm.core import config
 from ldm.core.params import MachineParams, Precision
 from ldm.corpora.params import PrepareParams
@@ -88,8 +88,10 @@ def small() -> Shape:
 
 
 def precision() -> Precision:
-    """That of `train_unet`."""
-    return config.read(TrainUNetParams, "train_unet", _PARAMS).training.precision
+    """That of `train_unet`; for auto what it comes to here."""
+    params = config.read(TrainUNetParams, "train_unet", _PARAMS)
+    asked = params.training.precision
+    return choose(build_unet(params.network), DEVICE)[0] if asked == "auto" else asked
 
 
 def machine() -> MachineParams:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from ldm.compute import devices
+from ldm.compute.precision import autocast
 from ldm.core import artifact, config, stage
 from ldm.core.config import Section
 from ldm.core.params import MachineParams, PathsParams
@@ -43,15 +44,16 @@ def main() -> str:
     for length in params.lengths:  # before anything is computed
         kept.misfit(kept.last_step, length)
 
-    accelerator = devices.start(training.training.precision, machine, training.training.num_accumulation_steps)
+    accelerator = devices.start(machine, training.training.num_accumulation_steps)
     folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=training.network.takes_pooled, device=accelerator.device)
     network, diffusion, _ = load(Path(paths.unet), accelerator.device)
     objective = inputs.train.text.objective(network, diffusion).eval()
+    precision = devices.settle(training.training.precision, network, accelerator, kept.passport.facts.get("precision"))
     validation = Validation(inputs.val, training.model_copy(update={"diffusion": diffusion}), accelerator)
 
     def validated() -> dict[str, float]:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), autocast(accelerator.device, precision):
             return validation(objective)
 
     trained, rows = validated(), list[dict[str, float]]()

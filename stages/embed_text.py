@@ -25,7 +25,7 @@ def main() -> str:
     params = config.read(EmbedTextParams, "embed_text")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = devices.start("fp32", machine)
+    accelerator = devices.start(machine)
     splits = {split: Captions(Path(paths.captions) / split) for split in SPLITS}
     model, made_with = load_text(Path(paths.clip))
     shards.check_fits(params, model)

@@ -27,9 +27,8 @@ SPLITS = ("train", "val")
 
 def main() -> str:
     params = config.read(EncodeLatentsParams, "encode_latents")
-    paths = config.read(PathsParams, "paths")
-    machine = config.read(MachineParams, "machine")
-    accelerator = devices.start(params.precision, machine)
+    paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
+    accelerator = devices.start(machine)
     autoencoder, passport = networks.load(Path(paths.autoencoder), accelerator.device)
     shards = {split: Shards(Path(paths.images) / split) for split in SPLITS}
     sizes_px = {size for split in SPLITS for size in shards[split].image_sizes_px}
@@ -39,10 +38,10 @@ def main() -> str:
     made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
     summary = ""
-    with (
-        run.opened(accelerator),
-        process.outputs(accelerator, Path(paths.latents), Path(paths.latents_results)) as (folder, results),
-    ):
+    outputs = process.outputs(accelerator, Path(paths.latents), Path(paths.latents_results))
+    with run.opened(accelerator), outputs as (folder, results):
+        precision = devices.settle_in(run, params.precision, autoencoder, accelerator)
+        params = params.model_copy(update={"precision": precision})
         writers = {split: CacheWriter(folder / split, LATENTS) for split in SPLITS}
         for split in SPLITS:
             write_shards(writers[split], autoencoder, shards[split], params, machine.num_workers, accelerator, run)

@@ -25,7 +25,7 @@ def main() -> str:
     params = config.read(EvaluateParams, "evaluate")
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
-    accelerator = devices.start("fp32", machine)
+    accelerator = devices.start(machine)
     device = accelerator.device
     learned_from = Path(paths.images) / "train", Path(paths.captions) / "train"
     instruments = measure.Instruments.load(params, Path(paths.clip), Path(paths.autoencoder), learned_from, device)

@@ -24,7 +24,7 @@ from ldm.text.model import encoders
 def main() -> str:
     params = config.read(SampleParams, "sample")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
-    accelerator = devices.start(params.drawing.precision, machine)
+    accelerator = devices.start(machine)
     embeddings = TextEmbeddings(Path(paths.embeddings))
     device = accelerator.device
     encoder = embeddings.encoder(*encoders.load(Path(paths.clip)), device) if embeddings.is_online else None
@@ -48,6 +48,8 @@ def main() -> str:
         return plan.pictures(kept.tensors, kept.values)
 
     with run.opened(accelerator):
+        precision = devices.settle_in(run, params.drawing.precision, generator.unet, accelerator)
+        params = params.model_copy(update={"drawing": params.drawing.model_copy(update={"precision": precision})})
         keep_each(run, work, lambda unit: plan.draw(unit, generator, params.drawing), "sample", "batch", accelerator)
         with process.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:

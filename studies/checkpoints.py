@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm import randomness
-from ldm.compute import fingerprint, state
+from ldm.compute import fingerprint, saved, state
 from ldm.core import artifact, config, stage, workspace
 from ldm.core.config import Section
 from ldm.core.params import Precision
@@ -30,6 +30,8 @@ from studies.rows import Row, interval
 from studies.study import Study
 
 PRECISION: Precision = "bf16"
+_AVERAGE = "ema.unet."
+"""How the names of averaged weights begin in a saved state."""
 
 
 class CheckpointsParams(Section):
@@ -50,8 +52,8 @@ class CheckpointsParams(Section):
 
 
 def file_of(folder: Path, step: int) -> Path:
-    """Where the weights after a step are, under the name that the loop gives to a picture of that step."""
-    return folder / f"picture-{step:09d}.safetensors"
+    """Where the averaged weights after a step are."""
+    return folder / f"step-{step:09d}.safetensors"
 
 
 def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
@@ -61,7 +63,8 @@ def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled)
     check_fits(params, inputs)
     first, *_, last = this.params.steps
-    changes = {"num_steps": last, "validate_every_steps": first, "precision": PRECISION, "num_accumulation_steps": 1}
+    changes = {"num_steps": last, "save_every_steps": first, "num_kept_states": this.params.num_checkpoints}
+    changes |= {"validate_every_steps": last, "precision": PRECISION, "num_accumulation_steps": 1}
     training = params.training.model_copy(update=changes)
     params = params.model_copy(update={"training": training})
     torch.manual_seed(randomness.key(training.seed, "weights"))
@@ -69,9 +72,6 @@ def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
     if all(file_of(folder, step).exists() for step in this.params.steps):
         return unet
     folder.mkdir(parents=True, exist_ok=True)
-
-    def keep(_: nn.Module, picture: Path) -> None:
-        artifact.write_tensors(folder / f"{picture.stem}.safetensors", unet.state_dict())
 
     made_by = fingerprint.of(str(this.script), params, inputs.sha256)
     run = state.Run(workspace.runs(paths.runs), "study_checkpoints_training", made_by)
@@ -84,15 +84,18 @@ def trained(this: Study[CheckpointsParams], folder: Path) -> Network:
         this.accelerator,
         run,
         validate=lambda _: {},
-        picture=keep,
         name="checkpoints",
     )
+    for directory in state.states_of(run.directory):
+        found = saved.read(saved.check(directory))
+        averaged = {name.removeprefix(_AVERAGE): t for name, t in found.tensors.items() if name.startswith(_AVERAGE)}
+        artifact.write_tensors(file_of(folder, found.step), averaged)
     run.remove()
     return unet
 
 
 def main() -> str:
-    this = study.start(CheckpointsParams, "checkpoints", __file__, PRECISION)
+    this = study.start(CheckpointsParams, "checkpoints", __file__)
     lab = this.lab
     cases = lab.cases("unseen", this.params.num_prompts)
     real = lab.features(cases.images)

@@ -20,7 +20,7 @@ from ldm.compute.process import Accelerator
 from ldm.core import artifact, config, workspace
 from ldm.core.config import Section
 from ldm.core.errors import MachineError
-from ldm.core.params import MachineParams, Precision
+from ldm.core.params import MachineParams
 from ldm.precompute.work import keep_each
 from studies.devices import processor
 from studies.lab import Lab, Workers
@@ -90,8 +90,8 @@ class Study(Generic[P]):
         building.replace(self.output)
 
 
-def start(params: type[P], name: str, script: str, precision: Precision = "fp32") -> Study[P]:
-    """Read the options of the command line and the params, and load the lab. precision: of a training, if any.
+def start(params: type[P], name: str, script: str) -> Study[P]:
+    """Read the options of the command line and the params, and load the lab.
 
     Raises, besides what `Lab.load` raises: ConfigError: the params are wrong. MachineError: no such device.
     """
@@ -104,7 +104,7 @@ def start(params: type[P], name: str, script: str, precision: Precision = "fp32"
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     workers = Workers()
-    accelerator = devices.start(precision, config.read(MachineParams, "machine"))
+    accelerator = devices.start(config.read(MachineParams, "machine"))
     if options.device and accelerator.device.type != options.device:
         raise MachineError("--device", options.device, "a device of this machine", "leave it out")
     lab = Lab.load(workers, accelerator.device)

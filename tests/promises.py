@@ -11,7 +11,11 @@ PROMISES = {
         "equal",
         "losses within 1e-5 (float32) or 2e-3 (bf16) over 20 steps; with a discriminator, nothing is promised",
     ),
-    "kind of CPU, with the same vector instructions": ("equal", "equal as far as MKL keeps its word: docs/cpus.md"),
+    "kind of CPU, with the same vector instructions": (
+        "equal",
+        "equal as far as MKL keeps its word, in one precision: docs/cpus.md",
+    ),
+    "what `precision: auto` came to": ("equal", "nothing is promised; the passports say what it was"),
     "vector instructions of the CPU, or kind of device": ("equal: drawn on the CPU", "nothing is promised"),
 }
 """What differs -> (samples, captions, noise, times and dropout; weights and losses)."""

@@ -313,4 +313,4 @@ def test_a_loss_without_a_training_is_refused(workspace: Path) -> None:
         params(workspace, training=AUTOENCODER["source"]["training"])
     whole = AUTOENCODER | {"source": params(workspace).model_dump(mode="json")}
     assert sources.obtain(TrainAutoencoderParams.model_validate(AUTOENCODER)).inputs == {}
-    assert TrainAutoencoderParams.model_validate(whole).precision == "fp32"
+    assert TrainAutoencoderParams.model_validate(whole).training is None

@@ -184,7 +184,7 @@ def test_bash_completes_commands_options_values_and_files(folder: Path, capsys) 
     assert completed(script, "ldm", "") == {*ALL, "-h", "--help", "--version"} - {"-h", "--help", "--version"}
     assert completed(script, "ldm", "gen") == {"generate"}
     assert {"--seed", "--output", "--guidance-scale"} <= completed(script, "ldm", "generate", "--")
-    assert completed(script, "ldm", "generate", "--precision", "") == {"fp32", "bf16"}
+    assert completed(script, "ldm", "generate", "--precision", "") == {"auto", "fp32", "bf16"}
     (folder / "pictures").mkdir()
     (folder / "prompts.txt").touch()
     assert completed(script, "ldm", "generate", "--output", "p") == {"pictures"}

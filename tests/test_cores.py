@@ -137,7 +137,7 @@ def test_a_stage_takes_the_free_cores_unless_a_number_is_asked_for(
     monkeypatch.setattr(cores, "default_threads", lambda: 4)
     monkeypatch.setattr(cores, "free_threads", lambda num_threads: min(num_threads, free))
     monkeypatch.setattr("torch.set_num_threads", set_threads.append)
-    devices.start("fp32", MACHINE.model_copy(update={"threads": asked}))
+    devices.start(MACHINE.model_copy(update={"threads": asked}))
     said = capsys.readouterr()
     assert set_threads == [expected] and f"{expected} threads each" in said.out
     assert words in said.err and bool(words) == bool(said.err)

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.compute import attention, cores
+from ldm.compute import attention, cores, precision
+from ldm.compute.precision import Rates
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams
 from ldm.tools import cli
@@ -42,7 +43,7 @@ def test_the_command_tells_all_and_ends_well(monkeypatch, capsys) -> None:
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     names = {match[1] for match in re.finditer(r"^(?:ok  |note)  (\w+(?: \w+)?)", said, re.MULTILINE)}
-    assert {"versions", "processor", "threads", "busy cores", "memory", "disk", "attention", "bf16"} <= names
+    assert {"versions", "processor", "threads", "busy cores", "memory", "disk", "attention", "precision"} <= names
     assert f"torch {torch.__version__.split('+')[0]}" in said
     section = yaml.safe_load(said[said.index("machine:\n") :])
     assert MachineParams.model_validate({**MACHINE.model_dump(), **section["machine"]}), "it can be pasted"
@@ -50,7 +51,7 @@ def test_the_command_tells_all_and_ends_well(monkeypatch, capsys) -> None:
 
 def test_outside_a_repository_it_works_too(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "speed", lambda threads: [])
+    monkeypatch.setattr(devices, "speed", lambda: [])
     found = list(report.findings(tmp_path))
     assert only(found, "git").advice and report.machine_of(tmp_path) is None
     assert not [each for each in found if "could not be found out" in each.found]
@@ -163,18 +164,12 @@ def test_backends_are_tried_and_one_that_is_named_but_does_not_run_is_replaced(m
         assert found.machine == {"attention": "auto"} and found.advice
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "word"), [(0.2, 0.1, "keep `precision: bf16`"), (0.1, 0.2, "")])
-def test_the_speed_of_bf16_decides_what_is_advised(monkeypatch, fp32: float, bf16: float, word: str) -> None:
-    times = iter([fp32, bf16])
-    monkeypatch.setattr(devices, "_seconds", lambda step: next(times))
-    (found,) = devices.speed(1)
-    assert f"{bf16 / fp32:.2f} times" in found.found and word in found.found
-    assert ("precision: fp32" in found.advice) == (not word)
-
-
-def test_a_step_of_the_probe_runs_in_both_precisions() -> None:
-    step = devices._step(torch.device("cpu"))
-    assert all(devices._seconds(lambda each=precision: step(each)) > 0 for precision in ("fp32", "bf16"))
+def test_what_auto_comes_to_is_told_for_both_kinds_of_layer(monkeypatch) -> None:
+    rates = {"fp32": Rates(convolution=140, linear=20), "bf16": Rates(convolution=70, linear=80)}
+    monkeypatch.setattr(precision, "rates", lambda: rates)
+    convolution, linear = devices.speed()
+    assert convolution.found == "convolution layers: fp32 (auto: 70 GFLOP/s in bf16, 140 in fp32 per core)"
+    assert linear.found == "linear layers: bf16 (auto: 80 GFLOP/s in bf16, 20 in fp32 per core)"
 
 
 def test_the_section_marks_what_params_have_otherwise() -> None:

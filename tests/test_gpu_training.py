@@ -95,7 +95,7 @@ def test_the_kernels_of_a_gpu_are_those_that_the_params_ask_for(
     cudnn = torch.backends.cudnn
     for owner, name in [(cudnn, "deterministic"), (cudnn, "benchmark"), (cudnn, "allow_tf32")]:
         monkeypatch.setattr(owner, name, not is_deterministic)
-    devices.start("fp32", machine(deterministic=is_deterministic))
+    devices.start(machine(deterministic=is_deterministic))
     assert (cudnn.deterministic, cudnn.benchmark) == (is_deterministic, not is_deterministic)
     assert not cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
@@ -104,7 +104,7 @@ def test_the_kernels_of_a_gpu_are_those_that_the_params_ask_for(
 def test_float32_is_not_rounded_to_ten_bits() -> None:
     """Factors that TF32 would round: 1 + 2^-12 becomes 1."""
     forget_accelerator()
-    devices.start("fp32", PLAIN)
+    devices.start(PLAIN)
     x = torch.full((64, 64), 1 + 2**-12, device="cuda")
     kernel, image = x.reshape(64, 64, 1, 1), x[None, :, :, None]
     expected = 64 * (1 + 2**-12)

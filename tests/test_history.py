@@ -15,6 +15,7 @@ def test_tables_pictures_and_facts(tmp_path: Path):
     assert (tmp_path / "curves.png").is_file()
     assert history.facts == {"resumed_from": [break_]}
     assert History([], [], [], []).facts == {}, "what was never broken says nothing of it"
+    assert History([], [], [], [], "bf16").facts == {"precision": "bf16"}
 
 
 def test_what_was_not_trained_has_tables_without_rows_and_no_picture(tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ldm.autoencoder.model.network import to_image
+from ldm.compute import precision
 from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.images import decode_png
@@ -50,6 +51,19 @@ def test_one_unguided_step_is_one_decoded_prediction(loaded):
         std, mean = torch.tensor([1.0, 2, 1, 1]), torch.tensor([0.1, 0, 0, 0])
         expected = to_image(generator.autoencoder.decode(z * std[:, None, None] + mean[:, None, None]))
     assert torch.equal(found, expected)
+
+
+def test_an_image_records_what_auto_came_to_and_is_replayed_in_it(loaded, monkeypatch):
+    """As on two machines: the second one would choose otherwise."""
+    given, settings = "a small red circle at the top", {"guidance_scale": 3, "precision": "auto"}
+    choices = iter(["bf16", "fp32", "fp32"])
+    monkeypatch.setattr(precision, "choose", lambda network, device: (next(choices), "measured"))
+    first, second = (next(loaded.pngs(given, **settings)) for _ in range(2))
+    origin = Origin.read(first, "first")
+    assert origin.settings["precision"] == "bf16" and Origin.read(second, "second").settings["precision"] == "fp32"
+    again = torch.tensor(decode_png(first)).permute(2, 0, 1)
+    assert torch.equal(loaded.replay(origin), again)
+    assert not torch.equal(loaded(given, **settings)[0], again), "the two precisions make different bits"
 
 
 def with_schedule(loaded, schedule, prediction):

@@ -1,6 +1,7 @@
 """Exit codes, outputs that appear whole or not at all, and what a launcher may not decide."""
 
 import ast
+import ctypes
 import errno
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from ldm.compute import cores, devices
+from ldm.compute import cores, devices, precision
 from ldm.core import stage
 from ldm.core.errors import IntegrityError, MachineError, Stopped
 from ldm.core.params import MachineParams
@@ -31,11 +33,25 @@ from ldm.core.params import MachineParams
 
 machine = MachineParams(
     threads=None, num_workers=0, attention="math", compile=False, channels_last=False, num_batches_ahead=None,
-    background_saves=None, deterministic=True, num_kept_runs=None, max_run_age_days=None, keep_finished_states=False, trackers=[],
+    background_saves=None, deterministic=True, num_kept_runs=None, max_run_age_days=None,
+    keep_finished_states=False, trackers=[],
 )
-accelerator = devices.start("fp32", machine)
+accelerator = devices.start(machine)
 import torch
 print(accelerator.num_processes, accelerator.mixed_precision, torch.get_num_threads())
+"""
+
+PAGES = """
+import resource
+import torch
+from ldm.compute import devices
+
+devices.keep_memory()
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(2**20) for _ in range(8)]  # 4 MiB each
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 TWO_PROCESSES = """
@@ -49,7 +65,7 @@ from ldm.core.params import MachineParams
 
 def main():
     machine = MachineParams(threads=2, num_workers=0, attention="math", compile=False, **{kept})
-    accelerator = devices.start("fp32", machine)
+    accelerator = devices.start(machine)
     assert torch.get_num_threads() == 2
     with process.output(Path("out"), accelerator) as folder:
         (folder / str(accelerator.process_index)).write_text(str(list(process.share_of(range(5), accelerator))))
@@ -221,7 +237,7 @@ def test_a_launcher_config_may_not_change_the_result(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(MachineError, match=words):
-        devices.start("fp32", MACHINE, num_accumulation_steps=2)
+        devices.start(MACHINE, num_accumulation_steps=2)
 
 
 def test_a_network_that_is_compiled_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,18 +248,45 @@ def test_a_network_that_is_compiled_is_not_split(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("answer", ["no", "bf16"])
-@pytest.mark.parametrize(("precision", "mixed_precision"), [("fp32", "no"), ("bf16", "bf16")])
-def test_the_params_overrule_what_a_launcher_config_says(
-    answer: str, precision: Any, mixed_precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_params_overrule_what_a_launcher_config_says(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_accelerator()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", answer)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    accelerator = devices.start(precision, MACHINE, num_accumulation_steps=3)
-    assert accelerator.mixed_precision == mixed_precision
+    accelerator = devices.start(MACHINE, num_accumulation_steps=3)
+    assert accelerator.mixed_precision == "no", "precision.autocast is the only one"
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "settled", "why"),
+    [
+        ("fp32", "bf16", "fp32", "as the params say"),
+        ("bf16", None, "bf16", "as the params say"),
+        ("auto", "bf16", "bf16", "as this work began"),
+        ("auto", None, "fp32", "measured"),
+    ],
+)
+def test_a_precision_is_that_of_the_params_then_of_the_start_then_measured(
+    asked: Any, before: Any, settled: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget_accelerator()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(precision, "choose", lambda network, device: ("fp32", "measured"))
+    assert devices.settle(asked, nn.Linear(1, 1), devices.start(MACHINE), before) == settled
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"precision {settled} (") and why in said
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc has thresholds")
+@pytest.mark.parametrize(("setting", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_memory_is_kept_for_the_next_step_unless_the_user_has_set_how(setting: dict[str, str], is_kept: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in devices._SET_BY_USERS} | setting
+    done = subprocess.run([sys.executable, "-c", PAGES], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # The ten steps take 81,920 pages, if each asks for its own.
+    assert (int(done.stdout) < 8192) == is_kept, f"{done.stdout} pages were asked for"
 
 
 def test_a_stage_without_a_setting_takes_the_launchers_own_count_for_nobodys(tmp_path: Path) -> None:
@@ -298,4 +341,4 @@ def test_two_processes_share_an_output(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {file.name: file.read_text() for file in (tmp_path / "out").iterdir()} == {"0": "[0, 2, 4]", "1": "[1, 3]"}
     lines = [line for line in done.stdout.splitlines() if line.startswith(("cpu", "summary"))]  # Gloo says it connects
-    assert lines == ["cpu x 2, 2 threads each, fp32, attention: math", "summary"]
+    assert lines == ["cpu x 2, 2 threads each, attention: math", "summary"]

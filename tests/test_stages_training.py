@@ -112,7 +112,7 @@ def test_train_autoencoder_writes_model_and_results(workspace: Path):
     passport, tensors = artifact.read(workspace / "data/autoencoder", KINDS["autoencoder"])
     network = KLAutoencoder(KLAutoencoderParams.model_validate(passport.config))
     network.load_state_dict(tensors)
-    assert passport.facts == {"factor": 4, "latent_channels": 4}
+    assert passport.facts == {"factor": 4, "latent_channels": 4, "precision": "fp32"}
     assert passport.inputs.keys() == {"images_train", "images_val"}
     results = workspace / "data/autoencoder_results"
     assert {path.name for path in results.iterdir()} == RESULTS["train_autoencoder"]

@@ -130,7 +130,7 @@ def test_a_study_that_is_stopped_goes_on_and_has_written_the_rows_before(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     forget_accelerator()
-    accelerator = devices.start("fp32", config.read(MachineParams, "machine", ROOT / "params.yaml"))
+    accelerator = devices.start(config.read(MachineParams, "machine", ROOT / "params.yaml"))
     lab = SimpleNamespace(
         device=torch.device("cpu"),
         inputs={},

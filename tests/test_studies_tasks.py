@@ -159,7 +159,7 @@ def anomaly_shards(path: Path) -> list[dict[str, bytes]]:
 def test_checkpoints_are_at_even_distances_and_end_with_the_training() -> None:
     section = config.read(checkpoints.CheckpointsParams, "checkpoints", ROOT / "studies/params.yaml")
     assert len(section.steps) == 4 and section.steps[-1] == section.num_steps
-    assert checkpoints.file_of(Path("a"), 600).name == "picture-000000600.safetensors"
+    assert checkpoints.file_of(Path("a"), 600).name == "step-000000600.safetensors"
 
 
 def test_names_of_settings_and_distances_are_plain() -> None:

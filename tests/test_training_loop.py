@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm.compute import precision
 from ldm.compute.saved import check, read
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
@@ -189,6 +190,24 @@ def test_a_state_that_a_thread_cannot_write_ends_the_training(tmp_path: Path, mo
     assert [path.name for path in tmp_path.glob("toy/*/step-*")] == ["step-000000007"]
 
 
+def test_auto_is_chosen_once_and_kept_on_a_machine_that_would_choose_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen, ways = params(precision="auto"), dict[str, Any]()
+    for named in ("fp32", "bf16"):
+        ways[named], history = run_toy(tmp_path / named, params(precision=named))
+        assert history.facts == {"precision": named}
+    assert not equal(ways["fp32"].state_dict(), ways["bf16"].state_dict())
+    choices = iter(["bf16", "fp32", "fp32"])
+    monkeypatch.setattr(precision, "choose", lambda network, device: (next(choices), "measured"))
+    with pytest.raises(Stopped):
+        run_toy(tmp_path / "auto", chosen, kill_at=4)
+    toy, history = run_toy(tmp_path / "auto", chosen, toy=Toy(seed=3))
+    assert equal(toy.state_dict(), ways["bf16"].state_dict()) and history.facts == {"precision": "bf16"}
+    toy, history = run_toy(tmp_path / "afresh", chosen)
+    assert equal(toy.state_dict(), ways["fp32"].state_dict()) and history.facts == {"precision": "fp32"}
+
+
 def test_values_that_change_no_step_may_change_on_the_way(tmp_path: Path):
     """The weights end in the bits of the run that was not stopped; rows of the curve end where they now should."""
     whole, _ = run_toy(tmp_path / "whole", params(num_steps=24))
@@ -251,7 +270,7 @@ def test_a_run_goes_on_under_other_params_if_it_is_asked_to(tmp_path: Path, caps
     sha256 = check(saved).manifest_sha256
     differs = {"params.learning_rate": [0.01, 0.001]}
     assert history.resumed_from == [{"step": 9, "manifest_sha256": sha256, "differs": differs}]
-    assert history.facts == {"resumed_from": history.resumed_from}
+    assert history.facts == {"precision": "fp32", "resumed_from": history.resumed_from}
     assert "as `ldm resume` asked" in capsys.readouterr().out
 
 
@@ -420,12 +439,15 @@ def test_two_processes_agree_with_one(tmp_path: Path):
     """20 steps; one batch is bad on one of the two processes, and in fp32 one of them is told to stop at step 6. The
     result of another run is made of averages that it kept."""
     bad, tolerances = {4: 7}, {"fp32": 1e-5, "bf16": 2e-3}
-    changes = {precision: {"precision": precision, "log_every_steps": 1} for precision in tolerances}
+    changes = {named: {"precision": named, "log_every_steps": 1} for named in tolerances}
     stop = {"fp32": {"kill_at": 6}, "bf16": {}}
     scenarios = {name: {**changes[name], "bad": bad, **stop[name]} for name in tolerances}
-    launch(tmp_path / "two", {**scenarios, "averaged": {"averages": {"every_steps": 4, "result": 0.08}}})
+    averaging = {"averages": {"every_steps": 4, "result": 0.08}}
+    # The second process would choose fp32.
+    launch(tmp_path / "two", {**scenarios, "averaged": averaging, "auto": {**scenarios["bf16"], "precision": "auto"}})
     averaged, _ = run_toy(tmp_path / "one-averaged", params(), kept=averages(every_steps=4, result=0.08))
     assert largest_difference(averaged.state_dict(), load_file(tmp_path / "two/averaged.safetensors")) < 1e-3
+    assert equal(load_file(tmp_path / "two/auto.safetensors"), load_file(tmp_path / "two/bf16.safetensors"))
     for name, tolerance in tolerances.items():
         chosen = params(**changes[name])
         one, history = run_toy(tmp_path / f"one-{name}", chosen, batches=Batches(chosen, bad))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from ldm.compute import devices, process
+from ldm.compute import devices, precision, process
 from ldm.compute.state import Run
 from ldm.core.errors import IntegrityError, Stopped
 from ldm.core.params import MachineParams
@@ -23,7 +24,7 @@ WORK = {f"unit-{number}": number for number in range(5)}
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> process.Accelerator:
     forget_accelerator()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    return devices.start("fp32", MACHINE)
+    return devices.start(MACHINE)
 
 
 def keep(run: Run, accelerator: process.Accelerator, stop_at: int | None = None) -> list[int]:
@@ -52,6 +53,19 @@ def test_what_was_done_before_a_stop_is_not_done_again(tmp_path: Path, accelerat
     for key, number in WORK.items():
         unit = run.unit(key)
         assert unit.values == {"number": number} and unit.tensors["x"].tolist() == [number, number]
+
+
+def test_all_units_of_a_run_have_the_precision_of_the_first(
+    tmp_path: Path, accelerator: process.Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, run, other = nn.Linear(1, 1), Run(tmp_path, "sample", {"params.a": 1}), Run(tmp_path, "sample", {})
+    for chosen in ("bf16", "fp32"):  # as on two machines
+        monkeypatch.setattr(precision, "choose", lambda network, device, chosen=chosen: (chosen, "measured"))
+        with run.opened(accelerator):
+            assert devices.settle_in(run, "auto", network, accelerator) == "bf16"
+            run.retain([])
+    with other.opened(accelerator):
+        assert devices.settle_in(other, "auto", network, accelerator) == "fp32", "another run chooses for itself"
 
 
 def test_a_damaged_unit_is_refused_when_it_is_read(tmp_path: Path, accelerator: process.Accelerator) -> None:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.compute import ranks
-from ldm.compute.precision import DTYPES, autocast
+from ldm.compute.precision import DTYPES, autocast, possible
 from ldm.core.errors import MachineError
-from ldm.core.params import Precision
+from ldm.core.params import AskedPrecision, Precision
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Backend = Literal["auto", "xformers", "sdpa", "cudnn", "math"]
@@ -180,16 +181,17 @@ def select(backend: Backend, device: torch.device) -> str:
     return name
 
 
-def prove(device: torch.device, shapes: Iterable[Shape], precision: Precision, *, trains: bool) -> None:
+def prove(device: torch.device, shapes: Iterable[Shape], precision: AskedPrecision, *, trains: bool) -> None:
     """Run the selected backend on the shapes that a network will need, forwards, and backwards if it `trains`. What a
-    backend can compute depends on head width, number of tokens and precision.
+    backend can compute depends on head width, number of tokens and precision; auto = all that it may come to.
 
     Where `auto` left the choice open, the fastest one at all shapes so far is selected, and printed with the times. So
     the choice, and with it the last bits, can differ from run to run; a name in `machine.attention` fixes it.
 
     MachineError: it cannot, with its reason; better now than at the first step or the last picture.
     """
-    needs = dict.fromkeys(Need(shape, precision, trains) for shape in shapes)
+    pairs = product(shapes, possible(precision, device))
+    needs = dict.fromkeys(Need(shape, each, trains) for shape, each in pairs)
     if _candidates and needs.keys() - _needs:
         _needs.update(needs)
         _select_fastest(device)
@@ -197,10 +199,8 @@ def prove(device: torch.device, shapes: Iterable[Shape], precision: Precision, *
         reason = _refusal(_selected, device, need)
         if reason is not None:
             n, m, width = need.shape
-            what = "train" if trains else "compute"
-            raise _unable(
-                selected(), f"{device.type}: {what} {precision}, {n} x {m} tokens, head width {width}", reason
-            )
+            what = f"{'train' if trains else 'compute'} {need.precision}"
+            raise _unable(selected(), f"{device.type}: {what}, {n} x {m} tokens, head width {width}", reason)
 
 
 def _select_fastest(device: torch.device) -> None:

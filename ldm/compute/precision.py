@@ -1,21 +1,31 @@
-"""Number types by name, and autocast to them."""
+"""Number types of products by name, autocast to them, and which of them is the faster one for a network."""
 
 import copy
-from typing import TypeVar
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from ldm.core.params import Precision
+from ldm.core.params import AskedPrecision, Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """The type of matrix products and convolutions; weights, sums and outputs of networks stay float32."""
+CLEARLY = 1.15
+"""How many times as fast as bf16 fp32 must be for `auto` to take it. Kinds of CPU lie far from it on both sides, so
+that chance does not decide."""
+_NUM_ROUNDS = 5
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+def autocast(device: torch.device, precision: AskedPrecision) -> torch.autocast:
     """Context with matrix products and convolutions in `precision`; fp32 also disables an enclosing autocast."""
+    assert precision != "auto", "what auto comes to is settled before anything is computed"
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
@@ -27,3 +37,83 @@ def cast_products(network: Module, precision: Precision) -> Module:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(DTYPES[precision])
     return network
+
+
+def possible(precision: AskedPrecision, device: torch.device) -> tuple[Precision, ...]:
+    """What a precision may come to on a device: on a CPU a measurement decides about auto."""
+    if precision != "auto":
+        return (precision,)
+    return tuple(DTYPES) if device.type == "cpu" else (_of_units(device)[0],)
+
+
+class Rates(NamedTuple):
+    """GFLOP/s of the two kinds of product of which networks are made, forwards and backwards."""
+
+    convolution: float
+    linear: float
+
+    def of(self, network: nn.Module) -> float:
+        """GFLOP/s of a network's own mix of products: each weight takes part in equally many."""
+        weights = [weight for weight in network.parameters() if weight.ndim > 1]
+        kernels = sum(weight.numel() for weight in weights if weight.ndim > 2)
+        share = kernels / max(1, sum(weight.numel() for weight in weights))
+        return 1 / (share / self.convolution + (1 - share) / self.linear)
+
+
+def choose(network: nn.Module, device: torch.device) -> tuple[Precision, str]:
+    """What `auto` comes to for a network on a device, and why, in words.
+
+    On a GPU bf16, unless it has no units for it. On a CPU the faster one: some multiply bf16 twice as fast as float32,
+    others more slowly. bf16, unless fp32 is `CLEARLY` faster.
+    """
+    if device.type == "cpu":
+        return compare({precision: each.of(network) for precision, each in rates().items()})
+    return _of_units(device)
+
+
+def _of_units(device: torch.device) -> tuple[Precision, str]:
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "auto: this GPU has units for it"
+    return "fp32", f"auto: this {device.type} has no units for bf16"
+
+
+def compare(speeds: Mapping[Precision, float]) -> tuple[Precision, str]:
+    """What `auto` comes to where products have these speeds in GFLOP/s, and why."""
+    chosen: Precision = "fp32" if speeds["fp32"] >= CLEARLY * speeds["bf16"] else "bf16"
+    return chosen, f"auto: {speeds['bf16']:.0f} GFLOP/s in bf16, {speeds['fp32']:.0f} in fp32 per core"
+
+
+@cache
+def rates() -> dict[Precision, Rates]:
+    """How fast this CPU multiplies, measured in a tenth of a second, once per process. No random number is drawn.
+
+    One thread, by its own clock, which stands while other programs have the core: on a busy machine the time of day
+    would let chance decide. Both precisions take turns, so that what slows the core down meets both; medians.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            convolution = _rates(functional.conv2d, torch.ones(4, 128, 10, 10), torch.ones(128, 128, 3, 3), 4 * 8 * 8)
+            linear = _rates(functional.linear, torch.ones(256, 128), torch.ones(512, 128), 256)
+    finally:
+        torch.set_num_threads(num_threads)
+    return {each: Rates(convolution[each], linear[each]) for each in DTYPES}
+
+
+def _rates(
+    product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, num_positions: int
+) -> dict[Precision, float]:
+    """GFLOP/s of a product that uses every weight at so many positions, forwards and backwards."""
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    found: dict[Precision, list[float]] = {precision: [] for precision in DTYPES}
+    for _ in range(1 + _NUM_ROUNDS):
+        for precision, seconds in found.items():
+            start = time.thread_time()
+            with autocast(x.device, precision):
+                out = product(x, weight)
+            torch.autograd.grad(out, (x, weight), torch.ones_like(out))
+            seconds.append(time.thread_time() - start)
+    flops = 3 * 2 * weight.numel() * num_positions  # backwards twice as many as forwards
+    # The first round prepares kernels.
+    return {precision: flops / 1e9 / statistics.median(seconds[1:]) for precision, seconds in found.items()}

@@ -225,6 +225,15 @@ class Run:
             raise IntegrityError(where, "gone or damaged since it was written", "a unit of work that was kept", fix)
         return unit
 
+    def note(self, name: str, value: Any) -> None:
+        """Note a JSON value, durably: what the whole run has in common and must not decide again."""
+        replace_json(self.directory / f"{name}.json", value)
+
+    def noted(self, name: str) -> Any:
+        """The value that was noted; None if there is none."""
+        path = self.directory / f"{name}.json"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
     def kept_keys(self) -> list[str]:
         """Keys of all units, sorted."""
         return sorted(path.name.removeprefix("unit-") for path in self.directory.glob("unit-*"))
@@ -322,7 +331,8 @@ def size_of(folder: Path) -> int:
 
 
 def replace_json(path: Path, value: object) -> None:
-    """Write a JSON file as a whole or not at all."""
+    """Write a JSON file as a whole or not at all, durably."""
     new = path.with_name(f".{path.name}.new")
     artifact.write_json(new, value)
+    saved.sync(new)
     new.replace(path)

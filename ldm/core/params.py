@@ -34,7 +34,10 @@ def _check_relative(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_check_relative)]
 Precision = Literal["fp32", "bf16"]
-"""Number type of matrix products and convolutions, for stages whose params let the user choose."""
+"""Number type of matrix products and convolutions."""
+AskedPrecision = Literal["auto", "fp32", "bf16"]
+"""The same as params name it, for stages that let the user choose; auto = the faster one on the machine that begins the
+work, by a short measurement. What it came to is recorded in the result, and work that was stopped goes on with it."""
 
 Size = tuple[int, int]
 """Height and width of an image in pixels."""

@@ -18,7 +18,7 @@ from ldm.compute import attention, compilation
 from ldm.compute.precision import autocast, cast_products
 from ldm.core import artifact
 from ldm.core.errors import ConfigError
-from ldm.core.params import MachineParams, Precision
+from ldm.core.params import AskedPrecision, MachineParams
 from ldm.corpora import spelling
 from ldm.denoiser.model import networks
 from ldm.denoiser.model.condition import Condition, Prepared
@@ -276,7 +276,7 @@ class Generator:
         """Compile the networks of a drawing, and order their feature maps, as `machine` says."""
         compilation.prepare(machine, self._network(drawing.precision), *self.autoencoder.halves)
 
-    def _network(self, precision: Precision) -> Network:
+    def _network(self, precision: AskedPrecision) -> Network:
         return self.unet if precision == "fp32" else self._unet_in_bf16
 
     @cached_property

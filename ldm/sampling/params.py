@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section, from_values
-from ldm.core.params import Precision
+from ldm.core.params import AskedPrecision
 from ldm.sampling.grids import Spacing
 from ldm.sampling.guidance.params import AutoguidanceParams, ClassifierParams, GuidanceParams
 from ldm.sampling.samplers import SamplerParams
@@ -65,8 +65,9 @@ class DrawingParams(Section):
     size_px: tuple[Side, Side] | None
     """Height and width of the image; null = in stage `sample` those of the prompt's own image, else those of the square
     images of training. Other sizes than the buckets of training are possible, and worse."""
-    precision: Precision
-    """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32."""
+    precision: AskedPrecision
+    """Precision of matrix products and convolutions in the UNet; the autoencoder decodes in fp32. auto = bf16 on a GPU
+    that has it, and the faster of both on a CPU, by a measurement; an image records what it came to."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of the noise."""
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ldm.compute import attention
+from ldm.compute import attention, precision
 from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.corpora import spelling
@@ -74,11 +74,12 @@ class Pipeline:
         encode = text.encoder(*load_text(parts.clip), where)
         generator = Generator.load(parts.unet, parts.autoencoder, text, where, parts.root, encode)
         parts.check(generator.passport)
-        generator.prove_attention(parts.drawing)
+        drawing = _settled(parts.drawing, generator)
+        generator.prove_attention(drawing)
         return cls(
             generator=generator,
             encode=encode,
-            drawing=parts.drawing,
+            drawing=drawing,
             batch_size=parts.batch_size,
             tasks=parts.tasks,
             captions=parts.text if parts.has_captions else None,
@@ -116,7 +117,7 @@ class Pipeline:
         such as guidance_scale, negative_prompt, num_steps, sampler (a name or {"kind": ...}) and seed. ConfigError: one
         of them is unknown or out of range, there is no prompt, or one is not a string.
         """
-        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        texts, drawing = texts_of(prompts), self._changed(self.drawing, settings)
         self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return torch.cat([images for images, _ in self._batches(texts, drawing, 0, batch_size)])
 
@@ -129,7 +130,7 @@ class Pipeline:
         rounding it equals image `start_number` + i of a call from 0 on; if it has the same place in a batch of the same
         size, it does in every bit.
         """
-        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        texts, drawing = texts_of(prompts), self._changed(self.drawing, settings)
         _check_start(start_number)
         self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         return self._pngs(texts, drawing, start_number, batch_size)
@@ -150,7 +151,7 @@ class Pipeline:
             ConfigError: as `pngs`, or the folder is a file.
             MachineError: the folder is not writable.
         """
-        texts, drawing = texts_of(prompts), self.drawing.changed(settings)
+        texts, drawing = texts_of(prompts), self._changed(self.drawing, settings)
         _check_start(start_number)
         self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
         with png_folder.opened(Path(directory), start_number, overwrite) as folder:
@@ -240,7 +241,7 @@ class Pipeline:
         tolerance, and seed and precision of `DrawingParams`. ConfigError: as `img2img`."""
         texts = [""] * pictures.num_rows({"image": images}) if prompts is None else texts_of(prompts)
         own, others = _split(self.tasks.score, settings)
-        params, drawing = self.tasks.score.changed(own), self.drawing.changed(others)
+        params, drawing = self.tasks.score.changed(own), self._changed(self.drawing, others)
         rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), size):
@@ -285,7 +286,7 @@ class Pipeline:
         params: TaskParams = getattr(self.tasks, task)
         own, others = _split(params, settings)
         params = params.changed(own)
-        drawing = params.changes(self.drawing).changed(others)
+        drawing = self._changed(params.changes(self.drawing), others)
         params.check(drawing.num_steps)
         params.check_inputs(images.keys())
         rows, repeats = pictures.rows(images, len(texts)), range(params.num_per_prompt)
@@ -303,7 +304,7 @@ class Pipeline:
             ConfigError: the pictures are not those that it was made from.
             IntegrityError: it was made by other models than these, or from stored captions, which are not here.
         """
-        drawing = origin.drawing(self.drawing, "replay")
+        drawing = _settled(origin.drawing(self.drawing, "replay"), self.generator)
         for name, sha256 in self.generator.made_from(drawing).items():
             if origin.models.get(name) != sha256:
                 fix = "check out the commit that made it, and `dvc checkout`"
@@ -314,6 +315,10 @@ class Pipeline:
         texts, numbers = [origin.prompt] * origin.batch_size, [origin.prompt_number] * origin.batch_size
         work, pipeline = again(origin, given, "replay"), self if origin.encoded else self._with_captions()
         return pipeline._drawn(texts, numbers, drawing, work)[origin.position]
+
+    def _changed(self, drawing: DrawingParams, settings: Mapping[str, Any]) -> DrawingParams:
+        """A drawing with other values of some fields, settled. ConfigError: as `DrawingParams.changed`."""
+        return _settled(drawing.changed(settings), self.generator)
 
     def _with_captions(self) -> Self:
         """The pipeline that looks up stored captions."""
@@ -357,6 +362,14 @@ class Pipeline:
         if work is None:
             return self.generator(self.generator.condition(texts), numbers, drawing)
         return work.draw(self.generator, texts, numbers, drawing)
+
+
+def _settled(drawing: DrawingParams, generator: Generator) -> DrawingParams:
+    """The drawing in the precision that `auto` comes to here, so that its images record what they were computed in."""
+    if drawing.precision != "auto":
+        return drawing
+    chosen, _ = precision.choose(generator.unet, generator.device)
+    return drawing.model_copy(update={"precision": chosen})
 
 
 def _split(params: config.Section, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ldm.core import artifact
+from ldm.core.params import Precision
 from ldm.training import plots
 
 Row = dict[str, float]
@@ -33,17 +34,20 @@ class BadUpdates(NamedTuple):
 class History:
     """What was logged. training: one row per `log_every_steps` updates, means over them. validation: one row each.
     skipped: step and sample keys of every skipped update. resumed_from: step, hash and differences (key -> before,
-    after) of every state of other params, inputs or code that `ldm resume` asked for."""
+    after) of every state of other params, inputs or code that `ldm resume` asked for. precision: in which it was
+    computed, at last."""
 
     training: list[Row]
     validation: list[Row]
     skipped: list[dict[str, Any]]
     resumed_from: list[dict[str, Any]]
+    precision: Precision | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the passport of the result: `resumed_from`, if there is any."""
-        return {"resumed_from": self.resumed_from} if self.resumed_from else {}
+        """For the passport of the result: `precision`, and `resumed_from`, if there is any."""
+        facts = {"precision": self.precision, "resumed_from": self.resumed_from}
+        return {name: fact for name, fact in facts.items() if fact}
 
     def write(self, directory: Path) -> None:
         """Write `curves.csv`, `validation.csv`, `skipped_updates.json`, and `curves.png`, drawn from the tables;

@@ -13,12 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.compute import attention, ranks
+from ldm.compute import attention, devices, ranks
+from ldm.compute.precision import autocast
 from ldm.compute.saved import State
 from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
 from ldm.core import images
 from ldm.core.errors import IntegrityError, NumericsError, Stopped
+from ldm.core.params import AskedPrecision
 from ldm.core.progress import Progress
 from ldm.training import batches, sharding
 from ldm.training.averages import Averages
@@ -110,7 +112,7 @@ def train(
     training.averages.swap()
     sharding.join(training.objective, objective, accelerator.device)
     objective.eval()
-    return training.history
+    return replace(training.history, precision=training.precision)
 
 
 def _run_steps(
@@ -177,8 +179,11 @@ def _save(training: "_Training", run: Run, is_needed: bool) -> None:
 
 
 def _restore(training: "_Training", run: Run, name: str) -> None:
-    """Resume from the newest good state of the run, if it has one."""
-    if (state := run.load(training.accelerator)) is not None:
+    """Resume from the newest good state of the run, if it has one, in its precision if the params leave it open."""
+    state = run.load(training.accelerator)
+    before = state and state.values.get("precision")  # a state of former commits says nothing of it
+    training.precision = devices.settle(training.params.precision, training.objective, training.accelerator, before)
+    if state is not None:
         training.restore(state)
         training.accelerator.print(f"{name}: going on from step {training.step} in {run.directory}", flush=True)
     _compare(training)
@@ -207,14 +212,13 @@ class _Training:
         accelerator: Accelerator,
         averages: AveragesParams | None,
     ) -> None:
-        asked = ("no" if params.precision == "fp32" else params.precision, params.num_accumulation_steps)
-        given = (accelerator.mixed_precision, accelerator.gradient_accumulation_steps)
-        assert given == asked, f"the accelerator was started with {given}, the params ask for {asked}"
+        assert accelerator.gradient_accumulation_steps == params.num_accumulation_steps, "started for these params"
         self.objective, self.keys_at_step = sharding.split(objective.train(), accelerator.device), keys_at_step
         self.is_split = self.objective is not objective
         if self.is_split:
             sharding.refuse_muon(params)
         self.params, self.accelerator = params, accelerator
+        self.precision: AskedPrecision = params.precision
         # A split network averages its gradients by itself.
         self.model: nn.Module = accelerator.prepare_model(self.objective, evaluation_mode=self.is_split)
         self.weights = {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
@@ -243,7 +247,8 @@ class _Training:
             built = next(coming)
             batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in built.items()}
             with self.accelerator.accumulate(self.model):
-                scalars: dict[str, Tensor] = self.model(batch)
+                with autocast(self.accelerator.device, self.precision):
+                    scalars: dict[str, Tensor] = self.model(batch)
                 loss = scalars["loss"]
                 # A non-finite loss can have finite gradients, and on one process only: make every gradient NaN, so that
                 # all processes, which see the same summed gradients, take the same decision without another exchange.
@@ -321,7 +326,7 @@ class _Training:
         """A block in which the objective has the averaged weights, in evaluation mode, without gradients."""
         self.averages.swap()
         self.objective.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), autocast(self.accelerator.device, self.precision):
             yield
         self.objective.train()
         self.averages.swap()
@@ -333,8 +338,8 @@ class _Training:
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizers.moments(weight).items()}
         tensors |= {f"sums.{name}": value for name, value in self.sums.items()} | {"bad": torch.stack(self.bad)}
         tensors["is_bad"] = self.is_bad
-        values = asdict(self.history)
-        return State(self.step, tensors, {**values, "sums": list(self.sums), "machine": self._machine()})
+        values = {**asdict(self.history), "precision": self.precision, "sums": list(self.sums)}
+        return State(self.step, tensors, {**values, "machine": self._machine()})
 
     def restore(self, state: State) -> None:
         """Continue from a saved state."""
@@ -349,7 +354,7 @@ class _Training:
                 weight = self.weights[weight_name]
                 self.optimizers.moments(weight)[part] = sharding.like(weight, tensor)
         device = self.accelerator.device
-        self.history = History(**{field.name: state.values[field.name] for field in fields(History)})
+        self.history = History(**{f.name: state.values[f.name] for f in fields(History) if f.name in state.values})
         self.step = state.step
         self._open_row()
         self.sums = {name: state.tensors[f"sums.{name}"].to(device) for name in state.values["sums"]}

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from ldm.core.config import BESIDE, Section
-from ldm.core.params import Precision
+from ldm.core.params import AskedPrecision
 from ldm.training.profiles import MAX_LENGTH, MAX_MISFIT, MIN_LENGTH, mixture
 
 Length = Annotated[float, Field(ge=MIN_LENGTH, le=MAX_LENGTH)]
@@ -54,8 +54,9 @@ class TrainingParams(Section):
     """Gradients are scaled down to this L2 norm."""
     ema_decay: float = Field(ge=0, lt=1)
     """Decay per update of the averaged weights, which are the result; 0 keeps the last weights."""
-    precision: Precision
-    """Precision of matrix products and convolutions; weights, optimizer and losses are float32."""
+    precision: AskedPrecision
+    """Precision of matrix products and convolutions; weights, optimizer and losses are float32. auto = bf16 on a GPU
+    that has it, and the faster of both on a CPU, measured as the training begins. A resumed one goes on with it."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of everything random in this stage."""
     log_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)

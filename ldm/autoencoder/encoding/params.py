@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ldm.core.config import BESIDE, Section
-from ldm.core.params import Precision
+from ldm.core.params import AskedPrecision
 
 
 class MeasuredScaleParams(Section):
@@ -31,8 +31,9 @@ class EncodeLatentsParams(Section):
 
     batch_size: int = Field(gt=0, le=2**16)
     """Images per batch of the encoder."""
-    precision: Precision
-    """Precision of the encoder's matrix products and convolutions."""
+    precision: AskedPrecision
+    """Precision of the encoder's matrix products and convolutions. auto = bf16 on a GPU that has it, and the faster of
+    both on a CPU, measured as the first image is encoded."""
     mirrored: bool
     """Whether every training image is encoded mirrored as well, for `train_unet.mirroring`: twice the work and files.
     Mirroring latents instead would blur images, since autoencoders do not commute with it."""

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from ldm.autoencoder.model.params import AutoencoderParams, IdentityParams
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.core.config import BESIDE, Section
-from ldm.core.params import Precision
 from ldm.training.params import TrainingParams
 
 
@@ -87,11 +86,6 @@ class TrainAutoencoderParams(Section):
     def reconstruction(self) -> ReconstructionParams | None:
         """Its loss, if it is trained."""
         return self.source.reconstruction
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the training; float32 if there is none."""
-        return self.training.precision if self.training else "fp32"
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:

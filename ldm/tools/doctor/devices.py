@@ -1,25 +1,21 @@
-"""Probes of what torch computes with: devices, attention backends, and the speed of bf16."""
+"""Probes of what torch computes with: devices, attention backends, and precision."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 import torch
 from torch import nn
 
-from ldm.compute import attention
+from ldm.compute import attention, precision
 from ldm.compute.attention import Shape
-from ldm.compute.precision import DTYPES, autocast
+from ldm.compute.precision import DTYPES
 from ldm.core.errors import MachineError
 from ldm.core.params import MachineParams, Precision
 from ldm.tools.doctor.finding import Finding
 
 _SHAPE = Shape(num_queries=64, num_keys=64, head_width=64)
 """An attention as networks of small images have it."""
-_SECONDS = 0.02
-"""How long each precision is measured."""
-_CLEARLY = 1.1
 _LONGEST_REASON = 80
 
 
@@ -67,52 +63,24 @@ def backends(machine: MachineParams | None) -> Iterator[Finding]:
 def _refusals(backend: attention.Backend, device: torch.device) -> dict[Precision, str]:
     """Why a backend cannot train here, for the precisions in which it cannot."""
     found: dict[Precision, str] = {}
-    for precision in DTYPES:
+    for each in DTYPES:
         try:
             attention.select(backend, device)
-            attention.prove(device, [_SHAPE], precision, trains=True)
+            attention.prove(device, [_SHAPE], each, trains=True)
         except MachineError as error:
             reason = error.args[1].partition("(")[2].rstrip(")")
-            found[precision] = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+            found[each] = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
     return found
 
 
-def speed(num_threads: int) -> Iterator[Finding]:
-    """How fast bf16 is beside fp32, on a step of a small network."""
+def speed() -> Iterator[Finding]:
+    """What `precision: auto` comes to here, and how fast the products of networks are in either precision."""
     device = present()
-    torch.set_num_threads(num_threads)
-    step = _step(device)
-    seconds = {precision: _seconds(lambda each=precision: step(each)) for precision in DTYPES}
-    ratio = seconds["fp32"] / seconds["bf16"]
-    found = f"a step in bf16 takes {1 / ratio:.2f} times that in fp32, on {device.type}"
-    keys = "train_unet.training.precision and its like in the other sections"
-    if ratio >= _CLEARLY:
-        yield Finding("bf16", f"{found}: keep `precision: bf16`")
-    else:
-        yield Finding("bf16", found, f"`precision: fp32` is as fast here ({keys}; stages run again)")
-
-
-def _step(device: torch.device) -> Callable[[Precision], None]:
-    """Forward and backward pass of a convolution and a linear layer."""
-    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Flatten(2), nn.Linear(256, 256)).to(device)
-    x = torch.ones(16, 64, 16, 16, device=device)
-
-    def step(precision: Precision) -> None:
-        with autocast(device, precision):
-            loss = network(x).square().mean()
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return step
-
-
-def _seconds(step: Callable[[], None]) -> float:
-    """Of the fastest of the steps that fit into the time of a measurement."""
-    step()  # the first one prepares kernels
-    found, end = [], time.perf_counter() + _SECONDS
-    while not found or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    if device.type != "cpu":
+        chosen, why = precision.choose(nn.Module(), device)
+        yield Finding("precision", f"{chosen} ({why})")
+        return
+    found = precision.rates()
+    for kind in precision.Rates._fields:
+        chosen, why = precision.compare({each: getattr(rates, kind) for each, rates in found.items()})
+        yield Finding("precision", f"{kind} layers: {chosen} ({why})")

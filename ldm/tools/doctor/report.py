@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.compute import cores
 from ldm.core import config, workspace
 from ldm.core.errors import ConfigError
 from ldm.core.params import MachineParams, PathsParams
@@ -33,11 +32,10 @@ def findings(root: Path) -> Iterator[Finding]:
 def _of_torch(machine: MachineParams | None) -> Iterator[Finding]:
     from ldm.tools.doctor import devices
 
-    num_threads = cores.free_threads(cores.default_threads())
     probes: dict[str, Probe] = {
         "device": devices.devices,
         "attention": lambda: devices.backends(machine),
-        "bf16": lambda: devices.speed(num_threads),
+        "precision": devices.speed,
     }
     yield from examined(probes)
 
