@@ -17,7 +17,6 @@ from tests.import_closure import ROOT
 RATIOS = {
     "train_step": {"train_step", "train_step_equal_fp32", "train_step_equal_bf16", "unet_of_product"},
     "operations": {"small_operations_unet_fp32", "small_operations_autoencoder_bf16"},
-    "sample": {"sample", "sample_1"},
     "attention": {"attention_fp32", "attention_bf16"},
     "sample": {"sample", "sample_1", "sample_2"},
     "data": {"prepare", "prepare_bytes", "data_wait"},
