@@ -138,4 +138,5 @@ def _refuse_other_splits(machine: MachineParams) -> None:
         raise MachineError("accelerate config", found, expected, fix)
     if machine.compile:
         expected = "false where models are split over processes"
-        raise MachineError("params.yaml: machine.compile", "found true", expected, "set it to false, or split no model")
+        found, fix = f"found {str(machine.compile).lower()}", "set it to false, or split no model"
+        raise MachineError("params.yaml: machine.compile", found, expected, fix)
