@@ -27,7 +27,7 @@ from ldm.tools import recipe
 from ldm.training.history import PACE
 
 PAGE, RESULT = ROOT / "docs/gpu.md", ROOT / "docs/gpu.json"
-BENCHMARKS = ("train_step", "attention", "many")
+BENCHMARKS = ("train_step", "sample", "attention", "many")
 STAGES = (
     *("prepare", "train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"),
     *("sample", "evaluate"),

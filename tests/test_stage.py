@@ -30,8 +30,9 @@ cores.free_threads = lambda num_threads: num_threads  # whatever else runs here
 from ldm.core.params import MachineParams
 
 machine = MachineParams(
-    threads=None, num_workers=0, attention="math", compile=False, num_batches_ahead=None, background_saves=None,
-    deterministic=True, num_kept_runs=None, max_run_age_days=None, keep_finished_states=False, trackers=[],
+    threads=None, num_workers=0, attention="math", compile=False, channels_last=False, num_batches_ahead=None,
+    background_saves=None, deterministic=True,
+    num_kept_runs=None, max_run_age_days=None, keep_finished_states=False, trackers=[],
 )
 accelerator = devices.start("fp32", machine)
 import torch

@@ -24,18 +24,14 @@ from tests.toy_training import DEFAULTS
 NUM_SAMPLES = {"train": 13, "val": 6}
 SIZE_PX, CHANNELS, LATENT_SIZE, NUM_TOKENS, WIDTH = 16, 4, 4, 5, 8
 
-PLAIN: dict[str, Any] = {"num_batches_ahead": None, "background_saves": None, "deterministic": True}
-"""What section machine says of a training's threads and of a GPU's kernels."""
-KEPT: dict[str, Any] = {
-    **PLAIN,
-    **{
-        "channels_last": False,
-        "keep_finished_states": False,
-        "num_kept_runs": 3,
-        "max_run_age_days": 30,
-        "trackers": [],
-    },
+PLAIN: dict[str, Any] = {
+    "channels_last": False,
+    "num_batches_ahead": None,
+    "background_saves": None,
+    "deterministic": True,
 }
+"""What section machine says of a training's threads and of a GPU's kernels."""
+KEPT = PLAIN | {"keep_finished_states": False, "num_kept_runs": 3, "max_run_age_days": 30, "trackers": []}
 """Likewise, and what it says of runs."""
 AUTOENCODER: dict[str, Any] = {
     "source": {
