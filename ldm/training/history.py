@@ -17,6 +17,7 @@ PACE = "pace.csv"
 """Table of a run directory: how fast each row was computed since the training started or went on."""
 PICTURES = "picture-*.png"
 """Pictures of a run directory, by their steps."""
+_NUM_SHOWN_KEYS = 8
 
 
 class BadUpdates(NamedTuple):
@@ -48,6 +49,13 @@ class History:
         """For the passport of the result: `precision`, and `resumed_from`, if there is any."""
         facts = {"precision": self.precision, "resumed_from": self.resumed_from}
         return {name: fact for name, fact in facts.items() if fact}
+
+    def skip(self, step: int, keys: list[str]) -> str:
+        """Note a skipped update and the samples of its batch; returns what the user is told of it."""
+        self.skipped.append({"step": step, "keys": keys})
+        more = f" and {len(keys) - _NUM_SHOWN_KEYS} more" if len(keys) > _NUM_SHOWN_KEYS else ""
+        shown = f"{', '.join(keys[:_NUM_SHOWN_KEYS])}{more}"
+        return f"step {step}: loss or gradient not finite, update skipped; samples {shown}"
 
     def write(self, directory: Path) -> None:
         """Write `curves.csv`, `validation.csv`, `skipped_updates.json`, and `curves.png`, drawn from the tables;

@@ -36,7 +36,6 @@ Validate = Callable[[nn.Module], dict[str, float]]
 Picture = Callable[[nn.Module], images.Image.Image]
 
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
-_NUM_SHOWN_KEYS = 8
 _NUM_COMPARED_BATCHES = 3
 _OF_MODEL = ("weights.", "ema.", "average_", "buffers.")
 """How the names of tensors of a state begin that two states of one model have in common."""
@@ -155,11 +154,10 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
     with training.averaged():
         training.history.validation.append({"step": training.step, **validate(training.objective)})
         is_main = training.accelerator.is_main_process
-        if picture is not None and (is_main or training.is_split):
-            drawn = picture(training.objective)
-            if is_main:
-                drawn.save(run.directory / f"picture-{training.step:09d}.png")
+        drawn = picture(training.objective) if picture and (is_main or training.is_split) else None
         if is_main:
+            if drawn is not None:
+                drawn.save(run.directory / f"picture-{training.step:09d}.png")
             live.show(training.history)
     ranks.wait()
 
@@ -314,12 +312,7 @@ class _Training:
     def _log_skipped(self) -> None:
         for offset in torch.nonzero(self.is_bad).flatten().tolist():
             step = self._row_start + offset
-            keys = self.keys_at_step(step)
-            self.history.skipped.append({"step": step + 1, "keys": keys})
-            more = f" and {len(keys) - _NUM_SHOWN_KEYS} more" if len(keys) > _NUM_SHOWN_KEYS else ""
-            shown = f"{', '.join(keys[:_NUM_SHOWN_KEYS])}{more}"
-            line = f"step {step + 1}: loss or gradient not finite, update skipped; samples {shown}"
-            self.accelerator.print(line, flush=True)
+            self.accelerator.print(self.history.skip(step + 1, self.keys_at_step(step)), flush=True)
 
     @contextmanager
     def averaged(self) -> Generator[None]:
