@@ -51,7 +51,9 @@ def test_code_is_run_by_no_other_stage(places: list[str], stages: Set[str]) -> N
 
 
 def test_check_and_prepare_compute_nothing() -> None:
-    assert not any(file.startswith("ldm/compute/") for file in STAGES["check"])
+    # All but what the environment and the config of a launcher may say, for which torch is not needed.
+    computing = {file for file in STAGES["check"] if file.startswith("ldm/compute/")}
+    assert computing == {"ldm/compute/launcher.py"}
     rooms = "ldm/(autoencoder|text|denoiser|sampling|training|evaluation|oracles|precompute/cache)"
     assert not any(re.match(rooms, file) for file in STAGES["prepare"])
 

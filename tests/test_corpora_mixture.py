@@ -87,7 +87,7 @@ def test_files_without_a_sample_are_those_of_all_parts(source: Path):
 def test_any_corpora_can_be_mixed_and_all_texts_left_out(source: Path):
     parts = {"subject": SUBJECT, "scenes": {"corpus": shapes_params(8, 2, 2), "repeats": 2, "caption": None}}
     pairs = [item for item in kinds.pairs(params(**parts), source) if isinstance(item, Pair)]
-    assert Counter(pair.key.split("-")[0] for pair in pairs) == {"subject": 6, "scenes": 28}
+    assert Counter(pair.key.split("-")[0] for pair in pairs) == {"subject": 6, "scenes": 32}
     assert len({pair.key for pair in pairs}) == len(pairs)
     assert any(claim for pair in pairs for claim in pair.claims) and all(pair.captions != [""] for pair in pairs)
     without = [item for item in kinds.pairs(params("none", **parts), source) if isinstance(item, Pair)]

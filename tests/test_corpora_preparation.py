@@ -104,7 +104,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes_or_the_time(tmp_path):
     time.sleep(1.1)  # a modification time in a tar counts whole seconds
     _prepare(tmp_path / "b", map(_item, range(400)), num_workers=2)
     one, two = _files(tmp_path / "a"), _files(tmp_path / "b")
-    assert one.keys() == two.keys() and len(one) == 9 + 2 * (5 + 6 + 3 + 3)
+    assert one.keys() == two.keys() and len(one) == 13 + 2 * (5 + 6 + 3 + 3)
     assert [name for name in one if one[name] != two[name]] == []
 
 

@@ -244,7 +244,7 @@ def test_a_network_that_is_compiled_is_not_split(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(MachineError, match=r"machine.compile: found true; expected false where models are split"):
-        devices.start("fp32", MACHINE.model_copy(update={"compile": True}))
+        devices.start(MACHINE.model_copy(update={"compile": True}))
 
 
 @pytest.mark.parametrize("answer", ["no", "bf16"])

@@ -237,4 +237,4 @@ def test_two_processes_train_to_the_weights_of_one(made: Path, tmp_path: Path, m
     ended = run_two(tmp_path / "said", lambda rank: run("train_unet") and None)
     assert [each.code for each in ended] == [0, 0], ended[0].said
     (_, one), (_, two) = (artifact.read(folder / "data/unet", UNET) for folder in (made, tmp_path))
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-4

@@ -221,6 +221,7 @@ def test_a_kill_while_a_thread_writes_leaves_a_whole_state(tmp_path: Path, fsync
     run.commit(at(1), num_kept=1)
     run.close()
     if (child := os.fork()) == 0:
+        writing = opened(tmp_path)
         real, calls = os.fsync, [0]
 
         def kills(file: int) -> None:
@@ -230,7 +231,6 @@ def test_a_kill_while_a_thread_writes_leaves_a_whole_state(tmp_path: Path, fsync
             real(file)
 
         os.fsync = kills
-        writing = opened(tmp_path)
         writing.commit(at(2), num_kept=1, in_background=True)
         writing.settle()
         os._exit(0)
