@@ -56,6 +56,7 @@ def shapes_params(num_train: int, num_val: int, num_held_out: int) -> ShapesPara
         num_held_out=num_held_out,
         object_count_weights=[0.35, 0.65],
         relation_caption_fraction=0.6,
+        sentence_forms="varied",
         num_captions_per_image=1,
         seed=0,
     )

@@ -134,6 +134,7 @@ def test_weights_that_draw_no_scene_are_no_legal_values(weights):
             num_held_out=1,
             object_count_weights=weights,
             relation_caption_fraction=0.5,
+            sentence_forms="varied",
             num_captions_per_image=1,
             seed=0,
         )

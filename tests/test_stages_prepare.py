@@ -29,6 +29,7 @@ SHAPES = {
     "num_held_out": 12,
     "object_count_weights": [0.3, 0.7],
     "relation_caption_fraction": 0.5,
+    "sentence_forms": "varied",
     "num_captions_per_image": 2,
     "seed": 0,
 }

@@ -72,6 +72,7 @@ CORPUS = {
     "num_held_out": 8,
     "object_count_weights": [0.5, 0.5],
     "relation_caption_fraction": 1.0,
+    "sentence_forms": "varied",
     "num_captions_per_image": 1,
     "seed": 0,
 }

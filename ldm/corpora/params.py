@@ -45,6 +45,9 @@ class ShapesParams(CorpusBase):
     relation_caption_fraction: float = Field(ge=0.5, le=1)
     """Share of captions of several objects that state a relation ("above"); the others state places ("at the top") or,
     one in five, neither."""
+    sentence_forms: Literal["plain", "varied"]
+    """Grammar of the captions of all splits but `reworded`: plain = four sentence forms and few words; varied = many
+    more of both, articles and word orders, which take a far longer training to learn."""
     num_captions_per_image: PositiveInt
     """Captions drawn for each image."""
     seed: int = Field(ge=0)

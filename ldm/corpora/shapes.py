@@ -11,10 +11,11 @@ from functools import partial
 from typing import cast
 
 from ldm.core.shards import Split
+from ldm.corpora import shapes_captions, shapes_plain_captions
 from ldm.corpora.pairs import Pair
 from ldm.corpora.params import ShapesParams
-from ldm.corpora.shapes_captions import FORMS, REWORDED_FORMS, caption
-from ldm.corpora.shapes_scenes import render, scene_at
+from ldm.corpora.shapes_captions import FORMS, REWORDED_FORMS, Caption
+from ldm.corpora.shapes_scenes import Scene, render, scene_at
 
 
 def pairs(params: ShapesParams, size_px: int) -> Iterator[Pair]:
@@ -36,9 +37,7 @@ def pair_at(number: int, split: Split, params: ShapesParams, size_px: int) -> Pa
     scene = scene_at(number, split, params)
     # A stream of its own: other captions leave the images as they are.
     rng = random.Random(f"{params.seed}/{split}/{number}/captions")
-    forms = REWORDED_FORMS if split == "reworded" else FORMS
-    fraction = params.relation_caption_fraction
-    drawn = [caption(rng, scene, fraction, forms) for _ in range(params.num_captions_per_image)]
+    drawn = [_caption(rng, scene, split, params) for _ in range(params.num_captions_per_image)]
     return Pair(
         key=f"{split}-{number:08d}",
         image=partial(render, scene, size_px),
@@ -48,3 +47,12 @@ def pair_at(number: int, split: Split, params: ShapesParams, size_px: int) -> Pa
         split=split,
         source={"corpus": "shapes", "number": number},
     )
+
+
+def _caption(rng: random.Random, scene: Scene, split: Split, params: ShapesParams) -> Caption:
+    fraction = params.relation_caption_fraction
+    if split == "reworded":
+        return shapes_captions.caption(rng, scene, fraction, REWORDED_FORMS)
+    if params.sentence_forms == "plain":
+        return shapes_plain_captions.caption(rng, scene, fraction)
+    return shapes_captions.caption(rng, scene, fraction, FORMS)
