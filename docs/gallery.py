@@ -14,7 +14,7 @@ from ldm.corpora.params import PrepareParams
 
 PICTURES = {
     "shapes": {
-        "samples/grid.png": "Samples: rows for prompts of compositions seen in training, of others, and reworded",
+        "samples/grid.png": "Samples: two rows for prompts of compositions seen in training, two for others",
         "evaluation/beside_real.png": "Samples, each beside the real image of its prompt",
         "autoencoder_results/reconstructions.png": "Images beside their reconstructions",
         "evaluation/failures.png": "The worst samples, above what is wrong, each beside the real image of its prompt",
