@@ -127,6 +127,16 @@ def test_muon_is_for_wide_matrices_that_are_no_embeddings() -> None:
     assert taken == ["to_q.weight", "conv.weight"]
 
 
+@pytest.mark.parametrize("shape", [(16, 64), (64, 64)])
+def test_muon_may_find_no_matrix_and_leave_none_to_adamw(shape: tuple[int, int]) -> None:
+    """Low-rank adapters alone are trained: all of them are narrow, or all are wide."""
+    chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
+    weight = nn.Parameter(torch.ones(shape))
+    weight.grad = torch.ones(shape)
+    good, _ = Optimizers({"lora_A": weight}, chosen, None).update(0, accelerator(chosen))
+    assert good and (weight < 1).all()
+
+
 def test_muon_takes_matrices_at_its_own_rate_and_skips_with_adamw() -> None:
     chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
     weights = {"matrix": nn.Parameter(torch.zeros(32, 32)), "vector": nn.Parameter(torch.zeros(32))}

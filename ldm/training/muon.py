@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     found_inf: Tensor
 
     def __init__(self, weights: Iterable[nn.Parameter], momentum: float, num_iterations: int) -> None:
-        super().__init__(weights, {"lr": 0.0})
+        super().__init__([{"params": list(weights)}], {"lr": 0.0})
         self._momentum, self._num_iterations = momentum, num_iterations
 
     @torch.no_grad()

@@ -91,7 +91,7 @@ def _adamw(weights: Sequence[nn.Parameter], betas: tuple[float, float], weight_d
         {"params": [weight for weight in weights if weight.dim() > 1], "weight_decay": weight_decay},
         {"params": [weight for weight in weights if weight.dim() <= 1], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
+    return AdamW([group for group in groups if group["params"]] or groups, betas=betas, fused=True)
 
 
 def _clip(weights: Sequence[nn.Parameter], max_norm: float, accelerator: Accelerator) -> Tensor:
