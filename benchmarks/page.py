@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.measuring import RESULTS, ROOT, Row, cell
+from docs.blocks import rewritten
 
 PAGE = ROOT / "docs/performance.md"
 NAMES = ("train_step", "operations", "sample", "attention", "data", "scaling", "pipeline", "busy")
@@ -122,14 +123,6 @@ def _parts(result: Mapping[str, Any]) -> Iterable[str]:
     packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "diffusers") if name in machine)
     settings = f"{machine['threads']} of {machine['cores']} cores, MKL_CBWR {machine['MKL_CBWR']}"
     yield f"Commit {machine['commit']}; {kind}; {settings}; {packages}; load at the start {machine['load']}.\n"
-
-
-def rewritten(page: str, name: str, text: str) -> str:
-    """The page with another block between the marks of a benchmark."""
-    before, opening, rest = page.partition(f"<!-- {name} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{name} -->")
-    assert opening and closing, f"{PAGE.name} has no marks for {name}"
-    return f"{before}{opening}{text}{closing}{after}"
 
 
 def refreshed(page: str, found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/results.md"
 
+from docs import blocks
 from ldm.core import config
 from ldm.core.params import PathsParams
 from ldm.corpora.params import PrepareParams
@@ -35,10 +36,7 @@ def numbers(folders: dict[str, Path]) -> str:
 
 def rewritten(page: str, kind: str, block: str) -> str:
     """The page with another block between the gallery markers of a corpus."""
-    before, opening, rest = page.partition(f"<!-- gallery {kind} -->\n")
-    _, closing, after = rest.partition(f"<!-- /gallery {kind} -->")
-    assert opening and closing, f"docs/results.md has no gallery markers for the corpus {kind}"
-    return f"{before}{opening}{block}{closing}{after}"
+    return blocks.rewritten(page, f"gallery {kind}", block)
 
 
 def main() -> None:
@@ -53,12 +51,12 @@ def main() -> None:
         print(f"{numbers(folders)}\n{places}\n\nAll numbers: dvc metrics show; curves: dvc plots show")
         return
     (PAGE.parent / "images").mkdir(exist_ok=True)
-    blocks = [numbers(folders)]
+    parts = [numbers(folders)]
     for path, words in found.items():
         picture = Path("images", f"{kind}_{path.parent.name}_{path.name}")
         shutil.copyfile(path, PAGE.parent / picture)
-        blocks.append(f"{words}:\n\n![{words}]({picture.as_posix()})\n")
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), kind, "\n".join(blocks)), encoding="utf-8")
+        parts.append(f"{words}:\n\n![{words}]({picture.as_posix()})\n")
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), kind, "\n".join(parts)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from docs.blocks import rewritten
 from studies import quality
 from studies.rows import Row
 
@@ -124,14 +125,6 @@ def block(name: str, result: Mapping[str, Any]) -> str:
     is_quality = name == "quality"
     text = quality_tables(rows, result["params"]["evaluations"]) if is_quality else table(COLUMNS[name], rows)
     return f"{text}\n{origin(rows)}\n![{name}](studies/{name}.png)\n"
-
-
-def rewritten(page: str, name: str, block: str) -> str:
-    """The page with another block between the marks of a study."""
-    before, opening, rest = page.partition(f"<!-- {name} -->\n")
-    _, closing, after = rest.partition(f"<!-- /{name} -->")
-    assert opening and closing, f"{PAGE.name} has no marks for {name}"
-    return f"{before}{opening}{block}{closing}{after}"
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
