@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.import_closure import ROOT
 from tests.reliability import report
 from tests.reliability.checks import CHECKS
+from tests.reliability.safeguards import SAFEGUARDS, Safeguard
 from tests.repository import Repository
 
 
@@ -16,6 +18,12 @@ def test_check(tmp_path: Path, name: str) -> None:
     result = check.run(tmp_path, check.short, 1)
     assert result.failures == ()
     assert result.passed == result.trials >= check.short
+
+
+@pytest.mark.parametrize("safeguard", SAFEGUARDS, ids=lambda safeguard: safeguard.name)
+def test_a_safeguard_is_where_its_removal_expects_it(safeguard: Safeguard) -> None:
+    """Only a few of them are removed here, and all of them by `make reliability`."""
+    assert (ROOT / safeguard.file).read_text().count(safeguard.line) == 1
 
 
 def test_the_page_shows_the_counts() -> None:

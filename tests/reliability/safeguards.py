@@ -25,37 +25,46 @@ class Safeguard:
 SAFEGUARDS = (
     Safeguard(
         "files reach the disk before their manifest",
-        "ldm/compute/state.py",
-        "    for name in names:\n        _sync(directory / name)\n",
+        "ldm/compute/saved.py",
+        "    for name in (TENSORS, _VALUES):\n        sync(directory / name)\n",
         "",
         "tests/test_state.py",
     ),
     Safeguard(
         "the manifest reaches the disk before the name",
-        "ldm/compute/state.py",
-        "    _sync(directory / _MANIFEST)\n    _sync(directory)\n",
+        "ldm/compute/saved.py",
+        "    sync(directory / _MANIFEST)\n    sync(directory)\n",
         "",
         "tests/test_state.py",
     ),
     Safeguard(
         "the name reaches the disk",
         "ldm/compute/state.py",
-        "            building.rename(final)\n            _sync(self.directory)\n",
+        "            building.rename(final)\n            saved.sync(self.directory)\n",
         "            building.rename(final)\n",
         "tests/test_state.py",
     ),
     Safeguard(
         "a state is hashed when it is read",
-        "ldm/compute/state.py",
+        "ldm/compute/saved.py",
         "        for name, sha256 in manifest.items():\n            artifact.check_file(directory / name, sha256)\n",
         "",
         "tests/test_state.py",
     ),
     Safeguard(
-        "old states go after the new one verifies",
+        "old states go after the new one has its name",
         "ldm/compute/state.py",
-        "            raise self._unwritable(state, error) from error\n        check(final)\n",
-        "            raise self._unwritable(state, error) from error\n",
+        "            self._publish(name, state)\n            for old in states_of(self.directory)[:-num_kept]:\n"
+        "                shutil.rmtree(old)\n",
+        "            for old in states_of(self.directory)[: 1 - num_kept or None]:\n"
+        "                shutil.rmtree(old)\n            self._publish(name, state)\n",
+        "tests/test_state.py",
+    ),
+    Safeguard(
+        "an error in the thread that writes a state reaches the training",
+        "ldm/compute/state.py",
+        "            writing.result()\n",
+        "            writing.exception()\n",
         "tests/test_state.py",
     ),
     Safeguard(
@@ -68,7 +77,7 @@ SAFEGUARDS = (
     Safeguard(
         "no state with a number that is not finite",
         "ldm/compute/state.py",
-        "        _refuse_nonfinite(state, self.directory, name)\n",
+        "        saved.refuse_nonfinite(state, self.directory, name)\n",
         "",
         "tests/test_state.py",
     ),
@@ -110,14 +119,14 @@ SAFEGUARDS = (
     Safeguard(
         "processes compare their weights",
         "ldm/training/loop.py",
-        "        ranks.agree(ranks.checksums(training.state().tensors), fix)\n",
+        "        ranks.agree(ranks.checksums(own), fix)\n",
         "        pass\n",
         "tests/test_ranks.py",
     ),
     Safeguard(
         "processes compare their samples",
         "ldm/training/loop.py",
-        '        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in coming})\n',
+        '        ranks.agree({f"the batch of step {step + 1}": keys_at_step(step) for step in compared})\n',
         "",
         "tests/test_ranks.py",
     ),
@@ -172,9 +181,9 @@ SAFEGUARDS = (
     ),
     Safeguard(
         "an update that is not finite is not applied",
-        "ldm/training/loop.py",
-        "        is_good = torch.isfinite(norm)\n",
-        "        is_good = torch.isfinite(norm) | True\n",
+        "ldm/training/optimizer.py",
+        "        is_good = torch.isfinite(sum(",
+        "        is_good = True | torch.isfinite(sum(",
         "tests/test_training_loop.py",
     ),
     Safeguard(
@@ -187,7 +196,7 @@ SAFEGUARDS = (
     Safeguard(
         "the skipped updates in a row survive a stop",
         "ldm/training/loop.py",
-        '        self.bad = _BadUpdates(*state.tensors["bad"].to(device))\n',
+        '        self.bad = BadUpdates(*state.tensors["bad"].to(device))\n',
         "",
         "tests/test_training_loop.py",
     ),
