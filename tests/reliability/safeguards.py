@@ -61,13 +61,6 @@ SAFEGUARDS = (
         "tests/test_state.py",
     ),
     Safeguard(
-        "an error in the thread that writes a state reaches the training",
-        "ldm/compute/state.py",
-        "            writing.result()\n",
-        "            writing.exception()\n",
-        "tests/test_state.py",
-    ),
-    Safeguard(
         "one trainer in a run directory",
         "ldm/core/locks.py",
         "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
