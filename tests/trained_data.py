@@ -85,7 +85,7 @@ PREPARE = {
     "max_reject_fraction": 0.0,
     "num_examples": 1,
 }
-DRAWING: dict[str, Any] = {"num_steps": 2, "precision": "fp32"}
+DRAWING: dict[str, Any] = {"num_steps": 2, "time_shift": 1.0, "precision": "fp32"}
 """Changes of `sample.drawing`."""
 CHANGES: dict[str, dict[str, Any]] = {
     "machine": {"threads": 1, "attention": "math"},
