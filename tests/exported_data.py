@@ -56,7 +56,13 @@ SD_1: dict[str, Any] = {
         "position_embedding": False,
     },
     "train_unet.diffusion": {"schedule": "scaled_linear", "prediction": "eps"},
-    "sample.drawing": {"sampler": {"kind": "euler"}, "num_steps": 5, "spacing": "trailing", "precision": "fp32"},
+    "sample.drawing": {
+        "sampler": {"kind": "euler"},
+        "num_steps": 5,
+        "spacing": "trailing",
+        "time_shift": 1.0,
+        "precision": "fp32",
+    },
     "machine": {"threads": 1, "attention": "math"},
 }
 """Changes of the default: four levels, of which all but the lowest attend, in Stable Diffusion 1's shape."""
