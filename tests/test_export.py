@@ -40,7 +40,7 @@ MODELS = {
     "flow": ("default", exported_data.FLOW),
     "recipe": (
         "exportable",
-        {"machine": {"attention": "math"}, "sample.drawing": {"num_steps": 4, "time_shift": 1.0, "precision": "fp32"}},
+        {"machine": {"attention": "math"}, "sample.drawing": {"num_steps": 4, "precision": "fp32"}},
     ),
 }
 
