@@ -8,10 +8,10 @@ CHECKS = {
         "UNet training, SIGKILL at a random moment: weights, averages, optimizer, cursor and history end in the bits "
         "of a run that was not killed",
         kills.killed_unet,
-        6,
+        3,
         1000,
     ),
-    "killed_autoencoder": Check("the same for the autoencoder", kills.killed_autoencoder, 3, 200),
+    "killed_autoencoder": Check("the same for the autoencoder", kills.killed_autoencoder, 1, 200),
     "killed_prepare": Check(
         "`prepare`, SIGKILL at a random moment: the same bytes in the end, and no sample is made again that was kept",
         preparing.killed,
@@ -35,28 +35,28 @@ CHECKS = {
         "`evaluate`, SIGKILL at a random moment: the same bytes in the end, and no unit of work is measured again that "
         "was kept",
         kills.killed_evaluation,
-        4,
+        2,
         200,
     ),
     "cut_commits": Check(
         "kill, EIO or ENOSPC at each of the points of a commit, in each stage that commits: the same command ends in "
         "the same bytes, nothing done by hand",
         commits.cut_commits,
-        9,
+        5,
         len(commits.CASES),
     ),
     "full_disks": Check(
         "a file system of a given size fills up: the last good state loads, needed and free bytes are told, and freed "
         "space is used",
         commits.full_disks,
-        8,
+        4,
         64,
     ),
     "stopped": Check(
         "SIGTERM to the group or the launcher, SIGKILL to the launcher: every step is done exactly once, never two "
         "trainers at once",
         kills.stopped,
-        3,
+        2,
         200,
     ),
     "orders": Check(
@@ -80,13 +80,13 @@ CHECKS = {
         "a user's tar, flipped, overwritten, cut, spliced, reordered, doubled, zeroed or with an edited header: it is "
         "refused with file and byte, or each sample is taken as it was, or rejected, or lost in a damage that is told",
         tars.user_tars,
-        250,
+        150,
         5000,
     ),
     "mutated_shards": Check(
         "the same for a shard of `prepare` or its index: refused, or read as it was",
         tars.own_shards,
-        250,
+        150,
         5000,
     ),
     "poisoned": Check(
