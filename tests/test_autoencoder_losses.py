@@ -4,6 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lpips
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +15,7 @@ from torchvision.models import alexnet, squeezenet1_1, vgg
 from ldm.autoencoder.model.identity import IdentityAutoencoder
 from ldm.autoencoder.model.network import to_signal
 from ldm.autoencoder.model.params import IdentityParams
-from ldm.autoencoder.training import discriminator, equivariance
+from ldm.autoencoder.training import colours, discriminator, equivariance
 from ldm.autoencoder.training.discriminator import HEALTH, PatchDiscriminator, adaptive_weight, adversarial_loss
 from ldm.autoencoder.training.loss_params import (
     AdversarialParams,
@@ -289,6 +291,43 @@ def test_what_a_step_draws():
     assert (again is None) == (draws[7] is None)
     wide = [equivariance.draw(EQUIVARIANCE, (16, 8), 8, 0, step) for step in range(200)]
     assert {int(turn) for drawn in wide if drawn for turn in drawn[1]} == {0, 2}
+
+
+def test_hues_turn_about_the_greys():
+    x = (torch.rand(4, 3, 5, 5) - 0.5) / 2
+    third = 2 * math.pi / 3
+    found = colours.turned(x, torch.tensor([0.0, third, 2 * third, 0.7]))
+    assert torch.allclose(found[0], x[0], atol=1e-6)
+    assert torch.allclose(found[1], x[1].roll(1, 0), atol=1e-6), "red becomes green, green blue, and blue red"
+    assert torch.allclose(found[2], x[2].roll(2, 0), atol=1e-6)
+    assert torch.allclose(found.mean(1), x.mean(1), atol=1e-6) and torch.allclose(found.norm(dim=1), x.norm(dim=1))
+    there_and_back = colours.turned(colours.turned(x, torch.full((4,), 0.7)), torch.full((4,), -0.7))
+    assert torch.allclose(there_and_back, x, atol=1e-6)
+    grey = torch.linspace(-1, 1, 5).expand(1, 3, 1, 5)
+    assert torch.allclose(colours.turned(grey, torch.tensor([1.2])), grey, atol=1e-6)
+    assert colours.turned(torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1), torch.tensor([math.pi])).abs().max() <= 1
+
+
+def test_a_share_of_the_hues_is_turned():
+    angles = torch.cat([colours.draw(0.25, 8, 0, step) for step in range(1000)])
+    on = angles[angles != 0]
+    assert abs(len(on) / 8000 - 0.25) < 0.02 and on.min() > 0 and on.max() < 2 * math.pi
+    assert on.mean().item() == pytest.approx(math.pi, abs=0.2)
+    assert torch.equal(colours.draw(0.25, 8, 0, 7), angles[56:64]) and not colours.draw(0.0, 8, 0, 7).any()
+
+
+def test_an_image_in_other_colours_is_to_be_reconstructed_in_them():
+    """Pixels that are their own latents are right in any colour; beside the image as it was they would not be."""
+    given = batch()
+    pixels = ReconstructionObjective(
+        IdentityAutoencoder(IdentityParams(kind="identity", latent_channels=3)), ReconstructionParams.model_validate(LOSS)
+    )
+    hues = torch.tensor([0.0, 2.0])
+    found = pixels({"image": given["image"], "noise": torch.zeros(2, 3, *given["image"].shape[2:]), "hues": hues})
+    assert found["l1"] < 1e-6
+    model = objective()
+    plain, turned = (model(given | added)["mse"] for added in ({}, {"hues": hues}))
+    assert plain != turned
 
 
 def test_pixels_are_equivariant_and_a_trained_network_is_not():

@@ -33,6 +33,7 @@ LOSS = {
     "perceptual": None,
     "adversarial": None,
     "equivariance": None,
+    "turned_colours": 0.0,
 }
 # Stable Diffusion 1's own config at a quarter of its width; three channels and three levels; no attention, one level.
 TOPOLOGIES = [

@@ -55,6 +55,7 @@ AUTOENCODER: dict[str, Any] = {
             "perceptual": None,
             "adversarial": None,
             "equivariance": None,
+            "turned_colours": 0.0,
         },
         "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "num_accumulation_steps": 2},
     },

@@ -66,3 +66,6 @@ class ReconstructionParams(Section):
     """A discriminator, which is trained along; null = off."""
     equivariance: EquivarianceParams | None
     """Regularisation of the latents by scaling and turning; null = off."""
+    turned_colours: float = Field(ge=0, le=1)
+    """Share of the training images whose hues are turned by a random angle, for shapes in colours that the corpus does
+    not show; 0 = off."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, Posterior, to_signal
-from ldm.autoencoder.training import equivariance
+from ldm.autoencoder.training import colours, equivariance
 from ldm.autoencoder.training.discriminator import PatchDiscriminator, absent, adversarial_loss
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.params import TrainAutoencoderParams
@@ -61,12 +61,15 @@ class ReconstructionObjective(nn.Module):
 
         batch: `image` (uint8, b 3 h w) and `noise` (b c h2 w2), which selects the posterior sample. Latents are scaled
         to the size of the noise, and turned by the quarter `turns` (int64, b), if there are any; so is what they
-        should decode to. The discriminator takes part if there is a key `adversarial`.
+        should decode to. The hues of images are turned before by the angles `hues` (b, radians), if there are any. The
+        discriminator takes part if there is a key `adversarial`.
 
         Keys of the result: loss; l1 and mse per pixel value of signals in -1..1; kl in nats per image; gradient,
         lpips, log_variance and those of `adversarial_loss` if they are switched on.
         """
         image = to_signal(batch["image"])
+        if "hues" in batch:
+            image = colours.turned(image, batch["hues"])
         posterior = self.autoencoder.encode(image)
         z, target = self._transformed(posterior, image, batch)
         reconstruction = self.autoencoder.decode(z)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.autoencoder.model.params import StoredParams
-from ldm.autoencoder.training import equivariance
+from ldm.autoencoder.training import colours, equivariance
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams
@@ -61,6 +61,8 @@ class ImageBatches:
         if regularisation and (drawn := equivariance.draw(regularisation, latent_size, size, seed, step)):
             latent_size, turns = drawn
             batch["turns"] = turns[rows]
+        if self._loss.turned_colours:
+            batch["hues"] = colours.draw(self._loss.turned_colours, size, seed, step)[rows]
         if adversarial and step >= adversarial.start_step:
             batch["adversarial"] = torch.ones(len(batch["image"]))
         return {**batch, "noise": randomness.normal(rows, (self._channels, *latent_size), seed, "posterior", step)}
