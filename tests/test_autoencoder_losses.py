@@ -1,11 +1,10 @@
 """Terms of the autoencoder's loss for photographs: LPIPS, a discriminator, and equivariance."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import lpips
-import math
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -320,7 +319,8 @@ def test_an_image_in_other_colours_is_to_be_reconstructed_in_them():
     """Pixels that are their own latents are right in any colour; beside the image as it was they would not be."""
     given = batch()
     pixels = ReconstructionObjective(
-        IdentityAutoencoder(IdentityParams(kind="identity", latent_channels=3)), ReconstructionParams.model_validate(LOSS)
+        IdentityAutoencoder(IdentityParams(kind="identity", latent_channels=3)),
+        ReconstructionParams.model_validate(LOSS),
     )
     hues = torch.tensor([0.0, 2.0])
     found = pixels({"image": given["image"], "noise": torch.zeros(2, 3, *given["image"].shape[2:]), "hues": hues})

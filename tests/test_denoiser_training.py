@@ -65,6 +65,22 @@ def test_latents_are_scaled_posterior_samples(inputs: Inputs, root: Path):
     torch.testing.assert_close(inputs.train.latents(samples, noise), expected)
 
 
+def test_means_are_learned_if_params_say_so(inputs: Inputs, root: Path):
+    params, samples = unet_params(latents="mean"), randomness.order(np.arange(40, 48), NUM_SAMPLES["train"], 0)
+    stored = Cache(root / "latents/train", LATENTS).gather("mean", samples).float()
+    batch, sampled = (LatentBatches(inputs.train, each)(5, slice(0, 8)) for each in (params, unet_params()))
+    assert torch.equal(batch["z0"], inputs.train.scale.normalise(stored)) and not torch.equal(
+        batch["z0"], sampled["z0"]
+    )
+    assert all(torch.equal(batch[name], sampled[name]) for name in batch.keys() - {"z0"})
+    noise = torch.randn(
+        2, 5, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=randomness.generator(0, "validation noise")
+    )[1]
+    found = Validation(inputs.val, params, accelerator(params.training))(DenoisingObjective(Blind(), params.diffusion))
+    mse = (noise - inputs.val.latents(np.arange(5), None)).square().mean()
+    assert found["mse"] == pytest.approx(mse.item(), rel=1e-5)
+
+
 def test_the_caption_depends_on_seed_sample_and_epoch_alone(inputs: Inputs):
     samples, zeros = np.arange(13), np.zeros(13, dtype=np.int64)
     pairs = inputs.train

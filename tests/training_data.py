@@ -96,6 +96,7 @@ UNET: dict[str, Any] = {
     "init_from": None,
     "lora": None,
     "num_validation_samples": 5,
+    "latents": "sample",
     "num_validation_buckets": 2,
     "num_pictures": 2,
     "num_picture_steps": 2,

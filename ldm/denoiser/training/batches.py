@@ -33,7 +33,7 @@ class LatentBatches:
         mirrored = None if self._mirroring is None else self._mirroring(samples, draw.epochs[rows], captions)
         dropped = self._uniform("dropout", step)[rows] < self._params.diffusion.caption_dropout
         return {
-            "z0": self._pairs.latents(samples, posterior_noise, mirrored),
+            "z0": self._pairs.latents(samples, posterior_noise if self._params.latents == "sample" else None, mirrored),
             "noise": noise,
             "t": self._times(step)[rows],
             "dropped": dropped,

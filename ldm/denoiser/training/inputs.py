@@ -69,11 +69,14 @@ class LatentsAndCaptions:
         return channels, height, width
 
     def latents(
-        self, samples: Samples, noise: Float[Tensor, "b c h w"], mirrored: Bool[np.ndarray, " b"] | None = None
+        self, samples: Samples, noise: Float[Tensor, "b c h w"] | None, mirrored: Bool[np.ndarray, " b"] | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Scaled latents of samples of one bucket: the posterior sample that the noise selects; zero noise selects the
-        mean. mirrored: which of the images are mirrored; None = none."""
-        mean, log_variance = (self._gather(name, samples, mirrored).float() for name in ("mean", "log_variance"))
+        """Scaled latents of samples of one bucket: the posterior sample that the noise selects; None selects the mean.
+        mirrored: which of the images are mirrored; None = none."""
+        mean = self._gather("mean", samples, mirrored).float()
+        if noise is None:
+            return self.scale.normalise(mean)
+        log_variance = self._gather("log_variance", samples, mirrored).float()
         return self.scale.normalise(Posterior(mean, log_variance).sample(noise))
 
     def _gather(self, name: str, samples: Samples, mirrored: Bool[np.ndarray, " b"] | None) -> Tensor:

@@ -51,6 +51,10 @@ class TrainUNetParams(Section):
 
     network: NetworkParams
     diffusion: DiffusionParams
+    latents: Literal["sample", "mean"]
+    """What of the autoencoder's posterior it learns to draw: a new sample in every step, as Stable Diffusion does, or
+    its mean. A sample holds noise that no network can predict, and means do not; with a weak KL divergence both are
+    nearly the same."""
     training: TrainingParams
     averages: AveragesParams | None
     """More averages of the weights, of which one of any length can be made; null = only the one of `ema_decay`, which

@@ -44,7 +44,8 @@ class Validation:
         for samples in pairs.buckets.batches(num, num):
             rows = slice(start, start := start + len(samples))
             posterior_noise, noise = torch.randn(2, len(samples), *pairs.latent_shape(samples), generator=generator)
-            batch = {"z0": pairs.latents(samples, posterior_noise), "noise": noise}
+            z0 = pairs.latents(samples, posterior_noise if params.latents == "sample" else None)
+            batch = {"z0": z0, "noise": noise}
             batch |= {"t": training_times(u[rows], params.diffusion), **pairs.first_condition(samples).parts}
             self._batches.append((rows, batch))
         values = torch.cat([batch["z0"].flatten() for _, batch in self._batches])
@@ -99,7 +100,7 @@ class Pictures:
         self._captions: list[str] = []
         for samples in pairs.buckets.batches(num, num):
             noise = torch.randn(len(samples), *pairs.latent_shape(samples), generator=generator)
-            z0 = pairs.latents(samples, torch.zeros_like(noise))
+            z0 = pairs.latents(samples, None)
             captions = pairs.first_captions(samples)
             none = Condition.of_batch(pairs.text.parts(captions, torch.ones(len(captions), dtype=torch.bool)))
             condition = pairs.text.condition(captions)
