@@ -1,4 +1,4 @@
-"""Terms of the autoencoder's loss for photographs: LPIPS, a discriminator, and equivariance."""
+"""Terms of the autoencoder's loss: LPIPS, a discriminator, equivariance, and turned hues."""
 
 import math
 from pathlib import Path

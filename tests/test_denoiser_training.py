@@ -69,9 +69,8 @@ def test_means_are_learned_if_params_say_so(inputs: Inputs, root: Path):
     params, samples = unet_params(latents="mean"), randomness.order(np.arange(40, 48), NUM_SAMPLES["train"], 0)
     stored = Cache(root / "latents/train", LATENTS).gather("mean", samples).float()
     batch, sampled = (LatentBatches(inputs.train, each)(5, slice(0, 8)) for each in (params, unet_params()))
-    assert torch.equal(batch["z0"], inputs.train.scale.normalise(stored)) and not torch.equal(
-        batch["z0"], sampled["z0"]
-    )
+    assert torch.equal(batch["z0"], inputs.train.scale.normalise(stored))
+    assert not torch.equal(batch["z0"], sampled["z0"])
     assert all(torch.equal(batch[name], sampled[name]) for name in batch.keys() - {"z0"})
     noise = torch.randn(
         2, 5, CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=randomness.generator(0, "validation noise")
