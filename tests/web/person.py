@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
 
+LOOK_MS, MOST_LOOKS = 500, 20
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
@@ -58,9 +59,19 @@ class Person:
         return self.form.get_by_label(label, exact=True)
 
     def write(self, **texts: str) -> None:
-        """Fill fields of the chosen tab. texts: by label, with _ for spaces."""
-        for label, text in texts.items():
-            self.field(label.replace("_", " ")).fill(text)
+        """Fill fields of the chosen tab. texts: by label, with _ for spaces.
+
+        Fields below a heading that was just opened are made anew within a moment, and lose what was written sooner than
+        a hand could; so look once more.
+        """
+        fields = {self.field(label.replace("_", " ")): text for label, text in texts.items()}
+        for _ in range(MOST_LOOKS):
+            for field, text in fields.items():
+                field.fill(text)
+            self.page.wait_for_timeout(LOOK_MS)
+            if all(field.input_value() == text for field, text in fields.items()):
+                return
+        raise AssertionError(f"the page does not keep what is written: {texts}")
 
     def press(self, name: str) -> None:
         """Click a button, wherever it is seen. Gradio writes an arrow after the names of some."""

@@ -86,6 +86,49 @@ def test_cancel_stops_the_sampling(person: Person) -> None:
     assert Origin.read(person.pngs(1)[0], "image").settings["num_steps"] == 2
 
 
+LATE_MS = 2000
+LATE = f"""
+const direct = window.fetch;
+window.fetch = async (...asked) => {{
+  const answer = await direct(...asked);
+  const url = asked[0] instanceof Request ? asked[0].url : String(asked[0]);
+  if (!url.includes("queue/data")) return answer;
+  const parts = answer.body.getReader();
+  const late = new ReadableStream({{
+    async start(told) {{
+      for (let part = await parts.read(); !part.done; part = await parts.read()) {{
+        const value = part.value;
+        setTimeout(() => told.enqueue(value), {LATE_MS});
+      }}
+    }},
+  }});
+  return new Response(late, answer);
+}};
+"""
+"""What a page is told of a drawing comes later than the answers to presses, as on a busy machine."""
+
+
+def test_a_step_that_is_told_after_the_press_of_cancel_is_not_the_last_word(context: BrowserContext) -> None:
+    context.add_init_script(LATE)
+    person = Person.before(context)
+    person.write(Prompt=PROMPT)
+    person.press("Settings")
+    person.write(Steps="1000")
+    person.press("Generate")
+    person.sees(" of 1000")
+    # As if the model were amid a long step: the press is answered, and the drawing has no last word of its own.
+    answer = {"data": ["<p>Cancelled.</p>", {"__type__": "update", "interactive": False}], "is_generating": False}
+    context.route("**/run/predict", lambda route: route.fulfill(json=answer))
+    person.press("Cancel")
+    person.sees("Cancelled")
+    context.unroute_all()
+    person.page.wait_for_timeout(2 * LATE_MS)
+    person.sees("Cancelled")
+    person.write(Steps="2")
+    person.press("Generate")
+    person.sees("1 image made")
+
+
 def test_a_mask_that_is_painted_says_what_is_drawn_anew(person: Person, photo: Path) -> None:
     person.turn_to("Inpaint")
     person.give("inpaint-image", photo)

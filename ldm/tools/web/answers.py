@@ -1,6 +1,7 @@
 """What the page answers when something is pressed: what stands in its status, its gallery and its account."""
 
 import html
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ GENERATE = "generate"
 """The tab of text to image, which is no task of section `tasks`."""
 MOST_SHOWN = 48
 """Images in the gallery of a visitor."""
+_PAUSE_S = 0.1
+"""Between steps that are told. Small networks do hundreds per second; a browser would take as long to show them."""
 
 Values = Mapping[str, Any]
 Shown = tuple[str, str]
@@ -54,7 +57,7 @@ class Answers:
             self._pictures(task, given, values),
         )
         gallery, notes, num_made = list(before), list[str](), 0
-        for event in self._studio.draw(request, visitor):
+        for event in _paced(self._studio.draw(request, visitor)):
             if isinstance(event, Made):
                 num_made += 1
                 gallery = [_shown(event.png), *gallery][:MOST_SHOWN]
@@ -66,7 +69,7 @@ class Answers:
 
     def replay(self, path: str, visitor: str) -> Iterator[Answer]:
         """Make the image of a file again. UserError: that cannot be."""
-        for event in self._studio.replay(uploads.data_of(path, "image"), visitor, self._guides):
+        for event in _paced(self._studio.replay(uploads.data_of(path, "image"), visitor, self._guides)):
             yield _progress(event), None
 
     def cancel(self, visitor: str) -> str:
@@ -109,6 +112,17 @@ class Answers:
         image, _ = uploads.fitted(found["image"], size_px, "image")
         mask, _ = uploads.mask(values["mask"], values["painted"], size_px, limits)
         return {"image": image, "mask": mask}
+
+
+def _paced(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, but of steps that follow one another at once only the first."""
+    earliest = 0.0
+    for event in events:
+        if not isinstance(event, Progress):
+            yield event
+        elif (now := time.monotonic()) >= earliest:
+            earliest = now + _PAUSE_S
+            yield event
 
 
 def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:

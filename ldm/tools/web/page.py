@@ -40,6 +40,9 @@ _QUICK: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_pro
 """Events that do not."""
 _LOOK = "() => document.getElementById('status').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 _LIVE = "element.setAttribute('aria-live', 'polite')"
+_SETTLE = "(status) => (status || '').includes('<progress') ? '<p>Cancelled.</p>' : status"
+"""After a drawing that did not end well: if its progress is still shown, it was cut off, and its last step was told
+after the press of Cancel was answered."""
 
 
 def theme() -> themes.Base:
@@ -185,7 +188,7 @@ class Page:
         seeded = again.click(new_seed, None, inputs["seed"], **_QUICK)
         public: dict[str, Any] = {"api_name": task}
         for trigger in (draw.click, inputs["prompt"].submit, seeded.then):
-            self._events.append(trigger(work, **listening, **public))
+            self._events.append(self._settled(trigger(work, **listening, **public)))
             public = {"api_visibility": "private"}
         for field in dict.fromkeys(field.path[0] for field in fields if field.of_kind is not None):
             names = list(shown(fields, field, ""))
@@ -212,9 +215,16 @@ class Page:
 
         account = [self._account, self._chosen, self._download, self._command, self._rows]
         self._gallery.select(explain, self._gallery, account, **_QUICK)
-        replayed = self._replay.click(replay, self._chosen, api_visibility="private", **self._listening())
+        replayed = self._settled(
+            self._replay.click(replay, self._chosen, api_visibility="private", **self._listening())
+        )
         stopped = [self._status, self._cancel]
         self._cancel.click(cancel, None, stopped, cancels=[*self._events, replayed], api_name="cancel", queue=False)
+
+    def _settled(self, drawing: Any) -> Any:
+        """The same event, after whose end the status shows no progress."""
+        drawing.failure(None, self._status, self._status, js=_SETTLE)
+        return drawing
 
     def _listening(self) -> dict[str, Any]:
         outputs = [self._status, self._gallery, self._cancel]
