@@ -79,8 +79,9 @@ FLOW: dict[str, Any] = {
 }
 
 
-def made(root: Path, recipe: str, changes: dict[str, Any]) -> Pipeline:
-    """Untrained artefacts of a recipe with `changes` (section -> values) in an empty folder, and their pipeline."""
+def made(root: Path, recipe: str, changes: dict[str, Any], num_tokens: int = NUM_TOKENS) -> Pipeline:
+    """Untrained artefacts of a recipe with `changes` (section -> values) in an empty folder, and their pipeline.
+    num_tokens: of a prompt."""
     params: dict[str, Any] = YAML(typ="safe").load(params_of(recipe))
     for place, values in changes.items():
         section = params
@@ -98,14 +99,16 @@ def made(root: Path, recipe: str, changes: dict[str, Any]) -> Pipeline:
     else:
         model, _ = from_transformers(TransformersParams.model_validate(params["train_clip"]["text_encoder"]))
         encoder = model.save(data / "clip" / encoders.FOLDER, {})
-    embeddings = _write_embeddings(data / "embeddings", model, encoder, params["embed_text"])
+    embeddings = _write_embeddings(data / "embeddings", model, encoder, params["embed_text"], num_tokens)
     _write_networks(data, params, embeddings)
     return Pipeline.load(root, "cpu")
 
 
-def _write_embeddings(folder: Path, model: TextModel, encoder: artifact.Passport, params: dict[str, Any]) -> str:
+def _write_embeddings(
+    folder: Path, model: TextModel, encoder: artifact.Passport, params: dict[str, Any], num_tokens: int
+) -> str:
     sha256 = encoder.content_sha256
-    encode = TextEncoder(model, params["layer"], params["norm"], NUM_TOKENS, False, torch.device("cpu"))
+    encode = TextEncoder(model, params["layer"], params["norm"], num_tokens, False, torch.device("cpu"))
     null = {name: part[0].half() for name, part in encode([""]).items()}
     writer = CacheWriter(folder, KINDS["embeddings"])
     writer.write_shard(0, encode.in_batches(["stored"], 1))
@@ -116,7 +119,7 @@ def _write_embeddings(folder: Path, model: TextModel, encoder: artifact.Passport
         "encoder_sha256": sha256,
         "layer": params["layer"],
         "norm": params["norm"],
-        "context_tokens": NUM_TOKENS,
+        "context_tokens": num_tokens,
         "context_width": model.context_width,
         "null_sha256": artifact.sha256_tensors(null),
     }
@@ -135,7 +138,8 @@ def _write_networks(data: Path, params: dict[str, Any], embeddings: str) -> None
         torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3)
     decoder = artifact.write(data / "autoencoder", KINDS["autoencoder"], of_decoder, autoencoder.state_dict(), {}, {})
     channels = of_decoder["latent_channels"]
-    scale = {"mean": [0.3, -0.2, 0.1, 0.7][:channels], "std": [0.5, 1.5, 2.0, 0.9][:channels]}
+    mean, std = [0.3, -0.2, 0.1, 0.7], [0.5, 1.5, 2.0, 0.9]
+    scale = {"mean": (mean * channels)[:channels], "std": (std * channels)[:channels]}
     writer = CacheWriter(data / "latents" / "train", LATENTS)
     writer.write_shard(0, {"mean": torch.zeros(1, channels, 8, 8)})
     latents = writer.finish(1, {}, {"autoencoder": decoder.content_sha256}, {"latent_scale": scale})

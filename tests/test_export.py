@@ -397,6 +397,33 @@ def test_what_differs_elsewhere_is_said(eps: Pipeline) -> None:
     assert all("ComfyUI" in line for line in lines[5:]) and len(lines) == 7
 
 
+COMFY_NODES = {
+    "flow": "the node ModelSamplingSD3 with shift",
+    "scaled_linear": None,
+    "zero_terminal_snr": "the node ModelSamplingDiscrete with sampling v_prediction and zsnr",
+}
+"""Schedule -> what ComfyUI has to be told; `python -m tests.comfyui` tries it there."""
+
+
+def test_the_node_that_comfyui_needs_is_said(model: Exported) -> None:
+    lines = usage.lines(model.pipeline, model.file, "single-file")
+    wanted = COMFY_NODES[model.pipeline.generator.schedule.name]
+    assert sum("the node " in line for line in lines) == (wanted is not None)
+    assert wanted is None or any(wanted in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "said"),
+    [("scaled_linear", "x0", "sampling x0"), ("zero_terminal_snr", "eps", "eps and zsnr"), ("cosine", "v", "no node")],
+)
+def test_what_comfyui_needs_or_lacks_for_other_trainings_is_said(
+    eps: Pipeline, monkeypatch: pytest.MonkeyPatch, schedule: str, prediction: str, said: str
+) -> None:
+    changed = topology.diffusion_params(eps).model_copy(update={"schedule": schedule, "prediction": prediction})
+    monkeypatch.setattr(usage, "diffusion_params", lambda _: changed)
+    assert any(said in line for line in usage.lines(eps, Path("out"), "single-file"))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

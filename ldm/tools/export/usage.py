@@ -10,6 +10,7 @@ from ldm.tools.pipeline import Pipeline
 _COMFY_UNET = ([320, 640, 1280, 1280], 2)
 _COMFY_CONTEXT = {768: False, 1024: True}
 """Width of the context -> whether projections are linear: Stable Diffusion 1 and 2."""
+_COMFY_PREDICTIONS = {"eps": "eps", "v": "v_prediction", "x0": "x0"}
 
 
 def lines(pipeline: Pipeline, path: Path, format: Format) -> list[str]:
@@ -55,12 +56,28 @@ def _differences(pipeline: Pipeline) -> list[str]:
 
 
 def _comfy(pipeline: Pipeline) -> list[str]:
-    """What ComfyUI does not build, or computes otherwise."""
-    return [*_widths(unet_params(pipeline)), *_padding(pipeline)]
+    """What ComfyUI does not build, has to be told, or computes otherwise."""
+    return [*_widths(unet_params(pipeline)), *_node(pipeline), *_padding(pipeline)]
+
+
+def _node(pipeline: Pipeline) -> list[str]:
+    """A file does not say how its model was trained; ComfyUI takes it for one of `eps` unless a node says otherwise."""
+    params, shift = diffusion_params(pipeline), pipeline.drawing.time_shift
+    match params.schedule:
+        case "flow":
+            node = f"ModelSamplingSD3 with shift {shift:g}"
+        case "scaled_linear" if params.prediction == "eps":
+            return []
+        case "scaled_linear" | "zero_terminal_snr":
+            zsnr = " and zsnr" if params.schedule == "zero_terminal_snr" else ""
+            node = f"ModelSamplingDiscrete with sampling {_COMFY_PREDICTIONS[params.prediction]}{zsnr}"
+        case other:
+            return [f"ComfyUI has no node for schedule {other}: images there are made of other noise than it knows"]
+    return [f"in ComfyUI the model goes through the node {node}"]
 
 
 def _padding(pipeline: Pipeline) -> list[str]:
-    """ComfyUI pads prompts as the text encoder of a file's layout was trained (from its code, not tried)."""
+    """ComfyUI pads prompts as the text encoder of a file's layout was trained."""
     (ours, end), is_second = parts.padding(pipeline), pipeline.encode.layer == "penultimate"
     if ours == (theirs := 0 if is_second else end):
         return []
