@@ -102,6 +102,7 @@ def ours(pipeline: Pipeline) -> Tensor:
         return ((generator.signals_of(generator.latents(guided, [0], drawing)) + 1) / 2).clamp(0, 1)
 
 
+@torch.no_grad()
 def theirs(case: Case, file: Path, noise: Tensor, num_steps: int) -> Tensor:
     """The same by ComfyUI."""
     module: Callable[[str], Any] = importlib.import_module
@@ -116,7 +117,7 @@ def theirs(case: Case, file: Path, noise: Tensor, num_steps: int) -> Tensor:
     shares = [1 - step / num_steps for step in range(num_steps)]
     is_flow = case.shape is exported_data.FLOW
     asked = [share * 1000 if is_flow else share * 1000 - 1 for share in shares]
-    sigmas = torch.tensor([*(float(times.sigma(torch.tensor(time)).detach()) for time in asked), 0.0])
+    sigmas = torch.tensor([*(float(times.sigma(torch.tensor(time))) for time in asked), 0.0])
     drawn = module("comfy.sample").sample_custom(
         network, noise, SCALE, samplers.sampler_object("euler"), sigmas, *conditions, torch.zeros_like(noise), seed=0
     )

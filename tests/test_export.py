@@ -149,8 +149,8 @@ def test_a_training_here_may_start_from_it(model: Exported) -> None:
     assert found.network == {key: ours[key] for key in found.network}
     diffusion = topology.diffusion_params(model.pipeline)
     assert (found.traits["schedule"], found.traits["prediction"]) == (diffusion.schedule, diffusion.prediction)
-    factor = model.pipeline.generator.autoencoder.factor
-    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": 4}
+    factor, channels = model.pipeline.generator.autoencoder.factor, model.pipeline.generator.unet.latent_shape[0]
+    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": channels}
     source |= {"reconstruction": None, "training": None}
     autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
     equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
