@@ -517,6 +517,8 @@ def test_a_full_queue_is_said_and_the_others_are_served(client: Client, url: str
     while first.status().code.name != "ITERATING":
         threading.Event().wait(0.05)
     waiting = [asked(client_of[1], "generate", num_steps=1, seed=seed) for seed in range(2)]
+    while any(job.status().code.name == "STARTING" for job in waiting):  # they join from threads of their own
+        threading.Event().wait(0.05)
     config = httpx.get(f"{url}/config").json()
     number = next(entry["id"] for entry in config["dependencies"] if entry["api_name"] == "generate")
     while (answer := _joined(url, number)).status_code == 200:
