@@ -1,6 +1,7 @@
 """What a browser is told of a drawing, and how often."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ class Studio:
 
     def __init__(self, seconds_per_step: float, patch: pytest.MonkeyPatch) -> None:
         self._seconds, self._now = seconds_per_step, 100.0
-        patch.setattr(answers.time, "monotonic", lambda: self._now)
+        patch.setattr(answers, "time", SimpleNamespace(monotonic=lambda: self._now))
 
     def draw(self, *_: Any) -> Iterator[Event]:
         for step in range(NUM_STEPS):
