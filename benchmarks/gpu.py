@@ -1,9 +1,9 @@
 """Everything that wants a GPU, in one command of ten minutes that downloads nothing: `make gpu`.
 
-The tests with the mark `gpu`; benchmarks; and the default recipe, trained to its end by its stages. On a GPU the
-results are written to docs/gpu.json, with the card's name, and to the tables of docs/gpu.md. Without one the same runs
-at the least size, the recipe tiny for the default, and its results, which mean nothing, go to runs/gpu: so it cannot
-rot.
+The default recipe, trained to its end by its stages, with the tests of mark `gpu` beside it; then, alone, benchmarks.
+On a GPU the results are written to docs/gpu.json, with the card's name, and to the tables of docs/gpu.md. Without one
+the same runs at the least size, the recipe tiny for the default, and its results, which mean nothing, go to runs/gpu:
+so it cannot rot.
 """
 
 import csv
@@ -15,6 +15,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,21 +112,29 @@ def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = 
     subprocess.run([sys.executable, *command], cwd=where, env=environment, check=is_checked, timeout=left)
 
 
-def measure(folder: Path, parts: Sequence[Part]) -> dict[str, Any]:
-    """The results of all parts, and what failed."""
-    end = time.monotonic() + NUM_SECONDS
-    result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}}
-    for part in parts:
+def measure(folder: Path, groups: Sequence[Sequence[Part]]) -> dict[str, Any]:
+    """The results of all parts, and what failed. The parts of a group run side by side, the groups in turn."""
+    start = time.monotonic()
+    end = start + NUM_SECONDS
+    names = [part.__name__ for group in groups for part in group]
+    result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}} | {name: {} for name in names}
+
+    def run(part: Part) -> None:
         name, begin = part.__name__, time.monotonic()
         print(f"\n# {name}", flush=True)
         own = folder / name
         own.mkdir(parents=True)
-        result[name] = {}
         try:
             part(own, end, result[name])
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             result["failed"][name] = str(error).replace(str(folder), "").replace(str(ROOT), "")
         result["seconds"][name] = round(time.monotonic() - begin, 1)
+
+    with ThreadPoolExecutor() as pool:
+        for group in groups:
+            for running in [pool.submit(run, part) for part in group]:
+                running.result()
+    result["seconds"]["all"] = round(time.monotonic() - start, 1)
     return result
 
 
@@ -134,7 +143,7 @@ def tables(result: dict[str, Any]) -> str:
     machine, seconds = result["machine"], result["seconds"]
     where = f"{machine['device']}, commit {machine['commit']}, torch {machine['torch']}"
     parts = [
-        f"{where}; {sum(seconds.values()):.0f} seconds.\n",
+        f"{where}; {seconds['all']:.0f} seconds.\n",
         *(f"**{name} failed**: {why}\n" for name, why in result["failed"].items()),
     ]
     if not IS_SMALL:
@@ -162,7 +171,7 @@ def main() -> None:
     """Run all, and write the results. Exit code 1: a part failed."""
     folder = ROOT / "runs/gpu"
     shutil.rmtree(folder, ignore_errors=True)
-    result = measure(folder, (tests, benchmarks, recipes))
+    result = measure(folder, ((recipes, tests), (benchmarks,)))
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (folder / RESULT.name if IS_SMALL else RESULT).write_text(text, encoding="utf-8")
     if not IS_SMALL:

@@ -23,7 +23,6 @@ from benchmarks.steps import Shape
 from ldm.compute import attention, compilation
 from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
-from ldm.denoiser.model.networks import build
 
 OURS, THEIRS, PROBE = "ours", "diffusers", "product"
 WAYS: dict[str, dict[str, Any]] = {
@@ -47,7 +46,7 @@ def sides_of(shape: Shape) -> dict[str, Side]:
     bare = shape.of_diffusers()
     data = bare.data()
     reference = steps.theirs(bare.params)
-    ours = {way: build(bare.params).to(DEVICE) for way in WAYS[DEVICE.type]}
+    ours = {way: steps.ours(bare.params) for way in WAYS[DEVICE.type]}
     for way, unet in ours.items():
         unet.load_state_dict(reference.state_dict())
         compilation.prepare(steps.machine().model_copy(update=WAYS[DEVICE.type][way]), unet)

@@ -28,9 +28,9 @@ def fails(folder: Path, end: float, found: dict[str, Any]) -> None:
 def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(works, "__name__", "tests")
     monkeypatch.setattr(fails, "__name__", "benchmarks")
-    result = gpu.measure(tmp_path, (works, fails))
+    result = gpu.measure(tmp_path, ((works, fails),))
     assert json.loads(json.dumps(result)) == result
-    assert result["tests"] == {"tests": 3, "failures": 0} and list(result["seconds"]) == ["tests", "benchmarks"]
+    assert result["tests"] == {"tests": 3, "failures": 0} and set(result["seconds"]) == {"tests", "benchmarks", "all"}
     told = result["failed"]["benchmarks"]
     assert told.startswith("no room in") and str(tmp_path) not in told and str(ROOT) not in told
     page = gpu.tables(result)
@@ -44,7 +44,7 @@ def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     many = {"tables": {}, "ratios": {"many_images_seconds": 42.0, "train_step_sd1_32": [1.4, 1.3, 1.5]}}
     machine = {"device": "Card X", "commit": "0", "torch": "2"}
     recipe = {"recipe": "default", "seconds": {}, "trainings": {}, "scores": {}, "ratios": {"data_wait": 0.05}}
-    result = {"machine": machine, "seconds": {"recipes": 7}, "failed": {}, "benchmarks": {"many": many}}
+    result = {"machine": machine, "seconds": {"all": 7}, "failed": {}, "benchmarks": {"many": many}}
     text = gpu.tables(result | {"recipes": recipe})
     assert text.startswith("Card X, commit 0, torch 2; 7 seconds.")
     lines = {line.split(" | ")[0]: line for line in text.splitlines()[::-1]}  # the first table
