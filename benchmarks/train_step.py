@@ -5,13 +5,14 @@ The loop is ours (`benchmarks/steps.py`) for both: clipping, fused AdamW, averag
 shapes and tokens; our context encoder and position embedding, which diffusers' network does not have, are left out of
 that comparison and are in all others. At equal settings precision, attention and memory layout are the same. At its
 best each side has the fastest of all that it offers: for theirs both attention processors, both layouts and both
-precisions; for ours the two precisions, since the rest is chosen by `attention: auto`. On a GPU ours may be compiled.
+precisions; for ours the two precisions, since the rest is chosen by `attention: auto`, and, if asked for, compiled
+blocks.
 
 Shapes: `train_unet` and `train_autoencoder` of params.yaml on a CPU, Stable Diffusion 1 on a GPU.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,11 +26,8 @@ from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
 
 OURS, THEIRS, PROBE = "ours", "diffusers", "product"
-WAYS: dict[str, dict[str, Any]] = {
-    "cpu": {"": {}},
-    "cuda": {"": {}, ", compiled blocks, channels last": {"compile": "blocks", "channels_last": True}},
-}
-"""By device, how our network computes: words -> what section machine says other than params.yaml."""
+COMPILED: dict[str, dict[str, Any]] = {", compiled blocks, channels last": {"compile": "blocks", "channels_last": True}}
+"""How our network may compute too: words -> what section machine says other than params.yaml."""
 
 
 def shapes(small: bool) -> list[Shape]:
@@ -41,15 +39,15 @@ def shapes(small: bool) -> list[Shape]:
     return [steps.stable_diffusion(32, 32), steps.stable_diffusion(64, 8)]
 
 
-def sides_of(shape: Shape) -> dict[str, Side]:
-    """Steps of both networks in all ways."""
+def sides_of(shape: Shape, ways: Mapping[str, dict[str, Any]]) -> dict[str, Side]:
+    """Steps of both networks in all ways; `ways` are those of ours."""
     bare = shape.of_diffusers()
     data = bare.data()
     reference = steps.theirs(bare.params)
-    ours = {way: steps.ours(bare.params) for way in WAYS[DEVICE.type]}
+    ours = {way: steps.ours(bare.params) for way in ways}
     for way, unet in ours.items():
         unet.load_state_dict(reference.state_dict())
-        compilation.prepare(steps.machine().model_copy(update=WAYS[DEVICE.type][way]), unet)
+        compilation.prepare(steps.machine().model_copy(update=ways[way]), unet)
         for precision in precisions():
             size = bare.params.latent_size
             attention.prove(DEVICE, unet.attention_shapes(size, size), precision, trains=True)
@@ -95,7 +93,7 @@ def measure(options: argparse.Namespace) -> Found:
     ratios: dict[str, Spread | float] = {}
     for shape in shapes(options.small):
         suffix = "" if shape.name == "default" else f"_{shape.name}"
-        sides = sides_of(shape)
+        sides = sides_of(shape, {"": {}} | (COMPILED if options.compiled else {}))
         found = measuring.turns(sides, options.rounds)
         title = f"A step of {shape.num_images} images, {shape.num_tokens} tokens ({shape.name}), attention {backend}"
         tables[title] = [
@@ -154,5 +152,10 @@ def _add_share(
             ratios[f"{network.lower()}_of_product{suffix}"] = measuring.quotient(own, paces[best])
 
 
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--compiled", action="store_true", help="also ours compiled, which takes minutes")
+
+
 if __name__ == "__main__":
-    measuring.main("train_step", __doc__, measure, rounds=(12, 2))
+    measuring.main("train_step", __doc__, measure, rounds=(12, 2), add=add)

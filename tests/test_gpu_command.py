@@ -28,7 +28,9 @@ def fails(folder: Path, end: float, found: dict[str, Any]) -> None:
 def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(works, "__name__", "tests")
     monkeypatch.setattr(fails, "__name__", "benchmarks")
-    result = gpu.measure(tmp_path, ((works, fails),))
+    written: list[list[str]] = []
+    result = gpu.measure(tmp_path, ((works,), (fails,)), lambda found: written.append(list(found["seconds"])))
+    assert written == [["tests", "all"], ["tests", "all", "benchmarks"]]
     assert json.loads(json.dumps(result)) == result
     assert result["tests"] == {"tests": 3, "failures": 0} and set(result["seconds"]) == {"tests", "benchmarks", "all"}
     told = result["failed"]["benchmarks"]
