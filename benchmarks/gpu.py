@@ -6,6 +6,7 @@ one the same runs at the least size, the recipe tiny for the default, and its re
 runs/gpu: so it cannot rot.
 """
 
+import argparse
 import csv
 import json
 import os
@@ -36,8 +37,8 @@ STAGES = (
 SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
 IS_SMALL = DEVICE.type == "cpu"
 NUM_SECONDS = 3600 if IS_SMALL else 600
-"""For everything; a CPU may have other work. A part that is not done by then counts as failed, and what it found is
-written with the results of the others."""
+"""For everything, unless `--seconds` says otherwise; a CPU may have other work. A part that is not done by then counts
+as failed, and what it found is written with the results of the others."""
 NUM_TEST_PROCESSES = 0 if IS_SMALL else 6
 """What the tests wait for is torch.compile, which computes on CPUs."""
 Part = Callable[[Path, float, dict[str, Any]], None]
@@ -57,12 +58,19 @@ def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
 
 
 def benchmarks(folder: Path, end: float, found: dict[str, Any]) -> None:
-    """What each of them found."""
+    """What each of them found. One that fails does not keep the others from running."""
+    failed: list[str] = []
     for name in BENCHMARKS:
         size = ["--small"] if IS_SMALL else []
-        _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
+        try:
+            _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
+        except subprocess.SubprocessError as error:
+            failed.append(str(error))
+            continue
         result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
         found[name] = {"tables": result["tables"], "ratios": result["ratios"]}
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
@@ -115,11 +123,13 @@ def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = 
     subprocess.run([sys.executable, *command], cwd=where, env=environment, check=is_checked, timeout=left)
 
 
-def measure(folder: Path, groups: Sequence[Sequence[Part]], write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measure(
+    folder: Path, groups: Sequence[Sequence[Part]], num_seconds: float, write: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """The results of all parts, and what failed; `write` has what there is whenever a part is done. The parts of a
     group run side by side, the groups in turn."""
     start = time.monotonic()
-    end = start + NUM_SECONDS
+    end = start + num_seconds
     names = [part.__name__ for group in groups for part in group]
     result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}} | {name: {} for name in names}
 
@@ -181,9 +191,12 @@ def _write(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run all, and write the results. Exit code 1: a part failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=NUM_SECONDS, help="for everything (default %(default)s)")
+    given = parser.parse_args()
     folder = ROOT / "runs/gpu"
     shutil.rmtree(folder, ignore_errors=True)
-    result = measure(folder, ((benchmarks,), (recipes, tests)), _write)
+    result = measure(folder, ((benchmarks,), (recipes, tests)), given.seconds, _write)
     print(f"\n{tables(result)}")
     sys.exit(bool(result["failed"]))
 

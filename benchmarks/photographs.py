@@ -52,7 +52,7 @@ others have l1."""
 NUM_VAL_CROPS = 2048
 MACHINE = MachineParams.model_validate(
     {"threads": 1, "num_workers": 0, "attention": "auto", "compile": False, "channels_last": False}
-    | {"num_batches_ahead": None, "background_saves": None, "deterministic": True}
+    | {"num_batches_ahead": None, "background_saves": None, "deterministic": False}
     | {"keep_finished_states": False, "num_kept_runs": 1, "max_run_age_days": 1, "trackers": []}
 )
 NUM_PICTURES = 12

@@ -29,7 +29,7 @@ def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(works, "__name__", "tests")
     monkeypatch.setattr(fails, "__name__", "benchmarks")
     written: list[list[str]] = []
-    result = gpu.measure(tmp_path, ((works,), (fails,)), lambda found: written.append(list(found["seconds"])))
+    result = gpu.measure(tmp_path, ((works,), (fails,)), 60, lambda found: written.append(list(found["seconds"])))
     assert written == [["tests", "all"], ["tests", "all", "benchmarks"]]
     assert json.loads(json.dumps(result)) == result
     assert result["tests"] == {"tests": 3, "failures": 0} and set(result["seconds"]) == {"tests", "benchmarks", "all"}
@@ -98,3 +98,19 @@ def test_tests_with_the_mark_are_found_and_counted(tmp_path: Path, monkeypatch: 
         gpu.tests(tmp_path, 0.0, found)
     assert found == {"tests": 4, "failures": 1, "errors": 0, "skipped": 2}
     assert str(ROOT / "tests/test_gpu_training.py") in asked[0] and sys.executable not in asked[0]
+
+
+def test_a_benchmark_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], where: Path, end: float) -> None:
+        name = command[1].removeprefix("benchmarks.")
+        if name == gpu.BENCHMARKS[0]:
+            raise subprocess.CalledProcessError(1, name)
+        path = tmp_path / gpu.DEVICE.type / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"tables": {}, "ratios": {"x": 1}}')
+
+    monkeypatch.setattr(gpu, "_run", run)
+    found: dict[str, Any] = {}
+    with pytest.raises(RuntimeError, match=gpu.BENCHMARKS[0]):
+        gpu.benchmarks(tmp_path, 0.0, found)
+    assert list(found) == list(gpu.BENCHMARKS[1:])
