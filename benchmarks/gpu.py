@@ -36,10 +36,10 @@ STAGES = (
 )
 SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
 IS_SMALL = DEVICE.type == "cpu"
-NUM_SECONDS = 3600 if IS_SMALL else 600
+NUM_SECONDS = 3600 if IS_SMALL else 400
 """For everything, unless `--seconds` says otherwise; a CPU may have other work. A part that is not done by then counts
 as failed, and what it found is written with the results of the others."""
-NUM_TEST_PROCESSES = 0 if IS_SMALL else 6
+NUM_TEST_PROCESSES = 0 if IS_SMALL else 4
 """What the tests wait for is torch.compile, which computes on CPUs."""
 Part = Callable[[Path, float, dict[str, Any]], None]
 """Of a folder of its own, the time at which it is ended, and what it found, to which it adds as it goes."""
