@@ -90,8 +90,7 @@ def split_of(number: int) -> str:
 def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAutoencoderParams:
     """`train_autoencoder.source` of a variant."""
     error, lpips, gan, equi = VARIANTS[variant]
-    backbone, weights = ("alex", "alexnet") if small else ("vgg", "vgg16")
-    perceptual = {"backbone": backbone, "weights": str(models / f"{weights}.safetensors"), "weight": lpips}
+    perceptual = {"backbone": "vgg", "weights": str(models / "vgg16.safetensors"), "weight": lpips}
     adversarial = {
         "start_step": int(DISCRIMINATOR_START * num_steps),
         "learning_rate": 5e-4,
@@ -136,7 +135,7 @@ def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAu
             "final_learning_rate_fraction": 0.02,
             "max_grad_norm": 1.0,
             "ema_decay": 0.995,
-            "precision": "fp32" if small else "bf16",
+            "precision": "bf16",
             "seed": 0,
             "log_every_steps": 50,
             "validate_every_steps": 10**6,
