@@ -11,12 +11,14 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +41,7 @@ IS_SMALL = DEVICE.type == "cpu"
 NUM_SECONDS = 3600 if IS_SMALL else 400
 """For everything, unless `--seconds` says otherwise; a CPU may have other work. A part that is not done by then counts
 as failed, and what it found is written with the results of the others."""
+NUM_SECONDS_TO_STOP = 10
 NUM_TEST_PROCESSES = 0 if IS_SMALL else 4
 """What the tests wait for is torch.compile, which computes on CPUs."""
 Part = Callable[[Path, float, dict[str, Any]], None]
@@ -50,9 +53,12 @@ def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
     files = sorted(str(path) for path in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in path.read_text())
     report = folder / "tests.xml"
     options = ["-m", "gpu", "--numprocesses", str(NUM_TEST_PROCESSES), f"--junitxml={report}"]
-    _run(["-m", "pytest", *options, *files], ROOT, end, is_checked=False)
-    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    try:
+        _run(["-m", "pytest", *options, *files], ROOT, end, is_checked=False)
+    finally:
+        if report.exists():
+            (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+            found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     if found["failures"] or found["errors"]:
         raise RuntimeError("a test failed")
 
@@ -116,11 +122,20 @@ def _speeds(table: Path) -> dict[str, float]:
 
 
 def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True) -> None:
-    """A Python command, which is ended when its time is over."""
+    """A Python command. When its time is over it is asked to stop, as by Ctrl-C, so that it can write what it has."""
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     left = max(end - time.monotonic(), 1)
-    environment = {**os.environ, "PYTHONPATH": places}
-    subprocess.run([sys.executable, *command], cwd=where, env=environment, check=is_checked, timeout=left)
+    with subprocess.Popen([sys.executable, *command], cwd=where, env={**os.environ, "PYTHONPATH": places}) as process:
+        try:
+            code = process.wait(left)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(NUM_SECONDS_TO_STOP)
+            process.kill()
+            raise
+    if is_checked and code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def measure(

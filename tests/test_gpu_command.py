@@ -56,9 +56,21 @@ def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert text in whole and "make gpu" in whole
 
 
-def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_a_command_that_takes_too_long_is_asked_to_stop_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = """
+import time
+try: time.sleep(600)
+except KeyboardInterrupt: open("written", "w").close()
+"""
     with pytest.raises(subprocess.TimeoutExpired):
-        gpu._run(["-c", "import time; time.sleep(600)"], tmp_path, end=0.0)
+        gpu._run(["-c", writes], tmp_path, end=0.0)
+    assert (tmp_path / "written").exists()
+    monkeypatch.setattr(gpu, "NUM_SECONDS_TO_STOP", 0.1)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu._run(["-c", deaf], tmp_path, end=0.0)
     with pytest.raises(subprocess.CalledProcessError):
         gpu._run(["-c", "raise SystemExit(3)"], tmp_path, end=float("inf"))
 
@@ -92,11 +104,20 @@ def test_tests_with_the_mark_are_found_and_counted(tmp_path: Path, monkeypatch: 
         counts = 'tests="4" failures="1" errors="0" skipped="2"'
         (tmp_path / "tests.xml").write_text(f"<testsuites><testsuite {counts}/></testsuites>")
 
+    def late(command: list[str], where: Path, end: float, *, is_checked: bool) -> None:
+        run(command, where, end, is_checked=is_checked)
+        raise subprocess.TimeoutExpired("pytest", 1)
+
     monkeypatch.setattr(gpu, "_run", run)
     found: dict[str, Any] = {}
     with pytest.raises(RuntimeError, match="a test failed"):
         gpu.tests(tmp_path, 0.0, found)
     assert found == {"tests": 4, "failures": 1, "errors": 0, "skipped": 2}
+    monkeypatch.setattr(gpu, "_run", late)
+    written: dict[str, Any] = {}
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu.tests(tmp_path, 0.0, written)
+    assert written == found, "what was done in time"
     assert str(ROOT / "tests/test_gpu_training.py") in asked[0] and sys.executable not in asked[0]
 
 
