@@ -154,13 +154,14 @@ def features(models: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
 
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).to(device).eval()
+    net.to(memory_format=torch.channels_last)  # depthwise convolutions of a CPU take half the time
     weights = load_file(models / "efficientnet_lite0.safetensors")
     net.load_state_dict({name: w.float() for name, w in weights.items() if not name.startswith("classifier")})
 
     @torch.no_grad()
     def extract(image: Tensor) -> Tensor:
         x = nn.functional.interpolate(image.float(), size=(224, 224), mode="bicubic", antialias=True).clamp(0, 255)
-        return net((x - 127) / 128)
+        return net(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
 
     return extract
 
