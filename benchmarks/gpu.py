@@ -38,7 +38,7 @@ STAGES = (
 )
 SCORES = tuple(f"scene_{name}" for name in ("accuracy_held_out", "strict_accuracy_held_out", "accuracy_unseen"))
 IS_SMALL = DEVICE.type == "cpu"
-NUM_SECONDS = 3600 if IS_SMALL else 400
+NUM_SECONDS = 3600 if IS_SMALL else 600
 """For everything, unless `--seconds` says otherwise; a CPU may have other work. A part that is not done by then counts
 as failed, and what it found is written with the results of the others."""
 NUM_SECONDS_TO_STOP = 10
