@@ -586,3 +586,14 @@ def test_a_password_opens_what_is_the_visitors(root: Path, loaded: pipeline.Pipe
             form = {"username": server.USER, "password": given}
             assert visitor.post(f"{url}/login", data=form).status_code == status
             assert visitor.get(f"{url}/config").status_code == (200 if status == 200 else 401)
+
+
+def test_who_guesses_passwords_has_to_wait(root: Path, loaded: pipeline.Pipeline) -> None:
+    address, limits = server.Address("127.0.0.1", 0, "correct horse battery"), Limits(num_guesses=3)
+    with served(root, loaded, address, limits) as url, httpx.Client() as visitor:
+        login = f"{url}/login"
+        forms = [{"username": server.USER, "password": given} for given in ("a", "b", "c", address.password)]
+        answers = [visitor.post(login, data=form) for form in forms]
+        assert [answer.status_code for answer in answers] == [400, 400, 400, 429]
+        assert "too many wrong passwords" in answers[-1].text and "fix: ask again in 10 minutes" in answers[-1].text
+        assert visitor.get(url).status_code == 200, "the form itself is still there"

@@ -11,6 +11,7 @@ from ldm.core.errors import MachineError
 from ldm.tools import cli
 from ldm.tools.cli import web
 from ldm.tools.web import gate, server
+from ldm.tools.web.guesses import Guesses
 from ldm.tools.web.limits import Limits
 
 LIMITS = Limits(body_bytes=100, upload_bytes=50, disk_bytes=1000)
@@ -198,3 +199,15 @@ def test_an_address_that_is_none_is_said(host: str) -> None:
 def test_an_address_is_public_unless_it_is_of_this_machine_alone() -> None:
     assert not any(server.Address(host, 0, None).is_public for host in ("127.0.0.1", "localhost", "::1"))
     assert all(server.Address(host, 0, None).is_public for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"))
+
+
+def test_wrong_passwords_are_forgotten_after_a_while() -> None:
+    now = [0.0]
+    guesses = Guesses(2, 60, lambda: now[0])
+    for _ in range(2):
+        assert not guesses.are_over("a")
+        guesses.add("a")
+    assert guesses.are_over("a") and not guesses.are_over("b")
+    now[0] = 61
+    guesses.add("b")
+    assert not guesses.are_over("a") and list(guesses._times) == ["b"], "no list that grows for ever"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ldm.tools.web.guesses import Guesses
 from ldm.tools.web.limits import Limits
 
 Scope = MutableMapping[str, Any]
@@ -29,6 +30,7 @@ _ROUTES = re.compile(
 _FILES = re.compile(r"/gradio_api/file=(.+)")
 _UPLOADS = re.compile(r"/gradio_api/(?:upload|component_server)/?")
 _JOINS = re.compile(r"/gradio_api/(?:queue/join|call/.*)")
+_LOGIN = re.compile(r"/login/?")
 _BUSY = b'{"detail": "the queue of the model is full; expected room for one more\\nfix: ask again in a minute"}'
 _HEADERS = {
     b"content-security-policy": b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -47,6 +49,7 @@ class Gate:
         """files: the one folder of which files are served. hosts: names that a browser may call the server by; None =
         any. A page of another server cannot make a browser send any of them."""
         self._inner, self._files, self._hosts, self._limits = inner, files.resolve(), hosts, limits
+        self._guesses = Guesses(limits.num_guesses, limits.guess_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI says."""
@@ -71,6 +74,9 @@ class Gate:
             return 403, b"this server answers no other page"
         if scope["method"] not in ("GET", "HEAD", "POST") or not self._is_route(path):
             return 404, b"there is nothing of that name"
+        if _is_guess(scope) and self._guesses.are_over(_address(scope)):
+            minutes = self._limits.guess_seconds // 60
+            return 429, f"too many wrong passwords came from there\nfix: ask again in {minutes} minutes".encode()
         most = self._most_bytes(path)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
@@ -103,6 +109,8 @@ class Gate:
         async def answered(message: Message) -> None:
             nonlocal is_replaced
             if message["type"] == "http.response.start":
+                if _is_guess(scope) and message["status"] >= 400:
+                    self._guesses.add(_address(scope))
                 if message["status"] == 503 and _JOINS.fullmatch(path):
                     is_replaced = True
                     await _answer(send, 429, _BUSY, b"application/json")
@@ -116,6 +124,16 @@ class Gate:
         # A server that ends leaves answers to open pages unfinished, which is no error.
         with suppress(CancelledError):
             await self._inner(scope, bounded, answered)
+
+
+def _is_guess(scope: Scope) -> bool:
+    """Whether the request says a password."""
+    return scope["method"] == "POST" and _LOGIN.fullmatch(unquote(scope["path"])) is not None
+
+
+def _address(scope: Scope) -> str:
+    """Where a request comes from: the visitor, or the proxy before this server."""
+    return scope["client"][0] if scope.get("client") else ""
 
 
 def _host(name: bytes) -> str:

@@ -32,6 +32,10 @@ class Limits:
     """How long such a file stays."""
     picture_bytes: int = 2**26
     """Pictures that are kept in memory, so that images made from them can be made again."""
+    num_guesses: int = 10
+    """Wrong passwords of one address, after which it has to wait."""
+    guess_seconds: int = 600
+    """How long a wrong password counts."""
 
     def check_images(self, num: int, size_px: tuple[int, int]) -> None:
         """ConfigError: so many images of this height and width are too much for one request."""
