@@ -70,7 +70,7 @@ def benchmarks(folder: Path, end: float, found: dict[str, Any]) -> None:
         size = ["--small"] if IS_SMALL else []
         try:
             _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
-        except subprocess.SubprocessError as error:
+        except (TimeoutError, RuntimeError) as error:
             failed.append(str(error))
             continue
         result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
@@ -133,9 +133,9 @@ def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = 
             with suppress(subprocess.TimeoutExpired):
                 process.wait(NUM_SECONDS_TO_STOP)
             process.kill()
-            raise
+            raise TimeoutError(f"ended after {left:.0f} seconds: {' '.join(command)}") from None
     if is_checked and code:
-        raise subprocess.CalledProcessError(code, command)
+        raise RuntimeError(f"exit code {code}: {' '.join(command)}")
 
 
 def measure(
@@ -155,8 +155,11 @@ def measure(
         own.mkdir(parents=True)
         try:
             part(own, end, result[name])
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            result["failed"][name] = str(error).replace(str(folder), "").replace(str(ROOT), "")
+        except (RuntimeError, OSError) as error:
+            told = str(error)
+            for path in (f"{folder}/", f"{ROOT}/", str(folder), str(ROOT)):
+                told = told.replace(path, "")
+            result["failed"][name] = told
         result["seconds"] |= {name: round(time.monotonic() - begin, 1), "all": round(time.monotonic() - start, 1)}
 
     with ThreadPoolExecutor() as pool:

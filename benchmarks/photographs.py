@@ -154,7 +154,8 @@ def features(models: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
 
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).to(device).eval()
-    net.to(memory_format=torch.channels_last)  # depthwise convolutions of a CPU take half the time
+    # Depthwise convolutions of a CPU take half the time in this layout.
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     weights = load_file(models / "efficientnet_lite0.safetensors")
     net.load_state_dict({name: w.float() for name, w in weights.items() if not name.startswith("classifier")})
 
