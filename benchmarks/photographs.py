@@ -87,7 +87,7 @@ def split_of(number: int) -> str:
     return {0: "held_out", 1: "val"}.get(number % 5, "train")
 
 
-def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAutoencoderParams:
+def params(variant: str, models: Path, num_steps: int, small: bool, seed: int = 0) -> TrainedAutoencoderParams:
     """`train_autoencoder.source` of a variant."""
     error, lpips, gan, equi = VARIANTS[variant]
     perceptual = {"backbone": "vgg", "weights": str(models / "vgg16.safetensors"), "weight": lpips}
@@ -136,7 +136,7 @@ def params(variant: str, models: Path, num_steps: int, small: bool) -> TrainedAu
             "max_grad_norm": 1.0,
             "ema_decay": 0.995,
             "precision": "bf16",
-            "seed": 0,
+            "seed": seed,
             "log_every_steps": 50,
             "validate_every_steps": 10**6,
             "save_every_steps": 10**6,
@@ -209,7 +209,7 @@ def trained(section: TrainedAutoencoderParams, crops: Crops, out: Path, name: st
     """The network of a variant after its updates, and the last row of its curve."""
     assert section.training and section.reconstruction
     accelerator = devices.start(MACHINE)
-    torch.manual_seed(randomness.key(0, "weights"))
+    torch.manual_seed(randomness.key(section.training.seed, "weights"))
     objective = ReconstructionObjective(build(section.network), section.reconstruction)
     batches = ImageBatches(crops, section.network, section.reconstruction, section.training)  # pyright: ignore[reportArgumentType]
     history = train(
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--num-steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default 0)")
     parser.add_argument("--small", action="store_true", help="a smaller network at 64 px, for a CPU")
     given = parser.parse_args()
     models, name, size_px = given.folder / "models", given.variant, 64 if given.small else 128
@@ -240,9 +241,9 @@ def main() -> None:
     splits = {split: [photo for i, photo in enumerate(photos) if split_of(i) == split] for split in SPLITS}
     given.out.mkdir(parents=True, exist_ok=True)
     crops = Crops(splits["train"], size_px, 10**6, 0)
-    autoencoder, last = trained(params(name, models, given.num_steps, given.small), crops, given.out, name)
+    autoencoder, last = trained(params(name, models, given.num_steps, given.small, given.seed), crops, given.out, name)
     device = next(autoencoder.parameters()).device
-    result: dict[str, Any] = {"variant": name, "num_steps": given.num_steps, "last": last}
+    result: dict[str, Any] = {"variant": name, "num_steps": given.num_steps, "seed": given.seed, "last": last}
     for split in SPLITS[1:]:
         unseen = Crops(splits[split], size_px, NUM_UNSEEN_CROPS, 1)
         draw(None, unseen, device, given.out / f"{split}-original.png")
