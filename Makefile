@@ -52,7 +52,7 @@ studies: $(INSTALLED) ## measure samplers, guidance and tasks on the default mod
 benchmarks: $(INSTALLED) ## measure speed on a machine that does nothing else (12 minutes); results go to docs/benchmarks and docs/performance.md
 	$(PYTHON) -m benchmarks
 
-gpu: $(if $(filter .venv/%,$(PYTHON)),$(INSTALLED)) ## tests and benchmarks on a GPU (10 minutes), or the least of them on a CPU (3)
+gpu: $(if $(filter .venv/%,$(PYTHON)),$(INSTALLED)) ## benchmarks, the default recipe and tests on a GPU (10 minutes), or the least of them on a CPU (2)
 	$(PYTHON) -m benchmarks.gpu
 
 test: $(INSTALLED) ## run all checks that a commit must pass

@@ -56,7 +56,8 @@ def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
     try:
         _run(["-m", "pytest", *options, *files], ROOT, end, is_checked=False)
     finally:
-        if report.exists():
+        # A pytest that was killed may have left a half.
+        with suppress(FileNotFoundError, ElementTree.ParseError):
             (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
             found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     if found["failures"] or found["errors"]:
@@ -70,11 +71,10 @@ def benchmarks(folder: Path, end: float, found: dict[str, Any]) -> None:
         size = ["--small"] if IS_SMALL else []
         try:
             _run(["-m", f"benchmarks.{name}", *size, "--out", str(folder)], ROOT, end)
-        except (TimeoutError, RuntimeError) as error:
+            result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
+            found[name] = {"tables": result["tables"], "ratios": result["ratios"]}
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             failed.append(str(error))
-            continue
-        result = json.loads((folder / DEVICE.type / f"{name}.json").read_bytes())
-        found[name] = {"tables": result["tables"], "ratios": result["ratios"]}
     if failed:
         raise RuntimeError("; ".join(failed))
 
@@ -134,6 +134,8 @@ def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = 
                 process.wait(NUM_SECONDS_TO_STOP)
             process.kill()
             raise TimeoutError(f"ended after {left:.0f} seconds: {' '.join(command)}") from None
+    if code == -signal.SIGINT:
+        raise KeyboardInterrupt
     if is_checked and code:
         raise RuntimeError(f"exit code {code}: {' '.join(command)}")
 
@@ -144,30 +146,32 @@ def measure(
     """The results of all parts, and what failed; `write` has what there is whenever a part is done. The parts of a
     group run side by side, the groups in turn."""
     start = time.monotonic()
-    end = start + num_seconds
-    names = [part.__name__ for group in groups for part in group]
-    result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}} | {name: {} for name in names}
-
-    def run(part: Part) -> None:
-        name, begin = part.__name__, time.monotonic()
-        print(f"\n# {name}", flush=True)
-        own = folder / name
-        own.mkdir(parents=True)
-        try:
-            part(own, end, result[name])
-        except (RuntimeError, OSError) as error:
-            told = str(error)
-            for path in (f"{folder}/", f"{ROOT}/", str(folder), str(ROOT)):
-                told = told.replace(path, "")
-            result["failed"][name] = told
-        result["seconds"] |= {name: round(time.monotonic() - begin, 1), "all": round(time.monotonic() - start, 1)}
-
+    result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}}
     with ThreadPoolExecutor() as pool:
         for group in groups:
-            for done in as_completed([pool.submit(run, part) for part in group]):
-                done.result()
+            running = [pool.submit(_done, part, folder, start + num_seconds) for part in group]
+            for name, found, seconds, why in (each.result() for each in as_completed(running)):
+                result[name] = found
+                result["seconds"] |= {name: seconds, "all": round(time.monotonic() - start, 1)}
+                result["failed"] |= {name: why} if why else {}
                 write(result)
     return result
+
+
+def _done(part: Part, folder: Path, end: float) -> tuple[str, dict[str, Any], float, str]:
+    """Name of a part, what it found in a folder of its own, its seconds, and why it failed, without paths."""
+    name, begin, why = part.__name__, time.monotonic(), ""
+    found: dict[str, Any] = {}
+    print(f"\n# {name}", flush=True)
+    own = folder / name
+    own.mkdir(parents=True)
+    try:
+        part(own, end, found)
+    except Exception as error:  # whatever it is, the other parts go on
+        why = f"{type(error).__name__}: {error}"
+        for path in (f"{folder}/", f"{ROOT}/", str(folder), str(ROOT)):
+            why = why.replace(path, "")
+    return name, found, round(time.monotonic() - begin, 1), why
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -212,6 +216,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--seconds", type=float, default=NUM_SECONDS, help="for everything (default %(default)s)")
     given = parser.parse_args()
+    # In the background of a shell Ctrl-C is ignored, also by the commands that are asked to stop by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = ROOT / "runs/gpu"
     shutil.rmtree(folder, ignore_errors=True)
     result = measure(folder, ((benchmarks,), (recipes, tests)), given.seconds, _write)

@@ -38,6 +38,7 @@ from ldm.training.loop import train
 
 VARIANTS: dict[str, tuple[Literal["l1", "l2"], float, float, bool]] = {
     "l2": ("l2", 0, 0, False),
+    "l1": ("l1", 0, 0, False),
     "lpips": ("l1", 0.1, 0, False),
     "lpips_more": ("l1", 0.2, 0, False),
     "lpips_equi": ("l1", 0.1, 0, True),

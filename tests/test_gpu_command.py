@@ -1,7 +1,9 @@
 """`make gpu`: what it writes, and what is left when a part fails. CI runs the command itself, at the least size."""
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,15 @@ def fails(folder: Path, end: float, found: dict[str, Any]) -> None:
 def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(works, "__name__", "tests")
     monkeypatch.setattr(fails, "__name__", "benchmarks")
-    written: list[list[str]] = []
-    result = gpu.measure(tmp_path, ((works,), (fails,)), 60, lambda found: written.append(list(found["seconds"])))
-    assert written == [["tests", "all"], ["tests", "all", "benchmarks"]]
+    written: list[set[str]] = []
+    result = gpu.measure(tmp_path, ((works, fails),), 60, lambda found: written.append({*found["seconds"]}))
+    assert len(written) == 2 and len(written[0]) == 2 and written[1] == {"tests", "benchmarks", "all"}
     assert json.loads(json.dumps(result)) == result
     assert result["tests"] == {"tests": 3, "failures": 0} and set(result["seconds"]) == {"tests", "benchmarks", "all"}
     told = result["failed"]["benchmarks"]
-    assert told.startswith("no room in") and str(tmp_path) not in told and str(ROOT) not in told
+    assert told.startswith("OSError: no room in") and str(tmp_path) not in told and str(ROOT) not in told
     page = gpu.tables(result)
-    assert "**benchmarks failed**: no room" in page
+    assert "**benchmarks failed**: OSError: no room" in page
     assert "| ours | 1.5 |" in page and "| `train_step` | 1.2 (1 to 2) |" in page and "| 3 | 0 |" in page
 
 
@@ -58,18 +60,25 @@ def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_command_that_takes_too_long_is_asked_to_stop_then_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background would ignore it
     writes = """
 import time
-try: time.sleep(600)
+try:
+    open("ready", "w").close()
+    time.sleep(600)
 except KeyboardInterrupt: open("written", "w").close()
 """
     with pytest.raises(TimeoutError):
-        gpu._run(["-c", writes], tmp_path, end=0.0)
-    assert (tmp_path / "written").exists()
+        gpu._run(["-c", writes], tmp_path, end=time.monotonic() + 5)
+    assert (tmp_path / "ready").exists() and (tmp_path / "written").exists()
     monkeypatch.setattr(gpu, "NUM_SECONDS_TO_STOP", 0.1)
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    deaf, begin = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)", time.monotonic()
     with pytest.raises(TimeoutError):
-        gpu._run(["-c", deaf], tmp_path, end=0.0)
+        gpu._run(["-c", deaf], tmp_path, end=begin + 5)
+    assert time.monotonic() - begin < 300, "killed"
+    with pytest.raises(KeyboardInterrupt):
+        gpu._run(["-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"], tmp_path, end=float("inf"))
+    signal.signal(signal.SIGINT, before)
     with pytest.raises(RuntimeError, match="exit code 3"):
         gpu._run(["-c", "raise SystemExit(3)"], tmp_path, end=float("inf"))
 

@@ -38,6 +38,6 @@ def test_a_crop_belongs_to_its_number() -> None:
     assert not one.images([7]).equal(other.images([7])) and one.images([0]).shape == (1, 3, 16, 16)
 
 
-def test_splits_share_no_photograph() -> None:
+def test_three_of_five_photographs_are_trained_on() -> None:
     counts = [[photographs.split_of(i) for i in range(40)].count(split) for split in photographs.SPLITS]
     assert counts == [24, 8, 8]

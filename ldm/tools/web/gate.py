@@ -32,6 +32,7 @@ _UPLOADS = re.compile(r"/gradio_api/(?:upload|component_server)/?")
 _JOINS = re.compile(r"/gradio_api/(?:queue/join|call/.*)")
 _LOGIN = re.compile(r"/login/?")
 _BUSY = b'{"detail": "the queue of the model is full; expected room for one more\\nfix: ask again in a minute"}'
+_BUSY_SECONDS = 60
 _HEADERS = {
     b"content-security-policy": b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -58,31 +59,35 @@ class Gate:
         elif scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is None:
+                if _is_guess(scope):
+                    self._guesses.add(_address(scope))
                 await self._passed(scope, receive, send)
             else:
                 await _answer(send, *refusal)
 
-    def _refusal(self, scope: Scope) -> tuple[int, bytes] | None:
-        """Status and text, unless the request is let through."""
+    def _refusal(self, scope: Scope) -> tuple[int, bytes, int | None] | None:
+        """Status, text, and seconds after which it may be asked again, unless the request is let through."""
         headers = dict(scope["headers"])
         path = unquote(scope["path"])
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
-            return 421, b"this server is not known by that name"
+            return 421, b"this server is not known by that name", None
         # Browsers say the origin of whatever could change something: a form of another page sends this host, too.
         origin = headers.get(b"origin")
         if self._hosts is not None and origin is not None and _host(origin.partition(b"://")[2]) not in self._hosts:
-            return 403, b"this server answers no other page"
+            return 403, b"this server answers no other page", None
         if scope["method"] not in ("GET", "HEAD", "POST") or not self._is_route(path):
-            return 404, b"there is nothing of that name"
+            return 404, b"there is nothing of that name", None
         if _is_guess(scope) and self._guesses.are_over(_address(scope)):
-            minutes = self._limits.guess_seconds // 60
-            return 429, f"too many wrong passwords came from there\nfix: ask again in {minutes} minutes".encode()
+            seconds = self._limits.guess_seconds
+            told = f"too many wrong passwords came from there\nfix: ask again in {seconds // 60} minutes"
+            return 429, told.encode(), seconds
         most = self._most_bytes(path)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            return 413, f"the request is too large; expected at most {most} bytes".encode()
+            return 413, f"the request is too large; expected at most {most} bytes".encode(), None
         if _UPLOADS.fullmatch(path) and self._limits.is_full(self._files):
-            return 429, b"the disk of the page is full; expected room for a picture\nfix: ask again in an hour"
+            told = b"the disk of the page is full; expected room for a picture\nfix: ask again in an hour"
+            return 429, told, self._limits.file_seconds
         return None
 
     def _is_route(self, path: str) -> bool:
@@ -109,11 +114,11 @@ class Gate:
         async def answered(message: Message) -> None:
             nonlocal is_replaced
             if message["type"] == "http.response.start":
-                if _is_guess(scope) and message["status"] >= 400:
-                    self._guesses.add(_address(scope))
+                if _is_guess(scope) and message["status"] < 400:
+                    self._guesses.take_back(_address(scope))
                 if message["status"] == 503 and _JOINS.fullmatch(path):
                     is_replaced = True
-                    await _answer(send, 429, _BUSY, b"application/json")
+                    await _answer(send, 429, _BUSY, _BUSY_SECONDS, b"application/json")
                     return
                 given = {name: value for name, value in message["headers"] if name.lower() not in _HEADERS}
                 kept = [(name, value) for name, value in message["headers"] if name.lower() in given]
@@ -141,8 +146,11 @@ def _host(name: bytes) -> str:
     return re.sub(r":\d+$", "", name.decode("latin-1")).strip("[]").lower()
 
 
-async def _answer(send: Send, status: int, text: bytes, kind: bytes = b"text/plain; charset=utf-8") -> None:
+async def _answer(
+    send: Send, status: int, text: bytes, seconds: int | None = None, kind: bytes = b"text/plain; charset=utf-8"
+) -> None:
+    """seconds: after which it may be asked again."""
     headers = [(b"content-type", kind), (b"content-length", str(len(text)).encode()), *_HEADERS.items()]
-    headers += [(b"retry-after", b"60")] if status == 429 else []
+    headers += [] if seconds is None else [(b"retry-after", str(seconds).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})

@@ -9,14 +9,19 @@ class Guesses:
     """Wrong guesses of the last while, by the address that they came from."""
 
     def __init__(self, most: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """most: wrong guesses of one address within `seconds`, after which no other one is looked at."""
+        """most: wrong guesses of one address within `seconds`, after which further ones are refused."""
         self._most, self._seconds, self._clock = most, seconds, clock
         self._times: dict[str, list[float]] = defaultdict(list)
 
     def add(self, address: str) -> None:
-        """Count a wrong guess."""
+        """Count a guess, before it is known to be wrong: many may come at once."""
         self._forget()
         self._times[address].append(self._clock())
+
+    def take_back(self, address: str) -> None:
+        """The guess was right."""
+        if self._times.get(address):
+            self._times[address].pop()
 
     def are_over(self, address: str) -> bool:
         """Whether this address has to wait."""
