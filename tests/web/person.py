@@ -2,6 +2,7 @@
 
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,7 +10,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
+from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, TimeoutError, expect
 
 LOOK_MS, MOST_LOOKS = 500, 20
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -84,6 +85,20 @@ class Person:
     def sees(self, text: str) -> None:
         """Wait until the status says it."""
         expect(self.status).to_contain_text(text)
+
+    def open_first(self) -> None:
+        """Click the first image, and wait until the page says how it was made.
+
+        The last answer of a drawing, after which nothing can be cancelled, makes the gallery anew, and a click on what
+        it replaces is lost; so look once more.
+        """
+        expect(self.page.get_by_role("button", name="Cancel", exact=True)).to_be_disabled()
+        for _ in range(MOST_LOOKS):
+            self.thumbnails.first.click()
+            with suppress(TimeoutError):
+                self.page.locator("#account").get_by_text("How was this made?").wait_for(timeout=10 * LOOK_MS)
+                return
+        raise AssertionError("the page does not say how an image was made")
 
     def pngs(self, count: int) -> list[bytes]:
         """The files behind the images of the gallery, as soon as there are so many."""

@@ -199,7 +199,7 @@ def test_a_value_out_of_range_is_an_error_that_one_can_read(person: Person) -> N
 
 def test_an_image_says_how_it_was_made_and_is_made_again(person: Person) -> None:
     png = generate(person, PROMPT, Seed="7")
-    person.thumbnails.first.click()
+    person.open_first()
     account = person.page.locator("#account")
     expect(account).to_contain_text("How was this made?")
     expect(account).to_contain_text(PROMPT)

@@ -62,8 +62,7 @@ def test_a_phone_shows_all_of_its_width_and_nothing_beyond(person: Person) -> No
     person.write(Prompt=PROMPT)
     person.press("Generate")
     person.sees("1 image made")
-    person.thumbnails.first.click()
-    person.page.locator("#account").get_by_text("How was this made?").wait_for()
+    person.open_first()
     overflow = "document.documentElement.scrollWidth"
     assert person.page.evaluate(overflow) <= PHONE["width"]
     box = person.page.locator("#gallery").bounding_box()
@@ -85,8 +84,7 @@ def test_a_screen_reader_has_what_it_needs(person: Person) -> None:
     person.write(Prompt=PROMPT)
     person.press("Generate")
     person.sees("1 image made")
-    person.thumbnails.first.click()
-    person.page.locator("#account").get_by_text("How was this made?").wait_for()
+    person.open_first()
     found = violations(person)
     for title in ("Inpaint", "Interpolate"):
         person.turn_to(title)
