@@ -60,6 +60,8 @@ def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
         with suppress(FileNotFoundError, ElementTree.ParseError):
             (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
             found |= {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    if not found:
+        raise RuntimeError("pytest wrote no report")
     if found["failures"] or found["errors"]:
         raise RuntimeError("a test failed")
 

@@ -19,7 +19,6 @@ from ldm.compute import attention
 from ldm.compute.precision import autocast
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Schedule, denoiser
-from ldm.denoiser.model.networks import build
 from ldm.sampling import grids, trajectory
 from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
 
@@ -63,7 +62,7 @@ def measure(options: argparse.Namespace) -> Found:
         (2 * NUM_SMALL, NUM_SMALL, 2) if is_small else (NUM_IMAGES, BATCH_SIZE, NUM_EVALUATIONS)
     )
     backend = attention.select("auto", DEVICE)
-    unet = build(steps.default(**NETWORK | (SMALL if is_small else {})).params).to(DEVICE).eval()
+    unet = steps.ours(steps.default(**NETWORK | (SMALL if is_small else {})).params).eval()
     num_weights = sum(weight.numel() for weight in unet.parameters())
 
     def all_images() -> None:

@@ -40,10 +40,7 @@ VARIANTS: dict[str, tuple[Literal["l1", "l2"], float, float, bool]] = {
     "l2": ("l2", 0, 0, False),
     "l1": ("l1", 0, 0, False),
     "lpips": ("l1", 0.1, 0, False),
-    "lpips_more": ("l1", 0.2, 0, False),
-    "lpips_equi": ("l1", 0.1, 0, True),
     "lpips_gan": ("l1", 0.1, 0.5, False),
-    "gan_equi": ("l1", 0, 0.5, True),
     "all": ("l1", 0.1, 0.5, True),
 }
 """The error, weights of LPIPS and of the discriminator, and whether latents are scaled and turned. `l2` is the plain

@@ -113,7 +113,7 @@ def sides_of(shape: Shape, settings: DrawingParams) -> dict[str, Side]:
     null = torch.randn_like(tokens[:1])
     reference = steps.theirs(shape.params).eval().requires_grad_(False)
     cast(Any, reference).register_to_config(sample_size=shape.params.latent_size)
-    ours = networks.build(shape.params).to(DEVICE)
+    ours = steps.ours(shape.params)
     ours.load_state_dict(reference.state_dict())
     made, found = generator(ours, null), dict[str, Side]()
     for precision, dtype in DTYPES.items():
