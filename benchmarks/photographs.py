@@ -117,6 +117,7 @@ def params(variant: str, models: Path, num_steps: int, small: bool, seed: int = 
             "gradient_weight": 0.0,
             "num_gradient_scales": 3,
             "turned_colours": 0.0,
+            "latent_noise": 0.0,
             "perceptual": perceptual if lpips else None,
             "adversarial": adversarial if gan else None,
             "equivariance": {"probability": 0.5, "min_scale": 0.5 if small else 0.25} if equi else None,

@@ -1,4 +1,4 @@
-"""Terms of the autoencoder's loss: LPIPS, a discriminator, equivariance, and turned hues."""
+"""Terms of the autoencoder's loss: LPIPS, a discriminator, equivariance, turned hues, and noise on latents."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from torchvision.models import alexnet, squeezenet1_1, vgg
 from ldm.autoencoder.model.identity import IdentityAutoencoder
 from ldm.autoencoder.model.network import to_signal
 from ldm.autoencoder.model.params import IdentityParams
-from ldm.autoencoder.training import colours, discriminator, equivariance
+from ldm.autoencoder.training import colours, discriminator, equivariance, latent_noise
 from ldm.autoencoder.training.discriminator import HEALTH, PatchDiscriminator, adaptive_weight, adversarial_loss
 from ldm.autoencoder.training.loss_params import (
     AdversarialParams,
@@ -328,6 +328,26 @@ def test_an_image_in_other_colours_is_to_be_reconstructed_in_them():
     model = objective()
     plain, turned = (model(given | added)["mse"] for added in ({}, {"hues": hues}))
     assert plain != turned
+
+
+def test_noise_on_latents_has_another_deviation_for_each_image():
+    shape, limit = (4, 8, 8), 0.5
+    noise = torch.cat([latent_noise.draw(limit, slice(0, 8), 8, shape, 0, step) for step in range(100)])
+    deviations = noise.flatten(1).std(1)
+    assert deviations.max() < limit * 1.15 and deviations.mean().item() == pytest.approx(limit / 2, rel=0.1)
+    quarters = torch.histc(deviations, 4, 0, limit) / 800
+    assert (quarters - 0.25).abs().max() < 0.06 and noise.mean().abs() < 0.01
+    parts = [latent_noise.draw(limit, rows, 8, shape, 0, 3) for rows in (slice(0, 3), slice(3, 8))]
+    assert torch.equal(torch.cat(parts), noise[24:32])
+
+
+def test_noise_on_latents_is_added_to_what_is_decoded_and_to_nothing_else():
+    model, given, noise = objective(), batch(), torch.randn(2, 4, 12, 12)
+    plain, noisy = model(given), model(given | {"latent_noise": noise})
+    sample = model.autoencoder.encode(to_signal(given["image"])).sample(given["noise"])
+    error = model.autoencoder.decode(sample + noise) - to_signal(given["image"])
+    assert noisy["mse"].item() == pytest.approx(error.square().mean().item(), rel=1e-5) != plain["mse"].item()
+    assert torch.equal(noisy["kl"], plain["kl"])
 
 
 def test_pixels_are_equivariant_and_a_trained_network_is_not():

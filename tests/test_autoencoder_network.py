@@ -34,6 +34,7 @@ LOSS = {
     "adversarial": None,
     "equivariance": None,
     "turned_colours": 0.0,
+    "latent_noise": 0.0,
 }
 # Stable Diffusion 1's own config at a quarter of its width; three channels and three levels; no attention, one level.
 TOPOLOGIES = [

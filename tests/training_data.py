@@ -56,6 +56,7 @@ AUTOENCODER: dict[str, Any] = {
             "adversarial": None,
             "equivariance": None,
             "turned_colours": 0.0,
+            "latent_noise": 0.5,
         },
         "training": DEFAULTS | {"num_steps": 6, "validate_every_steps": 4, "num_accumulation_steps": 2},
     },

@@ -69,3 +69,6 @@ class ReconstructionParams(Section):
     turned_colours: float = Field(ge=0, le=1)
     """Share of the training images whose hues are turned by a random angle, for shapes in colours that the corpus does
     not show; 0 = off."""
+    latent_noise: float = Field(ge=0, le=100)
+    """Noise that the decoder learns to see through, since no denoiser predicts latents exactly: normal noise is added
+    to the latents of each image, of a standard deviation between 0 and this; 0 = off. Latents have one of about 1."""

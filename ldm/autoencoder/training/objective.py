@@ -61,8 +61,8 @@ class ReconstructionObjective(nn.Module):
 
         batch: `image` (uint8, b 3 h w) and `noise` (b c h2 w2), which selects the posterior sample. Latents are scaled
         to the size of the noise, and turned by the quarter `turns` (int64, b), if there are any; so is what they
-        should decode to. The hues of images are turned before by the angles `hues` (b, radians), if there are any. The
-        discriminator takes part if there is a key `adversarial`.
+        should decode to. The hues of images are turned before by the angles `hues` (b, radians), if there are any, and
+        `latent_noise` (b c h2 w2) is added to the sample. The discriminator takes part if there is a key `adversarial`.
 
         Keys of the result: loss; l1 and mse per pixel value of signals in -1..1; kl in nats per image; gradient,
         lpips, log_variance and those of `adversarial_loss` if they are switched on.
@@ -85,9 +85,11 @@ class ReconstructionObjective(nn.Module):
 
     def _transformed(self, posterior: Posterior, image: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The latents to decode, and the signal that they should decode to."""
-        if "turns" not in batch:
-            return posterior.sample(batch["noise"]), image
         z = equivariance.scaled(posterior, batch["noise"].shape[2:]).sample(batch["noise"])
+        if "latent_noise" in batch:
+            z = z + batch["latent_noise"]
+        if "turns" not in batch:
+            return z, image
         size = torch.Size(self.autoencoder.factor * side for side in z.shape[2:])
         target = equivariance.resized(image, size)
         return equivariance.turned(z, batch["turns"]), equivariance.turned(target, batch["turns"])

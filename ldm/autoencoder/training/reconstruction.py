@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm import randomness
 from ldm.autoencoder.model.network import Autoencoder, to_image, to_signal
 from ldm.autoencoder.model.params import StoredParams
-from ldm.autoencoder.training import colours, equivariance
+from ldm.autoencoder.training import colours, equivariance, latent_noise
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams
@@ -65,6 +65,9 @@ class ImageBatches:
             batch["hues"] = colours.draw(self._loss.turned_colours, size, seed, step)[rows]
         if adversarial and step >= adversarial.start_step:
             batch["adversarial"] = torch.ones(len(batch["image"]))
+        if self._loss.latent_noise:
+            shape = self._channels, *latent_size
+            batch["latent_noise"] = latent_noise.draw(self._loss.latent_noise, rows, size, shape, seed, step)
         return {**batch, "noise": randomness.normal(rows, (self._channels, *latent_size), seed, "posterior", step)}
 
     def keys(self, step: int) -> list[str]:
