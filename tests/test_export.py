@@ -389,7 +389,7 @@ def test_the_command_knows_every_format() -> None:
 
 
 def test_what_differs_elsewhere_is_said(eps: Pipeline) -> None:
-    changed = {"sampler": "dpm_solver_pp_2m", "guidance_interval": (0.1, 0.9)}
+    changed = {"sampler": "dpm_solver_pp_2m", "guidance_scale": 2.5, "guidance_interval": (0.1, 0.9)}
     drawn = replace(eps, drawing=eps.drawing.changed(changed))
     lines = usage.lines(drawn, Path("out.safetensors"), "single-file")
     assert "num_inference_steps=5, guidance_scale=2.5" in lines[3]

@@ -161,10 +161,10 @@ def test_the_last_guess_is_the_sample(trained):
 
 def test_step_counts_are_calls_of_the_pipeline(trained):
     found = models.step_counts(trained, (1, 3), 2)
-    own = trained.pipeline.drawing.sampler.kind
-    assert list(found.samples) == [own, "ddpm"] and found.prompts == trained.captions[:2]
-    expected = trained.pipeline(found.prompts, num_steps=3).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(found.samples[own][3], expected)
+    assert list(found.samples) == ["dpm_solver_pp_2m", "ddpm"] and found.prompts == trained.captions[:2]
+    changes = {"num_steps": 3, "sampler": {"kind": "dpm_solver_pp_2m"}}
+    expected = trained.pipeline(found.prompts, **changes).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(found.samples["dpm_solver_pp_2m"][3], expected)
     assert not np.array_equal(found.samples["ddpm"][3], expected)
 
 

@@ -125,7 +125,7 @@ def test_images_do_not_depend_on_the_batch_size(loaded):
     assert int((whole - single).abs().max()) <= 1
 
 
-@pytest.mark.parametrize("settings", [{"sampler": {"kind": "ddim", "eta": eta}} for eta in (0, 1)])
+@pytest.mark.parametrize("settings", [{"sampler": {"kind": "ddim", "eta": eta}} for eta in (0, 0.5)])
 def test_other_samplers(loaded, settings):
     assert not torch.equal(loaded("a red star", num_steps=5, **settings), loaded("a red star", num_steps=5))
 

@@ -139,7 +139,7 @@ def test_an_image_of_a_file_replays_from_no_other(loaded: pipeline.Pipeline, roo
         ),
         (["upscale", "x", "--image", "image.png", "--factor", "1"], "factor: found 1; expected"),
         (
-            ["img2img", "x", "--image", "image.png", "--eta", "0.5"],
+            ["img2img", "x", "--image", "image.png", "--sampler", "dpm_solver_pp_2m", "--eta", "0.5"],
             "--eta: sampler dpm_solver_pp_2m, which has",
         ),
         (

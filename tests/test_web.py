@@ -387,7 +387,7 @@ def test_an_account_names_all_that_an_image_was_made_from(studio: Studio, here: 
     origin = Origin.read(pngs(studio.draw(of_task(here, "img2img", num_steps=3), ""))[0], "")
     rows = dict(account.rows(origin))
     assert rows["Prompt"] == PROMPT and rows["Task"] == "img2img" and rows["Steps"] == "3"
-    assert rows["Sampler"] == "dpm_solver_pp_2m" and rows["Guidance interval"] == "0.0 to 1.0"
+    assert rows["Sampler"] == "euler_ancestral (eta 1.0)" and rows["Guidance interval"] == "0.0 to 1.0"
     assert rows["Image (SHA-256)"] == hashlib.sha256((here / "image.png").read_bytes()).hexdigest()
     assert {name.split(" ")[1] for name in rows if name.startswith("Model: ")} == set(origin.models)
 
