@@ -337,17 +337,24 @@ def test_noise_on_latents_has_another_deviation_for_each_image():
     assert deviations.max() < limit * 1.15 and deviations.mean().item() == pytest.approx(limit / 2, rel=0.1)
     quarters = torch.histc(deviations, 4, 0, limit) / 800
     assert (quarters - 0.25).abs().max() < 0.06 and noise.mean().abs() < 0.01
+    assert (deviations.view(100, 8).std(1) > 0.02).all() and not torch.equal(noise[:8], noise[8:16])
     parts = [latent_noise.draw(limit, rows, 8, shape, 0, 3) for rows in (slice(0, 3), slice(3, 8))]
     assert torch.equal(torch.cat(parts), noise[24:32])
 
 
 def test_noise_on_latents_is_added_to_what_is_decoded_and_to_nothing_else():
-    model, given, noise = objective(), batch(), torch.randn(2, 4, 12, 12)
+    model, given = objective(), batch()
+    noise = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(2))
     plain, noisy = model(given), model(given | {"latent_noise": noise})
     sample = model.autoencoder.encode(to_signal(given["image"])).sample(given["noise"])
     error = model.autoencoder.decode(sample + noise) - to_signal(given["image"])
     assert noisy["mse"].item() == pytest.approx(error.square().mean().item(), rel=1e-5) != plain["mse"].item()
     assert torch.equal(noisy["kl"], plain["kl"])
+    turns = torch.tensor([1, 2])
+    found = model(given | {"latent_noise": noise, "turns": turns})["mse"]
+    error = model.autoencoder.decode(equivariance.turned(sample + noise, turns))
+    error = error - equivariance.turned(to_signal(given["image"]), turns)
+    assert found.item() == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
 def test_pixels_are_equivariant_and_a_trained_network_is_not():

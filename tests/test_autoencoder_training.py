@@ -12,7 +12,7 @@ from ldm import randomness
 from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.model.params import KLAutoencoderParams
-from ldm.autoencoder.training import reconstruction
+from ldm.autoencoder.training import latent_noise, reconstruction
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.core import images
@@ -93,6 +93,11 @@ def test_batches_follow_the_order_and_slices_agree_with_the_whole(splits: dict[s
     expected = images.to_tensor([splits["train"][i]["png"] for i in samples])
     assert torch.equal(whole["image"], expected)
     assert whole["noise"].shape == (8, 4, 4, 4)
+    assert torch.equal(whole["latent_noise"], latent_noise.draw(0.5, slice(0, 8), 8, (4, 4, 4), TRAINING.seed, 3))
+    without = reconstruction.ImageBatches(
+        splits["train"], NETWORK, LOSS.model_copy(update={"latent_noise": 0.0}), TRAINING
+    )
+    assert without(3, slice(0, 8)).keys() == whole.keys() - {"latent_noise"}
     part = batches(3, slice(2, 5))
     assert all(torch.equal(part[name], whole[name][2:5]) for name in whole)
     assert not torch.equal(batches(4, slice(0, 8))["noise"], whole["noise"])

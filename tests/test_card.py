@@ -113,7 +113,7 @@ def test_it_says_what_a_reader_needs() -> None:
 def test_it_shows_three_tools() -> None:
     text = card.write(FACTS, PARAMS)
     assert "ldm generate 'a \"red\" star' --model FOLDER" in text
-    assert "ldm export pipeline --format diffusers" in text and "num_inference_steps=8, guidance_scale=2" in text
+    assert "ldm export pipeline --format diffusers" in text and "num_inference_steps=8, guidance_scale=2)" in text
     assert "ldm export model.safetensors --format single-file" in text
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
@@ -125,7 +125,7 @@ def with_parts(**changes: Passport) -> card.Facts:
 
 def test_it_calls_diffusers_as_an_export_does() -> None:
     unet = FACTS.parts["unet"].model_copy(update={"config": {"diffusion": {"schedule": "flow"}}})
-    assert "sigmas=[1 - i / 8 for i in range(8)], guidance_scale=2" in card.write(with_parts(unet=unet), PARAMS)
+    assert "sigmas=[1 - i / 8 for i in range(8)], guidance_scale=2)" in card.write(with_parts(unet=unet), PARAMS)
 
 
 BROUGHT = {

@@ -125,3 +125,5 @@ def test_eta_is_that_of_the_sampler_and_refused_if_it_has_none() -> None:
     assert of_params == {"sampler": {"kind": "euler_ancestral", "eta": 0.2}}
     with pytest.raises(ConfigError, match="--eta: sampler heun, which has no eta; expected one of ddim, euler_anc"):
         settings("--sampler", "heun", "--eta", "0.5")
+    with pytest.raises(ConfigError, match="--eta: sampler heun, which has no eta"):
+        settings("--eta", "0.5", sampler={"kind": "heun"})

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ldm.core import config
+from ldm.sampling.params import SampleParams
 from tests.import_closure import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,3 +61,11 @@ def test_every_reason_of_a_rejection_is_explained() -> None:
     reasons = {value for value in values if re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", str(value))}
     page = (ROOT / "docs/your-images.md").read_text(encoding="utf-8")
     assert len(reasons) > 25 and not {reason for reason in reasons if not re.search(rf"\b{reason}\b", page)}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/experiments.md"])
+def test_an_experiment_of_the_pages_changes_the_default(name: str) -> None:
+    own = config.read(SampleParams, "sample", ROOT / "params.yaml").drawing.guidance_scale
+    text = (ROOT / name).read_text(encoding="utf-8")
+    values = re.findall(r"sample\.drawing\.guidance_scale=([\d.]+)|/ *guidance_scale: ([\d.]+)/'", text)
+    assert values and all(float("".join(value)) != own for value in values)
