@@ -1,4 +1,5 @@
-"""Pictures of the page for the documents: `python -m tests.web.screenshots`, in a repository that has a model."""
+"""Pictures of the page and of the report for the documents: `python -m tests.web.screenshots`, in a repository that has
+a model and its samples."""
 
 import shutil
 import subprocess
@@ -20,7 +21,12 @@ LOOKS: dict[str, dict[str, Any]] = {
     "web_desktop.png": {"viewport": {**DESKTOP, "height": 740}, "color_scheme": "light"},
     "web_phone.png": {"viewport": PHONE, "color_scheme": "dark"},
 }
-"""The picture's name, and what the browser that sees it has."""
+"""The picture's name, and what the browser that sees the page has."""
+REPORTS: dict[str, dict[str, Any]] = {
+    "report_desktop.png": {"viewport": {"width": 1100, "height": 760}, "color_scheme": "light"},
+    "report_phone.png": {"viewport": {"width": 375, "height": 760}, "color_scheme": "dark"},
+}
+"""The same of the report."""
 NUM_IMAGES = 4
 NUM_COLOURS = 128
 """Enough for a page, in a third of the bytes."""
@@ -37,25 +43,41 @@ def take(browser: Browser, url: str, folder: Path) -> None:
             person.sees(f"{NUM_IMAGES} images made")
             person.pngs(NUM_IMAGES)
             person.page.mouse.wheel(0, -10_000)
-            shown = Image.fromarray(pixels(person.page.screenshot(full_page=True, animations="disabled")))
-            shown.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(folder / name, optimize=True)
+            save(person.page.screenshot(full_page=True, animations="disabled"), folder / name)
+
+
+def take_report(browser: Browser, report: Path, folder: Path) -> None:
+    """Write a picture of what each look first shows of a report."""
+    for name, look in REPORTS.items():
+        with browser.new_context(locale="en", **look) as context:
+            page = context.new_page()
+            page.goto(report.as_uri())
+            save(page.screenshot(animations="disabled"), folder / name)
+
+
+def save(png: bytes, path: Path) -> None:
+    """Write a screenshot in few colours."""
+    Image.fromarray(pixels(png)).quantize(NUM_COLOURS, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
-    """Serve the model, and take the pictures."""
+    """Write the report and serve the model, and take the pictures."""
     path = shutil.which("chromium")
     if path is None:
         sys.exit(MISSING)
-    port, command = free_port(), [sys.executable, "-m", "ldm.tools.cli", "web"]
+    port, command = free_port(), [sys.executable, "-m", "ldm.tools.cli"]
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.txt"
+        log, report = Path(folder) / "log.txt", Path(folder) / "report.html"
+        subprocess.run([*command, "report", str(report)], cwd=ROOT, check=True)
+        web = [*command, "web", "--port", str(port), *sys.argv[1:]]
         with log.open("w") as out:
-            served = subprocess.Popen([*command, "--port", str(port), *sys.argv[1:]], cwd=ROOT, stdout=out, stderr=out)
+            served = subprocess.Popen(web, cwd=ROOT, stdout=out, stderr=out)
         try:
             wait_for(port, served, log)
             expect.set_options(timeout=SECONDS * 1000)
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+                take_report(browser, report, FOLDER)
                 take(browser, f"http://127.0.0.1:{port}/", FOLDER)
         finally:
             served.terminate()
