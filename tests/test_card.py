@@ -83,6 +83,8 @@ FACTS = card.Facts(
     compared=MemorisationParams.model_validate(COMPARED),
 )
 
+NUM_STEPS, SCALE = FACTS.drawing.num_steps, f"guidance_scale={FACTS.drawing.guidance_scale:g})"
+
 
 def kinds(union: Any) -> set[str]:
     """The kinds of a union of params classes."""
@@ -113,7 +115,7 @@ def test_it_says_what_a_reader_needs() -> None:
 def test_it_shows_three_tools() -> None:
     text = card.write(FACTS, PARAMS)
     assert "ldm generate 'a \"red\" star' --model FOLDER" in text
-    assert "ldm export pipeline --format diffusers" in text and "num_inference_steps=8, guidance_scale=2)" in text
+    assert "ldm export pipeline --format diffusers" in text and f"num_inference_steps={NUM_STEPS}, {SCALE}" in text
     assert "ldm export model.safetensors --format single-file" in text
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "card", "exec")
@@ -125,7 +127,8 @@ def with_parts(**changes: Passport) -> card.Facts:
 
 def test_it_calls_diffusers_as_an_export_does() -> None:
     unet = FACTS.parts["unet"].model_copy(update={"config": {"diffusion": {"schedule": "flow"}}})
-    assert "sigmas=[1 - i / 8 for i in range(8)], guidance_scale=2)" in card.write(with_parts(unet=unet), PARAMS)
+    settings = f"sigmas=[1 - i / {NUM_STEPS} for i in range({NUM_STEPS})], {SCALE}"
+    assert settings in card.write(with_parts(unet=unet), PARAMS)
 
 
 BROUGHT = {

@@ -65,10 +65,10 @@ class ImageBatches:
             batch["hues"] = colours.draw(self._loss.turned_colours, size, seed, step)[rows]
         if adversarial and step >= adversarial.start_step:
             batch["adversarial"] = torch.ones(len(batch["image"]))
+        shape = self._channels, *latent_size
         if self._loss.latent_noise:
-            shape = self._channels, *latent_size
             batch["latent_noise"] = latent_noise.draw(self._loss.latent_noise, rows, size, shape, seed, step)
-        return {**batch, "noise": randomness.normal(rows, (self._channels, *latent_size), seed, "posterior", step)}
+        return {**batch, "noise": randomness.normal(rows, shape, seed, "posterior", step)}
 
     def keys(self, step: int) -> list[str]:
         """Keys of the samples in the global batch of a step."""
