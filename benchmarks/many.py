@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks import measuring, steps
 from benchmarks.measuring import DEVICE, Found
 from ldm.autoencoder.model.network import to_image
-from ldm.compute import attention
+from ldm.compute import attention, compilation
 from ldm.compute.precision import autocast
 from ldm.denoiser.model.condition import Condition
 from ldm.denoiser.model.diffusion import Schedule, denoiser
@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace) -> Found:
     )
     backend = attention.select("auto", DEVICE)
     unet = steps.ours(steps.default(**NETWORK | (SMALL if is_small else {})).params).eval()
+    compilation.prepare(steps.machine(), unet)
     num_weights = sum(weight.numel() for weight in unet.parameters())
 
     def all_images() -> None:

@@ -2,8 +2,9 @@
 
 Weights, latents, tokens, guidance and sampler (Euler's method) are equal, and so are the results, up to rounding. Our
 context encoder and position embedding, which diffusers' network does not have, are left out. Each side is at its best:
-theirs of both attention processors, both layouts and both precisions, ours of both precisions. Ours includes all that
-is done once per batch. Nothing is decoded, which would be the same for both.
+theirs of both attention processors, both layouts and both precisions, ours of both precisions, and as section machine
+says (CUDA graphs on a GPU). Ours includes all that is done once per batch. Nothing is decoded, which would be the same
+for both.
 """
 
 import argparse
@@ -118,6 +119,7 @@ def sides_of(shape: Shape, settings: DrawingParams) -> dict[str, Side]:
     made, found = generator(ours, null), dict[str, Side]()
     for precision, dtype in DTYPES.items():
         changed = settings.changed({"precision": precision})
+        made.speed_up(changed, steps.machine())
         found[f"{OURS}, {precision}"] = our_side(made, tokens, changed)
         for layout in (torch.contiguous_format, torch.channels_last):
             copied = steps.theirs(shape.params).eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from benchmarks.measuring import DEVICE, ROOT, Side
 from ldm.autoencoder.model.networks import build as build_autoencoder
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
+from ldm.compute import compilation
 from ldm.compute.precision import autocast, choose
 from ldm.core import config
 from ldm.core.params import MachineParams, Precision
@@ -167,8 +168,9 @@ def step(model: nn.Module, forward: Forward, precision: Precision) -> Side:
 
 
 def unet_step(shape: Shape, precision: Precision) -> Side:
-    """A step of our UNet."""
+    """A step of our UNet, computed as section machine says."""
     unet = ours(shape.params)
+    compilation.prepare(machine(), unet)
     return step(unet, our_loss(unet, shape.data()), precision)
 
 
@@ -188,8 +190,9 @@ def autoencoder(num_images: int | None) -> tuple[ReconstructionObjective, dict[s
 
 
 def autoencoder_step(precision: Precision, num_images: int | None = None) -> Side:
-    """A step of our autoencoder."""
+    """The same of our autoencoder."""
     objective, batch = autoencoder(num_images)
+    compilation.prepare(machine(), objective)
     return step(objective, lambda: objective(batch)["loss"], precision)
 
 

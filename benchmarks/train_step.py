@@ -5,8 +5,8 @@ The loop is ours (`benchmarks/steps.py`) for both: clipping, fused AdamW, averag
 shapes and tokens; our context encoder and position embedding, which diffusers' network does not have, are left out of
 that comparison and are in all others. At equal settings precision, attention and memory layout are the same. At its
 best each side has the fastest of all that it offers: for theirs both attention processors, both layouts and both
-precisions; for ours the two precisions, since the rest is chosen by `attention: auto`, and, if asked for, compiled
-blocks.
+precisions; for ours the two precisions, since the rest is chosen by `attention: auto`, on a GPU CUDA graphs, and, if
+asked for, compiled blocks.
 
 Shapes: `train_unet` and `train_autoencoder` of params.yaml on a CPU, Stable Diffusion 1 on a GPU.
 """
@@ -26,6 +26,8 @@ from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
 
 OURS, THEIRS, PROBE = "ours", "diffusers", "product"
+PLAIN: dict[str, Any] = {"compile": False}
+GRAPHS: dict[str, dict[str, Any]] = {", graphs": {"compile": "graphs"}}
 COMPILED: dict[str, dict[str, Any]] = {", compiled blocks, channels last": {"compile": "blocks", "channels_last": True}}
 """How our network may compute too: words -> what section machine says other than params.yaml."""
 
@@ -66,6 +68,11 @@ def sides_of(shape: Shape, ways: Mapping[str, dict[str, Any]]) -> dict[str, Side
     return found
 
 
+def ways(with_compiled: bool) -> dict[str, dict[str, Any]]:
+    """How ours computes on this device."""
+    return {"": PLAIN} | (GRAPHS if DEVICE.type == "cuda" else {}) | (COMPILED if with_compiled else {})
+
+
 def precisions() -> list[Precision]:
     """Those that are compared: nobody trains in fp32 on a GPU."""
     return ["bf16"] if DEVICE.type == "cuda" else list(DTYPES)
@@ -93,7 +100,7 @@ def measure(options: argparse.Namespace) -> Found:
     ratios: dict[str, Spread | float] = {}
     for shape in shapes(options.small):
         suffix = "" if shape.name == "default" else f"_{shape.name}"
-        sides = sides_of(shape, {"": {}} | (COMPILED if options.compiled else {}))
+        sides = sides_of(shape, ways(options.compiled))
         found = measuring.turns(sides, options.rounds)
         title = f"A step of {shape.num_images} images, {shape.num_tokens} tokens ({shape.name}), attention {backend}"
         tables[title] = [

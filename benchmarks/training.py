@@ -21,7 +21,7 @@ from benchmarks.measuring import ROOT
 from benchmarks.startup import write_corpus
 from ldm import randomness
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
-from ldm.compute import devices
+from ldm.compute import compilation, devices
 from ldm.compute.state import Run
 from ldm.core import config
 from ldm.core.params import MachineParams
@@ -84,7 +84,9 @@ def main() -> None:
     inputs = load_inputs(*parts, takes_pooled=False)
     batches = LatentBatches(inputs.train, params)
     torch.manual_seed(randomness.key(settings.seed, "weights"))
-    objective = DenoisingObjective(build(params.network), params.diffusion)
+    unet = build(params.network)
+    compilation.prepare(machine, unet)
+    objective = DenoisingObjective(unet, params.diffusion)
     trained = Run(runs, "train_unet", {"params": params.model_dump_json()})
     given = (objective, batches, batches.keys, settings, accelerator, trained)
     train(*given, validate=lambda _: {}, name="unet")

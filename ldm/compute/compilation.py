@@ -1,12 +1,14 @@
-"""How networks are computed: step by step or compiled by torch, and in which order the values of their feature maps
-lie in memory. Neither changes a result by more than rounding, nor the names and the memory of weights."""
+"""How networks are computed: step by step, compiled by torch or replayed by a GPU, and in which order the values of
+their feature maps lie in memory. Neither changes a result by more than rounding, nor the names and the memory of
+weights."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ldm.compute import graphs, ranks
 from ldm.core.params import MachineParams
 
 MAX_SHAPES = 512
@@ -20,45 +22,44 @@ class Block(nn.Module):
 
 def described(machine: MachineParams) -> str:
     """What `prepare` will do, for the line that a stage prints first: nothing, or words after a comma."""
-    how = [] if not machine.compile else [f"compile: {'true' if machine.compile is True else machine.compile}"]
+    chosen = _chosen(machine)
+    how = [] if not chosen else [f"compile: {'true' if chosen is True else chosen}"]
     return ", ".join(["", *how, *["channels last"] * machine.channels_last])
 
 
 def prepare(machine: MachineParams, *networks: nn.Module, as_wholes: bool = True) -> None:
-    """Make calls of these networks compile them, and their convolutions work channels-last, as `machine` says. The
-    first call of every shape then takes from seconds (`blocks`) to minutes.
+    """Make calls of these networks compile or record them, and their convolutions work channels-last, as `machine`
+    says. Where torch compiles, the first call of every shape takes from seconds (`blocks`) to minutes.
 
-    as_wholes: whether a network may become one graph; else only its blocks are compiled.
+    as_wholes: whether a network may become one graph; else only its blocks are compiled, and nothing is recorded.
     """
     if machine.channels_last:
         for layer in (layer for network in networks for layer in network.modules() if isinstance(layer, nn.Conv2d)):
             layer.register_forward_pre_hook(_channels_last)
-    if not machine.compile:
-        return
+    how = _chosen(machine)
+    if how == "graphs":
+        for network in networks if as_wholes else ():
+            graphs.replay(network)
+    elif how:
+        _compile(networks, as_wholes and how is True)
+
+
+def _chosen(machine: MachineParams) -> Literal[False, True, "blocks", "graphs"]:
+    if machine.compile is not None:
+        return machine.compile
+    return "graphs" if torch.cuda.is_available() and ranks.count() == 1 else False
+
+
+def _compile(networks: Sequence[nn.Module], as_wholes: bool) -> None:
+    """Blocks, or whole networks; a network without blocks is one."""
     config = torch.compiler.config
     config.recompile_limit = config.accumulated_recompile_limit = MAX_SHAPES
     blocks = [part for network in networks for part in network.modules() if isinstance(part, Block)]
-    if not as_wholes or (machine.compile == "blocks" and blocks):
-        for block in blocks:
-            block.compile(dynamic=False)  # kernels of fixed shapes are faster, and a network has few
-    elif machine.compile == "graphs":
-        for network in networks:
-            network.forward = _copied(torch.compile(network.forward, mode="reduce-overhead", dynamic=False))
-    else:
+    if as_wholes or not blocks:
         for network in networks:
             network.compile()
-
-
-def _copied(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose result stays as it is: a CUDA graph writes each one over the one before."""
-
-    def copied(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        if isinstance(result, Tensor):
-            return result.clone()
-        return {name: value.clone() for name, value in cast(Mapping[str, Tensor], result).items()}
-
-    return copied
+    for block in [] if as_wholes else blocks:
+        block.compile(dynamic=False)  # kernels of fixed shapes are faster, and a network has few
 
 
 def _channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

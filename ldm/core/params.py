@@ -117,11 +117,12 @@ class MachineParams(Section):
     attention: Literal["auto", "xformers", "sdpa", "cudnn", "math"]
     """Attention backend; auto = the fastest one that runs on this machine, measured on a GPU at the shapes of the run.
     cudnn = PyTorch's kernels like sdpa, those of cuDNN first."""
-    compile: Literal[False, True, "blocks", "graphs"]
-    """Whether torch.compile compiles the autoencoder and the UNet, in trainings and in stages that encode and sample.
-    true = each network as a whole, which takes minutes; blocks = the blocks that it repeats, one by one, in a fraction
-    of the time; graphs = as a whole, replayed by a GPU as a CUDA graph, for small networks that keep a GPU waiting for
-    Python."""
+    compile: Literal[False, True, "blocks", "graphs"] | None
+    """How the autoencoder and the UNet are computed, in trainings and in stages that encode and sample. graphs = a GPU
+    records the kernels of each network and replays them as a CUDA graph, and so never waits for Python; true =
+    torch.compile makes kernels for each network as a whole, which takes minutes; blocks = for the blocks that it
+    repeats, one by one, in a fraction of the time; false = call by call. null = graphs where one process computes on a
+    GPU, else false."""
     channels_last: bool
     """Whether convolutions work on feature maps that hold all channels of a position beside each other, as tensor cores
     do. On a GPU it pays with `compile` alone, since PyTorch's own group norms turn the order back."""

@@ -51,22 +51,21 @@ class Muon(torch.optim.Optimizer):
                 self._update(list(alike), group["lr"] * _RMS * max(shape) ** 0.5)
 
     def _update(self, weights: Sequence[nn.Parameter], rate: float) -> None:
-        """Update weights whose matrices have one shape, all at once."""
-        directions = [self._direction(weight) for weight in weights]
-        updates = orthogonalised(torch.stack(directions), self._num_iterations)
+        """Update weights whose matrices have one shape, all at once, since a GPU waits for every call."""
+        momenta = [self._momentum_of(weight) for weight in weights]
+        gradients, before = _matrices(_gradient(weight) for weight in weights), _matrices(momenta)
         # Selected, not multiplied by zero, which would leave what is not finite.
-        updates = torch.where(self.found_inf > 0, 0, updates)
-        for weight, update in zip(weights, updates.to(weights[0].dtype), strict=True):
+        after = torch.where(self.found_inf > 0, before, before.lerp(gradients, 1 - self._momentum))
+        # Looked ahead by one step (Nesterov).
+        updates = orthogonalised(gradients.lerp(after, self._momentum), self._num_iterations)
+        updates = torch.where(self.found_inf > 0, 0, updates).to(gradients.dtype)
+        for weight, momentum, own, update in zip(weights, momenta, after, updates, strict=True):
+            momentum.copy_(own.view_as(momentum))
             weight.sub_(update.view_as(weight), alpha=rate)
 
-    def _direction(self, weight: nn.Parameter) -> Float[Tensor, "rows columns"]:
-        """The momentum that this gradient leads to, looked ahead by one step (Nesterov), as a matrix."""
+    def _momentum_of(self, weight: nn.Parameter) -> Tensor:
         state: dict[str, Tensor] = self.state[weight]
-        assert weight.grad is not None
-        momentum = state.setdefault("momentum", torch.zeros_like(weight))
-        after = momentum.lerp(weight.grad, 1 - self._momentum)
-        torch.where(self.found_inf > 0, momentum, after, out=momentum)
-        return weight.grad.lerp(after, self._momentum).flatten(1)
+        return state.setdefault("momentum", torch.zeros_like(weight))
 
 
 def orthogonalised(matrices: Float[Tensor, "b r c"], num_iterations: int) -> Float[Tensor, "b r c"]:
@@ -92,3 +91,12 @@ def split(weights: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list
 def _matrix_shape(weight: nn.Parameter) -> tuple[int, int]:
     rows, columns = weight.flatten(1).shape
     return rows, columns
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad
+
+
+def _matrices(tensors: Iterable[Tensor]) -> Float[Tensor, "b r c"]:
+    return torch.stack([each.flatten(1) for each in tensors])

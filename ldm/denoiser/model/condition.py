@@ -1,12 +1,13 @@
 """What a denoiser is conditioned on, besides the noisy latent and the time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,24 @@ class Prepared:
         pairs = ((layer, zip(own, others.keys_values[layer], strict=True)) for layer, own in self.keys_values.items())
         joined = {layer: tuple(map(torch.cat, pair)) for layer, pair in pairs}
         return type(self)({layer: (keys, values) for layer, (keys, values) in joined.items()}, mask)
+
+
+def _leaves(prepared: Prepared) -> tuple[list[Tensor], tuple[nn.Module, ...]]:
+    tensors = [part for pair in prepared.keys_values.values() for part in pair]
+    return tensors + ([] if prepared.mask is None else [prepared.mask]), tuple(prepared.keys_values)
+
+
+def _of_leaves(tensors: Iterable[Tensor], layers: tuple[nn.Module, ...]) -> Prepared:
+    given = list(tensors)
+    pairs = zip(given[::2], given[1::2], strict=False)
+    mask = given[-1] if len(given) > 2 * len(layers) else None
+    return Prepared(dict(zip(layers, pairs, strict=True)), mask)
+
+
+# So that CUDA graphs (`ldm.compute.graphs`) find the tensors of either.
+pytree.register_pytree_node(
+    Condition,
+    lambda condition: (list(condition.parts.values()), tuple(condition.parts)),
+    lambda parts, names: Condition(**dict(zip(names, parts, strict=True))),
+)
+pytree.register_pytree_node(Prepared, _leaves, _of_leaves)

@@ -345,16 +345,6 @@ def _fewest_changes(params: Params) -> dict[str, Any]:
     raise AssertionError("with all of these values every schedule is sound")
 
 
-def _graphs(params: Params) -> Iterator[Finding]:
-    """A CUDA graph writes gradients over those of the pass before."""
-    unet, autoencoder = params.train_unet.training, params.train_autoencoder.training
-    for section, training in (("train_unet", unet), ("train_autoencoder.source", autoencoder)):
-        if params.machine.compile == "graphs" and training is not None and training.num_accumulation_steps > 1:
-            key, count = f"{section}.training.num_accumulation_steps", training.num_accumulation_steps
-            expected = f"expected blocks, true or false: a CUDA graph adds no gradients up, and {key} is {count}"
-            yield "machine.compile", f"found graphs; {expected}", f"set it to blocks, or {key} to 1"
-
-
 def _tasks(params: Params) -> Iterator[Finding]:
     """A task must fit the drawing that it changes."""
     for name in names():
@@ -380,6 +370,5 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     contents.captions,
     contents.instruments,
     contents.own_clip,
-    _graphs,
     _tasks,
 )
