@@ -31,7 +31,7 @@ from ldm.tools import recipe
 from ldm.training.history import PACE
 
 PAGE, RESULT = ROOT / "docs/gpu.md", ROOT / "docs/gpu.json"
-BENCHMARKS = ("attention", "sample", "many", "train_step")
+BENCHMARKS = ("train_step", "sample", "many", "attention")
 STAGES = (
     *("prepare", "train_autoencoder", "encode_latents", "train_clip", "embed_text", "train_unet"),
     *("sample", "evaluate"),

@@ -150,7 +150,11 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recorded: _Pass, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.recorded, ctx.given = recorded, tensors
+        ctx.recorded = recorded
+        # A gradient that is to be added to may lie in memory of a graph, which its next replay writes over.
+        for tensor in tensors:
+            if tensor.is_leaf and tensor.grad is not None:
+                tensor.grad = tensor.grad.clone()
         _fill(recorded.inputs, tensors[: len(recorded.inputs)])
         recorded.forwards.replay()
         results = tuple(each.detach() for each in recorded.results)
@@ -163,11 +167,6 @@ class _Replay(torch.autograd.Function):
         recorded: _Pass = ctx.recorded
         pairs = zip(recorded.result_gradients, gradients, strict=True)
         _fill(*zip(*((to, given) for to, given in pairs if to is not None), strict=True))
-        # A tensor may still have the gradient of the call before, to which this one's is added, in the same memory.
-        for tensor, gradient in zip(ctx.given, recorded.gradients, strict=True):
-            before = tensor.grad if tensor.is_leaf and gradient is not None else None
-            if before is not None and gradient is not None and before.data_ptr() == gradient.data_ptr():
-                tensor.grad = before.clone()
         recorded.backwards.replay()
         return None, *(None if each is None else each.detach() for each in recorded.gradients)
 
