@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.training import muon
 from ldm.training.muon import Muon, is_for_matrices, orthogonalised
 from ldm.training.optimizer import AdamW, Optimizers, ema_decay_at, learning_rate_at
 from ldm.training.params import AdversaryParams, MuonParams
@@ -92,13 +93,13 @@ def test_an_adversary_has_its_own_rate_norm_and_start() -> None:
 def test_muon_is_that_of_torch_for_matrices(shape: tuple[int, int]) -> None:
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    muon = Muon([ours], 0.9, 5)
-    muon.found_inf, muon.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    optimizer = Muon([ours], 0.9, 5)
+    optimizer.found_inf, optimizer.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
     other = torch.optim.Muon([theirs], lr=0.01, weight_decay=0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1 + step))
         theirs.grad = ours.grad.clone()
-        muon.step()
+        optimizer.step()
         other.step()
     # Both iterate in bf16, and may round differently.
     assert (ours - theirs).norm() < 0.01 * (theirs - start).norm()
@@ -109,14 +110,39 @@ def test_an_orthogonalised_matrix_has_singular_values_of_about_one() -> None:
     assert values.min() > 0.6 and values.max() < 1.25
 
 
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_each_process_orthogonalises_its_share_of_the_matrices(num_processes: int, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (3, 32, 32), (1, 32, 40), (4, 32, 64)
+    stacks = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    alone = muon._orthogonalised_together(stacks, 5)
+    shares, sizes = [], []
+
+    def one(stack: torch.Tensor, num_iterations: int) -> torch.Tensor:
+        sizes[-1] += len(stack)
+        return orthogonalised(stack, num_iterations)
+
+    monkeypatch.setattr(muon, "orthogonalised", one)
+    monkeypatch.setattr(muon.ranks, "count", lambda: num_processes)
+    monkeypatch.setattr(muon.distributed, "all_reduce", lambda flat: None)
+    for rank in range(num_processes):
+        sizes.append(0)
+        monkeypatch.setattr(muon.distributed, "get_rank", lambda own=rank: own)
+        shares.append(muon._orthogonalised_together(stacks, 5))
+    assert sum(sizes) == 8 and max(sizes) - min(sizes) <= 1
+    for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-2, atol=1e-3)
+        assert all(sum(bool(part[i].any()) for part in parts) == 1 for i in range(len(whole)))
+
+
 def test_a_kernel_is_the_matrix_of_its_output_channels() -> None:
     flat = nn.Parameter(torch.zeros(32, 36))
     kernel = nn.Parameter(torch.zeros(32, 4, 3, 3))
-    muon = Muon([kernel, flat], 0.9, 5)
-    muon.found_inf, muon.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    optimizer = Muon([kernel, flat], 0.9, 5)
+    optimizer.found_inf, optimizer.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
     flat.grad = torch.randn(32, 36)
     kernel.grad = flat.grad.view_as(kernel)
-    muon.step()
+    optimizer.step()
     assert flat.abs().sum() > 0 and torch.equal(kernel.flatten(1), flat)
 
 

@@ -27,6 +27,7 @@ from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, averages, params, run_toy
 from tests.training_data import KEPT
 
+MUON = {"learning_rate": 0.01, "momentum": 0.95, "num_iterations": 5}
 SCRIPT = Path(__file__).with_name("toy_training.py")
 
 
@@ -121,7 +122,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, precision: str
 
 def test_muon_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(muon, "_LEAST_SIDE", 2)
-    chosen = params(muon={"learning_rate": 0.01, "momentum": 0.95, "num_iterations": 5})
+    chosen = params(muon=MUON)
     whole, history = run_toy(tmp_path / "whole", chosen)
     with pytest.raises(Stopped):
         run_toy(tmp_path / "stopped", chosen, kill_at=12)
@@ -435,16 +436,21 @@ def launch(out: Path, scenarios: dict[str, dict[str, Any]], started: Path | None
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_agree_with_one(tmp_path: Path):
+def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """20 steps; one batch is bad on one of the two processes, and in fp32 one of them is told to stop at step 6. The
-    result of another run is made of averages that it kept."""
+    result of another run is made of averages that it kept, and one more is trained by Muon, each matrix by one of
+    them."""
     bad, tolerances = {4: 7}, {"fp32": 1e-5, "bf16": 2e-3}
     changes = {named: {"precision": named, "log_every_steps": 1} for named in tolerances}
     stop = {"fp32": {"kill_at": 6}, "bf16": {}}
     scenarios = {name: {**changes[name], "bad": bad, **stop[name]} for name in tolerances}
     averaging = {"averages": {"every_steps": 4, "result": 0.08}}
     # The second process would choose fp32.
-    launch(tmp_path / "two", {**scenarios, "averaged": averaging, "auto": {**scenarios["bf16"], "precision": "auto"}})
+    others = {"auto": {**scenarios["bf16"], "precision": "auto"}, "muon": {"muon": MUON}}
+    launch(tmp_path / "two", {**scenarios, "averaged": averaging, **others})
+    monkeypatch.setattr(muon, "_LEAST_SIDE", 2)
+    by_muon, _ = run_toy(tmp_path / "one-muon", params(muon=MUON))
+    assert largest_difference(by_muon.state_dict(), load_file(tmp_path / "two/muon.safetensors")) < 5e-3
     averaged, _ = run_toy(tmp_path / "one-averaged", params(), kept=averages(every_steps=4, result=0.08))
     assert largest_difference(averaged.state_dict(), load_file(tmp_path / "two/averaged.safetensors")) < 1e-3
     assert equal(load_file(tmp_path / "two/auto.safetensors"), load_file(tmp_path / "two/bf16.safetensors"))

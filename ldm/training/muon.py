@@ -6,7 +6,9 @@ from itertools import groupby
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from ldm.compute import ranks
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of degree 5 that each iteration applies to the singular values: those of the authors, which
@@ -44,23 +46,28 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of all weights by their gradients."""
+        """One update of all weights by their gradients, which every process has."""
         for group in self.param_groups:
             weights: list[nn.Parameter] = sorted(group["params"], key=_matrix_shape)
-            for shape, alike in groupby(weights, key=_matrix_shape):
-                self._update(list(alike), group["lr"] * _RMS * max(shape) ** 0.5)
+            # All of one shape at once, since a GPU waits for every call.
+            alike = [list(each) for _, each in groupby(weights, key=_matrix_shape)]
+            directions = [self._directions(each).bfloat16() for each in alike]
+            for each, updates in zip(alike, _orthogonalised_together(directions, self._num_iterations), strict=True):
+                self._update(each, updates, group["lr"] * _RMS * max(updates.shape[1:]) ** 0.5)
 
-    def _update(self, weights: Sequence[nn.Parameter], rate: float) -> None:
-        """Update weights whose matrices have one shape, all at once, since a GPU waits for every call."""
+    def _directions(self, weights: Sequence[nn.Parameter]) -> Float[Tensor, "b r c"]:
+        """The momenta that gradients lead to, looked ahead by one step (Nesterov)."""
         momenta = [self._momentum_of(weight) for weight in weights]
         gradients, before = _matrices(_gradient(weight) for weight in weights), _matrices(momenta)
         # Selected, not multiplied by zero, which would leave what is not finite.
         after = torch.where(self.found_inf > 0, before, before.lerp(gradients, 1 - self._momentum))
-        # Looked ahead by one step (Nesterov).
-        updates = orthogonalised(gradients.lerp(after, self._momentum), self._num_iterations)
-        updates = torch.where(self.found_inf > 0, 0, updates).to(gradients.dtype)
-        for weight, momentum, own, update in zip(weights, momenta, after, updates, strict=True):
+        for momentum, own in zip(momenta, after, strict=True):
             momentum.copy_(own.view_as(momentum))
+        return gradients.lerp(after, self._momentum)
+
+    def _update(self, weights: Sequence[nn.Parameter], updates: Float[Tensor, "b r c"], rate: float) -> None:
+        updates = torch.where(self.found_inf > 0, 0, updates).to(weights[0].dtype)
+        for weight, update in zip(weights, updates, strict=True):
             weight.sub_(update.view_as(weight), alpha=rate)
 
     def _momentum_of(self, weight: nn.Parameter) -> Tensor:
@@ -79,6 +86,23 @@ def orthogonalised(matrices: Float[Tensor, "b r c"], num_iterations: int) -> Flo
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if rows <= columns else x.mT
+
+
+def _orthogonalised_together(
+    stacks: Sequence[Float[Tensor, "b r c"]], num_iterations: int
+) -> Sequence[Float[Tensor, "b r c"]]:
+    """All matrices of all stacks, orthogonalised: each by one of the processes, in turn, and sent to the others."""
+    if ranks.count() == 1:
+        return [orthogonalised(stack, num_iterations) for stack in stacks]
+    found, first = [torch.zeros_like(stack) for stack in stacks], distributed.get_rank()
+    for stack, to in zip(stacks, found, strict=True):
+        own = slice(first, None, ranks.count())
+        to[own] = orthogonalised(stack[own], num_iterations)
+        first = (first - len(stack)) % ranks.count()
+    flat = torch.cat([stack.flatten() for stack in found])
+    distributed.all_reduce(flat)  # each adds its own to the zeros of the others
+    parts = flat.split([stack.numel() for stack in stacks])
+    return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
 
 
 def split(weights: Mapping[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

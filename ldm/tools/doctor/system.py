@@ -155,5 +155,9 @@ def compiler(machine: MachineParams | None) -> Iterator[Finding]:
     if found is not None:
         yield Finding("compiler", f"{found}: `machine.compile: true` can work; it pays in trainings of hours")
         return
-    advice = "set `machine.compile: false`, or install g++" if machine is not None and machine.compile in (True, "blocks") else ""
+    advice = (
+        "set `machine.compile: false`, or install g++"
+        if machine is not None and machine.compile in (True, "blocks")
+        else ""
+    )
     yield Finding("compiler", "none, which torch.compile needs", advice, {"compile": False})
