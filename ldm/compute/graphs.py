@@ -1,11 +1,14 @@
 """Calls of a network as CUDA graphs: a GPU replays kernels that were recorded once, and does not wait for Python."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
@@ -13,6 +16,8 @@ MAX_RECORDED = 16
 """Kinds of calls of one network that are recorded, since each holds memory; others are computed as before."""
 _NUM_WARM_UPS = 3
 """Calls in which kernels are chosen and loaded, as PyTorch advises before it records."""
+_ONE_AT_A_TIME = RLock()
+"""Threads, such as those of the page, share the memory of a recording."""
 Forward = Callable[..., Any]
 
 
@@ -21,7 +26,8 @@ def replay(network: nn.Module) -> None:
 
     A kind of call is recorded when it comes for the second time: shapes and types of its inputs, precision, whether
     gradients are wanted, and where the weights lie. A network must take and return tensors, or collections of tensors
-    that PyTorch knows (`torch.utils._pytree`), and its kernels must not depend on their values.
+    that PyTorch knows (`torch.utils._pytree`), and its kernels must not depend on their values. There is one way back
+    for each call, before the next call (no `retain_graph`, no second derivative).
     """
     if not isinstance(network.forward, Calls):
         network.forward = Calls(network)
@@ -41,11 +47,12 @@ class Calls:
         tensors, structure = pytree.tree_flatten(inputs)
         if not all(map(_is_on_gpu, tensors)):
             return self._plain(*inputs)
-        kind = self._kind(tensors, structure)
-        if kind not in self._recorded and kind in self._seen and len(self._recorded) < MAX_RECORDED:
-            self._recorded[kind] = self._record(tensors, structure)
-        self._seen.add(kind)
-        return self._recorded[kind](*tensors) if kind in self._recorded else self._plain(*inputs)
+        with _ONE_AT_A_TIME:
+            kind = self._kind(tensors, structure)
+            if kind not in self._recorded and kind in self._seen and len(self._recorded) < MAX_RECORDED:
+                self._recorded[kind] = self._record(tensors, structure)
+            self._seen.add(kind)
+            return self._recorded[kind](*tensors) if kind in self._recorded else self._plain(*inputs)
 
     def _kind(self, tensors: Sequence[Tensor], structure: pytree.TreeSpec) -> Any:
         """What a recording depends on."""
@@ -57,7 +64,7 @@ class Calls:
     def _record(self, tensors: Sequence[Tensor], structure: pytree.TreeSpec) -> Forward:
         self._memory = self._memory or torch.cuda.graph_pool_handle()
         own = [each.detach().clone().requires_grad_(each.requires_grad) for each in tensors]
-        weights = [weight for weight in self._network.parameters() if weight.requires_grad]
+        has_gradients = any(each.requires_grad for each in (*own, *self._network.parameters()))
 
         def call() -> Any:
             return self._plain(*pytree.tree_unflatten(own, structure))
@@ -65,7 +72,7 @@ class Calls:
         is_on, dtype = _autocast()
         # Casts are recorded with the rest, so none may be left from before.
         with torch.autocast("cuda", dtype, enabled=is_on, cache_enabled=False):
-            if torch.is_grad_enabled() and weights:
+            if torch.is_grad_enabled() and has_gradients:
                 return _with_gradients(self._network, call, own, self._memory)
             return _without_gradients(call, own, self._memory)
 
@@ -83,7 +90,8 @@ def _without_gradients(call: Forward, own: Sequence[Tensor], memory: Any) -> For
     return replayed
 
 
-class _Pass(NamedTuple):
+@dataclass
+class _Pass:
     """Both directions of a call: graphs, and what each of them reads and writes."""
 
     forwards: torch.cuda.CUDAGraph
@@ -95,6 +103,8 @@ class _Pass(NamedTuple):
     """Of the inputs, then of the weights."""
     structure: pytree.TreeSpec
     """How the results belong together."""
+    num_replays: int = 0
+    """In either direction, to tell whether what was computed is still there."""
 
 
 class _With(nn.Module):
@@ -150,7 +160,8 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recorded: _Pass, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.recorded = recorded
+        recorded.num_replays += 1
+        ctx.recorded, ctx.number = recorded, recorded.num_replays
         # A gradient that is to be added to may lie in memory of a graph, which its next replay writes over.
         for tensor in tensors:
             if tensor.is_leaf and tensor.grad is not None:
@@ -163,8 +174,11 @@ class _Replay(torch.autograd.Function):
         return results
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         recorded: _Pass = ctx.recorded
+        assert ctx.number == recorded.num_replays, "another replay has written over what this one computed"
+        recorded.num_replays += 1
         pairs = zip(recorded.result_gradients, gradients, strict=True)
         _fill(*zip(*((to, given) for to, given in pairs if to is not None), strict=True))
         recorded.backwards.replay()
