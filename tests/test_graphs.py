@@ -132,6 +132,91 @@ def test_no_more_kinds_are_recorded_than_memory_is_for(recorded):
     assert len(recorded) == graphs.MAX_RECORDED
 
 
+class Eager:
+    """Stands for a CUDA graph: it computes anew, and writes into the same memory."""
+
+    def __init__(self, compute: Callable[[], list[Tensor | None]], places: list[Tensor | None]) -> None:
+        self.compute, self.places = compute, places
+
+    def replay(self) -> None:
+        for to, value in zip(self.places, self.compute(), strict=True):
+            if to is not None:
+                to.data.copy_(value)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], None]:
+    """From now on calls with gradients are replayed, by a CPU, for the network that is given to it."""
+    networks: list[nn.Module] = []
+
+    def both_ways(call: Callable[[], Any], own: list[Tensor], weights: list[Tensor], memory: Any) -> graphs._Pass:
+        assert all(a.data_ptr() == b.data_ptr() for a, b in zip(weights, networks[0].parameters(), strict=True))
+        with torch.no_grad():
+            results, structure = pytree.tree_flatten(call())
+        given = [torch.ones_like(each) for each in results]
+        gradients = [torch.empty_like(each) for each in (*own, *weights)]
+        last: list[Any] = []
+
+        def forwards() -> list[Tensor]:
+            with torch.enable_grad():
+                last[:] = pytree.tree_leaves(call())
+            return last
+
+        def backwards() -> list[Tensor]:
+            return list(torch.autograd.grad(last, [*own, *networks[0].parameters()], given))
+
+        ways = Eager(forwards, results), own, results, Eager(backwards, gradients), given, gradients, structure
+        return graphs._Pass(*ways)
+
+    monkeypatch.setattr(graphs, "_is_on_gpu", lambda _: True)
+    monkeypatch.setattr(graphs, "_both_ways", both_ways)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    return networks.append
+
+
+class Affine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.tensor([2.0, 3.0])), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        value = batch["x"] * self.w + self.b
+        return {"loss": value.square().sum(), "value": value}
+
+
+def test_a_replay_has_the_gradients_of_a_call_and_adds_them_up(eager):
+    network, plain = Affine(), Affine()
+    eager(network)
+    graphs.replay(network)
+    for step in range(6):
+        for each in (network, plain):
+            x = torch.tensor([1.0, step], requires_grad=True)
+            found = each({"x": x})
+            (found["loss"] + 3 * found["value"].sum()).backward()
+            each.given = x.grad
+        assert torch.equal(network.given, plain.given)
+        for own, other in zip(network.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(own.grad, other.grad), step
+        if step in (2, 3):
+            network.zero_grad()
+            plain.zero_grad()
+    assert len(network.forward._recorded) == 1
+
+
+def test_what_another_replay_has_written_over_has_no_gradients(eager):
+    network = Affine()
+    eager(network)
+    graphs.replay(network)
+    x = torch.ones(2, requires_grad=True)
+    _, _, first = network({"x": x}), network({"x": x}), network({"x": x})["loss"]
+    second = network({"x": x})["loss"]
+    with pytest.raises(AssertionError, match="another replay"):
+        first.backward()
+    second.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="another replay"):
+        second.backward()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
