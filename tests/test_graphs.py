@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
-from ldm.compute import compilation, graphs, ranks
+from ldm.compute import compilation, graphs, launcher, ranks
 from ldm.compute.precision import autocast
 from ldm.denoiser.model.condition import Condition, Prepared
 from ldm.denoiser.model.params import UNetParams
@@ -69,6 +69,9 @@ def test_one_process_on_a_gpu_replays_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert compilation.described(machine(compile=None)) == ", compile: graphs"
     assert compilation.described(machine(compile=False)) == ""
+    with monkeypatch.context() as split:
+        split.setattr(launcher, "splits", lambda: True)
+        assert compilation.described(machine(compile=None)) == ""
     monkeypatch.setattr(ranks, "count", lambda: 2)
     assert compilation.described(machine(compile=None)) == ""
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ldm.compute import graphs, ranks
+from ldm.compute import graphs, launcher, ranks
 from ldm.core.params import MachineParams
 
 MAX_SHAPES = 512
@@ -47,7 +47,8 @@ def prepare(machine: MachineParams, *networks: nn.Module, as_wholes: bool = True
 def _chosen(machine: MachineParams) -> Literal[False, True, "blocks", "graphs"]:
     if machine.compile is not None:
         return machine.compile
-    return "graphs" if torch.cuda.is_available() and ranks.count() == 1 else False
+    is_whole_and_alone = ranks.count() == 1 and not launcher.splits()
+    return "graphs" if torch.cuda.is_available() and is_whole_and_alone else False
 
 
 def _compile(networks: Sequence[nn.Module], as_wholes: bool) -> None:
