@@ -79,7 +79,7 @@ def main() -> None:
     changes = {"num_steps": num_steps, "num_warmup_steps": 1, "log_every_steps": max(1, num_steps // _NUM_ROWS)}
     settings = section.training.model_copy(update=no_interruption | changes)
     params = section.model_copy(update={"training": settings})
-    accelerator = devices.start(machine, settings.num_accumulation_steps)
+    accelerator = devices.start(machine, settings)
     parts = (folder / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
     inputs = load_inputs(*parts, takes_pooled=False)
     batches = LatentBatches(inputs.train, params)

@@ -26,7 +26,7 @@ def main() -> str:
     params = config.read(TrainAutoencoderParams, "train_autoencoder")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     training = params.training
-    accelerator = devices.start(machine, training.num_accumulation_steps if training else 1)
+    accelerator = devices.start(machine, training)
     splits = open_splits(Path(paths.images), training is not None, accelerator)
     source = obtain(params)
     autoencoder, history = source.network.to(accelerator.device), None

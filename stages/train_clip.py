@@ -27,7 +27,7 @@ def main() -> str:
     paths = config.read(PathsParams, "paths")
     machine = config.read(MachineParams, "machine")
     source = params.source
-    accelerator = devices.start(machine)
+    accelerator = devices.start(machine, source.training if isinstance(source, TrainedClipParams) else None)
     folders = Path(paths.images), Path(paths.captions)
     pairs, val = (ImagesAndCaptions(*(folder / split for folder in folders)) for split in ("train", "val"))
     if isinstance(source, TrainedClipParams):

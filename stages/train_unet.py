@@ -30,7 +30,7 @@ def main() -> str:
     params = config.read(TrainUNetParams, "train_unet")
     paths, machine = config.read(PathsParams, "paths"), config.read(MachineParams, "machine")
     training = params.training
-    accelerator = devices.start(machine, training.num_accumulation_steps)
+    accelerator = devices.start(machine, training)
     folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=params.network.takes_pooled, device=accelerator.device)
     check_fits(params, inputs)

@@ -316,24 +316,26 @@ def test_xformers_trains_in_bf16_on_a_gpu(width):
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "trains", "expected"),
+    ("num_tokens", "trains", "in_bf16", "in_fp32"),
     [
-        (16, True, "math"),
-        (16, False, "math"),
-        (64, False, "math"),
-        (66, False, "sdpa"),
-        (256, True, "math"),
-        (258, True, "sdpa"),
+        (16, True, "math", "math"),
+        (16, False, "math", "sdpa"),
+        (40, True, "math", "math"),
+        (42, True, "math", "sdpa"),
+        (64, False, "math", "sdpa"),
+        (66, False, "sdpa", "sdpa"),
+        (256, True, "math", "sdpa"),
+        (258, True, "sdpa", "sdpa"),
     ],
 )
-def test_math_takes_short_bf16_sequences_and_sdpa_the_rest(monkeypatch, num_tokens, trains, expected):
+def test_math_takes_short_sequences_and_sdpa_the_rest(monkeypatch, num_tokens, trains, in_bf16, in_fp32):
     calls = []
     monkeypatch.setattr(attention, "math", lambda q, k, v, mask: calls.append("math"))
     monkeypatch.setattr(attention, "sdpa", lambda q, k, v, mask: calls.append("sdpa"))
     tensors = [tensor.detach() for tensor in inputs((1, 1, num_tokens, num_tokens, 8))]
     for dtype in (torch.bfloat16, torch.float32):
         attention.math_or_sdpa(*(tensor.to(dtype).requires_grad_(trains) for tensor in tensors))
-    assert calls == [expected, "sdpa"]
+    assert calls == [in_bf16, in_fp32]
 
 
 @pytest.mark.parametrize(("backend", "written_out"), [("math", True), ("auto", True), ("sdpa", False)])

@@ -46,7 +46,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
     chosen = params(weight_decay=0.5, learning_rate=0.1, num_warmup_steps=0)
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
-    good, _ = Optimizers(weights, chosen, None).update(0, accelerator(chosen))
+    good, _ = Optimizers(weights, chosen, None).update(0, accelerator(chosen), chosen.precision)
     assert good and torch.equal(weights["matrix"], torch.full((2, 2), 1 - 0.1 * 0.5))
     assert torch.equal(weights["vector"], torch.ones(2))
 
@@ -61,7 +61,7 @@ def test_both_optimizers_take_an_update_or_neither_does(bad: str) -> None:
         before = [{"w": w.detach().clone(), **clones(optimizers.moments(w))} for w in weights.values()]
         for name, weight in weights.items():
             weight.grad = torch.full((3, 3), torch.inf if broken and name == bad else 1.0)
-        good, norms = optimizers.update(0, accelerator(chosen))
+        good, norms = optimizers.update(0, accelerator(chosen), chosen.precision)
         assert bool(good) != broken and norms.keys() == {"grad_norm", "adversary_grad_norm"}
         after = [{"w": w.detach(), **optimizers.moments(w)} for w in weights.values()]
         same = [
@@ -80,7 +80,7 @@ def test_an_adversary_has_its_own_rate_norm_and_start() -> None:
         for weight in weights.values():
             weight.grad = torch.ones(2, 2)
         before = {name: weight.detach().clone() for name, weight in weights.items()}
-        optimizers.update(step, accelerator(chosen))
+        optimizers.update(step, accelerator(chosen), chosen.precision)
         moved.append({name: (before[name] - weight).max().item() for name, weight in weights.items()})
     assert moved[0]["own.w"] > 0 == moved[0]["adversary.w"] and len(optimizers.moments(weights["adversary.w"])) == 3
     # The first update of AdamW is the learning rate, which is halfway down the cosine for both.
@@ -95,6 +95,7 @@ def test_muon_is_that_of_torch_for_matrices(shape: tuple[int, int]) -> None:
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizer = Muon([ours], 0.9, 5)
     optimizer.found_inf, optimizer.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    optimizer.dtype = torch.bfloat16
     other = torch.optim.Muon([theirs], lr=0.01, weight_decay=0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for step in range(3):
         ours.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1 + step))
@@ -140,6 +141,7 @@ def test_a_kernel_is_the_matrix_of_its_output_channels() -> None:
     kernel = nn.Parameter(torch.zeros(32, 4, 3, 3))
     optimizer = Muon([kernel, flat], 0.9, 5)
     optimizer.found_inf, optimizer.param_groups[0]["lr"] = torch.tensor(0.0), 0.01
+    optimizer.dtype = torch.bfloat16
     flat.grad = torch.randn(32, 36)
     kernel.grad = flat.grad.view_as(kernel)
     optimizer.step()
@@ -159,7 +161,7 @@ def test_muon_may_find_no_matrix_and_leave_none_to_adamw(shape: tuple[int, int])
     chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
     weight = nn.Parameter(torch.ones(shape))
     weight.grad = torch.ones(shape)
-    good, _ = Optimizers({"lora_A": weight}, chosen, None).update(0, accelerator(chosen))
+    good, _ = Optimizers({"lora_A": weight}, chosen, None).update(0, accelerator(chosen), chosen.precision)
     assert good and (weight < 1).all()
 
 
@@ -171,7 +173,7 @@ def test_muon_takes_matrices_at_its_own_rate_and_skips_with_adamw() -> None:
         before = [{"w": w.detach().clone(), **clones(optimizers.moments(w))} for w in weights.values()]
         weights["matrix"].grad = torch.eye(32)
         weights["vector"].grad = torch.full((32,), torch.nan if broken else 1.0)
-        good, _ = optimizers.update(0, accelerator(chosen))
+        good, _ = optimizers.update(0, accelerator(chosen), chosen.precision)
         assert bool(good) != broken
         after = [{"w": w.detach(), **optimizers.moments(w)} for w in weights.values()]
         if broken:

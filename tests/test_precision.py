@@ -1,3 +1,6 @@
+import os
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +61,7 @@ def test_the_speed_of_a_network_is_that_of_its_own_products():
 def test_two_networks_may_take_two_precisions_on_one_cpu(monkeypatch: pytest.MonkeyPatch):
     measured = {"fp32": Rates(convolution=140, linear=20), "bf16": Rates(convolution=70, linear=80)}
     monkeypatch.setattr(precision, "rates", lambda: measured)
+    monkeypatch.setattr(precision, "is_measured", lambda device: True)
     assert precision.choose(nn.Conv2d(8, 8, 3), CPU)[0] == "fp32"
     assert precision.choose(nn.Linear(8, 8), CPU)[0] == "bf16"
 
@@ -66,6 +70,38 @@ def test_two_networks_may_take_two_precisions_on_one_cpu(monkeypatch: pytest.Mon
 def test_on_a_gpu_its_units_decide(has_units: bool, chosen: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_units)
     assert precision.choose(nn.Linear(2, 2), torch.device("cuda"))[0] == chosen
+
+
+def test_a_cpu_without_kernels_for_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch):
+    """Emulated products take ten times as long, and so would the measurement."""
+    monkeypatch.setattr(precision, "is_measured", lambda device: False)
+    monkeypatch.setattr(precision, "rates", lambda: pytest.fail("measured"))
+    found, why = precision.choose(nn.Linear(2, 2), CPU)
+    assert found == "fp32" and "no units for bf16" in why
+    assert precision.possible("auto", CPU) == ("fp32",) and precision.possible("bf16", CPU) == ("bf16",)
+
+
+def test_only_cpus_are_measured():
+    assert precision.is_measured(CPU) is bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert not precision.is_measured(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_measured", "set_to", "left"),
+    [
+        ("auto", False, "COMPATIBLE", "AUTO"),
+        ("auto", True, "COMPATIBLE", "COMPATIBLE"),
+        ("fp32", False, "COMPATIBLE", "COMPATIBLE"),
+        ("auto", False, "AVX2", "AVX2"),
+    ],
+)
+def test_mkl_is_free_where_a_training_falls_back_to_float32(
+    asked: Any, is_measured: bool, set_to: str, left: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MKL_CBWR", set_to)
+    monkeypatch.setattr(precision, "is_measured", lambda device: is_measured)
+    precision.let_mkl_choose_its_code(asked)
+    assert os.environ["MKL_CBWR"] == left
 
 
 def test_a_measurement_changes_neither_threads_nor_random_numbers():

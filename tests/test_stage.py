@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, {root!r})
 import torch
 from ldm.compute import devices, process
@@ -237,7 +239,7 @@ def test_a_launcher_config_may_not_change_the_result(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(MachineError, match=words):
-        devices.start(MACHINE, num_accumulation_steps=2)
+        devices.start(MACHINE, SimpleNamespace(num_accumulation_steps=2, precision="fp32"))
 
 
 def test_a_network_that_is_compiled_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +255,7 @@ def test_the_params_overrule_what_a_launcher_config_says(answer: str, monkeypatc
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", answer)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    accelerator = devices.start(MACHINE, num_accumulation_steps=3)
+    accelerator = devices.start(MACHINE, SimpleNamespace(num_accumulation_steps=3, precision="fp32"))
     assert accelerator.mixed_precision == "no", "precision.autocast is the only one"
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import GradientAccumulationPlugin
@@ -25,19 +25,31 @@ _PRECISION = "precision"
 _SET_BY_USERS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 
 
-def start(machine: MachineParams, num_accumulation_steps: int = 1) -> Accelerator:
+class Training(Protocol):
+    """What a training asks of the launch."""
+
+    @property
+    def num_accumulation_steps(self) -> int: ...
+    @property
+    def precision(self) -> AskedPrecision: ...
+
+
+def start(machine: MachineParams, training: Training | None = None) -> Accelerator:
     """Join the other processes of this launch, set threads and the attention backend, and print them in one line.
 
     Precision (`settle`), accumulation and compilation come from the params, whatever the launcher's config says about
-    them.
+    them. training: what this process does, if it trains; nothing must have multiplied matrices before.
 
     Raises:
         MachineError: the launcher's config asks for what params files do not offer: fp16 or fp8, a model split in
             another way than by FSDP2, another accumulation; or the attention backend cannot run here.
     """
+    num_accumulation_steps = training.num_accumulation_steps if training else 1
     _refuse_launcher_config(num_accumulation_steps)
     _refuse_other_splits(machine)
     keep_memory()
+    if training is not None:
+        precision.let_mkl_choose_its_code(training.precision)
     accelerator = process.join(
         mixed_precision="no",  # `precision.autocast` says what is computed in which type
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=num_accumulation_steps),

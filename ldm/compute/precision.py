@@ -1,6 +1,7 @@
 """Number types of products by name, autocast to them, and which of them is the faster one for a network."""
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -19,14 +20,20 @@ CLEARLY = 1.15
 """How many times as fast as bf16 fp32 must be for `auto` to take it. Kinds of CPU lie far from it on both sides, so
 that chance does not decide."""
 _NUM_ROUNDS = 5
+_MKL_CODE = "MKL_CBWR"
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def dtype_of(precision: AskedPrecision) -> torch.dtype:
+    """The type of products in a precision, which is settled: what auto comes to is, before anything is computed."""
+    assert precision != "auto", "what auto comes to is settled before anything is computed"
+    return DTYPES[precision]
+
+
 def autocast(device: torch.device, precision: AskedPrecision) -> torch.autocast:
     """Context with matrix products and convolutions in `precision`; fp32 also disables an enclosing autocast."""
-    assert precision != "auto", "what auto comes to is settled before anything is computed"
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32")
 
 
 def cast_products(network: Module, precision: Precision) -> Module:
@@ -43,7 +50,14 @@ def possible(precision: AskedPrecision, device: torch.device) -> tuple[Precision
     """What a precision may come to on a device: on a CPU a measurement decides about auto."""
     if precision != "auto":
         return (precision,)
-    return tuple(DTYPES) if device.type == "cpu" else (_of_units(device)[0],)
+    return tuple(DTYPES) if is_measured(device) else (_of_units(device)[0],)
+
+
+def is_measured(device: torch.device) -> bool:
+    """Whether a measurement decides what `auto` comes to: on a CPU for which oneDNN has kernels for bf16. Without them
+    torch takes about ten times as long as in float32."""
+    has_kernels = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and bool(has_kernels)
 
 
 class Rates(NamedTuple):
@@ -63,12 +77,20 @@ class Rates(NamedTuple):
 def choose(network: nn.Module, device: torch.device) -> tuple[Precision, str]:
     """What `auto` comes to for a network on a device, and why, in words.
 
-    On a GPU bf16, unless it has no units for it. On a CPU the faster one: some multiply bf16 twice as fast as float32,
-    others more slowly. bf16, unless fp32 is `CLEARLY` faster.
+    On a GPU bf16, unless it has no units for it. On a CPU fp32 if it has no kernels for bf16, else the faster one: some
+    multiply bf16 twice as fast as float32, others more slowly. bf16, unless fp32 is `CLEARLY` faster.
     """
-    if device.type == "cpu":
+    if is_measured(device):
         return compare({precision: each.of(network) for precision, each in rates().items()})
     return _of_units(device)
+
+
+def let_mkl_choose_its_code(asked: AskedPrecision) -> None:
+    """Take back that MKL computes alike on every kind of CPU (`ldm/__init__.py`), for a training whose precision is
+    open on a CPU without kernels for bf16: it trains in float32, where MKL's common code takes twice the time, and its
+    bits are those of this kind of CPU anyway. Without effect once MKL has multiplied, or if the user set other code."""
+    if asked == "auto" and not is_measured(torch.device("cpu")) and os.environ.get(_MKL_CODE) == "COMPATIBLE":
+        os.environ[_MKL_CODE] = "AUTO"
 
 
 def _of_units(device: torch.device) -> tuple[Precision, str]:

@@ -232,7 +232,7 @@ class _Training:
     def update(self, coming: Iterator[Batch]) -> None:
         """One optimizer update from one global batch, or none at all if its loss or gradient is not finite."""
         scalars = self._gradients(coming)
-        is_good, norms = self.optimizers.update(self.step, self.accelerator)
+        is_good, norms = self.optimizers.update(self.step, self.accelerator, self.precision)
         self.averages.update(self.step)
         self.step += 1
         self._count(is_good, {**scalars, **norms})

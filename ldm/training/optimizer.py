@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.compute.precision import dtype_of
 from ldm.compute.process import Accelerator
+from ldm.core.params import AskedPrecision
 from ldm.training import muon, sharding
 from ldm.training.muon import Muon
 from ldm.training.params import AdversaryParams, TrainingParams
@@ -54,8 +56,11 @@ class Optimizers:
         self._muon = Muon(matrices, params.muon.momentum, params.muon.num_iterations) if params.muon else None
         self._opponent = _adamw(self._theirs, adversary.betas, 0.0) if adversary else None
 
-    def update(self, step: int, accelerator: Accelerator) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(
+        self, step: int, accelerator: Accelerator, precision: AskedPrecision
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Take the update from `step` to `step + 1`, or none at all if a gradient is not finite, and forget gradients.
+        The products of Muon are computed in `precision`.
 
         Returns whether it was taken, a bool scalar on the device, and the norms of the gradients: `grad_norm` and
         `adversary_grad_norm`.
@@ -68,6 +73,7 @@ class Optimizers:
         is_good = torch.isfinite(sum(norms.values(), torch.zeros_like(norms["grad_norm"])))
         _take(self._optimizer, rate, is_good)
         if self._muon is not None and self._params.muon is not None:
+            self._muon.dtype = dtype_of(precision)
             _take(self._muon, self._params.muon.learning_rate * rate / self._params.learning_rate, is_good)
             self._muon.zero_grad()
         if self._opponent is not None and self._adversary is not None:

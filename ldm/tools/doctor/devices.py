@@ -76,7 +76,7 @@ def _refusals(backend: attention.Backend, device: torch.device) -> dict[Precisio
 def speed() -> Iterator[Finding]:
     """What `precision: auto` comes to here, and how fast the products of networks are in either precision."""
     device = present()
-    if device.type != "cpu":
+    if not precision.is_measured(device):
         chosen, why = precision.choose(nn.Module(), device)
         yield Finding("precision", f"{chosen} ({why})")
         return
