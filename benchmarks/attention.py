@@ -62,17 +62,18 @@ def shapes(small: bool) -> list[tuple[steps.Shape, list[Shape]]]:
 
 def measure(options: argparse.Namespace) -> Found:
     """All backends at all shapes, by precision."""
+    steps.as_trainings_compute()
     backends, tables, ratios = run_here(), dict[str, list[Row]](), dict[str, Spread | float]()
     for network, own in shapes(options.small):
         suffix = "" if network.name == "default" else f"_{network.name}"
         width = network.params.channels[-1]
-        for precision, dtype in DTYPES.items():
+        for precision in steps.precisions():
             attention.select("auto", DEVICE)
             attention.prove(DEVICE, own, precision, trains=True)
             fastest, auto, rows = list[list[float]](), list[list[float]](), list[Row]()
             for shape in own:
                 sides = {
-                    name: side(backend, shape, network.num_images, width, dtype)
+                    name: side(backend, shape, network.num_images, width, DTYPES[precision])
                     for name, backend in {**backends, "auto": attention.attend}.items()
                 }
                 found = measuring.turns(sides, options.rounds)

@@ -13,8 +13,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measuring, steps
 from benchmarks.measuring import DEVICE, Found, Row, Side, Spread
-from ldm.compute import attention
-from ldm.compute.precision import DTYPES
 from ldm.core.params import Precision
 
 KINDS = {
@@ -56,7 +54,7 @@ def shares(step: Side, num_steps: int) -> tuple[dict[str, float], int]:
 
 def measure(options: argparse.Namespace) -> Found:
     """A table per step; the precisions are its columns."""
-    attention.select("auto", DEVICE)
+    steps.as_trainings_compute()
     tables: dict[str, list[Row]] = {}
     ratios: dict[str, Spread | float] = {}
     shapes = {"unet": steps.small() if options.small else steps.default()}
@@ -67,7 +65,7 @@ def measure(options: argparse.Namespace) -> Found:
         "autoencoder": partial(steps.autoencoder_step, num_images=2 if options.small else None),
     }
     for name, step_in in networks.items():
-        both = {precision: shares(step_in(precision), options.rounds) for precision in DTYPES}
+        both = {precision: shares(step_in(precision), options.rounds) for precision in steps.precisions()}
         found = {precision: seconds for precision, (seconds, _) in both.items()}
         counts = ", ".join(f"{count:,} in {precision}" for precision, (_, count) in both.items())
         tables[f"Time of a step of the {name}, % ({counts} calls of operations)"] = [

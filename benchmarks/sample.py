@@ -117,7 +117,7 @@ def sides_of(shape: Shape, settings: DrawingParams) -> dict[str, Side]:
     ours = steps.ours(shape.params)
     ours.load_state_dict(reference.state_dict())
     made, found = generator(ours, null), dict[str, Side]()
-    for precision, dtype in DTYPES.items():
+    for precision in steps.precisions():
         changed = settings.changed({"precision": precision})
         made.speed_up(changed, steps.machine())
         found[f"{OURS}, {precision}"] = our_side(made, tokens, changed)
@@ -125,7 +125,7 @@ def sides_of(shape: Shape, settings: DrawingParams) -> dict[str, Side]:
             copied = steps.theirs(shape.params).eval().requires_grad_(False)
             cast(Any, copied).register_to_config(sample_size=shape.params.latent_size)
             copied.load_state_dict(reference.state_dict())
-            copied.to(DEVICE, dtype).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            copied.to(DEVICE, DTYPES[precision]).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             for processor in (AttnProcessor2_0(), AttnProcessor()):
                 name = f"{THEIRS}, {precision}, {type(processor).__name__}"
                 name += ", channels last" * (layout == torch.channels_last)

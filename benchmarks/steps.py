@@ -17,8 +17,8 @@ from benchmarks.measuring import DEVICE, ROOT, Side
 from ldm.autoencoder.model.networks import build as build_autoencoder
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
-from ldm.compute import compilation
-from ldm.compute.precision import autocast, choose
+from ldm.compute import attention, compilation
+from ldm.compute.precision import DTYPES, autocast, choose, let_mkl_choose_its_code, possible
 from ldm.core import config
 from ldm.core.params import MachineParams, Precision
 from ldm.corpora.params import PrepareParams
@@ -94,6 +94,18 @@ def precision() -> Precision:
     params = config.read(TrainUNetParams, "train_unet", _PARAMS)
     asked = params.training.precision
     return choose(build_unet(params.network), DEVICE)[0] if asked == "auto" else asked
+
+
+def precisions() -> tuple[Precision, ...]:
+    """Those to measure: on a CPU without kernels for bf16 float32 alone, since emulated products take minutes."""
+    return possible("auto", DEVICE) if DEVICE.type == "cpu" else tuple(DTYPES)
+
+
+def as_trainings_compute() -> None:
+    """Choose attention and the code of MKL as a training with the default's params does. Nothing must have multiplied
+    before."""
+    let_mkl_choose_its_code("auto")
+    attention.select("auto", DEVICE)
 
 
 def machine() -> MachineParams:

@@ -75,7 +75,7 @@ def ways(with_compiled: bool) -> dict[str, dict[str, Any]]:
 
 def precisions() -> list[Precision]:
     """Those that are compared: nobody trains in fp32 on a GPU."""
-    return ["bf16"] if DEVICE.type == "cuda" else list(DTYPES)
+    return ["bf16"] if DEVICE.type == "cuda" else list(steps.precisions())
 
 
 def processed(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
@@ -95,7 +95,8 @@ def processed(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Call
 
 def measure(options: argparse.Namespace) -> Found:
     """Every shape beside diffusers, then our steps beside products."""
-    backend = attention.select("auto", DEVICE)
+    steps.as_trainings_compute()
+    backend = attention.selected()
     tables: dict[str, list[Row]] = {}
     ratios: dict[str, Spread | float] = {}
     for shape in shapes(options.small):

@@ -167,9 +167,16 @@ def test_backends_are_tried_and_one_that_is_named_but_does_not_run_is_replaced(m
 def test_what_auto_comes_to_is_told_for_both_kinds_of_layer(monkeypatch) -> None:
     rates = {"fp32": Rates(convolution=140, linear=20), "bf16": Rates(convolution=70, linear=80)}
     monkeypatch.setattr(precision, "rates", lambda: rates)
+    monkeypatch.setattr(precision, "is_measured", lambda device: True)
     convolution, linear = devices.speed()
     assert convolution.found == "convolution layers: fp32 (auto: 70 GFLOP/s in bf16, 140 in fp32 per core)"
     assert linear.found == "linear layers: bf16 (auto: 80 GFLOP/s in bf16, 20 in fp32 per core)"
+
+
+def test_a_cpu_without_kernels_for_bf16_is_told_apart(monkeypatch) -> None:
+    monkeypatch.setattr(precision, "is_measured", lambda device: False)
+    (found,) = devices.speed()
+    assert found.found == "fp32 (auto: this cpu has no units for bf16)"
 
 
 def test_the_section_marks_what_params_have_otherwise() -> None:
