@@ -44,7 +44,7 @@ def main() -> str:
     for length in params.lengths:  # before anything is computed
         kept.misfit(kept.last_step, length)
 
-    accelerator = devices.start(machine, training.training.num_accumulation_steps)
+    accelerator = devices.start(machine, training.training)
     folders = [Path(p) for p in (paths.latents, paths.captions, paths.embeddings, paths.autoencoder, paths.clip)]
     inputs = load_inputs(*folders, takes_pooled=training.network.takes_pooled, device=accelerator.device)
     network, diffusion, _ = load(Path(paths.unet), accelerator.device)
