@@ -55,8 +55,9 @@ class TrainingParams(Section):
     ema_decay: float = Field(ge=0, lt=1)
     """Decay per update of the averaged weights, which are the result; 0 keeps the last weights."""
     precision: AskedPrecision
-    """Precision of matrix products and convolutions; weights, optimizer and losses are float32. auto = bf16 on a GPU
-    that has it, and the faster of both on a CPU, measured as the training begins. A resumed one goes on with it."""
+    """Precision of matrix products and convolutions, those of Muon too; weights and losses are float32. auto = bf16 on
+    a GPU that has it; on a CPU fp32 if it has no kernels for bf16, else the faster one, measured as the training
+    begins. A resumed one goes on with it."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of everything random in this stage."""
     log_every_steps: int = Field(gt=0, json_schema_extra=BESIDE)
