@@ -165,6 +165,23 @@ def test_muon_may_find_no_matrix_and_leave_none_to_adamw(shape: tuple[int, int])
     assert good and (weight < 1).all()
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_muon_multiplies_in_the_precision_of_the_training(precision, dtype, monkeypatch) -> None:
+    """A CPU without kernels for bf16 would take 17 times as long."""
+    types = []
+
+    def recorded(stack: torch.Tensor, num_iterations: int) -> torch.Tensor:
+        types.append(stack.dtype)
+        return orthogonalised(stack, num_iterations)
+
+    monkeypatch.setattr(muon, "orthogonalised", recorded)
+    chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
+    weight = nn.Parameter(torch.zeros(32, 32))
+    weight.grad = torch.eye(32)
+    Optimizers({"matrix": weight}, chosen, None).update(0, accelerator(chosen), precision)
+    assert types == [dtype] and weight.dtype == torch.float32
+
+
 def test_muon_takes_matrices_at_its_own_rate_and_skips_with_adamw() -> None:
     chosen = params(num_warmup_steps=0, muon=MUON.model_dump())
     weights = {"matrix": nn.Parameter(torch.zeros(32, 32)), "vector": nn.Parameter(torch.zeros(32))}

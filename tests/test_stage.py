@@ -58,7 +58,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 sys.path.insert(0, {root!r})
 import torch
 from ldm.compute import devices, process
@@ -259,6 +258,16 @@ def test_the_params_overrule_what_a_launcher_config_says(answer: str, monkeypatc
     assert accelerator.mixed_precision == "no", "precision.autocast is the only one"
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.state.dynamo_plugin.backend == "NO", "machine.compile decides what is compiled"
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_mkl_is_freed_for_trainings_alone(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_accelerator()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setattr(precision, "is_measured", lambda device: False)
+    devices.start(MACHINE, SimpleNamespace(num_accumulation_steps=1, precision="auto") if trains else None)
+    assert os.environ["MKL_CBWR"] == ("AUTO" if trains else "COMPATIBLE")
 
 
 @pytest.mark.parametrize(
