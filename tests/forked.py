@@ -1,5 +1,7 @@
 """Two processes that train together, forked from this one: nothing is imported again, so that hundreds can be tried."""
 
+import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from ldm.core import stage
 
 PATIENCE_SECONDS = 60.0
+_SECONDS_TO_PRINT = 2.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Ended:
 
 
 def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float = PATIENCE_SECONDS) -> list[Ended]:
-    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after so long is killed."""
+    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after so long prints where its
+    threads are, and is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,12 +41,20 @@ def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float =
         for rank, child in enumerate(children):
             if rank not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:
                 codes[rank] = os.waitstatus_to_exitcode(found[1])
-            elif rank not in codes and time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                codes[rank] = None
+        if time.monotonic() > deadline:
+            _kill({rank: child for rank, child in enumerate(children) if rank not in codes})
+            codes |= {rank: None for rank in range(2) if rank not in codes}
         time.sleep(0.01)
     return [Ended(codes[rank], (folder / f"said-{rank}.txt").read_text()) for rank in range(2)]
+
+
+def _kill(left: dict[int, int]) -> None:
+    for child in left.values():
+        os.kill(child, signal.SIGUSR1)
+    time.sleep(_SECONDS_TO_PRINT)
+    for child in left.values():
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:
@@ -51,11 +63,14 @@ def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:
     if child:
         return child
     code = 1
+    # What earlier tests left may wait, when it is collected, for threads that a fork has not.
+    gc.freeze()
     try:
         with said.open("wb", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        faulthandler.register(signal.SIGUSR1, file=2)
         here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in here.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}

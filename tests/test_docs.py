@@ -2,15 +2,24 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from ldm.core import config
 from ldm.sampling.params import SampleParams
+from ldm.tools import cli, recipe
 from tests.import_closure import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of a page in a language, without what they are indented by."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
 def prose(page: Path) -> str:
@@ -69,3 +78,25 @@ def test_an_experiment_of_the_pages_changes_the_default(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     values = re.findall(r"sample\.drawing\.guidance_scale=([\d.]+)|/ *guidance_scale: ([\d.]+)/'", text)
     assert values and all(float("".join(value)) != own for value in values)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+def test_params_of_a_page_are_accepted_over_the_default(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in blocks(page, "yaml"):
+        (tmp_path / "page.yaml").write_text(block, encoding="utf-8")
+        recipe.complete(str(tmp_path / "page.yaml"))
+
+
+def test_commands_of_the_pages_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(block for page in PAGES for block in blocks(page, "sh")).replace("\\\n", " ")
+    commands = re.findall(r"^ldm(?: .*)?$", text, flags=re.MULTILINE)
+    assert len(commands) > 50
+    for command in commands:
+        words = shlex.split(re.split(r" [|>] ", command)[0], comments=True)
+        try:
+            cli.parser().parse_args(words[1:])
+        except SystemExit as ended:
+            assert ended.code == 0, f"{command}: {capsys.readouterr().err}"
