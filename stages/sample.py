@@ -36,7 +36,6 @@ def main() -> str:
         generator.prove_attention(drawing)
         generator.check_guidance(drawing)
         generator.check_drawing(drawing)
-    generator.speed_up(params.drawing, machine)
     models = generator.made_from(params.drawing)
     inputs = {f"captions_{split}": shards.sha256 for split, shards in captions.items()} | models
     made_by = fingerprint.of(__file__, params, {**inputs, "device": device.type})
@@ -50,6 +49,7 @@ def main() -> str:
     with run.opened(accelerator):
         precision = devices.settle_in(run, params.drawing.precision, generator.unet, accelerator)
         params = params.model_copy(update={"drawing": params.drawing.model_copy(update={"precision": precision})})
+        generator.speed_up(params.drawing, machine)
         keep_each(run, work, lambda unit: plan.draw(unit, generator, params.drawing), "sample", "batch", accelerator)
         with process.output(Path(paths.samples), accelerator) as folder:
             if accelerator.is_main_process:

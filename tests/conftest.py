@@ -23,8 +23,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="ldm-cache-")
 os.environ["LDM_CACHE"] = _CACHE.name
 
 
-# Workers that take one file after the other end at about the same time if the longest come first.
-LONGEST = ("test_pipeline", "test_reliability", "test_team", "test_verify", "test_stages_training", "test_benchmarks")
+# Workers that take one file after the other end at about the same time if the longest come first. Many wait for the
+# pipeline that the first of them runs, so the second does something else meanwhile.
+LONGEST = ("test_pipeline", "test_stages_training", "test_reliability", "test_benchmarks", "test_team", "test_verify")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Averages that a training keeps, and those that are made of them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ldm.core.errors import IntegrityError, Stopped
 from ldm.training import averages as kept_averages
 from ldm.training.averages import mixed
 from ldm.training.profiles import decay_at
+from tests.forked import run_two
 from tests.test_training_loop import ask, equal
 from tests.toy_training import Batches, Toy, averages, made_by, params, run_toy
 
@@ -155,6 +157,21 @@ def test_a_result_is_not_made_of_what_damage_has_left(tmp_path: Path) -> None:
     run_toy(tmp_path, LONG, kept=averages())
     passport, found = kept_averages.read(_write(tmp_path))
     assert passport.config["num_steps"] == 200 and max(step for (step, _), _ in found) == 60
+
+
+def test_processes_that_can_read_different_averages_make_nothing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, real = params(), kept_averages._kept
+
+    def work(rank: int) -> None:
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        monkeypatch.setattr(kept_averages, "_kept", lambda *given: list(real(*given))[2 * rank :])
+        run_toy(tmp_path / "two", chosen, kept=averages(every_steps=5, result=0.07))
+
+    for each in run_two(tmp_path / "said", work):
+        assert each.code == 4, each.said
+        assert "averages that are whole is [[5, 0.05], [5, 0.1], [10, 0.05]" in each.said
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,15 @@ def test_products_are_of_the_named_type_whatever_autocast_is_around(named):
     assert (x @ x).dtype == torch.float32
 
 
+@pytest.mark.parametrize("keeps_casts", [True, False])
+def test_casts_are_kept_as_long_as_asked_for(keeps_casts: bool):
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    with autocast(x.device, "bf16", keeps_casts=keeps_casts):
+        before = layer(x)
+        layer.weight.data.zero_()
+        assert torch.equal(before, layer(x)) is keeps_casts
+
+
 def test_weights_that_are_cast_once_give_the_bits_of_autocast():
     torch.manual_seed(0)
     network = nn.Sequential(

@@ -4,16 +4,27 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 
-from ldm.compute import ranks
+from ldm.compute import devices, ranks
+from ldm.compute.state import Run
 from ldm.core.errors import MachineError
+from ldm.training.live import Live
+from ldm.training.trackers import Trackers
 from tests.forked import run_two
 from tests.reliability.disagreements import KINDS
-from tests.toy_training import accelerator, params
+from tests.test_cores import MACHINE
+from tests.toy_training import accelerator, averages, params, run_toy
+
+_SHORT = timedelta(seconds=2)
+"""The wait for an exchange within a step, shortened."""
 
 
 def test_one_process_agrees_with_itself():
@@ -45,6 +56,43 @@ def test_a_disagreement_names_keys_values_and_processes(tmp_path: Path):
         assert each.code == 4
         assert "rate is 0.1 on process 0, 0.2 on process 1; only is null on process 0, here on process 1" in each.said
         assert "same" not in each.said.split("; expected")[0]
+
+
+def test_the_others_wait_for_what_the_main_process_does_alone(tmp_path: Path):
+    """It tells trackers and writes averages, which may take longer than an exchange within a step."""
+    chosen = params(num_steps=4)
+
+    def slowed(work: Callable[..., Any]) -> Callable[..., Any]:
+        """The first call takes longer."""
+        delays = iter([1.5 * _SHORT.total_seconds()])
+
+        def slow(*args: Any, **options: Any) -> Any:
+            time.sleep(next(delays, 0.0))
+            return work(*args, **options)
+
+        return slow
+
+    def work(rank: int) -> None:
+        PartialState(cpu=True, timeout=_SHORT)
+        if rank == 0:
+            for owner, name in ((Trackers, "__init__"), (Live, "show"), (Run, "keep")):
+                setattr(owner, name, slowed(getattr(owner, name)))
+        run_toy(tmp_path, chosen, kept=averages(every_steps=4))
+
+    for each in run_two(tmp_path / "said", work):
+        assert each.code == 0, each.said
+
+
+def test_processes_that_ask_for_other_numbers_of_threads_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on two hosts with params files of their own."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def work(rank: int) -> None:
+        devices.start(MACHINE.model_copy(update={"threads": (2, None)[rank]}))
+
+    for each in run_two(tmp_path, work):
+        assert each.code == 4
+        assert "machine.threads, or else OMP_NUM_THREADS, is 2 on process 0, null on process 1" in each.said
 
 
 def test_a_wait_ends_when_the_other_process_ends(tmp_path: Path):

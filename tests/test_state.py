@@ -55,6 +55,20 @@ def test_a_state_comes_back_and_old_ones_go(tmp_path: Path):
     assert sorted(p.name for p in run.directory.glob("step-*")) == ["step-000000002", "step-000000010"]
 
 
+@pytest.mark.parametrize("num_kept", [1, 2])
+def test_a_new_state_takes_the_place_of_damaged_ones_with_higher_steps(tmp_path: Path, num_kept: int):
+    run = opened(tmp_path)
+    for step in (5, 6):
+        run.commit(at(step), num_kept=num_kept)
+    for path in state.states_of(run.directory):
+        (path / "tensors.safetensors").write_bytes(b"damaged")
+    assert newest(run) is None
+    run.commit(at(3), num_kept=num_kept)
+    assert same(newest(run), at(3)) and [path.name for path in state.states_of(run.directory)] == ["step-000000003"]
+    run.commit(at(4), num_kept=num_kept)
+    assert same(newest(run), at(4)) and len(state.states_of(run.directory)) == num_kept
+
+
 @pytest.mark.parametrize("name", ["tensors.safetensors", "values.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_state_is_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, damage: str):
@@ -394,6 +408,27 @@ def test_old_runs_go_by_number_and_age(
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("old runs removed")]
     assert len(told) == (len(left) < 4)
     assert all(old[days].directory.name in told[0] for days in set(old) - left)
+
+
+@pytest.mark.parametrize("pattern", ["*/fingerprint.json", "fingerprint.json"])
+def test_runs_that_end_while_another_starts_do_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+):
+    """Their folders are listed, and then gone."""
+    old = [aged(tmp_path, seed, seed) for seed in (1, 2)]
+    real = Path.glob
+
+    def glob(folder: Path, asked: str):
+        found = list(real(folder, asked))
+        for each in old if asked == pattern and found else []:
+            shutil.rmtree(each.directory, ignore_errors=True)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    run = Run(tmp_path, "train", {"params.seed": 99}, machine(num_kept_runs=1))
+    run.open()
+    run.commit(at(1), num_kept=1)
+    assert same(newest(run), at(1)) and not old[0].directory.exists()
 
 
 def taken(found: State, told: dict[str, Any]) -> State:

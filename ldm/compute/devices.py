@@ -112,6 +112,9 @@ def settle_in(run: Run, asked: AskedPrecision, network: nn.Module, accelerator: 
 def _set_threads(machine: MachineParams, accelerator: Accelerator) -> int:
     """Set CPU threads, equally many on every process, with a notice if other programs leave fewer cores than usual."""
     usual, num_threads = cores.threads(machine), cores.asked_threads(machine)
+    if accelerator.device.type == "cpu":
+        fix = "set machine.threads, or OMP_NUM_THREADS, to one value where each of them starts"
+        ranks.agree({"machine.threads, or else OMP_NUM_THREADS,": num_threads}, fix)
     if num_threads is None and accelerator.device.type == "cpu":
         # The others wait meanwhile: one that still starts would look like other work.
         num_threads = ranks.from_main(cores.free_threads(usual) if accelerator.is_main_process else None)

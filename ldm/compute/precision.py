@@ -31,9 +31,12 @@ def dtype_of(precision: AskedPrecision) -> torch.dtype:
     return DTYPES[precision]
 
 
-def autocast(device: torch.device, precision: AskedPrecision) -> torch.autocast:
-    """Context with matrix products and convolutions in `precision`; fp32 also disables an enclosing autocast."""
-    return torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32")
+def autocast(device: torch.device, precision: AskedPrecision, *, keeps_casts: bool = True) -> torch.autocast:
+    """Context with matrix products and convolutions in `precision`; fp32 also disables an enclosing autocast.
+
+    keeps_casts: keep each weight as it was cast until the context ends, for all who use it.
+    """
+    return torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32", cache_enabled=keeps_casts)
 
 
 def cast_products(network: Module, precision: Precision) -> Module:

@@ -185,7 +185,10 @@ class Run:
 
         def write(state: State) -> None:
             self._publish(name, state)
-            for old in states_of(self.directory)[:-num_kept]:
+            states = states_of(self.directory)
+            end = states.index(self.directory / name) + 1
+            # Those of higher steps are damaged, or their steps would not be taken again.
+            for old in states[: max(0, end - num_kept)] + states[end:]:
                 shutil.rmtree(old)
 
         if not in_background:
@@ -278,8 +281,11 @@ class Run:
         others = list(self.directory.parent.glob(f"*/{FINGERPRINT}"))
         if not others or (self.directory.parent / REQUEST).exists():
             return
-        newest = max(others, key=lambda path: path.stat().st_mtime)
-        before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+        newest = max(others, key=_changed)
+        try:
+            before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # that run ends just now
+            return
         shown = [f"  {line}" for line in fingerprint.in_words(fingerprint.differences(before, self.fingerprint))]
         print(f"fresh run; {newest.parent} differs in", *shown, sep="\n", flush=True)
         if states := states_of(newest.parent):
@@ -299,8 +305,17 @@ def parts_of(run: Path) -> list[Path]:
 
 
 def last_used(run: Path) -> float:
-    """When a run was last opened, or a state of it saved: seconds since the epoch."""
-    return max(path.stat().st_mtime for path in (run, *run.glob(FINGERPRINT), *parts_of(run)))
+    """When a run was last opened, or a state of it saved: seconds since the epoch. Another process may remove it, or
+    states of it, meanwhile."""
+    return max(map(_changed, (run, *run.glob(FINGERPRINT), *parts_of(run))))
+
+
+def _changed(path: Path) -> float:
+    """When it was last changed; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:

@@ -51,7 +51,10 @@ def kept(root: Path) -> list[Kept]:
     for stage in [name for name in check.SECTIONS if (root / name).is_dir()]:
         directories = [path for path in (root / stage).iterdir() if (path / state.FINGERPRINT).is_file()]
         for directory in sorted(directories, key=state.last_used, reverse=True):
-            made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+            try:
+                made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+            except FileNotFoundError:  # it ends just now
+                continue
             differs = fingerprint.differences(made_by, _now(stage, made_by))
             runs.append(Kept(directory, locks.holder(directory / "lock"), made_by, differs))
     return runs

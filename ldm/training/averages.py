@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ldm.compute import ranks
 from ldm.compute.state import Run
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError
@@ -66,16 +67,19 @@ class Averages:
             tensors = sharding.gathered(halves, is_kept=is_main)
             if is_main:
                 run.keep(_unit(step), tensors)
+            ranks.wait()
 
     def choose(self, run: Run) -> bool:
         """Make the average that the params choose, if any, of those kept in the run; it takes the place of `ema`.
         Returns whether there is one.
 
-        IntegrityError: too much of what the run kept is damaged.
+        IntegrityError: too much of what the run kept is damaged, or some of it for one process only.
         """
         if self._kept is None or self._kept.result is None:
             return False
         averages = list(_kept(run, self._kept, self._params.num_steps))
+        # Where networks are split, nothing else would show that processes have made parts of different averages.
+        ranks.agree({"averages that are whole": [base for base, _ in averages]}, "run this again")
         chosen = mixed(averages, self._params.num_steps, self._kept.result)
         for name, value in chosen.items():
             self.ema[name].copy_(sharding.like(self.ema[name], value))

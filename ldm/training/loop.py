@@ -102,14 +102,15 @@ def train(
             closing(batches.coming(batch_at_step, remaining, params, accelerator, run.machine)) as coming,
             Live(run, params, training.history, pace, is_shown=accelerator.is_main_process) as live,
         ):
+            ranks.wait()  # a tracker may take long to start
             _run_steps(training, pace.timed(coming), run, validate, picture, name, live)
             if training.averages.choose(run):
                 _compare(training)
                 training.history.validation.pop()
                 _validate(training, validate, picture, run, live)
+        training.averages.swap()
+        sharding.join(training.objective, objective, accelerator.device)
         on_error.pop_all()  # the run stays open until the caller has its result in place
-    training.averages.swap()
-    sharding.join(training.objective, objective, accelerator.device)
     objective.eval()
     return replace(training.history, precision=training.precision)
 
@@ -138,6 +139,7 @@ def _run_steps(
             if is_last or training.step % params.log_every_steps == 0:
                 progress.note(loss=training.log()["loss"])
                 live.show(training.history)
+                ranks.wait()  # a tracker may take long to answer
             progress.advance()
             with live.pace.stopped():
                 if is_last or training.step % params.validate_every_steps == 0:
@@ -157,7 +159,10 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
         drawn = picture(training.objective) if picture and (is_main or training.is_split) else None
         if is_main:
             if drawn is not None:
-                drawn.save(run.directory / f"picture-{training.step:09d}.png")
+                path = run.directory / f"picture-{training.step:09d}.png"
+                new = path.with_name(f".{path.name}.new")
+                drawn.save(new, "PNG")
+                new.replace(path)  # trackers read whole ones only
             live.show(training.history)
     ranks.wait()
 
@@ -245,7 +250,7 @@ class _Training:
             built = next(coming)
             batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in built.items()}
             with self.accelerator.accumulate(self.model):
-                with autocast(self.accelerator.device, self.precision):
+                with self._autocast():
                     scalars: dict[str, Tensor] = self.model(batch)
                 loss = scalars["loss"]
                 # A non-finite loss can have finite gradients, and on one process only: make every gradient NaN, so that
@@ -254,6 +259,10 @@ class _Training:
             for name, value in scalars.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / num_passes
         return sums
+
+    def _autocast(self) -> torch.autocast:
+        # Casts that are kept would be a whole network on every process.
+        return autocast(self.accelerator.device, self.precision, keeps_casts=not self.is_split)
 
     def _count(self, is_good: Tensor, scalars: Mapping[str, Tensor]) -> None:
         in_row = torch.where(is_good, 0, self.bad.in_row + 1)
@@ -319,7 +328,7 @@ class _Training:
         """A block in which the objective has the averaged weights, in evaluation mode, without gradients."""
         self.averages.swap()
         self.objective.eval()
-        with torch.no_grad(), autocast(self.accelerator.device, self.precision):
+        with torch.no_grad(), self._autocast():
             yield
         self.objective.train()
         self.averages.swap()
