@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from ldm.compute import ranks
 from ldm.core import stage
 
 PATIENCE_SECONDS = 60.0
@@ -28,13 +30,18 @@ class Ended:
 
 
 def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float = PATIENCE_SECONDS) -> list[Ended]:
-    """`work(rank)` in two processes joined by gloo, each as a stage; what is left after so long prints where its
-    threads are, and is killed."""
+    """`work(rank)` in two processes joined by gloo, each as a stage. What is left after so long prints where its
+    threads are, and is killed; an exchange within a step fails after half of that."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [_fork(folder / f"said-{rank}.txt", rank, port, work) for rank in range(2)]
+
+    def begin(rank: int) -> None:
+        ranks.STEP_WAIT = timedelta(seconds=patience_seconds / 2)
+        work(rank)
+
+    children = [_fork(folder / f"said-{rank}.txt", rank, port, begin) for rank in range(2)]
     codes: dict[int, int | None] = {}
     deadline = time.monotonic() + patience_seconds
     while len(codes) < 2:
@@ -42,19 +49,31 @@ def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float =
             if rank not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:
                 codes[rank] = os.waitstatus_to_exitcode(found[1])
         if time.monotonic() > deadline:
-            _kill({rank: child for rank, child in enumerate(children) if rank not in codes})
-            codes |= {rank: None for rank in range(2) if rank not in codes}
+            left = {rank: child for rank, child in enumerate(children) if rank not in codes}
+            for rank, threads in _kill(left).items():
+                codes[rank] = None
+                with (folder / f"said-{rank}.txt").open("a") as said:
+                    said.write(threads)
         time.sleep(0.01)
     return [Ended(codes[rank], (folder / f"said-{rank}.txt").read_text()) for rank in range(2)]
 
 
-def _kill(left: dict[int, int]) -> None:
+def _kill(left: dict[int, int]) -> dict[int, str]:
+    """What the threads of each wait for in the kernel; where they are in Python, it prints itself."""
+    waits = {
+        rank: [task.name + " " + (task / "wchan").read_text() for task in _tasks(pid)] for rank, pid in left.items()
+    }
     for child in left.values():
         os.kill(child, signal.SIGUSR1)
     time.sleep(_SECONDS_TO_PRINT)
     for child in left.values():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    return {rank: "\n".join(["threads wait in", *lines, ""]) for rank, lines in waits.items()}
+
+
+def _tasks(process: int) -> list[Path]:
+    return sorted(Path(f"/proc/{process}/task").iterdir())
 
 
 def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:

@@ -96,3 +96,13 @@ def test_an_error_ahead_is_raised_in_its_place_and_ends_the_threads() -> None:
         next(left)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_a_process_that_waits_for_ever_says_where(tmp_path: Path) -> None:
+    def waits_for_ever(rank: int) -> None:
+        if rank == 1:
+            time.sleep(600)
+
+    first, second = run_two(tmp_path, waits_for_ever, patience_seconds=5.0)
+    assert (first.code, second.code) == (0, None)
+    assert "in waits_for_ever" in second.said and "threads wait in" in second.said

@@ -27,7 +27,7 @@ from tests.training_data import UNET, unet_params, write_all
 TRAINING = UNET["training"] | {"num_steps": 8, "log_every_steps": 1, "validate_every_steps": 5}
 NETWORK = UNET["network"] | {"channels": [16], "attention_levels": [True]}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 360.0
 """Every step has dozens of exchanges, each of which waits for a core on a busy machine."""
 STOPPED = 75
 
