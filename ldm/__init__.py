@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from ldm.tools.pipeline import Pipeline as Pipeline
 
 # MKL, which multiplies float32 matrices for torch on x86, chooses its code by the kind of CPU, and with it the order of
-# sums. This code is the same on every kind. The trainings multiply in bf16, which is not MKL's; what does not (text
-# embeddings, features) takes twice the time. MKL reads it once. A user's own setting wins.
+# sums. This code is the same on every kind. Trainings multiply in bf16, which is not MKL's, or take it back
+# (`ldm.compute.precision`); what does neither (text embeddings, features) takes twice the time. MKL reads it once. A
+# user's own setting wins.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 
