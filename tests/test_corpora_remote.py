@@ -1,5 +1,6 @@
 """Files that lie elsewhere, on an S3 server, on a server of web pages and in a folder of this machine."""
 
+import errno
 import http.server
 import json
 import os
@@ -192,3 +193,18 @@ def test_without_the_package_for_s3_other_places_are_told_apart(
 
 def _missing(*_: object, **__: object) -> None:
     raise FileNotFoundError(2, "no such place")
+
+
+def test_a_manifest_is_written_as_a_whole_or_not_at_all(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before, real = manifest.read_bytes(), Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        real(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        remote.write("s3://bucket/mine/", manifest)
+    assert manifest.read_bytes() == before and list(tmp_path.iterdir()) == [manifest]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm.compute import precision
 from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.sampling.origin import Origin
@@ -82,6 +83,20 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a red star")
     with pytest.raises(ConfigError, match="expected 1 or 4"):
         prompt_suites.read("dpg", tmp_path, 3)
+
+
+def test_a_folder_whose_precision_was_measured_goes_on_in_it(root, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(root)
+    out, given = tmp_path / "out", ["--num-images", "1", "--num-steps", "1", "--device", "cpu", "--precision", "auto"]
+    command = ["benchmark", "geneval", str(metadata(tmp_path)), "--output", str(out), *given]
+    found: list[str] = []
+    for chosen in ("bf16", "fp32"):  # the second time another program may be at work
+        monkeypatch.setattr(precision, "choose", lambda network, device, chosen=chosen: (chosen, "measured"))
+        assert cli.main([*command, "--resume"]) == 0, capsys.readouterr().err
+        files = [out / f"0000{i}/samples/0000.png" for i in range(2)]
+        found += [str(Origin.read(file.read_bytes(), "").settings["precision"]) for file in files]
+        files[1].unlink()
+    assert found == ["bf16"] * 4
 
 
 def test_the_command_draws_what_generate_draws_and_goes_on(root, loaded, tmp_path, monkeypatch, capsys) -> None:

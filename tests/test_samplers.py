@@ -179,6 +179,11 @@ def final_moments(name: str, steps: list[Step], mean: float = MEAN, variance: fl
     return moments(RULES[name], steps, mean, variance, SAMPLERS[name][1] * len(steps))
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_time_alone_is_no_step(name: str, noise: Tensor):
+    assert follow(RULES[name], gaussian_denoiser(FLOW), FLOW, noise, torch.tensor([0.5])) is noise
+
+
 def test_every_kind_is_on_the_bench():
     assert {type(params) for params, _ in SAMPLERS.values()} == set(samplers.kinds())
 

@@ -72,6 +72,14 @@ def test_outpaint_upscale_and_alternate_lines_keep_what_is_known(loaded: pipelin
     assert torch.equal(lines[:, ::2], image(root)[:, ::2]) and not torch.equal(lines[:, 1::2], image(root)[:, 1::2])
 
 
+@pytest.mark.parametrize("factor", [3, 48])
+def test_a_factor_that_does_not_divide_the_image_is_refused(loaded: pipeline.Pipeline, root: Path, factor: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"factor: {factor}; expected .* divides 64 and 64\n.*one of 2, 4, 8, 16, 32, 64"
+    ):
+        loaded.upscale(image(root), PROMPT, factor=factor, **STEPS)
+
+
 def test_an_image_does_not_depend_on_its_batch(loaded: pipeline.Pipeline, root: Path) -> None:
     prompts, images = [PROMPT, "a blue cross"], torch.stack([image(root), image(root).flip(1)])
     both = loaded.inpaint(images, ["half", "wide"], prompts, **STEPS).int()

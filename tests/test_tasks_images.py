@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from docs import tasks
 from ldm.autoencoder.model.network import to_signal
 from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
+from ldm.denoiser.model.condition import Condition
+from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
 from ldm.tools.tasks import draw, restoration, scores
@@ -48,6 +51,21 @@ def test_a_path_of_prompts_or_noises_begins_and_ends_as_their_own_images(loaded:
     assert close(prompts[::3], firsts) and close(prompts[2::3], lasts) and not close(prompts[1:2], firsts[:1])
     noises = loaded.interpolate(FIRST, last_noise=True, num_frames=3, **STEPS)
     assert close(noises[:1], loaded(FIRST, **STEPS)) and not close(noises[2:], noises[:1])
+
+
+def test_captions_whose_padding_is_masked_are_not_mixed(
+    loaded: pipeline.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, generator = Generator.condition, loaded.generator
+
+    def masked(condition: Condition) -> Condition:
+        return replace(condition, mask=torch.ones(condition.tokens.shape[:2], dtype=torch.bool))
+
+    monkeypatch.setattr(Generator, "condition", lambda self, prompts: masked(real(self, prompts)))
+    other = replace(loaded, generator=replace(generator, null_condition=masked(generator.null_condition)))
+    with pytest.raises(ConfigError, match="last_prompt: captions whose padding is masked"):
+        other.interpolate(FIRST, last_prompt=LAST, num_frames=2, **STEPS)
+    assert len(other.interpolate(FIRST, last_noise=True, num_frames=2, **STEPS)) == 2
 
 
 @pytest.mark.parametrize("settings", [{"image_noise": "inversion"}, {"image_noise": "shared", "strength": 0.4}])

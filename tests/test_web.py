@@ -226,7 +226,8 @@ def test_notes_say_what_a_prompt_cannot_mean(studio: Studio) -> None:
 
 
 def test_a_replay_compares_every_value(studio: Studio, here: Path) -> None:
-    for request in (of_text(3, seed=4), of_task(here, "img2img")):
+    path = of_task(here, "interpolate", num_frames=3, num_steps=4)
+    for request in (of_text(3, seed=4), of_task(here, "img2img"), path):
         png = pngs(studio.draw(request, ""))[-1]
         assert list(studio.replay(png, "", NOBODY))[-1] == Replayed(64 * 64 * 3, 0)
         origin, pixels = Origin.read(png, ""), decode_png(png).copy()
@@ -394,7 +395,7 @@ def test_an_account_names_all_that_an_image_was_made_from(studio: Studio, here: 
 
 @pytest.mark.parametrize("prompt", ['it\'s "red"; rm -rf $HOME', "-x", "--help", "a\nb", ""])
 def test_a_command_says_any_prompt(studio: Studio, here: Path, loaded: pipeline.Pipeline, prompt: str) -> None:
-    (png,) = pngs(studio.draw(of_text(prompt=prompt, num_steps=1), ""))
+    (png,) = pngs(studio.draw(of_text(prompt=prompt, negative_prompt=prompt, num_steps=1), ""))
     words = shlex.split(account.command(Origin.read(png, ""), loaded.drawing, loaded.tasks))
     place = words.index("pictures")
     assert written(here, *words[1:place], "out", *words[place + 1 :]) == [png]

@@ -69,10 +69,16 @@ def listed(url: str) -> Iterator[Entry]:
 
 
 def write(url: str, path: Path) -> int:
-    """Write the manifest of a URL, and return the number of its files. Raises as `listed` does."""
+    """Write the manifest of a URL, as a whole or not at all, and return the number of its files. Raises as `listed`
+    does."""
     entries = list(listed(url))
     lines = [_Head(url=url.rstrip("/")).model_dump_json(), *(entry.model_dump_json() for entry in entries)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     return len(entries)
 
 

@@ -35,12 +35,13 @@ def follow(
     noise_at_step: NoiseAtStep = no_noise,
 ) -> Float[Tensor, "b c h w"]:
     """From the latent at times[0], such as that of `start`, to that at times[-1]. Rising times lead from data to noise,
-    by the rules that can (`Rule`)."""
+    by the rules that can (`Rule`). One time alone is no step."""
 
     def denoise_all(z: Float[Tensor, "b c h w"], time: float) -> Float[Tensor, "b c h w"]:
         return denoise(z, torch.full((len(z),), time, dtype=z.dtype, device=z.device))
 
-    return rule(denoise_all, z, list(grids.steps(schedule.name, times)), lambda step: noise_at_step(step).to(z))
+    steps = list(grids.steps(schedule.name, times))
+    return rule(denoise_all, z, steps, lambda step: noise_at_step(step).to(z)) if steps else z
 
 
 def prompt_noise(seed: int, prompt_numbers: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:

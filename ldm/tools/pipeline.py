@@ -223,8 +223,8 @@ class Pipeline:
     def invert(
         self, images: Images, prompts: str | Iterable[str] | None = None, batch_size: int | None = None, **settings: Any
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """Each image followed to its noise and drawn again from there. settings: num_inversion_steps, edit, and fields
-        of `DrawingParams`. ConfigError: as `img2img`."""
+        """Each image followed to its noise and drawn again from there. settings: edit, and fields of
+        `DrawingParams`. ConfigError: as `img2img`."""
         return self._performed("invert", {"image": images}, prompts, batch_size, settings)
 
     def denoise(

@@ -39,11 +39,16 @@ class Suite(ABC):
         numbers = range(len(self.prompts))
         return next((i for i in numbers if not (directory / self.last_file(i)).is_file()), len(self.prompts))
 
+    def origin(self, directory: Path, number: int) -> Origin:
+        """How the last image of a prompt was drawn. IntegrityError: it does not say."""
+        path = directory / self.last_file(number)
+        return Origin.read(path.read_bytes(), str(path))
+
     def check_done(self, directory: Path, expected: Origin) -> None:
         """Check that the last image that is there is the one expected, but for its place in a batch. ConfigError: it
         was drawn otherwise. IntegrityError: it does not say how."""
-        path = directory / self.last_file(expected.prompt_number // self.num_images)
-        found = Origin.read(path.read_bytes(), str(path))
+        number = expected.prompt_number // self.num_images
+        path, found = directory / self.last_file(number), self.origin(directory, number)
         ours, theirs = ({**each.model_dump(exclude={"settings"}), **each.settings} for each in (expected, found))
         for key in sorted((ours.keys() | theirs.keys()) - _PLACE):
             if ours.get(key) != theirs.get(key):

@@ -46,6 +46,8 @@ def _benchmark(options: argparse.Namespace) -> None:
         fix = "name another, or add --resume to go on with the same settings"
         raise ConfigError(str(directory), "something that is there already", "a new or an empty folder", fix)
     first = suite.num_done(directory)
+    if first and parts.drawing.changed(settings).precision == "auto":
+        settings["precision"] = suite.origin(directory, first - 1).settings["precision"]
     with output.plain_warnings():
         pipeline = drawing.load(options, parts)
         if first:

@@ -1,5 +1,6 @@
 """A task on pictures: what it needs of the trained networks, which function performs it, and what its PNGs say."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -192,10 +193,7 @@ def draw(task: TaskParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         case OutpaintParams():
             return _outpaint(task, batch)
         case UpscaleParams():
-            height, width = batch.size_px
-            small = batch.images((height // task.factor, width // task.factor))
-            known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
-            return _between_pixels(task, batch, known, masks.grid(known.shape[2], known.shape[3], task.factor))
+            return _upscale(task, batch)
         case AlternateLinesParams():
             known = batch.images()
             return _between_pixels(task, batch, known, masks.named("lines", known.shape[2], known.shape[3]))
@@ -245,6 +243,18 @@ def _on_cells(
     return torch.where(unknown, generator.decode(z).cpu(), images)
 
 
+def _upscale(task: UpscaleParams, batch: Batch) -> Pixels:
+    height, width = batch.size_px
+    common = math.gcd(height, width)
+    if common % task.factor:
+        fitting = ", ".join(str(factor) for factor in range(2, common + 1) if common % factor == 0)
+        fix = f"set it to one of {fitting}, or draw at another size_px"
+        raise ConfigError("factor", str(task.factor), f"one that divides {height} and {width}", fix)
+    small = batch.images((height // task.factor, width // task.factor))
+    known = small.repeat_interleave(task.factor, 2).repeat_interleave(task.factor, 3)
+    return _between_pixels(task, batch, known, masks.grid(height, width, task.factor))
+
+
 def _between_pixels(task: RepaintParams, batch: Batch, images: Pixels, unknown: Bool[np.ndarray, "h w"]) -> Pixels:
     """RePaint where every cell has known pixels: they are put into the decoded z0_hat, which is encoded again."""
     generator, mask = batch.generator, torch.from_numpy(unknown.copy())
@@ -271,7 +281,12 @@ def _interpolate(task: InterpolateParams, batch: Batch) -> Pixels:
     """Image number n is frame n mod `num_frames` of a path that has the noise of number n // `num_frames`."""
     paths, frames = zip(*(divmod(number, task.num_frames) for number in batch.prompt_numbers), strict=True)
     fractions = torch.tensor(frames) / (task.num_frames - 1)
-    condition = interpolation.between(batch.condition, batch.second, fractions)
+    condition = batch.condition
+    if task.second_prompt is not None:
+        if condition.mask is not None:
+            fix = "interpolate between noises or images, or train with embed_text.padding: attended"
+            raise ConfigError("last_prompt", "captions whose padding is masked", "padding that has states to mix", fix)
+        condition = interpolation.between(condition, batch.second, fractions)
     path = replace(batch, condition=condition, prompt_numbers=paths)
     times = sdedit.last_times(path.times, task.strength if path.rows[0] else 1.0)
     z = _start(task, path, times, fractions.to(path.generator.device))

@@ -64,6 +64,8 @@ def _options(values: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[st
             case dict():
                 pairs = [f"{key}={_json(one)}" for key, one in value.items() if key != "kind"]
                 yield from (flag(name), ",".join([value["kind"], *pairs]))
+            case str() if value.startswith("-"):
+                yield f"{flag(name)}={value}"  # as a word of its own it would be an option
             case _:
                 yield from (flag(name), str(value))
 

@@ -162,7 +162,7 @@ class Studio:
         pipeline = self._pipeline
         task, drawing = _settings(pipeline, request.task, request.settings)
         size_px = pipeline.generator.image_size_px(drawing)
-        self._check(request.num_images, size_px, task)
+        self._check(request.num_images * (1 if task is None else task.num_per_prompt), size_px, task)
         total = self._rehearse(lambda rehearsed: list(_pngs(rehearsed, request)))
         self.pictures.remember(request.pictures.values())
         with _warnings_to(tell):
@@ -187,10 +187,9 @@ class Studio:
         num_different = int((found != pixels).sum()) if is_same_size else found.size
         tell(Replayed(found.size, num_different))
 
-    def _check(self, num_prompts: int, size_px: tuple[int, int], task: TaskParams | None) -> None:
+    def _check(self, num_images: int, size_px: tuple[int, int], task: TaskParams | None) -> None:
         margin = task.margin_px if isinstance(task, OutpaintParams) else 0
-        num = num_prompts * (1 if task is None else task.num_per_prompt)
-        self.limits.check_images(num, (size_px[0] + 2 * margin, size_px[1] + 2 * margin))
+        self.limits.check_images(num_images, (size_px[0] + 2 * margin, size_px[1] + 2 * margin))
 
     def _rehearse(self, work: "Callable[[Pipeline], object]") -> int:
         """How often the network is asked. ConfigError: too often, or the work is refused."""
