@@ -42,6 +42,36 @@ def edited(tmp_path: Path, recipe: str, changes: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        ({"kind": "foldr"}, "subject.corpus.kind", 'found "foldr"'),
+        ({"kind": None}, "subject.corpus.kind", "found null"),
+        ({"seed": "x"}, "subject.corpus.seed", 'found "x"; expected an integer'),
+        ({"sed": 1}, "subject.corpus.sed", "unknown key; expected one of pixels, captions"),
+    ],
+)
+def test_a_mistake_in_a_part_of_a_mixture_is_named_with_its_key_and_line(
+    tmp_path: Path, change: dict[str, Any], key: str, words: str
+) -> None:
+    path = edited(
+        tmp_path, "dreambooth.yaml", {f"prepare.corpus.parts.subject.corpus.{k}": v for k, v in change.items()}
+    )
+    with pytest.raises(ConfigError) as caught:
+        check.params_file(path)
+    first = str(caught.value).splitlines()[0]
+    number = int(first.removeprefix(f"{path}:").split(":")[0])
+    assert f": prepare.corpus.parts.{key}: {words}" in first
+    assert path.read_text().splitlines()[number - 1].strip().startswith(f"{key.rpartition('.')[2]}:")
+
+
+def test_a_name_that_a_part_of_a_mixture_may_not_have_is_refused_with_those_it_may(tmp_path: Path) -> None:
+    path = edited(tmp_path, "dreambooth.yaml", {})
+    path.write_text(path.read_text().replace("      subject:\n", "      My Part:\n"))
+    with pytest.raises(ConfigError, match=r'parts\.My Part: found "My Part"; expected a string matching'):
+        check.params_file(path)
+
+
 def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml") -> list[str]:
     """What the check says, without directory, line and fix, which it must have got right."""
     path = edited(tmp_path, recipe, changes)

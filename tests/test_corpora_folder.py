@@ -229,7 +229,7 @@ def test_a_comma_without_quotes_costs_its_row_and_paths_of_windows_are_paths(min
         _put(mine, name, None)
     _write(mine / "metadata.csv", "file_name,text\nsub\\1.png,red, or blue\nsub\\2.png,red\n")
     reasons = {item.reason: item.detail for item in _read(mine) if isinstance(item, Rejection)}
-    assert reasons["BAD_METADATA"] == "metadata.csv:1: 1 value too many; a text with commas needs quotes"
+    assert reasons["BAD_METADATA"] == "metadata.csv:2: 1 value too many; a text with commas needs quotes"
     assert "MISSING_CAPTION" in reasons and len(_read(mine)) == 3
     assert [item.captions for item in _read(mine) if isinstance(item, Pair)] == [["red"]]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.corpora import metadata
+from ldm.corpora import made, metadata, pairs
 from ldm.corpora.files import Files
 from ldm.corpora.metadata import Metadata
 
@@ -17,7 +17,7 @@ def _read(root: Path, **texts: str | bytes) -> Metadata:
 def test_several_rows_of_one_image_are_one_row_of_lists(tmp_path: Path) -> None:
     found = _read(tmp_path, csv='file_name,text,n\na.jpg,one,1\na.jpg,"two,\nlines",2\n')
     assert found.rows == {"a.jpg": {"file_name": ["a.jpg"] * 2, "text": ["one", "two,\nlines"], "n": ["1", "2"]}}
-    assert found.places == {"a.jpg": "metadata.csv:1"}
+    assert found.places == {"a.jpg": "metadata.csv:2"}
 
 
 def test_another_column_may_name_the_images_if_it_is_the_only_one(tmp_path: Path) -> None:
@@ -41,3 +41,10 @@ def test_only_files_of_the_right_name_are_metadata(tmp_path: Path) -> None:
 def test_a_file_that_is_not_what_it_is_called_is_refused(tmp_path: Path, suffix: str, data: bytes) -> None:
     with pytest.raises(IntegrityError, match=rf"metadata\.{suffix}: .*\nfix: write it again"):
         _read(tmp_path, **{suffix: data})
+
+
+def test_a_lone_surrogate_in_a_name_leaves_something_that_can_be_written(tmp_path: Path) -> None:
+    found = _read(tmp_path, jsonl='{"file_name": "\\ud83d.png", "text": "a"}\n{"file_name": 3, "\\ud800": 1}\n')
+    ((path, place),) = found.places.items()
+    assert place == "metadata.jsonl:1" and pairs.key_of(path).isascii()
+    assert all(made.to_json(vars(each)) for each in found.rejections) and len(found.rejections) == 1

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from pyarrow import parquet as pq
 
 from ldm.core.errors import ConfigError, IntegrityError
-from ldm.corpora import folder, parquet
+from ldm.corpora import folder, made, parquet
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejected, Rejection
 from ldm.corpora.user_params import ParquetParams
@@ -127,6 +128,43 @@ def test_files_behind_paths_are_checked_when_they_are_read(mine: Path, path: str
     (item,) = _read(mine)
     with pytest.raises(Rejected, match=reason):
         _level(item)
+
+
+def test_a_value_that_python_cannot_take_costs_its_row(mine: Path) -> None:
+    """A text that is not UTF-8, and a date beyond the years of Python; pyarrow writes both."""
+    for name, column in (
+        ("text", pyarrow.array([b"zero", b"caf\xe9", b"two"]).view(pyarrow.string())),
+        ("date", pyarrow.array([0, 2**62, 0]).cast(pyarrow.timestamp("us"))),
+    ):
+        captions = CAPTIONS.model_copy(update={"sources": [name]})
+        table = pyarrow.table({"image": [_png(level) for level in range(3)], name: column})
+        pq.write_table(table, mine / "train.parquet")
+        found = _read(mine, is_captioned=name == "text", **({"captions": captions}))
+        if name == "text":
+            assert [item.reason if isinstance(item, Rejection) else _level(item) for item in found] == [0, "DAMAGED", 2]
+        else:
+            assert [_level(item) for item in found] == [0, 1, 2], "a column that no param names is not read"
+        found = _read(mine, **({"captions": captions}))
+        assert isinstance(found[1], Rejection) and found[1].reason == "DAMAGED"
+
+
+@pytest.mark.parametrize("image", [{"bytes": "iVBORw0KGgo=", "path": None}, {"bytes": None, "path": 7}, "7\0.png"])
+def test_what_is_no_image_at_all_is_rejected(mine: Path, image: object) -> None:
+    _write(mine / "train.parquet", [{"image": image, "text": "seven"}])
+    (item,) = _read(mine)
+    if isinstance(item, Pair):
+        assert callable(item.image)
+        with pytest.raises(Rejected):
+            item.image()
+    else:
+        assert item.reason == "MISSING_IMAGE"
+
+
+def test_a_name_of_a_file_that_is_not_utf8_is_written_with_escapes(mine: Path) -> None:
+    _write(mine / "x.parquet", [{"image": _png(7), "text": "seven"}])
+    os.rename(mine / "x.parquet", os.fsencode(mine) + b"/caf\xe9.parquet")
+    (item,) = _read(mine)
+    assert made.to_json(item.source) and item.source["table"] == "caf\\udce9"
 
 
 def test_damage_costs_the_rows_of_its_row_group(mine: Path) -> None:

@@ -208,3 +208,11 @@ def test_a_manifest_is_written_as_a_whole_or_not_at_all(
     with pytest.raises(OSError, match="No space left"):
         remote.write("s3://bucket/mine/", manifest)
     assert manifest.read_bytes() == before and list(tmp_path.iterdir()) == [manifest]
+
+
+def test_a_file_that_a_manifest_does_not_list_is_rejected_and_one_file_is_no_folder(manifest: Path) -> None:
+    for action in (Files(manifest).read, Files(manifest).sha256):
+        with pytest.raises(Rejected, match=r"3\.txt: not in the manifest mine\.jsonl"):
+            action("3.txt")
+    with pytest.raises(ConfigError, match=r"a file; expected a folder or prefix .*\n.*s3://bucket/mine$"):
+        remote.write("s3://bucket/mine/2.txt", manifest)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 from ldm.core.errors import RejectedError
 from ldm.core.shards import Shards
-from ldm.corpora import units
+from ldm.corpora import made, units
+from ldm.corpora.made import Made, Sample
+from ldm.corpora.pairs import Rejection
 from ldm.corpora.params import PrepareParams
 from tests import stage_scripts
 from tests.forked import run_two
@@ -150,9 +153,39 @@ def test_a_unit_is_made_again_from_a_damaged_part_on(root: Path, capsys: pytest.
     assert "it is computed again" in capsys.readouterr().err
 
 
-def test_too_many_rejects_end_early_with_reasons_and_keep_what_was_made(root: Path) -> None:
+def test_a_small_tar_with_some_rejects_does_not_decide_about_those_that_follow(root: Path) -> None:
+    write_tar(root / "data/source/00000.tar", range(3), num_bad=1)
+    _prepare(root, max_reject_fraction=0.05)
+    assert len(kept(root)) == 1 + (_NUM_TARS - 1) * 3
+
+
+@pytest.mark.parametrize("reason", ["TOO_SLOW", "CRASHED", "UNREADABLE"])
+def test_a_sample_that_was_lost_to_what_passes_is_tried_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    whole, real = _prepare(root), made.packed
+    for folder in (root / "runs/prepare").iterdir():
+        shutil.rmtree(folder)
+
+    def packed(items: Sequence[Made]) -> Any:
+        lost = [
+            Rejection(item.key, reason, "busy", item.source) if isinstance(item, Sample) else item for item in items
+        ]
+        return real(lost)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "packed", packed)
+        with pytest.raises(RejectedError, match=f"{reason} "):
+            _prepare(root)
+    assert _prepare(root) == whole
+
+
+def test_too_many_rejects_end_early_with_reasons_and_keep_what_was_made(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tar(root / "data/source/00000.tar", range(_PER_TAR), num_bad=20)
-    with pytest.raises(RejectedError, match=r"20 of 23 samples rejected: NOT_IMAGE 20"):
+    with monkeypatch.context() as patch, pytest.raises(RejectedError, match=r"20 of 23 samples rejected: NOT_IMAGE 20"):
+        patch.setattr(units, "_FEWEST", 20)
         _prepare(root, max_reject_fraction=0.15)
     assert len(kept(root)) == 3, "one tar of five was enough to know"
     rows = (root / "data/prepare_results/rejected.jsonl").read_text().splitlines()

@@ -91,7 +91,7 @@ RED, BLUE, LIME = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
 
 def test_samples_of_all_tars_in_order(tmp_path):
-    facts = {"caption": "ignored", "url": "https://example.org/1", "status": "success"}
+    facts = {"caption": "ignored", "url": "https://example.org/1\ud800", "status": "success"}
     _tar(
         tmp_path / "00001.tar",
         *(("b.PNG", _image("red")), ("b.json", b'{"caption": "a red thing"}'), ("b.npy", b"not read")),
@@ -104,7 +104,12 @@ def test_samples_of_all_tars_in_order(tmp_path):
     assert [pair.captions for pair in pairs] == [["green"], ["a blue thing"], ["a red thing"]]
     assert [pair.key for pair in pairs] == [key_of("00000//sub/a"), key_of("00001/a"), key_of("00001/b")]
     assert [pair.group for pair in pairs] == ["00000", "00001", "00001"]
-    assert pairs[1].source == {"corpus": "webdataset", "tar": "00001.tar", "key": "a", "url": "https://example.org/1"}
+    assert pairs[1].source == {
+        "corpus": "webdataset",
+        "tar": "00001.tar",
+        "key": "a",
+        "url": "https://example.org/1\\ud800",
+    }
     for pair, colour in zip(pairs, [LIME, BLUE, RED], strict=True):
         assert np.abs(pair.image().pixels.astype(int) - colour).max() <= 4
 

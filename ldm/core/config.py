@@ -40,6 +40,8 @@ _LIMITS = {
     "minLength": "with length >=",
     "pattern": "matching",
 }
+_NAME_ITSELF = "[key]"
+"""What pydantic calls a name of a mapping, where that is wrong and not its value."""
 _COMPLETE = f"recipes/default.yaml and {PATHS} are complete"
 Loc = tuple[int | str, ...]
 Json = dict[str, Any]
@@ -258,7 +260,8 @@ class Schema:
         """
         path: list[int | str] = []
         owner: list[str] = []
-        here = self._root
+        pattern = ""
+        here: Json = self._root
         for part in loc:
             options = self._options(here)
             mappings = [option for option in options if "properties" in option]
@@ -267,10 +270,16 @@ class Schema:
                 here = next((_item(option, part) for option in options if option.get("type") == "array"), {})
             elif part in here.get("discriminator", {}).get("mapping", {}):
                 here = {"$ref": here["discriminator"]["mapping"][part]}
+            elif part == _NAME_ITSELF and pattern:
+                here = {"type": "string", "pattern": pattern}
             elif mappings:
                 path.append(part)
                 mapping = next((option for option in mappings if part in option["properties"]), mappings[0])
                 owner, here = list(mapping["properties"]), mapping["properties"].get(part, {})
+            elif named := [option["patternProperties"] for option in options if "patternProperties" in option]:
+                path.append(part)
+                owner, pattern = [], next(iter(named[0]))
+                here = named[0][pattern]
         return tuple(path), owner, here
 
     def choices(self, field: Json) -> list[str]:

@@ -77,8 +77,8 @@ class Files:
             with _opened(self.root / name) as file:
                 file.seek(offset)
                 return file.read() if size is None else file.read(size)
-        except OSError as error:
-            raise Rejected("UNREADABLE", str(error.strerror)) from None
+        except (OSError, ValueError) as error:  # ValueError: a zero character in a name
+            raise Rejected("UNREADABLE", str(getattr(error, "strerror", None) or error)) from None
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's bytes; of its ETag, if it is remote. Rejected: UNREADABLE."""
@@ -87,8 +87,8 @@ class Files:
         try:
             with _opened(self.root / name) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise Rejected("UNREADABLE", str(error.strerror)) from None
+        except (OSError, ValueError) as error:  # ValueError: a zero character in a name
+            raise Rejected("UNREADABLE", str(getattr(error, "strerror", None) or error)) from None
 
     def sha256_of(self, names: Iterable[str]) -> str:
         """SHA-256 over names and bytes of some files, for a unit of work that is made from them. A file that cannot be

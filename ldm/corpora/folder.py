@@ -213,7 +213,7 @@ def _split(name: str, images: Set[str], suffixes: Sequence[str]) -> tuple[str, s
 def _without_image(rows: metadata.Metadata, samples: Iterable[_Sample]) -> list[Rejection]:
     there = {unicodedata.normalize("NFC", file.name) for sample in samples for file in sample.images}
     missing = [
-        Rejection(key_of(os.path.splitext(path)[0]), "MISSING_IMAGE", f"{place} names {path}", _source(path))
+        Rejection(key_of(os.path.splitext(path)[0]), "MISSING_IMAGE", in_utf8(f"{place} names {path}"), _source(path))
         for path, place in rows.places.items()
         if path not in there
     ]

@@ -16,7 +16,7 @@ from typing import Any
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.progress import count
 from ldm.corpora import captions
-from ldm.corpora.files import Files
+from ldm.corpora.files import Files, in_utf8
 from ldm.corpora.pairs import Rejected, Rejection, key_of
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -55,12 +55,14 @@ def _add(found: Metadata, name: str, files: Files) -> None:
     for number, row in _rows(name, files):
         place = f"{name}:{number}"
         if isinstance(row, str):
-            found.rejections.append(Rejection(key_of(place), "BAD_METADATA", f"{place}: {row}", _source(place)))
+            found.rejections.append(
+                Rejection(key_of(place), "BAD_METADATA", in_utf8(f"{place}: {row}"), _source(place))
+            )
             continue
         column = column or _column(name, list(row))
         image = row.get(column)
         if not isinstance(image, str) or not image:
-            detail = f"{place}: no text in {column}"
+            detail = in_utf8(f"{place}: no text in {column}")
             found.rejections.append(Rejection(key_of(place), "BAD_METADATA", detail, _source(place)))
             continue
         path = posixpath.join(folder, image.replace("\\", "/"))  # as Windows writes paths
@@ -70,7 +72,7 @@ def _add(found: Metadata, name: str, files: Files) -> None:
 
 
 def _rows(name: str, files: Files) -> Iterator[tuple[int, Row | str]]:
-    """Every row with its number from 1 on, or what is wrong with it."""
+    """Every row with its number from 1 on, of a CSV file with its line, or what is wrong with it."""
     kind = name.lower().rpartition(".")[2]
     try:
         data = files.read(name)
@@ -81,7 +83,7 @@ def _rows(name: str, files: Files) -> Iterator[tuple[int, Row | str]]:
                 yield from _of_csv(captions.decode(data, name))
             case _:
                 yield from enumerate(_of_parquet(data), 1)
-    except (Rejected, csv.Error, OSError, ValueError) as error:
+    except (Rejected, csv.Error, ArithmeticError, OSError, ValueError) as error:
         found = error.detail if isinstance(error, Rejected) else str(error)
         fix = "write it again, or add its name to prepare.corpus.ignore"
         raise IntegrityError(str(files.root / name), found, f"a {kind} file", fix) from None
@@ -100,7 +102,9 @@ def _of_jsonl(text: str) -> Iterator[tuple[int, Row | str]]:
 
 
 def _of_csv(text: str) -> Iterator[tuple[int, Row | str]]:
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    for row in reader:
+        number = reader.line_num  # of the last one, where a text has several
         if extra := row.pop(None, None):
             yield number, f"{count(len(extra), 'value')} too many; a text with commas needs quotes"
         else:
@@ -131,4 +135,4 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _source(place: str) -> dict[str, Any]:
-    return {"corpus": "folder", "file": place}
+    return {"corpus": "folder", "file": in_utf8(place)}

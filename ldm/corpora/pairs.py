@@ -120,9 +120,16 @@ def class_claim(name: str) -> dict[str, str]:
     return {"class": name}
 
 
+def _bytes_of(name: str) -> bytes:
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte, as JSON may hold them
+        return name.encode("utf-8", "surrogatepass")
+
+
 def key_of(name: str) -> str:
     """A shard key for any file name: the name if it is a legal key, else its legal characters and a hash of it."""
     if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         return name
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(_bytes_of(name), digest_size=8).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')[:60]}-{digest}"

@@ -21,6 +21,8 @@ from ldm.corpora.user_params import ParquetParams
 _SUFFIX = ".parquet"
 _ROWS_AT_ONCE = 64
 _ERRORS = (pyarrow.ArrowException, OSError, ValueError, Rejected)
+_WRONG_VALUES = (pyarrow.ArrowException, ArithmeticError, LookupError, TypeError, ValueError)
+"""What Python makes of a value raises: a text that is not UTF-8, a date beyond its years."""
 
 
 def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
@@ -60,11 +62,29 @@ def _items(
         end = done + opened.metadata.row_group(group).num_rows
         try:
             for batch in opened.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                yield from table.pairs(batch.to_pylist(), done)
+                for number, row in enumerate(_rows(batch), done):
+                    if isinstance(row, str):
+                        yield table.rejection(number, "DAMAGED", row)
+                    else:
+                        yield from table.pairs([row], number)
                 done += batch.num_rows
         except _ERRORS as error:
             yield from (table.rejection(number, "DAMAGED", _line(error)) for number in range(done, end))
         done = end
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Every row, or what is wrong with one."""
+    try:
+        yield from batch.to_pylist()
+    except _WRONG_VALUES:
+        for number in range(batch.num_rows):
+            try:
+                (row,) = batch.slice(number, 1).to_pylist()
+            except _WRONG_VALUES as error:
+                yield _line(error)
+            else:
+                yield row
 
 
 def _look_over(found: list[File], params: ParquetParams, files: Files) -> None:

@@ -59,6 +59,8 @@ def listed(url: str) -> Iterator[Entry]:
     files = {path: facts for path, facts in found.items() if facts["type"] == "file"}
     if not files:
         raise ConfigError(url, "no files", "a folder or prefix with files below it", "look for an error in the URL")
+    if root in files:
+        raise ConfigError(url, "a file", "a folder or prefix with files below it", f"name {url.rpartition('/')[0]}")
     for path, facts in sorted(files.items()):
         state = _state(facts) or _state(_tried(url, partial(system.info, path)))
         if state is None:
@@ -98,14 +100,21 @@ def _entries(path: Path, _: int) -> dict[str, Entry]:
     return found
 
 
+def _entry(path: Path, name: str) -> Entry:
+    if (entry := entries(path).get(name)) is None:
+        raise Rejected("UNREADABLE", f"{name}: not in the manifest {path.name}")
+    return entry
+
+
 def read(path: Path, name: str, offset: int, size: int | None) -> bytes:
     """Bytes of a file of a manifest: `size` from `offset` on, or all that follow. Neighbouring reads cost one request.
 
     Raises:
-        Rejected: UNREADABLE, the file is gone or may not be read; CHANGED, it is another one than the manifest says.
+        Rejected: UNREADABLE, the file is gone, not listed or may not be read; CHANGED, it is another one than the
+            manifest says.
         MachineError: its place cannot be reached.
     """
-    entry = entries(path)[name]
+    entry = _entry(path, name)
     url, length = f"{url_of(path)}/{name}", entry.size
     _check(url, length, entry.etag)
     end = length if size is None else min(offset + size, length)
@@ -128,8 +137,9 @@ def _check(url: str, size: int, etag: str) -> None:
 
 
 def sha256(path: Path, name: str) -> str:
-    """What changes with a file of a manifest: a hash of its place, size and ETag, for which nothing is read."""
-    entry = entries(path)[name]
+    """What changes with a file of a manifest: a hash of its place, size and ETag, for which nothing is read. Rejected:
+    UNREADABLE, the manifest does not list it."""
+    entry = _entry(path, name)
     return hashlib.sha256(json.dumps([url_of(path), name, entry.size, entry.etag]).encode()).hexdigest()
 
 

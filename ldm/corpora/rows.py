@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ldm.corpora import captions, pixels
-from ldm.corpora.files import Files
+from ldm.corpora.files import Files, in_utf8
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, key_of
 from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.user_params import DatasetsParams, ParquetParams
@@ -102,12 +102,13 @@ class Table:
         return f"{self.name}/{number:09d}"
 
     def _source(self, number: int) -> dict[str, Any]:
-        return {"corpus": self.params.kind, "table": self.name, "row": number}
+        return {"corpus": self.params.kind, "table": in_utf8(self.name), "row": number}
 
 
 def _bytes_and_path(value: Any) -> tuple[bytes | None, str | None]:
     if isinstance(value, Mapping):
-        return value.get("bytes"), value.get("path")
+        data, path = value.get("bytes"), value.get("path")
+        return data if isinstance(data, bytes) else None, path if isinstance(path, str) else None
     return (value, None) if isinstance(value, bytes) else (None, value if isinstance(value, str) else None)
 
 

@@ -21,6 +21,10 @@ from ldm.precompute.work import Part
 _MOST_ITEMS = 1024
 _MOST_BYTES = 1 << 26
 """A part ends with the first of both: it is in memory as a whole, and a kill costs what was done of it."""
+_PASSING = frozenset({"TOO_SLOW", "CRASHED", "UNREADABLE"})
+"""Reasons of a rejection that may be gone in the next run: a busy machine, little memory, no right to read."""
+_FEWEST, _HOPELESS = 1000, 0.5
+"""Samples, and the share of them that is rejected, from which on no further unit is made."""
 _AROUND = frozenset(f"code.ldm/corpora/{name}.py" for name in ("preparation", "report", "units", "workers"))
 """Code that arranges samples, and changes none."""
 
@@ -50,8 +54,8 @@ def _version(package: str) -> str:
 def make(
     units: Sequence[Unit], run: Run, params: PrepareParams, num_workers: int, accelerator: Accelerator
 ) -> Sequence[Unit]:
-    """Make all units that `run` has not kept. Returns them; or fewer, once more samples of those are rejected than the
-    params allow for all.
+    """Make all units that `run` has not kept. Returns them; or fewer, if so many samples of those are rejected that the
+    rest is not worth the wait.
 
     Raises:
         Stopped: this process was asked to stop. What is done is kept.
@@ -62,15 +66,15 @@ def make(
         share = {unit.sha256: unit for unit in units[start:end]}
         assert len(share) == end - start, "units have hashes of their own"
         counts = [0, 0]
-        for part in work.keep_parts(run, share, parts_of, "prepare", "unit", accelerator):
+        for part in work.keep_parts(run, share, parts_of, "prepare", "unit", accelerator, _is_lasting):
             rejected = sum("reason" in item for item in part.values["items"])
             counts[0] += rejected + sum("image" in item for item in part.values["items"])
             counts[1] += rejected
         everyone: list[list[int]] = ranks.gather(counts)
         num_seen += sum(seen for seen, _ in everyone)
         num_rejected += sum(rejected for _, rejected in everyone)
-        # Units are of a size, more or less, so this many samples are expected in all.
-        if num_rejected > params.max_reject_fraction * num_seen * len(units) / end:
+        # Units differ in size, so a few do not decide about a corpus of which they are not typical.
+        if num_seen >= _FEWEST and num_rejected > max(_HOPELESS, params.max_reject_fraction) * num_seen:
             return units[:end]
     return units
 
@@ -94,6 +98,10 @@ def _rounds(num_units: int, num_processes: int) -> Iterator[tuple[int, int]]:
         end = min(num_units, max(num_processes, 2 * start))
         yield start, end
         start = end
+
+
+def _is_lasting(part: Part) -> bool:
+    return not any(item.get("reason") in _PASSING for item in part.values["items"])
 
 
 def _parts(

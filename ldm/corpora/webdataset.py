@@ -16,7 +16,7 @@ from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.progress import count, each
 from ldm.corpora import captions, pixels, tar_samples, unpacked
-from ldm.corpora.files import File, Files, is_ignored
+from ldm.corpora.files import File, Files, in_utf8, is_ignored
 from ldm.corpora.pairs import ByContent, Item, Pair, Picture, Rejected, Rejection, Unit, key_of
 from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.tar_samples import Sample
@@ -176,7 +176,7 @@ class _Reader:
         fields = self._fields(sample)
         texts = self._captions(sample, fields) if self.is_captioned else [""]
         image = self._image(tar_samples.picture(sample, self.params))
-        url = {"url": fields["url"]} if isinstance(fields.get("url"), str) else {}
+        url = {"url": in_utf8(fields["url"])} if isinstance(fields.get("url"), str) else {}
         return Pair(
             key=self._key(key),
             image=image,

@@ -4,6 +4,7 @@ again."""
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -59,6 +60,7 @@ def keep_parts(
     name: str,
     unit: str,
     accelerator: Accelerator,
+    is_lasting: Callable[[Part], bool] = lambda part: True,
 ) -> Iterator[Part]:
     """`keep_each` for units with too many results for memory, or too long to be lost by a stop: each is kept in parts.
     Every process gets the parts of its share, those of earlier runs included. In the end all processes wait for all;
@@ -66,6 +68,7 @@ def keep_parts(
 
     compute: (unit, results to skip, whether a stop is asked for) -> its further parts, of any size. When a stop is
         asked for, it hands out what it has, and ends.
+    is_lasting: whether a part of an earlier run counts; else it and what follows in its unit are computed again.
 
     Raises:
         Stopped: the process was asked to stop. Besides, what `Run.keep` raises.
@@ -74,7 +77,7 @@ def keep_parts(
     with StopRequest() as stop:
         for key in each(mine, name, unit, len(mine), is_shown=accelerator.is_main_process):
             start, is_done = 0, False
-            for part in kept_parts(run, key):
+            for part in takewhile(is_lasting, kept_parts(run, key)):
                 start, is_done = start + part.num_items, part.is_last
                 yield part
             if is_done:
