@@ -54,10 +54,10 @@ SAFEGUARDS = (
     Safeguard(
         "old states go after the new one has its name",
         "ldm/compute/state.py",
-        "            self._publish(name, state)\n            for old in states_of(self.directory)[:-num_kept]:\n"
-        "                shutil.rmtree(old)\n",
+        "            self._publish(name, state)\n            states = states_of(self.directory)\n",
         "            for old in states_of(self.directory)[: 1 - num_kept or None]:\n"
-        "                shutil.rmtree(old)\n            self._publish(name, state)\n",
+        "                shutil.rmtree(old)\n"
+        "            self._publish(name, state)\n            states = states_of(self.directory)\n",
         "tests/test_state.py",
     ),
     Safeguard(
