@@ -23,7 +23,7 @@ from tests.reliability.disagreements import KINDS
 from tests.test_cores import MACHINE
 from tests.toy_training import accelerator, averages, params, run_toy
 
-_SHORT = timedelta(seconds=2)
+_SHORT = timedelta(seconds=4)
 """The wait for an exchange within a step, shortened."""
 
 
@@ -64,7 +64,7 @@ def test_the_others_wait_for_what_the_main_process_does_alone(tmp_path: Path):
 
     def slowed(work: Callable[..., Any]) -> Callable[..., Any]:
         """The first call takes longer."""
-        delays = iter([1.5 * _SHORT.total_seconds()])
+        delays = iter([1.25 * _SHORT.total_seconds()])
 
         def slow(*args: Any, **options: Any) -> Any:
             time.sleep(next(delays, 0.0))
