@@ -34,7 +34,8 @@ def dtype_of(precision: AskedPrecision) -> torch.dtype:
 def autocast(device: torch.device, precision: AskedPrecision, *, keeps_casts: bool = True) -> torch.autocast:
     """Context with matrix products and convolutions in `precision`; fp32 also disables an enclosing autocast.
 
-    keeps_casts: keep each weight as it was cast until the context ends, for all who use it.
+    keeps_casts: keep each weight as it was cast until the context ends, for all who use it. If a network is split over
+        processes, that would be a whole one on each.
     """
     return torch.autocast(device.type, dtype_of(precision), enabled=precision != "fp32", cache_enabled=keeps_casts)
 

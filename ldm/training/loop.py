@@ -22,7 +22,7 @@ from ldm.core import images
 from ldm.core.errors import IntegrityError, NumericsError, Stopped
 from ldm.core.params import AskedPrecision
 from ldm.core.progress import Progress
-from ldm.training import batches, sharding
+from ldm.training import batches, plots, sharding
 from ldm.training.averages import Averages
 from ldm.training.batches import Batch, BatchAtStep
 from ldm.training.history import BadUpdates, History, Row
@@ -159,10 +159,7 @@ def _validate(training: "_Training", validate: Validate, picture: Picture | None
         drawn = picture(training.objective) if picture and (is_main or training.is_split) else None
         if is_main:
             if drawn is not None:
-                path = run.directory / f"picture-{training.step:09d}.png"
-                new = path.with_name(f".{path.name}.new")
-                drawn.save(new, "PNG")
-                new.replace(path)  # trackers read whole ones only
+                plots.write_picture(run.directory / f"picture-{training.step:09d}.png", drawn)
             live.show(training.history)
     ranks.wait()
 
@@ -250,7 +247,7 @@ class _Training:
             built = next(coming)
             batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in built.items()}
             with self.accelerator.accumulate(self.model):
-                with self._autocast():
+                with autocast(self.accelerator.device, self.precision, keeps_casts=not self.is_split):
                     scalars: dict[str, Tensor] = self.model(batch)
                 loss = scalars["loss"]
                 # A non-finite loss can have finite gradients, and on one process only: make every gradient NaN, so that
@@ -259,10 +256,6 @@ class _Training:
             for name, value in scalars.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / num_passes
         return sums
-
-    def _autocast(self) -> torch.autocast:
-        # Casts that are kept would be a whole network on every process.
-        return autocast(self.accelerator.device, self.precision, keeps_casts=not self.is_split)
 
     def _count(self, is_good: Tensor, scalars: Mapping[str, Tensor]) -> None:
         in_row = torch.where(is_good, 0, self.bad.in_row + 1)
@@ -328,7 +321,7 @@ class _Training:
         """A block in which the objective has the averaged weights, in evaluation mode, without gradients."""
         self.averages.swap()
         self.objective.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.accelerator.device, self.precision, keeps_casts=not self.is_split):
             yield
         self.objective.train()
         self.averages.swap()

@@ -95,7 +95,7 @@ def _orthogonalised_together(
     stacks: Sequence[Float[Tensor, "b r c"]], num_iterations: int
 ) -> Sequence[Float[Tensor, "b r c"]]:
     """All matrices of all stacks, orthogonalised: each by one of the processes, in turn, and sent to the others."""
-    if ranks.count() == 1:
+    if ranks.count() == 1 or not stacks:
         return [orthogonalised(stack, num_iterations) for stack in stacks]
     found, first = [torch.zeros_like(stack) for stack in stacks], distributed.get_rank()
     for stack, to in zip(stacks, found, strict=True):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.core import images
+
 Points = list[tuple[float, float]]
 Table = dict[str, Points]
 
@@ -89,6 +91,13 @@ def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     new = path.with_name(f".{path.name}.new")
     write_rows(new, [columns, *([_text(row.get(name)) for name in columns] for row in rows)])
+    new.replace(path)
+
+
+def write_picture(path: Path, picture: images.Image.Image) -> None:
+    """Write a PNG. A reader finds the former file or this one, never a part of it."""
+    new = path.with_name(f".{path.name}.new")
+    picture.save(new, "PNG")
     new.replace(path)
 
 
