@@ -61,7 +61,8 @@ def run_two(folder: Path, work: Callable[[int], None], patience_seconds: float =
 def _kill(left: dict[int, int]) -> dict[int, str]:
     """What the threads of each wait for in the kernel; where they are in Python, it prints itself."""
     waits = {
-        rank: [task.name + " " + (task / "wchan").read_text() for task in _tasks(pid)] for rank, pid in left.items()
+        rank: [f"{file.parent.name} {file.read_text()}" for file in sorted(Path(f"/proc/{pid}/task").glob("*/wchan"))]
+        for rank, pid in left.items()
     }
     for child in left.values():
         os.kill(child, signal.SIGUSR1)
@@ -70,10 +71,6 @@ def _kill(left: dict[int, int]) -> dict[int, str]:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return {rank: "\n".join(["threads wait in", *lines, ""]) for rank, lines in waits.items()}
-
-
-def _tasks(process: int) -> list[Path]:
-    return sorted(Path(f"/proc/{process}/task").iterdir())
 
 
 def _fork(said: Path, rank: int, port: int, work: Callable[[int], None]) -> int:

@@ -139,12 +139,12 @@ def test_a_value_that_python_cannot_take_costs_its_row(mine: Path) -> None:
         captions = CAPTIONS.model_copy(update={"sources": [name]})
         table = pyarrow.table({"image": [_png(level) for level in range(3)], name: column})
         pq.write_table(table, mine / "train.parquet")
-        found = _read(mine, is_captioned=name == "text", **({"captions": captions}))
+        found = _read(mine, is_captioned=name == "text", captions=captions)
         if name == "text":
             assert [item.reason if isinstance(item, Rejection) else _level(item) for item in found] == [0, "DAMAGED", 2]
         else:
             assert [_level(item) for item in found] == [0, 1, 2], "a column that no param names is not read"
-        found = _read(mine, **({"captions": captions}))
+        found = _read(mine, captions=captions)
         assert isinstance(found[1], Rejection) and found[1].reason == "DAMAGED"
 
 
