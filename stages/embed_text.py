@@ -31,7 +31,7 @@ def main() -> str:
     shards.check_fits(params, model)
     inputs = {made_with.kind: made_with.content_sha256}
     # What is kept may be used again whenever the encoder and its settings are the same, even for other captions.
-    made_by = {**inputs, "device": accelerator.device.type}
+    made_by = {**inputs, "config": made_with.config_sha256, "device": accelerator.device.type}
     key = fingerprint.of(__file__, params, made_by, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "embed_text", key, machine)
     inputs |= {f"captions_{name}": split.sha256 for name, split in splits.items()}

@@ -14,7 +14,7 @@ from ldm.core import stage
 from ldm.autoencoder.encoding import latents
 from ldm.autoencoder.encoding.latents import KIND as LATENTS
 from ldm.autoencoder.encoding.params import EncodeLatentsParams
-from ldm.autoencoder.encoding.shards import prove_attention, scales, write_shards
+from ldm.autoencoder.encoding.shards import keys, prove_attention, scales, write_shards
 from ldm.autoencoder.model import networks
 from ldm.compute import compilation, devices, fingerprint, process, state
 from ldm.core import artifact, config, workspace
@@ -34,7 +34,8 @@ def main() -> str:
     sizes_px = {size for split in SPLITS for size in shards[split].image_sizes_px}
     prove_attention(autoencoder, sizes_px, params, accelerator.device)
     compilation.prepare(machine, *autoencoder.halves)
-    inputs = {"autoencoder": passport.content_sha256, "device": accelerator.device.type}
+    network = {"autoencoder": passport.content_sha256, "config": passport.config_sha256}
+    inputs = {**network, "device": accelerator.device.type}
     made_by = fingerprint.of(__file__, params, inputs, without=fingerprint.AROUND)
     run = state.Run(workspace.runs(paths.runs), "encode_latents", made_by, machine)
     summary = ""
@@ -56,10 +57,10 @@ def main() -> str:
             }
             for split in SPLITS:
                 inputs = {"autoencoder": passport.content_sha256, "images": shards[split].sha256}
-                sha256 = [run.file(key)[1] for key in shards[split].shard_sha256]
+                sha256 = [run.file(key)[1] for key in keys(shards[split], params)]
                 writers[split].finish(len(sha256), params.model_dump(), inputs, facts, sha256=sha256)
             artifact.write_json(results / "metrics.json", latents.metrics(scale, scaled))
-            run.retain([key for split in SPLITS for key in shards[split].shard_sha256])
+            run.retain([key for split in SPLITS for key in keys(shards[split], params)])
             summary = ", ".join(f"{len(shards[split])} {split}" for split in SPLITS)
     return f"encode_latents: {summary} latents -> {paths.latents}"
 

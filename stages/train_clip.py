@@ -34,7 +34,7 @@ def main() -> str:
         process.check_files([*pairs.files, *val.files], accelerator)
     inputs = {"images": pairs.images.sha256, "captions": pairs.captions.sha256}
     run = state.Run(workspace.runs(paths.runs), "train_clip", fingerprint.of(__file__, params, inputs), machine)
-    encoder = sources.obtain_encoder(params)
+    encoder = sources.obtain_encoder(params) if accelerator.is_main_process else None
     model, history = sources.obtain(params, pairs, val, accelerator, run)
     # A model from elsewhere does not depend on the corpus, so its passport names no inputs and no history.
     with process.outputs(accelerator, Path(paths.clip), Path(paths.clip_results)) as (folder, results):

@@ -257,6 +257,12 @@ def test_images_that_become_too_small_are_refused(backbones):
     full.check_sizes([(36, 36), (64, 36)])
     with pytest.raises(ConfigError, match=r"perceptual: images of 8 px; expected at least 17 px\nfix: raise equi"):
         full.check_sizes([(36, 36), (64, 16)])
+    edges = objective(gradient_weight=1.0, num_gradient_scales=3, equivariance=EQUIVARIANCE)
+    edges.check_sizes([(16, 16)])
+    with pytest.raises(
+        ConfigError, match=r"num_gradient_scales: images of 4 px; expected at least 8 px\n.*or lower it"
+    ):
+        edges.check_sizes([(8, 8)])
 
 
 def test_turned_samples_are_those_of_torch_and_gradients_come_back():

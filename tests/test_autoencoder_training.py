@@ -15,6 +15,7 @@ from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.autoencoder.training import latent_noise, reconstruction
 from ldm.autoencoder.training.loss_params import ReconstructionParams
 from ldm.autoencoder.training.objective import ReconstructionObjective
+from ldm.autoencoder.training.params import PretrainedAutoencoderParams
 from ldm.core import images
 from ldm.core.shards import Shards
 from ldm.training.params import TrainingParams
@@ -23,6 +24,9 @@ from tests.training_data import AUTOENCODER, NUM_SAMPLES, autoencoder_params, wr
 
 TRAINING = TrainingParams.model_validate_json(json.dumps(AUTOENCODER["source"]["training"]))
 NETWORK = KLAutoencoderParams.model_validate(AUTOENCODER["source"]["network"])
+BROUGHT = PretrainedAutoencoderParams(
+    kind="pretrained", path="x", factor=4, latent_channels=4, reconstruction=None, training=None
+)
 LOSS = ReconstructionParams.model_validate(AUTOENCODER["source"]["reconstruction"])
 
 
@@ -117,6 +121,20 @@ def test_measurement_takes_every_image_once(splits: dict[str, Shards]):
     with torch.no_grad():
         curves = measurement.curves(ReconstructionObjective(autoencoder, LOSS))
     assert curves["psnr_db"] == pytest.approx(reconstruction.psnr(image, other)[:4].mean().item(), abs=2e-3)
+
+
+def test_what_is_not_trained_is_measured_on_as_many_pixels_as_fit(
+    splits: dict[str, Shards], monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+    autoencoder = build(NETWORK).eval()
+    monkeypatch.setattr(autoencoder, "decode", lambda z, real=autoencoder.decode: sizes.append(len(z)) or real(z))
+    monkeypatch.setattr(reconstruction, "_NUM_PIXELS", 2 * 16 * 16)
+    params = autoencoder_params().model_copy(update={"source": BROUGHT})
+    measurement = reconstruction.Measurement(splits["val"], params, accelerator(TRAINING))
+    measurement.metrics(autoencoder, None)
+    measurement.draw(autoencoder)
+    assert max(sizes) == 2
 
 
 def test_originals_stand_beside_reconstructions(splits: dict[str, Shards], tmp_path: Path):

@@ -144,6 +144,31 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "halves prepare.image_size_px 32, and two pixels make a gradient",
         ),
         (
+            {
+                "train_autoencoder.source.reconstruction.equivariance": {"probability": 0.5, "min_scale": 0.25},
+                "train_autoencoder.source.reconstruction.gradient_weight": 0.1,
+                "train_autoencoder.source.reconstruction.num_gradient_scales": 4,
+            },
+            "train_autoencoder.source.reconstruction.num_gradient_scales: found 4; expected at most 3: every scale "
+            "halves prepare.image_size_px 32, which equivariance.min_scale 0.25 makes 8 px, and two pixels make a "
+            "gradient",
+        ),
+        (
+            {
+                "evaluate.feature_spaces": [
+                    {"kind": "clip", "architecture": "ViT-L-14-366", "weights": "data/models/inception/x"}
+                    | {"quick_gelu": True}
+                ]
+            },
+            "evaluate.feature_spaces.0.architecture: found ViT-L-14-366; expected an architecture of open_clip "
+            "(open_clip.list_models())",
+        ),
+        (
+            {"train_unet.network.position_embedding": False, "sample.drawing.size_px": [32, 64]},
+            "sample.drawing.size_px: found [32, 64]; expected a square: the oracle and the feature space of the corpus "
+            "shapes read no other images",
+        ),
+        (
             {"train_unet.init_from": {"path": "data/models/unet/../../unet", "may_differ": ["prediction"]}},
             "train_unet.init_from.path: found data/models/unet/../../unet; expected a path in data/models/unet, "
             "the folder where DVC sees that weights changed",
@@ -168,6 +193,16 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
 def test_a_contradiction_is_one_line_with_its_reason(tmp_path: Path, changes: dict[str, Any], finding: str) -> None:
     found = findings(tmp_path, changes)
     assert found == [finding]
+
+
+def test_a_classifier_reads_images_of_its_size_that_it_has_not_learned_from(tmp_path: Path) -> None:
+    side = YAML(typ="safe").load(params_of("digits"))["prepare"]["image_size_px"]
+    changes = {"sample.seen_split": "train", "train_unet.network.position_embedding": False}
+    found = findings(tmp_path, {**changes, "sample.drawing.size_px": [side, 2 * side]}, "digits.yaml")
+    assert [line.split(";")[0] for line in found] == [
+        f"sample.drawing.size_px: found [{side}, {2 * side}]",
+        "sample.seen_split: found train",
+    ]
 
 
 def test_without_captions_nothing_is_learned_from_them_asked_for_or_checked(tmp_path: Path) -> None:
@@ -546,9 +581,10 @@ def test_networks_take_every_bucket(tmp_path: Path) -> None:
 
 
 def test_the_size_of_samples_suits_the_networks(tmp_path: Path) -> None:
-    (found,) = findings(tmp_path, {"sample.drawing.size_px": [30, 32]})
+    unread = {"evaluate.accuracy": {"kind": "none"}, "evaluate.feature_spaces": []}
+    (found,) = findings(tmp_path, unread | {"sample.drawing.size_px": [30, 32]})
     assert found.startswith("sample.drawing.size_px: found [30, 32]; expected multiples of 8, the pixels")
-    (found,) = findings(tmp_path, {"sample.drawing.size_px": [40, 24]})
+    (found,) = findings(tmp_path, unread | {"sample.drawing.size_px": [40, 24]})
     assert found.endswith("found [40, 24]; expected null: the positions of train_unet.network fit the square alone")
 
 

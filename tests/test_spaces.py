@@ -122,4 +122,8 @@ def test_clip_refuses_other_weights_and_unknown_architectures(tmp_path: Path) ->
         clip(path)
     with pytest.raises(ConfigError, match="architecture ViT-none"):
         clip(path, architecture="ViT-none")
+    with pytest.raises(ConfigError, match="quick_gelu: false; expected true, since ViT-B-32-quickgelu"):
+        clip(path, architecture="ViT-B-32-quickgelu", quick_gelu=False)
+    with pytest.raises(ConfigError, match="architecture ViT-B-16-SigLIP; expected one whose towers and tokenizer are"):
+        clip(path, architecture="ViT-B-16-SigLIP")
     assert reference_clip.build.__doc__

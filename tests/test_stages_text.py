@@ -159,17 +159,20 @@ def contents(folder: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
-def write_autoencoder(scale: float = 1.0) -> KLAutoencoder:
+def write_autoencoder(scale: float = 1.0, **changes: Any) -> KLAutoencoder:
     torch.manual_seed(0)
-    model = KLAutoencoder(KLAutoencoderParams.model_validate(AUTOENCODER)).eval()
+    config = AUTOENCODER | changes
+    model = KLAutoencoder(KLAutoencoderParams.model_validate(config)).eval()
     with torch.no_grad():
         model.quant_conv.weight *= scale
-    artifact.write(Path("data/autoencoder"), KINDS["autoencoder"], AUTOENCODER, model.state_dict(), {}, {})
+    artifact.write(Path("data/autoencoder"), KINDS["autoencoder"], config, model.state_dict(), {}, {})
     return model
 
 
-def write_clip() -> None:
-    clip.build(ClipParams.model_validate(CLIP), 0).save(Path("data/clip"), {}, {})
+def write_clip(quick_gelu: bool = False) -> None:
+    model = clip.build(ClipParams.model_validate(CLIP), 0)
+    model.model_cfg["quick_gelu"] = quick_gelu
+    model.save(Path("data/clip"), {}, {})
 
 
 def one_of_two(rank: int, port: int, names: list[str]) -> None:
@@ -459,6 +462,32 @@ def test_units_of_another_encoder_are_neither_used_nor_left(here: Path):
         run("encode_latents")
     assert sum(sizes) == NUM_ENCODED
     assert len(list(Path("runs/encode_latents").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["encode_latents", "embed_text"])
+def test_equal_weights_of_another_network_are_another_encoder(here: Path, name: str):
+    write_autoencoder()
+    write_clip()
+    run(name)
+    write_autoencoder(norm_groups=8)
+    write_clip(quick_gelu=True)
+    with counted(name) as sizes:
+        run(name)
+    assert sum(sizes) == {"encode_latents": NUM_ENCODED, "embed_text": len(all_captions())}[name]
+
+
+def test_a_tar_that_moves_to_the_training_is_mirrored(here: Path):
+    write_autoencoder()
+    change("encode_latents", mirrored=True)
+    for split, other in (("train", "val"), ("val", "train")):
+        shutil.copytree(Path("data/images") / split, Path("before") / other)
+    run("encode_latents")
+    shutil.rmtree("data/images")
+    shutil.move("before", "data/images")
+    run("encode_latents")
+    latents = Cache(Path("data/latents/train"), LATENTS)
+    mirrored = latents.gather("mean_mirrored", np.arange(COUNTS["val"]))
+    assert not torch.equal(mirrored, latents.gather("mean", np.arange(COUNTS["val"])))
 
 
 UNRELATED = ("sampling/samplers/unipc", "denoiser/model/params", "training/loop", "core/errors", "core/stage")

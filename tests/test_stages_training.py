@@ -224,6 +224,22 @@ def test_a_stopped_stage_gives_the_same_files(workspace: Path, name: str, monkey
     assert not list((workspace / "runs" / name).iterdir())
 
 
+def test_a_stopped_training_does_not_go_on_with_latents_of_another_scale(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module = script("train_unet")
+    monkeypatch.setattr(module, "train", stopped_at(module.train, 4))
+    with pytest.raises(Stopped):
+        module.main()
+    path = workspace / "data/latents/train" / artifact.PASSPORT
+    passport = json.loads(path.read_text())
+    passport["facts"]["latent_scale"]["std"] = [5.0] * 4
+    artifact.write_json(path, artifact.sealed(passport))
+    script("train_unet").main()
+    assert "going on" not in capsys.readouterr().out
+    assert artifact.read_passport(workspace / "data/unet", KINDS["unet"]).facts["latent_scale"]["std"] == [5.0] * 4
+
+
 @pytest.mark.parametrize(
     ("name", "width", "asked"),
     [("train_autoencoder", 16, "train fp32, 16 x 16 tokens"), ("train_unet", 8, "train fp32, 4 x 4 tokens")],

@@ -178,3 +178,14 @@ def test_heads_of_one_width_are_those_of_a_list(inputs: Inputs, tmp_path: Path):
     write(tmp_path, inputs)
     params = unet_params(network={"head_width": [8, 8]})
     load_weights(UNet(params.network), init_from(tmp_path), params, inputs)
+
+
+def test_a_scale_of_other_channels_is_refused_where_the_weights_are_made_to_fit(inputs: Inputs, tmp_path: Path):
+    write(tmp_path, inputs, facts={"latent_scale": {"mean": [1.0], "std": [3.0]}})
+    params = PARAMS.model_copy(update={"init_from": init_from(tmp_path)})
+    with pytest.raises(
+        ConfigError, match="latents of 4 channels; expected 1, as its latent scale has\nfix: name latent"
+    ):
+        start(UNet(PARAMS.network), params, inputs)
+    params = PARAMS.model_copy(update={"init_from": init_from(tmp_path, "latent_scale")})
+    assert start(UNet(PARAMS.network), params, inputs)[0].facts == inputs.facts

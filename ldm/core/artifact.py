@@ -62,6 +62,11 @@ class Passport(BaseModel):
     packages: dict[str, str]
     passport_sha256: str
 
+    @property
+    def config_sha256(self) -> str:
+        """Hash of the config, which says what the weights mean: two networks may share all of them."""
+        return sha256_json(self.config)
+
 
 def sha256_json(value: object) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), in hex."""
@@ -83,9 +88,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode
-    try:
+    with writing(path):
         save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path)
         path.chmod(mode)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """A block that writes safetensors, whose own errors tell of the disk in their text only. OSError: the disk refuses
+    it."""
+    try:
+        yield
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

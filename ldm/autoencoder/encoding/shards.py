@@ -86,6 +86,12 @@ def scales(params: EncodeLatentsParams, train: Measured, val: Measured, where: s
             return stated, val.scale.relative_to(stated)
 
 
+def keys(shards: Shards, params: EncodeLatentsParams) -> list[str]:
+    """By what a run keeps the latents of every shard of images: its hash, and whether there are mirrored ones too."""
+    ending = "-mirrored" if _is_mirrored(shards, params) else ""
+    return [f"{sha256}{ending}" for sha256 in shards.shard_sha256]
+
+
 def write_shards(
     writer: CacheWriter,
     autoencoder: Autoencoder,
@@ -100,13 +106,18 @@ def write_shards(
 
     num_workers: as of `encode`.
     """
-    is_mirrored = params.mirrored and shards.directory.name == "train"
-    work = {key: shards.shard_samples(number) for number, key in enumerate(shards.shard_sha256)}
+    is_mirrored = _is_mirrored(shards, params)
+    kept = keys(shards, params)
+    work = {key: shards.shard_samples(number) for number, key in enumerate(kept)}
 
     def compute(samples: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return encode(autoencoder, shards, samples, params, is_mirrored, num_workers, accelerator.device), {}
 
     keep_each(run, work, compute, f"encode_latents {shards.directory.name}", "shard", accelerator)
     for number in process.share_of(range(shards.num_shards), accelerator):
-        writer.link_shard(number, run.file(shards.shard_sha256[number])[0])
+        writer.link_shard(number, run.file(kept[number])[0])
     ranks.wait()
+
+
+def _is_mirrored(shards: Shards, params: EncodeLatentsParams) -> bool:
+    return params.mirrored and shards.directory.name == "train"

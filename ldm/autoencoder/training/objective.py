@@ -47,13 +47,16 @@ class ReconstructionObjective(nn.Module):
         """ConfigError: images that belong to latents of these sizes become too small for a term of the loss."""
         terms = {"perceptual": self.perceptual, "adversarial": self.adversary}
         least = {name: term.min_side_px for name, term in terms.items() if term is not None}
+        if self.params.gradient_weight:
+            least["num_gradient_scales"] = 2**self.params.num_gradient_scales  # the last one is of two pixels
         scale = 1.0 if self.params.equivariance is None else self.params.equivariance.min_scale
         smallest = min(side for size in latent_sizes for side in equivariance.scaled_size(size, scale))
         side_px = self.autoencoder.factor * smallest
         for name, min_side_px in least.items():
             if side_px < min_side_px:
                 expected = f"at least {min_side_px} px"
-                fix = "raise equivariance.min_scale or the size of the images, or choose a smaller network"
+                smaller = "lower it" if name == "num_gradient_scales" else "choose a smaller network"
+                fix = f"raise equivariance.min_scale or the size of the images, or {smaller}"
                 raise ConfigError(f"train_autoencoder: {name}", f"images of {side_px} px", expected, fix)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,8 +25,9 @@ from ldm.training.params import TrainingParams
 
 _LEAST_MSE = 1e-3
 _WINDOW_PX, _WINDOW_STD_PX = 11, 1.5
-_NUM_ROWS = 64
-"""Images measured at once, if no training says how many fit."""
+_NUM_ROWS, _NUM_PIXELS = 64, 2**20
+"""Images measured at once, if no training says how many fit, and pixels of them all: decoders of Stable Diffusion take
+3 kB of memory for each."""
 
 
 def open_splits(folder: Path, is_trained: bool, accelerator: Accelerator) -> dict[str, Shards]:
@@ -80,7 +81,9 @@ class Measurement:
 
     def __init__(self, shards: Shards, params: TrainAutoencoderParams, accelerator: Accelerator) -> None:
         self._shards, self._params, self._accelerator = shards, params, accelerator
-        self._num_rows = rows_per_pass(params.training, accelerator) if params.training else _NUM_ROWS
+        area = max(height * width for height, width in shards.image_sizes_px)
+        fitting = min(_NUM_ROWS, max(1, _NUM_PIXELS // area))
+        self._num_rows = rows_per_pass(params.training, accelerator) if params.training else fitting
 
     def curves(self, objective: nn.Module) -> dict[str, float]:
         """`loss` (without posterior noise) and `psnr_db` over `num_validation_samples` images, the first ones."""
@@ -118,7 +121,7 @@ class Measurement:
     def draw(self, autoencoder: Autoencoder) -> images.Image.Image:
         """A picture of originals, each beside its reconstruction."""
         count, pairs = self._params.num_pictures, list[Tensor]()
-        for samples in self._shards.buckets.batches(count, count):
+        for samples in self._shards.buckets.batches(count, self._num_rows):
             image = self._shards.images(samples.tolist())
             signal = to_signal(image.to(self._accelerator.device))
             reconstruction = to_image(autoencoder.decode(autoencoder.encode(signal).mode())).cpu()

@@ -12,7 +12,7 @@ from ldm.denoiser.model.schedules import VE_SIGMAS, Prediction, ScheduleName, al
 class NetworkBase(Section):
     """What the params of a denoising network have, whatever its kind."""
 
-    latent_channels: int = Field(ge=1, le=64)
+    latent_channels: int = Field(ge=1, le=256)
     """Channels of the latent."""
     latent_size: int = Field(ge=1, le=1024)
     """Height and width of the training latents."""

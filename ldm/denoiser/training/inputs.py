@@ -120,6 +120,14 @@ class Inputs:
         return replace(self, train=self.train.scaled(scale), val=self.val.scaled(scale))
 
     @property
+    def settings_sha256(self) -> dict[str, str]:
+        """Hashes of what a training depends on besides the contents of its inputs: how latents are scaled, and how
+        captions are encoded."""
+        train_split = self.embeddings.passport.config["train_split"]
+        settings = {"latent_scale": self.train.scale.to_facts(), "train_split": train_split}
+        return {name: artifact.sha256_json(value) for name, value in settings.items()}
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Facts for the passport, which users of the trained denoiser compare with their own inputs."""
         return {

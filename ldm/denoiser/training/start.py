@@ -38,9 +38,17 @@ def start(unet: nn.Module, params: TrainUNetParams, inputs: Inputs) -> tuple[Inp
     passport = Path(params.init_from.path) / artifact.PASSPORT
     if passport.is_file() and "latent_scale" not in params.init_from.may_differ:
         with artifact.fitting(passport.parent):
-            facts = artifact.read_passport(passport.parent, KIND).facts["latent_scale"]
-            inputs = inputs.scaled(LatentScale.from_facts(facts))
+            scale = LatentScale.from_facts(artifact.read_passport(passport.parent, KIND).facts["latent_scale"])
+        inputs = inputs.scaled(_of_as_many_channels(scale, inputs.train.latent_shapes[0][0]))
     return inputs, {**inputs.sha256, "init_from": load_weights(unet, params.init_from, params, inputs)}
+
+
+def _of_as_many_channels(scale: LatentScale, num_channels: int) -> LatentScale:
+    if len(scale.mean) == num_channels:
+        return scale
+    found, expected = f"latents of {num_channels} channels", f"{len(scale.mean)}, as its latent scale has"
+    fix = "name latent_scale in may_differ, so that the scale of these latents is used"
+    raise ConfigError(f"{_WHERE}.init_from", found, expected, fix)
 
 
 def load_weights(unet: nn.Module, init_from: InitFromParams, params: TrainUNetParams, inputs: Inputs) -> str:

@@ -75,13 +75,19 @@ def _sizes(params: Params) -> Iterator[Finding]:
     reconstruction = params.train_autoencoder.reconstruction
     scales = reconstruction.num_gradient_scales if reconstruction else 1
     side_px = min(side for size in params.prepare.corpus.sizes_px(image_size_px) for side in size)
+    side = f"prepare.image_size_px {side_px}" if side_px == image_size_px else f"{side_px} px of a bucket"
+    fix = "lower it, or raise prepare.image_size_px"
+    if reconstruction and reconstruction.equivariance and reconstruction.gradient_weight:
+        least = reconstruction.equivariance.min_scale
+        side_px = factor * max(1, round(least * (side_px // factor)))
+        side += f", which equivariance.min_scale {least:g} makes {side_px} px"
+        fix += " or equivariance.min_scale"
     if side_px >> (scales - 1) < 2:
-        side = f"prepare.image_size_px {side_px}" if side_px == image_size_px else f"{side_px} px of a bucket"
         yield (
             "train_autoencoder.source.reconstruction.num_gradient_scales",
             f"found {scales}; expected at most {side_px.bit_length() - 1}: every scale halves "
             f"{side}, and two pixels make a gradient",
-            "lower it, or raise prepare.image_size_px",
+            fix,
         )
     if image_size_px % factor:
         yield (
@@ -214,14 +220,18 @@ def _open_clip_config(architecture: str) -> dict[str, Any] | None:
 
 def _pretrained(params: Params) -> Iterator[Finding]:
     """Names of pretrained models must be known, as far as this can be checked without loading them."""
-    source = params.train_clip.source
-    if isinstance(source, OpenClipParams | ClipFileParams) and _open_clip_config(source.architecture) is None:
-        near = get_close_matches(source.architecture, list(_open_clip_configs()), 3)
-        yield (
-            "train_clip.source.architecture",
-            f"found {source.architecture}; expected an architecture of open_clip (open_clip.list_models())",
-            f"write {' or '.join(near)}" if near else "write one, such as ViT-L-14",
-        )
+    places = {"train_clip.source": params.train_clip.source}
+    places |= {f"evaluate.feature_spaces.{i}": space for i, space in enumerate(params.evaluate.feature_spaces)}
+    for place, clip in places.items():
+        if not isinstance(clip, OpenClipParams | ClipFileParams | ClipSpaceParams):
+            continue
+        if _open_clip_config(clip.architecture) is None:
+            near = get_close_matches(clip.architecture, list(_open_clip_configs()), 3)
+            yield (
+                f"{place}.architecture",
+                f"found {clip.architecture}; expected an architecture of open_clip (open_clip.list_models())",
+                f"write {' or '.join(near)}" if near else "write one, such as ViT-L-14",
+            )
 
 
 def _weights(params: Params) -> Iterator[Finding]:
@@ -369,6 +379,7 @@ RULES: tuple[Callable[[Params], Iterator[Finding]], ...] = (
     contents.kinds,
     contents.captions,
     contents.instruments,
+    contents.oracles,
     contents.own_clip,
     _tasks,
 )

@@ -1,4 +1,4 @@
-"""Rules on what the corpus holds: what can be learned from it and measured with it."""
+"""Rules on what the corpus holds: what can be learned from it, and what its images can be measured with."""
 
 from collections.abc import Iterator
 from typing import get_args
@@ -58,6 +58,25 @@ def instruments(params: Params) -> Iterator[Finding]:
                 f"{space.kind} only, not of {corpus.kind}",
                 "remove it",
             )
+
+
+def oracles(params: Params) -> Iterator[Finding]:
+    """An oracle must be able to read what is drawn, and one that learns must not have learned from what it reads."""
+    accuracy, drawn = params.evaluate.accuracy, params.sample.drawing.size_px
+    side = params.prepare.image_size_px
+    kinds = {accuracy.kind, *(space.kind for space in params.evaluate.feature_spaces)}
+    learns = isinstance(accuracy, ClassifierOracleParams)
+    found = f"found {drawn and list(drawn)}; expected "
+    if drawn is not None and "shapes" in kinds and drawn[0] != drawn[1]:
+        found += "a square: the oracle and the feature space of the corpus shapes read no other images"
+        yield "sample.drawing.size_px", found, "set it to null"
+    if drawn is not None and learns and drawn != (side, side):
+        found += f"null: the classifier of evaluate.accuracy reads images of {side} x {side} pixels"
+        yield "sample.drawing.size_px", found, "set it to null"
+    if learns and params.sample.seen_split == "train":
+        found = "found train; expected val: the classifier of evaluate.accuracy learns from training images, and its "
+        found += "score on real images is to be one of images that it has not seen"
+        yield "sample.seen_split", found, "set it to val"
 
 
 def own_clip(params: Params) -> Iterator[Finding]:
