@@ -70,15 +70,14 @@ def shows(scene: Mapping[str, Any], shape: str) -> bool:
 def matched(scenes: Sequence[Mapping[str, Any]], shape: str, count: int) -> tuple[list[int], list[int]]:
     """Numbers of usual and of unusual scenes, at most `count` each, as many of each number of objects: scenes of more
     objects are harder for every model, and show the shape more often."""
-    found: tuple[list[int], list[int]] = ([], [])
+    pairs: list[tuple[int, int]] = []
     for size in sorted({len(scene["objects"]) for scene in scenes}):
         own = [i for i, scene in enumerate(scenes) if len(scene["objects"]) == size]
-        sides = [[i for i in own if shows(scenes[i], shape) == is_unusual] for is_unusual in (False, True)]
-        for side, chosen in zip(found, sides, strict=True):
-            side += chosen[: min(map(len, sides))]
-    # In the order of the scenes, so that a cut keeps the mixture of sizes.
-    usual, unusual = (sorted(side)[:count] for side in found)
-    return usual, unusual
+        usual, unusual = ([i for i in own if shows(scenes[i], shape) == is_unusual] for is_unusual in (False, True))
+        pairs += zip(usual, unusual, strict=False)
+    # In the order of the unusual scenes, so that a cut keeps the mixture of sizes.
+    chosen = sorted(pairs, key=lambda pair: pair[1])[:count]
+    return sorted(first for first, _ in chosen), sorted(second for _, second in chosen)
 
 
 def params_without(params: AnomalyParams, base: Mapping[str, Any]) -> dict[str, Any]:

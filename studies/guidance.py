@@ -6,9 +6,10 @@ of colour values at 0 or 255, and chroma.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from pydantic import Field, JsonValue
 from skimage import color
 from torch import Tensor
@@ -54,15 +55,31 @@ def chroma(images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
     return torch.hypot(lab[..., 1], lab[..., 2]).flatten(1).mean(1)
 
 
+def over_prompts(values: Tensor) -> Estimate:
+    """The mean of values of the images from the first noise and then of those from the second. Its interval counts both
+    images of a prompt as one: they are alike."""
+    first, second = values.double().chunk(2)
+    return metrics.mean_interval((first + second) / 2)
+
+
+def share(hits: Bool[Tensor, "n"]) -> Estimate:
+    """The share of true values, as `over_prompts`. Where all are alike, that interval would have width 0; then it is
+    Wilson's for as many as there are prompts."""
+    found = over_prompts(hits)
+    if found.value in (0, 1):
+        return metrics.proportion(hits.chunk(2)[0].tolist())
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
 def measures(measured: Mapping[str, Tensor], real: Float[Tensor, "n f"]) -> dict[str, Estimate]:
     """The estimates of one scale. measured: rows of the images from the first noise, then of those from the second."""
     first, second = measured["features"].double().chunk(2)
-    found = {name: metrics.proportion(measured[name].tolist()) for name in CHECKS}
+    found = {name: share(measured[name]) for name in CHECKS}
     found["pair_distance"] = metrics.mean_interval((first - second).norm(dim=1))
     found["recall"] = metrics.proportion(intervals.is_covered(real, measured["features"]).tolist())
-    found["precision"] = metrics.proportion(intervals.is_covered(measured["features"], real).tolist())
-    found["clipped"] = metrics.mean_interval(measured["clipped"])
-    found["chroma"] = metrics.mean_interval(measured["chroma"])
+    found["precision"] = share(intervals.is_covered(measured["features"], real))
+    found["clipped"] = over_prompts(measured["clipped"])
+    found["chroma"] = over_prompts(measured["chroma"])
     return found
 
 

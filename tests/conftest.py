@@ -21,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What tests hash is none of the user's business.
 _CACHE = tempfile.TemporaryDirectory(prefix="ldm-cache-")
 os.environ["LDM_CACHE"] = _CACHE.name
+# DVC would start a process for it after every command.
+os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
 # Workers that take one file after the other end at about the same time if the longest come first. Many wait for the

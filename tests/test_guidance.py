@@ -164,6 +164,14 @@ def test_rescaling_restores_the_deviation_of_the_unguided_prediction():
     torch.testing.assert_close(deviations(5.0, 0.7), 0.7 * before + 0.3 * guided)
 
 
+def test_rescaling_leaves_an_image_without_deviation():
+    z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    z[0] = 0.5
+    found = rules.rescaled(z, z.roll(1, 0), 0.7)
+    assert torch.equal(found[0], z[0]) and bool(found.isfinite().all())
+    assert torch.equal(rules.rescaled(z[:, :1, :1, :1], z[:, :1, :1, :1], 0.7), z[:, :1, :1, :1])
+
+
 def test_dynamic_thresholding_keeps_the_limits_and_saturates_less_than_clipping():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(6, 3, 16, 16, generator=generator) * torch.tensor([0.2, 0.5, 1, 2, 3, 5]).reshape(-1, 1, 1, 1)

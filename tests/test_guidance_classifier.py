@@ -119,6 +119,17 @@ def test_it_guides_from_python_and_from_the_command_line_and_is_replayed(here: P
     assert cli.main(["replay", "out/0000.png"]) == 0
 
 
+def test_it_guides_images_of_its_own_size_alone(here: Path):
+    loaded = pipeline.Pipeline.load(here)
+    refusal = (
+        "size_px: 64 x 128; expected 64 x 64, the only size of the model that guides\nfix: leave it null, or take "
+    )
+    with pytest.raises(ConfigError, match=f"^{refusal}guidance classifier_free"):
+        loaded("a star", **SETTINGS, size_px=(64, 128))
+    assert loaded("a star", **SETTINGS, size_px=(64, 64)).shape == (1, 3, 64, 64)
+    assert loaded("a star", **SETTINGS | {"guidance_scale": 0}, size_px=(64, 128)).shape == (1, 3, 64, 128)
+
+
 def test_one_that_does_not_fit_and_a_model_without_dropped_captions_are_refused(here: Path, tmp_path: Path):
     loaded = pipeline.Pipeline.load(here)
     net, passport = classifier.load(Path("data/classifier"), CPU)

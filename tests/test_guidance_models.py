@@ -106,6 +106,16 @@ def test_autoguidance_asks_both_models_with_the_prompt(loaded: pipeline.Pipeline
     assert not torch.equal(guided, own) and not torch.equal(guided, loaded(PROMPTS, guidance_scale=2))
 
 
+def test_a_worse_model_that_takes_one_size_guides_at_no_other(
+    loaded: pipeline.Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    assert loaded("a star", guidance_scale=2, size_px=(64, 128), **AUTO).shape == (1, 3, 64, 128)
+    monkeypatch.setattr(loaded.generator.guides.worse(WORSE).network, "takes_any_size", False)
+    with pytest.raises(ConfigError, match=r"^size_px: 64 x 128; expected 64 x 64, the only size of the model that"):
+        loaded("a star", guidance_scale=2, size_px=(64, 128), **AUTO)
+    assert loaded("a star", guidance_scale=1, size_px=(64, 128), **AUTO).shape == (1, 3, 64, 128), "nothing asks it"
+
+
 def test_rescaling_and_an_interval_reach_the_image(loaded: pipeline.Pipeline):
     guided, unguided = loaded(PROMPTS, guidance_scale=6), loaded(PROMPTS, guidance_scale=1)
     for settings in ({"guidance_rescale": 1}, {"guidance_interval": (0.7, 1)}):

@@ -13,7 +13,7 @@ from ldm.denoiser.model.diffusion import Denoiser, Schedule
 from ldm.sampling import grids, samplers, trajectory
 from ldm.sampling.samplers.ancestral import ddim, ddpm
 from ldm.sampling.samplers.dpm_solver import dpm_solver_pp_2m
-from ldm.sampling.samplers.edm import heun
+from ldm.sampling.samplers.edm import EDMParams, heun
 from ldm.sampling.samplers.reverse_sde import euler_maruyama, predictor_corrector
 from ldm.sampling.samplers.rule import Rule, Step
 from tests.analytic import SAMPLERS
@@ -344,6 +344,21 @@ def test_churn_adds_what_it_says():
     quiet: list[float] = []
     heun(lambda z, time: (quiet.append(time), z)[1], z, [(t, end)], trajectory.no_noise, churn=0.2, high=0.9)
     assert quiet == [0.5]
+
+
+def test_churn_is_that_of_the_whole_drawing_in_a_part_of_its_steps():
+    """Karras et al. 2022, algorithm 2: gamma = S_churn / N."""
+    edm, steps = EDMParams(kind="edm", churn=1, low=0, high=50, noise=1), steps_of("flow", 8)
+
+    def asked(rule: Rule, part: list[Step]) -> list[float]:
+        times: list[float] = []
+        rule(lambda z, time: (times.append(time), z)[1], 0.0, part, lambda _: 0.0)
+        return times
+
+    whole = asked(samplers.build(edm), steps)
+    assert asked(samplers.build(edm, 8), steps) == whole
+    assert asked(samplers.build(edm, 8), steps[2:5]) == whole[3:9], "pure noise is asked about once"
+    assert asked(samplers.build(edm), steps[2:5]) != whole[3:9]
 
 
 MIXTURE = Mixture.of(

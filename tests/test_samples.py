@@ -69,6 +69,13 @@ def test_settings_are_chosen_without_a_look_at_held_out_prompts(tmp_path):
     assert list(samples.shown(samples.read(tmp_path / "samples")[1])) == ["seen", "unseen"]
 
 
+def test_scales_whose_sets_would_share_a_name_are_refused():
+    for scales in ([2, 2], [2, 2.0000001]):
+        with pytest.raises(ValueError, match="name one twice, to six digits"):
+            params(sweep={"guidance_scales": scales, "num_prompts": 4})
+    assert params(sweep={"guidance_scales": [2, 2.00001], "num_prompts": 4}).sweep.guidance_scales == [2, 2.00001]
+
+
 def test_without_held_out_samples_the_sets_share_validation(tmp_path):
     splits = captions(tmp_path, train=50, val=20, unseen=0, held_out=0)
     sets = {part.name: part.prompts for part in plan.choose(splits, params())}

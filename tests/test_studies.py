@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ldm.compute import devices
 from ldm.core import config
 from ldm.core.params import MachineParams
+from ldm.evaluation import metrics
 from ldm.evaluation.metrics import Estimate
 from ldm.sampling import samplers
 from ldm.sampling.params import DrawingParams, SampleParams
@@ -124,6 +125,29 @@ def test_saturation_counts_ends_of_the_range_and_distance_from_grey() -> None:
     images[2, 0, 0, 0] = 0
     assert guidance.clipped(images).tolist() == pytest.approx([0, 1, 1 / 12])
     assert guidance.chroma(images)[:2].tolist() == pytest.approx([0, 104.55], abs=0.05)  # red of sRGB in CIELAB
+
+
+def test_intervals_of_guidance_count_prompts_and_not_images() -> None:
+    """Both images of a prompt are the same here, so there is no more to know than from one of each."""
+    real, scenes = features(0), torch.tensor([True] * 6 + [False] * 6)
+    values = features(2)[:, 0].abs()
+    one = {"features": features(1), "scene": scenes, "scene_strict": ~scenes | scenes, "clipped": values}
+    one["chroma"] = values
+    found = guidance.measures({name: torch.cat([part, part]) for name, part in one.items()}, real)
+    assert found["chroma"] == found["clipped"] == metrics.mean_interval(values)
+    assert found["scene"] == metrics.mean_interval(scenes.double()), "and not cut off here"
+    assert found["scene_strict"] == metrics.proportion([True] * 12), "a normal interval would have width 0"
+    assert found["precision"].count == 12 and found["precision"].low >= 0
+
+
+def test_an_interval_of_a_share_of_both_images_covers_it_and_ends_at_0() -> None:
+    first, second = torch.tensor([True, True, False, False] * 9), torch.tensor([True, False, True, False] * 9)
+    found = guidance.share(torch.cat([first, second]))
+    assert found == metrics.mean_interval(torch.tensor([1.0, 0.5, 0.5, 0.0] * 9))
+    rare = torch.tensor([True] + [False] * 39)
+    low = guidance.share(rare)
+    assert low.value == 1 / 40 and low.low == 0 < low.high
+    assert guidance.share(~rare).high == 1
 
 
 def test_a_study_that_is_stopped_goes_on_and_has_written_the_rows_before(tmp_path: Path, monkeypatch) -> None:

@@ -128,6 +128,9 @@ def test_usual_and_unusual_scenes_have_as_many_objects() -> None:
               scene("star", "star")]  # fmt: skip
     assert anomaly.matched(scenes, "star", 10) == ([1, 3], [0, 2])
     assert anomaly.matched(scenes, "star", 1) == ([1], [0])
+    late = [scene("cross"), scene("circle"), scene("star", "cross"), scene("star"), scene("cross", "cross"),
+            scene("star")]  # fmt: skip
+    assert anomaly.matched(late, "star", 2) == ([0, 4], [2, 3]), "cut in pairs of as many objects"
 
 
 def test_the_corpus_of_the_anomaly_study_lacks_the_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

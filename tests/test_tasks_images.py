@@ -16,6 +16,8 @@ from ldm.autoencoder.model.network import to_signal
 from ldm.core.errors import ConfigError
 from ldm.core.images import decode_png
 from ldm.denoiser.model.condition import Condition
+from ldm.denoiser.model.diffusion import Prediction, Schedule
+from ldm.denoiser.model.schedules import ScheduleName
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
 from ldm.tools import cli, pipeline
@@ -51,6 +53,42 @@ def test_a_path_of_prompts_or_noises_begins_and_ends_as_their_own_images(loaded:
     assert close(prompts[::3], firsts) and close(prompts[2::3], lasts) and not close(prompts[1:2], firsts[:1])
     noises = loaded.interpolate(FIRST, last_noise=True, num_frames=3, **STEPS)
     assert close(noises[:1], loaded(FIRST, **STEPS)) and not close(noises[2:], noises[:1])
+
+
+def batch_of(generator: Generator, loaded: pipeline.Pipeline, settings: dict[str, object]) -> draw.Batch:
+    condition = loaded.embed([FIRST])
+    return draw.Batch(generator, condition, [0], loaded.drawing.changed({**STEPS, **settings}), [{}], condition)
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [("flow", "flow"), ("ve", "edm")])
+def test_what_starts_from_noise_alone_starts_as_generate_does(
+    loaded: pipeline.Pipeline, schedule: ScheduleName, prediction: Prediction
+) -> None:
+    generator = replace(loaded.generator, schedule=Schedule(schedule), prediction=prediction)
+    other = replace(loaded, generator=generator)
+    frames = other.interpolate(FIRST, last_noise=True, num_frames=2, **STEPS)
+    assert close(frames[:1], other(FIRST, **STEPS)) and not close(frames[1:], frames[:1])
+    batch, task = batch_of(generator, loaded, {}), loaded.tasks.inpaint.changed({"num_resamplings": 1})
+    with torch.no_grad():
+        drawn = draw._repaint(task, batch, batch.denoise, lambda z0_hat: z0_hat, batch.latent_shape)
+        assert torch.equal(drawn, generator.latents(batch.denoise, [0], batch.drawing)), "nothing is known"
+
+
+def test_repaint_asks_at_the_noise_levels_of_the_drawing(loaded: pipeline.Pipeline) -> None:
+    churn = {"kind": "edm", "churn": 0.5, "low": 0, "high": 50, "noise": 1}
+    batch = batch_of(loaded.generator, loaded, {"sampler": churn, "num_steps": 6})
+    task = loaded.tasks.inpaint.changed({"num_resamplings": 2, "jump_length": 2})
+    asked: list[float] = []
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(float(t[0]))
+        return z
+
+    draw._repaint(task, batch, denoise, lambda z0_hat: z0_hat, batch.latent_shape)
+    again = set(asked)
+    asked.clear()
+    loaded.generator.latents(denoise, [0], batch.drawing)
+    assert again == set(asked)
 
 
 def test_captions_whose_padding_is_masked_are_not_mixed(
@@ -175,6 +213,7 @@ def test_scores_become_a_table_that_replaces_no_file(here: Path, capsys: pytest.
         (["score", "params.yaml"], "params.yaml: no image that can be read (NOT_IMAGE"),
         (["score", "first.png", "--times", "2"], "times.0: found 2.0; expected"),
         (["score", "first.png", "--tolerance", "0"], "tolerance: found 0.0; expected"),
+        (["score", "first.png", "--tolerance", "1e-8"], "tolerance: found 1e-08; expected a number >= 1e-06"),
         (["score", "first.png", "--output", "scores.txt"], "--output: scores.txt; expected a name that ends in .csv"),
     ],
 )

@@ -53,6 +53,9 @@ def test_a_pixel_of_a_mask_is_white_if_any_that_it_covers_is() -> None:
     white = pictures.white(pictures.of(mask), (4, 4))
     assert white.nonzero().tolist() == [[0, 2, 1]]
     assert int(pictures.white(pictures.of(mask), (8, 8)).sum()) == 1
+    large = np.zeros((2048, 2048, 3), np.uint8)
+    large[1000, 77] = 255
+    assert pictures.white(pictures.of(large), (64, 64)).nonzero().tolist() == [[0, 31, 2]]
 
 
 def test_one_picture_is_for_all_prompts_and_several_are_one_for_each(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ from tests.import_closure import ROOT
 PROMPT = "a red star"
 SMALL = Limits(num_images=4, num_calls=60, upload_bytes=30_000, upload_pixels=10_000)
 NOBODY = frozenset[str]()
+PATIENCE_SECONDS = 60.0
+"""For an answer of the server, which other tests keep busy."""
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +429,7 @@ def served(root: Path, loaded: pipeline.Pipeline, address: server.Address, limit
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Client:
-    return Client(url, verbose=False, analytics_enabled=False)
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE_SECONDS})
 
 
 def asked(client: Client, task: str, **values: Any) -> Any:
@@ -513,14 +515,17 @@ def test_a_file_whose_time_is_over_is_said_and_so_is_a_full_disk(
 
 
 def test_a_full_queue_is_said_and_the_others_are_served(client: Client, url: str) -> None:
-    client_of = {number: Client(url, verbose=False, analytics_enabled=False) for number in range(2)}
+    client_of = {
+        number: Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE_SECONDS})
+        for number in range(2)
+    }
     first = asked(client_of[0], "generate", num_steps=400)
     while first.status().code.name != "ITERATING":
         threading.Event().wait(0.05)
     waiting = [asked(client_of[1], "generate", num_steps=1, seed=seed) for seed in range(2)]
     while any(job.status().code.name == "STARTING" for job in waiting):  # they join from threads of their own
         threading.Event().wait(0.05)
-    config = httpx.get(f"{url}/config").json()
+    config = httpx.get(f"{url}/config", timeout=PATIENCE_SECONDS).json()
     number = next(entry["id"] for entry in config["dependencies"] if entry["api_name"] == "generate")
     while (answer := _joined(url, number)).status_code == 200:
         threading.Event().wait(0.05)
@@ -530,12 +535,16 @@ def test_a_full_queue_is_said_and_the_others_are_served(client: Client, url: str
         == "the queue of the model is full; expected room for one more\nfix: ask again in a minute"
     )
     press = {"data": [], "session_hash": client_of[0].session_hash}
-    assert "Cancelled." in httpx.post(f"{url}/gradio_api/run/cancel", json=press).text
+    assert "Cancelled." in httpx.post(f"{url}/gradio_api/run/cancel", json=press, timeout=PATIENCE_SECONDS).text
     assert [len(job.result()[1]) for job in waiting] == [1, 1]
 
 
 def _joined(url: str, number: int) -> httpx.Response:
-    return httpx.post(f"{url}/gradio_api/queue/join", json={"data": [], "fn_index": number, "session_hash": "nobody"})
+    return httpx.post(
+        f"{url}/gradio_api/queue/join",
+        json={"data": [], "fn_index": number, "session_hash": "nobody"},
+        timeout=PATIENCE_SECONDS,
+    )
 
 
 def test_no_path_of_the_server_is_served(url: str, client: Client, here: Path) -> None:
@@ -546,14 +555,14 @@ def test_no_path_of_the_server_is_served(url: str, client: Client, here: Path) -
         *("http://example.org/", "https://127.0.0.1/", "file:///etc/passwd", "%2e%2e/params.yaml", "~/.ssh/id_rsa"),
     ):
         for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/gradio_api/proxy=", "/static/", "/assets/"):
-            answer = httpx.get(f"{url}{route}{path}", follow_redirects=False)
+            answer = httpx.get(f"{url}{route}{path}", follow_redirects=False, timeout=PATIENCE_SECONDS)
             assert answer.status_code in (403, 404), (route, path, answer.status_code)
             assert b"sampler" not in answer.content and b"root:" not in answer.content
 
 
 @pytest.mark.parametrize("field", ["gallery", "generate-prompt", "img2img-image", "inpaint-painted"])
 def test_no_path_that_is_sent_is_read(url: str, here: Path, field: str) -> None:
-    config = httpx.get(f"{url}/config").json()
+    config = httpx.get(f"{url}/config", timeout=PATIENCE_SECONDS).json()
     props = {component["id"]: component["props"] for component in config["components"]}
     called = next(
         each
@@ -566,15 +575,20 @@ def test_no_path_that_is_sent_is_read(url: str, here: Path, field: str) -> None:
         nested = {"gallery": [{"image": file, "caption": ""}], "inpaint-painted": {"layers": [file]}}.get(field, file)
         data = [nested if (own := props[n]).get("elem_id") == field else own.get("value") for n in called["inputs"]]
         press = {"data": data, "fn_index": called["id"], "session_hash": "stranger"}
-        assert httpx.post(f"{url}/gradio_api/queue/join", json=press).status_code == 200
-        told = httpx.get(f"{url}/gradio_api/queue/data", params={"session_hash": "stranger"}, timeout=60).text
+        assert httpx.post(f"{url}/gradio_api/queue/join", json=press, timeout=PATIENCE_SECONDS).status_code == 200
+        told = httpx.get(
+            f"{url}/gradio_api/queue/data", params={"session_hash": "stranger"}, timeout=PATIENCE_SECONDS
+        ).text
         assert "a file that nobody gave to this page" in told, told
         assert "gradio_api/file=" not in told
 
 
 def test_a_password_opens_what_is_the_visitors(root: Path, loaded: pipeline.Pipeline) -> None:
     password = "correct horse battery"
-    with served(root, loaded, server.Address("127.0.0.1", 0, password), DEFAULTS) as url, httpx.Client() as visitor:
+    with (
+        served(root, loaded, server.Address("127.0.0.1", 0, password), DEFAULTS) as url,
+        httpx.Client(timeout=PATIENCE_SECONDS) as visitor,
+    ):
         api = f"{url}/gradio_api"
         asked = {
             f"{url}/config": visitor.get,
@@ -591,7 +605,7 @@ def test_a_password_opens_what_is_the_visitors(root: Path, loaded: pipeline.Pipe
 
 def test_who_guesses_passwords_has_to_wait(root: Path, loaded: pipeline.Pipeline) -> None:
     address, limits = server.Address("127.0.0.1", 0, "correct horse battery"), Limits(num_guesses=3)
-    with served(root, loaded, address, limits) as url, httpx.Client() as visitor:
+    with served(root, loaded, address, limits) as url, httpx.Client(timeout=PATIENCE_SECONDS) as visitor:
         login = f"{url}/login"
         forms = [{"username": server.USER, "password": given} for given in ("a", address.password, "b", "c", "d")]
         answers = [visitor.post(login, data=form) for form in forms]

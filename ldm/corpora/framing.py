@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from ldm.core.params import Size
@@ -39,10 +39,10 @@ def nearest(shape: Sequence[int], sizes: Sequence[Size]) -> Size:
 
 
 def resized(
-    pixels: UInt8[np.ndarray, "h w 3"], resampling: Literal["area", "lanczos"], size: Size, place: float = 0.5
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The largest part of an image that has the shape of `size`, at that size. place: 0 = the part at the top or left
-    end, 0.5 = the middle, 1 = the other end."""
+    pixels: Shaped[np.ndarray, "h w *c"], resampling: Literal["area", "lanczos"], size: Size, place: float = 0.5
+) -> Shaped[np.ndarray, "h2 w2 *c"]:
+    """The largest part of an image that has the shape of `size`, at that size and in the same type. place: 0 = the part
+    at the top or left end, 0.5 = the middle, 1 = the other end."""
     image, (height, width) = Image.fromarray(pixels), size
     if image.width * height >= image.height * width:
         part = image.height * width / height, image.height

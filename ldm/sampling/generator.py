@@ -150,12 +150,33 @@ class Generator:
             expected = "null: only values of pixels have limits"
             raise ConfigError("dynamic_threshold", found, expected, "leave it null, or train a model of pixels")
         self.made_from(drawing)
+        self._check_size_of_guide(drawing)
         if isinstance(drawing.guidance, AutoguidanceParams):
             _, height, width = self.latent_shape(drawing)
             shapes = self.guides.worse(drawing.guidance.directory).network.attention_shapes(height, width)
             attention.prove(self.device, shapes, drawing.precision, trains=False)
         if drawing.negative_prompt:
             self.condition([drawing.negative_prompt])
+
+    def _check_size_of_guide(self, drawing: DrawingParams) -> None:
+        match drawing.guidance:
+            case AutoguidanceParams(directory=directory):
+                takes_any_size = self.guides.worse(directory).network.takes_any_size
+            case ClassifierParams():
+                takes_any_size = False
+            case _:
+                return
+        is_asked = drawing.guidance_scale != drawing.guidance.neutral
+        size, own = self.image_size_px(drawing), self._own_size_px
+        if is_asked and not takes_any_size and size != own:
+            found, expected = (f"{height} x {width}" for height, width in (size, own))
+            expected += ", the only size of the model that guides"
+            raise ConfigError("size_px", found, expected, "leave it null, or take guidance classifier_free")
+
+    @property
+    def _own_size_px(self) -> tuple[int, int]:
+        """Height and width of the square images: a model that guides was trained on latents of that size too."""
+        return self.unet.latent_shape[1] * self.autoencoder.factor, self.unet.latent_shape[2] * self.autoencoder.factor
 
     def check_drawing(self, drawing: DrawingParams) -> None:
         """ConfigError if the schedule of the UNet rules out how the drawing samples, or the networks its size."""
@@ -171,7 +192,7 @@ class Generator:
         found, fix = f"{height} x {width}", "change it, or leave it null for the size of the square images"
         if height % multiple or width % multiple:
             raise ConfigError("size_px", found, f"multiples of {multiple}, as the networks need", fix)
-        own = self.unet.latent_shape[1] * factor, self.unet.latent_shape[2] * factor
+        own = self._own_size_px
         if not self.unet.takes_any_size and (height, width) != own:
             expected = f"{own[0]} x {own[1]}: the position embedding of {self.directory} fits this size alone"
             raise ConfigError("size_px", found, expected, f"{fix}, or train without position_embedding")

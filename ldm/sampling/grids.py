@@ -48,8 +48,10 @@ def times(schedule: ScheduleName, num_steps: int, spacing: Spacing, shift: float
 
     - `uniform` is even in t.
     - `trailing` is that, rounded to whole steps of the training table (Lin et al. 2023, table 2).
-    - `leading` begins a step later and ends one step of the table above 0, before 0 (the same table; Ho et al. 2020 and
-      Stable Diffusion 1). It never asks at the noisiest time, though its first latent is pure noise.
+    - `leading` begins a step later and ends one step of the table above 0, before 0 (the same table; Ho et al. 2020).
+      With less than 1000 steps it never asks at the noisiest time, though its first latent is pure noise. The times of
+      Stable Diffusion 1 are one step of the table higher (`steps_offset` 1): for 50 steps 0.982 to 0.002, and here
+      0.981 to 0.001.
     - `quadratic` is even in sqrt(t) (Song et al. 2021, DDIM, appendix D.2).
     - `log_snr` has its inner times even in log-SNR (Lu et al. 2022, section 4.1 of DPM-Solver).
     - `karras` has them even in (sigma / alpha)^(1/7) (Karras et al. 2022, equation 5).

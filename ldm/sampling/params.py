@@ -29,8 +29,8 @@ class SweepParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(set(self.guidance_scales)) != len(self.guidance_scales):
-            raise ValueError(f"guidance_scales {self.guidance_scales} name one twice")
+        if len({f"{scale:g}" for scale in self.guidance_scales}) != len(self.guidance_scales):  # names of sets
+            raise ValueError(f"guidance_scales {self.guidance_scales} name one twice, to six digits")
         return self
 
 
@@ -43,7 +43,7 @@ class DrawingParams(Section):
     """Steps from noise to latent. The sampler says how often a step calls the network; guidance doubles that."""
     spacing: Spacing
     """How steps are spread over time: `uniform`, `trailing` (at whole steps of the training table), `leading` (the same
-    from below, which never asks at the noisiest time), `quadratic`, `log_snr`, `karras` (see `ldm.sampling.grids`)."""
+    from below: only 1000 steps ask at the noisiest time), `quadratic`, `log_snr`, `karras` (`ldm.sampling.grids`)."""
     time_shift: float = Field(gt=0, le=100)
     """Shift s of times, t -> s t / (1 + (s - 1) t); 1 = none; above 1, more steps are spent on high noise."""
     guidance: GuidanceParams

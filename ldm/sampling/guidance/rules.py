@@ -98,11 +98,12 @@ def rescaled(
     """Mix the guided z0_hat with a copy that is scaled to the standard deviation of the unguided one, per image (Lin et
     al. 2023, section 3.4, equations 15 and 16, where the share is phi). 0 = as it is.
 
-    Guidance makes values too large, which shows as overexposed colours.
+    Guidance makes values too large, which shows as overexposed colours. A guided image without deviation stays.
     """
-    if share == 0:
+    if share == 0 or guided[0].numel() == 1:
         return guided
-    factor = unguided.flatten(1).std(1) / guided.flatten(1).std(1)
+    own, other = unguided.flatten(1).std(1), guided.flatten(1).std(1)
+    factor = torch.where(other > 0, own / other, 1.0)
     return _column(1 + share * (factor - 1), guided) * guided
 
 

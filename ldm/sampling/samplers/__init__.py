@@ -19,9 +19,10 @@ SamplerParams = Annotated[
 ]
 
 
-def build(params: SamplerParams) -> Rule:
-    """The sampler that the params describe."""
-    return params.rule()
+def build(params: SamplerParams, num_steps: int | None = None) -> Rule:
+    """The sampler that the params describe. num_steps: steps of the whole drawing, of which a call of the rule may take
+    a part; None = each call takes all."""
+    return params.rule(num_steps) if isinstance(params, edm.EDMParams) else params.rule()
 
 
 def kinds() -> tuple[type[Section], ...]:

@@ -78,8 +78,8 @@ class Batch:
 
     @property
     def rule(self) -> Rule:
-        """The sampler."""
-        return samplers.build(self.drawing.sampler)
+        """The sampler, also for a part of the steps."""
+        return samplers.build(self.drawing.sampler, self.drawing.num_steps)
 
     @property
     def times(self) -> list[float]:
@@ -98,7 +98,7 @@ class Batch:
         return self.generator.image_size_px(self.drawing)
 
     def noise(self, shape: tuple[int, int, int] | None = None) -> Float[Tensor, "b c h w"]:
-        """The noise that `ldm generate` starts from."""
+        """The standard normal noise of `ldm generate`; `trajectory.start` scales it."""
         noise = trajectory.prompt_noise(self.drawing.seed, self.prompt_numbers, shape or self.latent_shape)
         return noise.to(self.generator.device)
 
@@ -274,7 +274,8 @@ def _repaint(
     times = batch.times
     stretches = repaint.descents(len(times) - 1, task.num_resamplings, task.jump_length)
     known, noises = repaint.knowing(denoise, knowledge), partial(batch.noises, shape=shape)
-    return repaint.repaint(batch.rule, known, batch.schedule, batch.noise(shape), times, stretches, noises)
+    z = trajectory.start(batch.schedule, batch.noise(shape), times[0])
+    return repaint.repaint(batch.rule, known, batch.schedule, z, times, stretches, noises)
 
 
 def _interpolate(task: InterpolateParams, batch: Batch) -> Pixels:
@@ -305,7 +306,7 @@ def _start(
         last = trajectory.prompt_noise(other, path.prompt_numbers, path.latent_shape).to(noise)
         noise = interpolation.slerp(noise, last, fractions)
     if not path.rows[0]:
-        return noise
+        return trajectory.start(path.schedule, noise, times[0])
     first, last = (path.generator.encode(path.images(name=name)) for name in ("image", "last_image"))
     if task.image_noise == "shared":
         z0 = interpolation.lerp(first, last, fractions)

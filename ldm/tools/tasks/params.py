@@ -232,8 +232,9 @@ class ScoreParams(Settings):
     num_probes: int = Field(ge=0, le=1000)
     """Random signs that estimate the divergence of the probability flow; more cost more and say more exactly. 0 = no
     likelihood."""
-    tolerance: float = Field(gt=0, le=0.1)
-    """Tolerance of the solver of the probability flow."""
+    tolerance: float = Field(ge=1e-6, le=0.1)
+    """Tolerance of the solver of the probability flow. With less than 1e-6 it might never end, because networks round
+    more coarsely."""
 
 
 class TasksParams(Section):
