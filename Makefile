@@ -34,7 +34,7 @@ demo: $(INSTALLED) ## run the pipeline of params.yaml, then show metrics, pictur
 	@echo && echo "Seconds per stage that ran:" && cat $(TIMES) 2>/dev/null || echo "none: all results were up to date"
 
 try: $(INSTALLED) ## draw PROMPT="a red star" with a model that the DVC remote has, without a training
-	@$(PYTHON) -m ldm.tools.trial $(if $(PROMPT),"$$PROMPT")
+	@$(PYTHON) -m ldm.tools.trial $(if $(PROMPT),-- "$$PROMPT")
 
 recipe: $(INSTALLED) ## write params.yaml from NAME=tiny or another recipe (FORCE=1: over edits); without NAME, list them
 	@$(PYTHON) -m ldm.tools.cli recipe $(if $(NAME),"$(NAME)") $(if $(FORCE),--force)

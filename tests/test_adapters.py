@@ -1,6 +1,7 @@
 """Adapters of `train_unet` and of others on a loaded pipeline: images, origins, replay, and what is refused."""
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,8 @@ def test_layers_of_a_text_encoder_are_left_out_with_a_warning(root, adapter, tmp
 
 def refusals() -> dict[str, tuple[dict[str, Tensor], dict[str, str], type[Exception], str]]:
     down, up = torch.zeros(2, 8), torch.zeros(8, 2)
-    whole = {"unet.conv_in.lora_A.weight": down, "unet.conv_in.lora_B.weight": up}
+    down_name, up_name = (f"unet.conv_in.lora_{letter}.weight" for letter in "AB")
+    whole = {down_name: down, up_name: up}
     pattern = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"to_q": 3}})}
     return {
         "weights": ({"conv_in.weight": down}, {}, IntegrityError, r"a tensor conv_in\.weight"),
@@ -220,16 +222,48 @@ def refusals() -> dict[str, tuple[dict[str, Tensor], dict[str, str], type[Except
             r"layer conv_in of .8, 2. times .2, 8.; expected one that adds to .8, 4",
         ),
         "kind": (whole, pattern, ConfigError, "alpha_pattern {'to_q': 3}"),
+        "no JSON": (whole, {"lora_adapter_metadata": "{"}, IntegrityError, "lora_adapter_metadata '{' in its header"),
+        "list": (whole, {"lora_adapter_metadata": "[1]"}, IntegrityError, r"header; expected a JSON object"),
+        "rank": ({down_name: down[:0], up_name: up[:, :0]}, {}, IntegrityError, r"conv_in of .8, 0. times .0, 8."),
+        "scalar": ({down_name: down[0, 0], up_name: up[0, 0]}, {}, IntegrityError, r"conv_in of .. times .."),
+        "alpha": (whole | {"unet.conv_in.alpha": torch.ones(3)}, {}, IntegrityError, "an alpha of 3 numbers"),
     }
 
 
 @pytest.mark.parametrize("name", refusals())
 @pytest.mark.filterwarnings("ignore:.*text encoder")
-def test_what_is_no_adapter_of_this_unet_is_refused(name: str, root, tmp_path):
+def test_what_is_no_adapter_of_this_unet_is_refused(name: str, loaded, tmp_path):
     tensors, header, error, message = refusals()[name]
     save_file(tensors, tmp_path / "lora.safetensors", header)
-    with pytest.raises(error, match=message):
-        adapted(Pipeline.load(root), {tmp_path / "lora.safetensors": 1})
+    with pytest.raises(error, match=message) as caught:
+        adapted(loaded, {tmp_path / "lora.safetensors": 1})
+    assert "lora.safetensors: " in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", ["16", [16], True, math.nan])
+def test_an_alpha_that_is_no_number_is_refused(alpha: object, loaded, adapter, tmp_path):
+    save_file(foreign(adapter, "peft", 2.0)[0], tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": alpha}))
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: lora_alpha .*; expected a number"):
+        adapted(loaded, {tmp_path: 1})
+
+
+def test_a_header_that_says_nothing_states_no_alpha(loaded, adapter, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file(foreign(adapter, "peft", 2.0)[0], path, {})
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]) | {"__metadata__": None}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    assert [*adapted(loaded, {path: 1}).generator.adapters.values()] == [1]
+
+
+def test_a_file_that_is_not_finite_is_refused(loaded, adapter, tmp_path):
+    tensors, header = foreign(adapter, "diffusers", 2.0)
+    name = next(name for name in tensors if name.endswith("lora_A.weight"))
+    save_file(tensors | {name: torch.full_like(tensors[name], math.nan)}, tmp_path / "lora.safetensors", header)
+    with pytest.raises(IntegrityError, match=r"lora\.safetensors: layer .* with values that are not finite"):
+        adapted(loaded, {tmp_path / "lora.safetensors": 1})
 
 
 def test_a_missing_and_a_damaged_adapter_are_integrity_errors(root, of_stage, adapter, tmp_path):

@@ -1,13 +1,15 @@
 """Bands of the losses of known runs: what they are made of, when a loss has left one, and those that recipes ship."""
 
+import errno
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ldm.core.errors import ConfigError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.tools.recipe import Recipe, names
 from ldm.training import bands
 from ldm.training.bands import Window
@@ -46,6 +48,13 @@ def test_negative_losses_have_bands_too(tmp_path: Path):
     assert bands.of_run("a", tmp_path / "none.csv") == []
 
 
+@pytest.mark.parametrize("cell", ["0.5x", "-", "0,5"])
+def test_a_curve_with_a_cell_that_is_no_number_is_refused(tmp_path: Path, cell: str):
+    (tmp_path / "curves.csv").write_text(f"step,loss\n1,2.0\n2,{cell}\n")
+    with pytest.raises(IntegrityError, match=r"curves\.csv: \w+Error: .*\nfix: run `dvc checkout`"):
+        bands.of_run("a", tmp_path / "curves.csv")
+
+
 def test_files_round_trip_and_bad_ones_are_named(tmp_path: Path):
     windows = [Window("a", 5, -0.5, 1.25), Window("b", 5, 0.0, 2.0)]
     bands.write(tmp_path / "band.csv", windows)
@@ -61,6 +70,19 @@ def test_files_round_trip_and_bad_ones_are_named(tmp_path: Path):
             ConfigError, match=rf"^a: training\.loss_band: .*{name}: not read .*columns stage, up_to_step"
         ):
             bands.read(tmp_path / name, "a")
+
+
+def test_a_full_disk_leaves_the_band_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def cut(path: Path, rows: object) -> None:
+        path.write_text("stage,up_to")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, windows = tmp_path / "band.csv", [Window("a", 5, -0.5, 1.25)]
+    bands.write(path, windows)
+    monkeypatch.setattr(bands, "write_rows", cut)
+    with pytest.raises(OSError, match="No space left"):
+        bands.write(path, [])
+    assert bands.read(path, "a") == windows and list(tmp_path.iterdir()) == [path]
 
 
 @cache

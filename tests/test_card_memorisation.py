@@ -117,6 +117,16 @@ def test_copies_fail_the_stage_even_if_a_little_changed(real, change) -> None:
     measured(copies, real, max_share=1.0).check("the picture")
 
 
+def test_copies_are_found_even_if_training_has_some_of_the_real_images(real, tmp_path: Path) -> None:
+    for seed, (split, count) in enumerate(COUNTS.items()):
+        own = training(real, 20) + pictures(count - 20, seed) if split == "val" else pictures(count, seed)
+        write(tmp_path / split, [(f"{split}{i}", {"webp": encode(image)}) for i, image in enumerate(own)], 50)
+    result = measured(training(real, 60), RealImages(tmp_path, SPLITS))
+    assert (result.real.neighbours.closeness < 1e-6).sum() == 20 and result.share.value == 1.0
+    with pytest.raises(RejectedError, match="of 60 samples are closer"):
+        result.check("the picture")
+
+
 def test_a_few_samples_that_are_close_by_chance_do_not_fail_it(real) -> None:
     result = measured([*training(real, 1), *pictures(9, seed=7)], real, max_share=0.1)
     assert result.share.value > 0.1 > result.share.low

@@ -381,6 +381,12 @@ def test_replay_makes_every_image_again_and_tells_a_changed_one(tmp_path, monkey
     for path in paths:
         assert cli.main(["replay", str(path), "--output", "again.png", "--overwrite"]) == 0, capsys.readouterr().err
         assert Path("again.png").read_bytes() == path.read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", io.TextIOWrapper(piped := io.BytesIO()))
+        assert cli.main(["replay", str(paths[0]), "--output", "-"]) == 0
+        assert piped.getvalue() == paths[0].read_bytes() and not Path("-").exists()
+    assert f"{paths[0]}: equal in all" in capsys.readouterr().err
     assert cli.main(["generate", "a red star " * 30, "--output", "long"]) == 0
     assert re.search(r"^warning: \d+ tokens are cut to the 40 of training: '.{60}'$", capsys.readouterr().err, re.M)
     check_refusals(paths[0].read_bytes(), monkeypatch, capsys)

@@ -1,6 +1,7 @@
 """A command line that explains itself: what comes next, examples that can be typed, Tab, colours."""
 
 import io
+import os
 import re
 import shlex
 import shutil
@@ -102,12 +103,14 @@ def test_five_steps_without_a_command_follow_from_what_is_there(folder: Path, ca
     (folder / "data/evaluation/metrics.json").write_text("{}")
     assert shown(folder)[2:4] == ["ldm report", "dvc metrics show"]
     assert "ldm web" not in shown(folder, VERBS - {"web"})
-    (folder / "runs/train_unet/0123/step-000000040").mkdir(parents=True)
+    for name in ("step-000000040.bak", "step-000000040"):
+        (folder / "runs/train_unet/0123" / name).mkdir(parents=True)
     assert shown(folder)[:2] == ["dvc repro", "ldm watch"]
     assert "after step 40" in overview.steps(folder, VERBS)[1][0].does
     made_by = folder / "runs/train_unet/0123/fingerprint.json"
     made_by.write_text('{"params.training.num_steps": 80}')
     assert shown(folder)[0] == "dvc repro"
+    os.utime(made_by.parent / "step-000000040.bak")  # it is the newest
     made_by.write_text('{"params.training.num_steps": 40}')
     assert "dvc repro" not in shown(folder), "a finished training that is kept is not gone on with"
     made_by.unlink()
@@ -122,6 +125,14 @@ def test_a_model_that_was_pulled_is_named(folder: Path) -> None:
     assert shown(folder)[0].endswith(" --model data/model --output pictures")
     shutil.copytree(folder / "data/model", folder / "alone")
     assert shown(folder / "alone")[0] == 'ldm generate "a red star" --model . --output pictures'
+
+
+def test_an_example_of_the_params_that_is_no_text_is_not_shown(folder: Path) -> None:
+    clone(folder)
+    passports(folder, "model")
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(re.sub(r"^    prompt: .*", "    prompt: 7", text, flags=re.MULTILINE))
+    assert shown(folder)[0].startswith('ldm generate "a red star" ')
 
 
 @pytest.mark.parametrize("prompt", ["a star", "it's a star", 'a "star"', "a $(star) `star` \\ !star"])

@@ -1,6 +1,7 @@
 """Exported models, as the libraries that own the formats load and run them."""
 
 import argparse
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -433,11 +434,19 @@ def test_what_comfyui_needs_or_lacks_for_other_trainings_is_said(
         ({"time_shift": 2.0}, "time_shift 2"),
         ({"size_px": (128, 64)}, "size_px"),
         ({"dynamic_threshold": 0.9}, "dynamic_threshold"),
+        ({"guidance_scale": 0}, "guidance_scale 0 (diffusers guides above 1 alone)"),
     ],
 )
 def test_each_setting_that_the_call_does_not_have_is_said(eps: Pipeline, changed: dict[str, Any], said: str) -> None:
     lines = usage.lines(replace(eps, drawing=eps.drawing.changed(changed)), Path("out"), "diffusers")
     assert lines[-1].startswith(f"note: images here have {said};")
+
+
+@pytest.mark.parametrize("name", ['my "best"', "a\\b", "it's ré"])
+@pytest.mark.parametrize("kind", get_args(topology.Format))
+def test_a_path_is_written_as_python_reads_it(eps: Pipeline, kind: topology.Format, name: str) -> None:
+    call = ast.parse(usage.lines(eps, Path(name), kind)[3])
+    assert name in [node.value for node in ast.walk(call) if isinstance(node, ast.Constant)]
 
 
 @pytest.mark.filterwarnings("ignore:Accessing config attribute:FutureWarning")

@@ -1,5 +1,7 @@
 """Files for other tools: whole or not at all, and never over others."""
 
+import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ def test_what_is_there_stays_even_if_it_comes_meanwhile(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="No space left"), writing.new(tmp_path / "a"):
         raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_takes_no_more_tensors_is_said_in_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(MachineError, match=f"os error {errno.EFBIG}"), writing.new(tmp_path / "a") as part:
+            writing.save(part, {"b": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensors_are_readable_by_others_and_say_what_they_are(tmp_path: Path) -> None:

@@ -233,6 +233,14 @@ def test_a_strip_names_rows_and_columns():
     assert style.png(figure) != style.png(narrow)
 
 
+def test_a_caption_with_dollars_is_no_formula():
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    caption = 'caption: "$1 #2 $3"'
+    with style.applied():
+        figure = style.strips({"$z_t$": images}, [""], caption)
+        assert figure.get_suptitle() == caption and style.png(figure)
+
+
 def test_groups_of_a_strip_are_named_once():
     images = np.zeros((4, 8, 8, 3), np.uint8)
     with style.applied():

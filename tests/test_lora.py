@@ -1,6 +1,7 @@
 """Low-rank adaptation: the base stays, the adapter is small, both together are what was trained, and others load it."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,6 +196,28 @@ def test_an_adapter_of_another_network_is_refused_and_changes_nothing():
     with pytest.raises(ConfigError, match=r"layer nowhere of .* expected no such layer"):
         Adapter({"nowhere": (torch.zeros(1, 4), torch.zeros(4, 1))}).add_to(other, 1.0, "file")
     assert all(torch.equal(weight, before[name]) for name, weight in other.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_adapter_that_is_not_finite_is_refused_and_changes_nothing(value: float):
+    unet = base()
+    before = state(unet)
+    names = [name for name in layers_of(unet) if name.endswith("to_q")]
+    shapes = {name: before[f"{name}.weight"].shape for name in names}
+    pairs = {name: (torch.ones(1, inputs), torch.ones(outputs, 1)) for name, (outputs, inputs) in shapes.items()}
+    pairs[names[-1]][0][0, 0] = value
+    with pytest.raises(IntegrityError, match=rf"^file: layer {names[-1]} with values that are not finite"):
+        Adapter(pairs).add_to(unet, 1.0, "file")
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [(torch.tensor(1.0), torch.tensor(1.0)), (torch.zeros(0, 4), torch.zeros(16, 0)), (torch.ones(4), torch.ones(16))],
+)
+def test_what_is_no_pair_of_matrices_is_refused(down: Tensor, up: Tensor):
+    with pytest.raises(ConfigError, match=r"^file: layer conv_in of \[.*\] times \["):
+        Adapter({"conv_in": (down, up)}).add_to(base(), 1.0, "file")
 
 
 def test_a_file_of_other_names_is_refused(tmp_path: Path):

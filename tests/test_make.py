@@ -58,7 +58,7 @@ def test_recipe_passes_a_name_with_spaces_and_force_on(project: Path) -> None:
 def test_try_passes_a_prompt_on_as_it_is(project: Path) -> None:
     prompt = 'a "red" star; it\'s small'
     assert make(project, "try", f"PROMPT={prompt}").returncode == 0
-    assert (project / "log").read_text().startswith(f"python -m ldm.tools.trial {prompt} | ")
+    assert (project / "log").read_text().startswith(f"python -m ldm.tools.trial -- {prompt} | ")
 
 
 def test_setup_installs_in_a_path_with_spaces(project: Path) -> None:

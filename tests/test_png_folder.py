@@ -162,3 +162,12 @@ def test_one_new_file_is_checked_before_the_work(tmp_path):
         png_folder.check_new(Path("/proc/x.png"), overwrite=False)
     png_folder.check_new(path, overwrite=True)
     assert path.read_bytes() == b"mine" and names(tmp_path) == ["a.png", "link.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_device_and_a_pipe_are_not_replaced(tmp_path, overwrite):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for place in (Path("/dev/null"), tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ConfigError, match="a device or a pipe; expected a file, or a new name"):
+            png_folder.check_new(place, overwrite)

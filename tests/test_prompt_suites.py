@@ -52,6 +52,21 @@ def test_what_is_missing_is_drawn_from_its_own_noise(tmp_path: Path) -> None:
     assert suite.texts(1) == ["a blue star"] * 2
 
 
+@pytest.mark.parametrize("num_written", range(5))
+def test_a_folder_goes_on_only_if_nothing_is_replaced_unseen(tmp_path: Path, num_written: int) -> None:
+    suite, out = prompt_suites.read("geneval", metadata(tmp_path), 2), tmp_path / "out"
+    list(suite.write(out, pngs(4), 0))
+    files = [out / f"0000{i}/samples/000{j}.png" for i in range(2) for j in range(2)]
+    for file in files[num_written:]:
+        file.unlink()
+    shown = {0: [], 1: [0], 2: [1], 3: [1, 2], 4: [3]}[num_written]
+    assert suite.drawn(out) == {number: files[number] for number in shown}
+    files[3].write_text("mine")
+    if num_written < 2:
+        with pytest.raises(ConfigError, match=r"0001\.png: an image of a later prompt; expected none after 00000/"):
+            suite.drawn(out)
+
+
 def test_dpg_gets_a_square_named_like_its_prompt(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("a blue\nstar\n")
     (tmp_path / "a.txt").write_text("a red star")
@@ -64,9 +79,10 @@ def test_dpg_gets_a_square_named_like_its_prompt(tmp_path: Path) -> None:
     assert square[::2, ::3, 0].tolist() == [[4, 5], [6, 7]]
     expected, other = (Origin.of_batch([""], [7], {"seed": seed}, {})[0] for seed in (0, 1))
     (tmp_path / "out/b.png").write_bytes(expected.png(square))
-    suite.check_done(tmp_path / "out", expected)
+    assert suite.drawn(tmp_path / "out") == {7: tmp_path / "out/b.png"}
+    prompt_suites.check(tmp_path / "out/b.png", expected)
     with pytest.raises(ConfigError, match=r"b\.png: an image of seed 0; expected 1"):
-        suite.check_done(tmp_path / "out", other)
+        prompt_suites.check(tmp_path / "out/b.png", other)
     single = prompt_suites.read("dpg", tmp_path, 1)
     list(single.write(tmp_path / "out", pngs(2), 0))
     assert (tmp_path / "out/a.png").read_bytes() == pngs(2)[0]
@@ -110,6 +126,15 @@ def test_the_command_draws_what_generate_draws_and_goes_on(root, loaded, tmp_pat
         assert np.array_equal(decode_png((out / name).read_bytes()), decode_png(png))
     assert cli.main(command) == 2, "a folder with images is left alone"
     assert "add --resume" in capsys.readouterr().err
+    (out / names[1]).unlink()
+    assert cli.main([*command, "--resume"]) == 2, "images of the second prompt would be replaced"
+    assert "an image of a later prompt" in capsys.readouterr().err and not (out / names[1]).exists()
+    for name in names[2:]:
+        (out / name).unlink()
+    assert cli.main([*command, "--resume", "--seed", "7"]) == 2, "an image of the first prompt would be replaced"
+    assert f"{names[0]}: an image of seed " in capsys.readouterr().err
+    assert decode_png((out / names[0]).read_bytes()).tolist() == decode_png(expected[0]).tolist()
+    assert cli.main([*command, "--resume"]) == 0
     (out / names[3]).unlink()
     for changes, words in ((["--seed", "7"], "an image of seed "), (["--num-steps", "3"], "an image of num_steps ")):
         assert cli.main([*command, "--resume", *changes]) == 2

@@ -1,5 +1,7 @@
 """Recipes over the default: what is merged, what is written, what is refused."""
 
+import errno
+import os
 import random
 import re
 import shutil
@@ -286,10 +288,12 @@ def test_an_unknown_name_names_the_recipes(here: Path, name: str, near: str) -> 
     assert fix == f"fix: {f'write {near}, if that is meant' if near else '`ldm recipe` lists them'}"
 
 
-def test_elsewhere_the_place_to_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_the_place_to_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^recipes/default.yaml: no such file; .*\nfix: run from the repository"):
         recipe.write("tiny")
+    assert cli.main(["recipe"]) == 2
+    assert capsys.readouterr().err.startswith("recipes: no recipe; expected those of a repository\nfix: run from the")
 
 
 # What is written over.
@@ -322,6 +326,39 @@ def test_edits_are_written_over_only_by_force_or_once_they_are_committed(
     recipe.write("tiny")
     edit()
     recipe.write("tiny", force=True)
+    assert Path("params.yaml").read_text() == params_of("tiny")
+
+
+def test_a_full_disk_leaves_the_params_that_were_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = sorted(here.iterdir()), Path.write_text
+
+    def cut(path: Path, text: str, **options: Any) -> None:
+        real(path, text[:100], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(OSError, match="No space left"):
+        recipe.write("tiny")
+    assert Path("params.yaml").read_bytes() == DEFAULT.read_bytes() and sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize("overlooked", ["--skip-worktree", "--assume-unchanged"])
+def test_edits_that_git_was_told_to_overlook_are_edits(here: Path, overlooked: str) -> None:
+    git("update-index", overlooked, "params.yaml")
+    edited = edit()
+    with pytest.raises(ConfigError, match="in no commit"):
+        recipe.write("tiny")
+    assert Path("params.yaml").read_bytes() == edited
+
+
+def test_params_that_git_converts_are_those_of_the_commit(here: Path) -> None:
+    Path(".gitattributes").write_text("params.yaml text eol=crlf\n")
+    edit()
+    commit()
+    Path("params.yaml").unlink()
+    git("checkout", "--quiet", "params.yaml")
+    assert b"\r\n" in Path("params.yaml").read_bytes()
+    recipe.write("tiny")
     assert Path("params.yaml").read_text() == params_of("tiny")
 
 

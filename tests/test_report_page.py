@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from ldm.core import artifact
+from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.params import PathsParams
+from ldm.corpora.params import PrepareParams
 from ldm.sampling import samples
 from ldm.tools.cli import main, report
 from ldm.tools.cli.options import Command
 from ldm.tools.report import facts, page
 from ldm.tools.report.facts import Facts
+from tests.import_closure import ROOT
 from tests.report_html import check_needs_nothing_else
-from tests.repository import Repository
+from tests.repository import Repository, params_of
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,75 @@ def test_times_are_those_that_stages_noted_and_none_without(
         facts.read(repository.root, tmp_path / "missing")
     assert again.times == [("prepare", 4.5), ("train_unet", 10.0)]
     assert re.search(r"all</th><td>14.5<", page.write(replace(again, trainings=[])))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "message"),
+    [
+        (r"^model:\n(  .*\n)+", "", r"params\.yaml:1: model: section missing"),
+        (r"^  card:\n(    .*\n)+", "  card:\n", r"params\.yaml:\d+: model\.card: found null"),
+    ],
+)
+def test_params_without_a_card_are_config_errors(tmp_path: Path, pattern: str, text: str, message: str) -> None:
+    shutil.copy(ROOT / "paths.yaml", tmp_path)
+    whole = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub(pattern, text, whole, count=1, flags=re.MULTILINE))
+    with pytest.raises(ConfigError, match=message):
+        facts.read(tmp_path, None)
+
+
+@pytest.mark.parametrize("text", ['{"memorised_share": 0.', "[1]", "\xff"])
+def test_torn_numbers_are_integrity_errors(tmp_path: Path, text: str) -> None:
+    assert facts._numbers(tmp_path) == {}
+    (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(IntegrityError, match=r"metrics\.json: .*\nfix: run `dvc checkout`"):
+        facts._numbers(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["step,loss\n1,2\n2,x\n", "loss\n1\n", "step,loss\n1,2,3\n"])
+@pytest.mark.parametrize("name", ["curves.csv", "validation.csv"])
+def test_a_torn_table_of_a_training_is_an_integrity_error(tmp_path: Path, name: str, text: str) -> None:
+    paths = config.read(PathsParams, "paths", ROOT / config.PATHS)
+    folder = tmp_path / paths.clip_results
+    folder.mkdir(parents=True)
+    for table in ("curves.csv", "validation.csv"):
+        (folder / table).write_text(text if table == name else "step,loss\n1,2\n2,1\n")
+    with pytest.raises(IntegrityError, match=rf"{paths.clip_results}/{name}: .*\nfix: run `dvc checkout`"):
+        list(facts._trainings(tmp_path, paths))
+
+
+def test_times_may_hold_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "times.txt").write_bytes(b"\xff\xfe\nprepare 3.5\n")
+    assert facts._times(tmp_path / "times.txt") == [("prepare", 3.5)]
+
+
+def test_the_corpus_is_that_of_the_captions_whatever_params_say_now(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(params_of("openmoji"))
+    captions = tmp_path / "captions"
+    assert facts._prepare(tmp_path, captions).corpus.kind == "openmoji"
+    captions.mkdir()
+    made_by = config.read(PrepareParams, "prepare", ROOT / "recipes/default.yaml").model_dump(mode="json")
+    for settings in (made_by, {}):
+        artifact.write_passport(captions, artifact.Kind("captions"), settings, {}, {}, "0" * 64)
+        if settings:
+            assert facts._prepare(tmp_path, captions).corpus.kind == "shapes"
+    with pytest.raises(IntegrityError, match=r"captions/passport\.json: config\."):
+        facts._prepare(tmp_path, captions)
+
+
+def test_copies_are_those_of_the_samples_that_are_shown(tmp_path: Path) -> None:
+    made = {}
+    for name, unet in (("of_samples", "a"), ("same", "a"), ("older", "b")):
+        (tmp_path / name).mkdir()
+        made[name] = artifact.write_passport(tmp_path / name, artifact.Kind("model"), {}, {"unet": unet}, {}, "0" * 64)
+    shown = [facts._is_of(tmp_path / name, made["of_samples"]) for name in ("same", "older", "refused")]
+    assert shown == [True, False, True]
+
+
+def test_where_the_images_come_from_is_said_as_params_say_it(found: Facts) -> None:
+    assert "drawn at random by this project" in page.write(replace(found, trainings=[]))
+    text = page.write(replace(found, trainings=[], data="Photographs by the [archive](https://a.org)."))
+    assert "Photographs by the archive (https://a.org)." in text and "drawn at random by this project" not in text
 
 
 def test_texts_of_users_are_no_markup(found: Facts) -> None:

@@ -61,7 +61,9 @@ def test_controls_are_those_that_the_metrics_have() -> None:
         "0.0 %",
     ]
     ((words, chance),) = scores.controls({"num_retrieval_images": 400}, {"kind": "retrieval", "k": 5})
-    assert "5 of 400" in words and chance == "1.2 %"
+    assert "5 of 400" in words and chance == "1.25 %"
+    ((_, chance),) = scores.controls({"num_retrieval_images": 200}, {"kind": "retrieval", "k": 199})
+    assert chance == "99.5 %"
     assert scores.controls({}, {"kind": "none"}) == []
 
 

@@ -168,6 +168,39 @@ def test_a_damaged_state_and_one_in_use_are_refused(capsys: pytest.CaptureFixtur
     assert code == 4 and "SHA-256" in text
 
 
+def test_a_damaged_run_is_named_and_hides_no_other(capsys: pytest.CaptureFixture[str]):
+    good = next(Path("runs/train_unet").iterdir())
+    edit(train_unet__training__learning_rate=0.5)
+    torn = save("train_unet", 60).directory
+    shutil.copytree(good / "step-000000041", good / "step-000000041.bak")
+    (torn / "fingerprint.json").write_text("")
+    lines = said(capsys, "runs").splitlines()
+    assert [line.partition(",")[0] for line in lines if "/step-" in line] == [
+        f"train_unet/{torn.name}/step-000000060  60 steps",
+        f"train_unet/{good.name}/step-000000020  20 of 80 steps",
+        f"train_unet/{good.name}/step-000000041  41 of 80 steps",
+    ]
+    assert lines[1].startswith(f"  {torn}/fingerprint.json: no JSON") and f"rm -r {torn}" in lines[2]
+    code, text = refused(capsys, f"train_unet/{torn.name}")
+    assert code == 4 and f"rm -r {torn}" in text
+    said(capsys, "resume", f"train_unet/{good.name}")
+    assert asked() == f"{good.name}/step-000000041"
+
+
+def test_a_damaged_request_is_named_and_replaced_by_the_next(capsys: pytest.CaptureFixture[str]):
+    run, request = next(Path("runs/train_unet").iterdir()), Path("runs/train_unet/resume.json")
+    request.write_text("")
+    edit(machine__num_kept_runs=0)
+    save("train_clip", 20)
+    capsys.readouterr()
+    assert cli.main(["runs", "--prune"]) == 0
+    out, errors = capsys.readouterr()
+    assert out.startswith("removed train_clip/") and f"{request}: no JSON" in out and "step-000000041" in out
+    assert f"fix: rm {request}" in errors and "no run of train_unet is removed" in errors
+    said(capsys, "resume", run.name)
+    assert asked() == f"{run.name}/step-000000041"
+
+
 def test_old_runs_are_pruned_on_demand(capsys: pytest.CaptureFixture[str]):
     first = next(Path("runs/train_unet").iterdir())
     edit(train_unet__training__learning_rate=0.5, machine__num_kept_runs=1)

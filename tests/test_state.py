@@ -354,6 +354,45 @@ def test_a_fresh_run_says_how_to_go_on_all_the_same(tmp_path: Path, capsys: pyte
     assert f"to go on from its step-000000007 all the same, stop this, `ldm resume train/{first.directory.name}`" in out
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"params.rate"', "\0\0"])
+def test_a_damaged_fingerprint_of_another_run_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+):
+    for rate in (0.1, 0.2):
+        opened(tmp_path, **{"params.rate": rate}).close()
+    torn = opened(tmp_path, **{"params.rate": 0.3}).directory / state.FINGERPRINT
+    torn.write_text(damage)
+    opened(tmp_path, **{"params.rate": 0.4})
+    assert "params.rate: 0.2 -> 0.4" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(IntegrityError, match=f"rm -r {torn.parent}"):
+        state.fingerprint_of(torn.parent)
+
+
+def test_what_a_user_copied_beside_the_states_is_none_and_stays(tmp_path: Path):
+    run = opened(tmp_path)
+    run.commit(at(40), num_kept=1)
+    copies = [run.directory / f"step-{name}" for name in ("000000040.bak", "mine")]
+    for copy in copies:
+        shutil.copytree(run.directory / "step-000000040", copy)
+    assert [path.name for path in state.states_of(run.directory)] == ["step-000000040"]
+    run.commit(at(50), num_kept=1)
+    assert same(newest(run), at(50)) and all(copy.exists() for copy in copies)
+    shutil.rmtree(run.directory / "step-000000050")
+    run.close()
+    assert state.prune(tmp_path / "train", machine()) == [] and copies[0].exists()
+
+
+def test_nothing_is_pruned_while_nobody_knows_what_was_asked_for(tmp_path: Path):
+    old = aged(tmp_path, 1, 40)
+    request = tmp_path / "train/resume.json"
+    request.write_text("")
+    run = Run(tmp_path, "train", {"params.seed": 99})
+    for use in (lambda: state.prune(tmp_path / "train", machine(num_kept_runs=0)), lambda: run.adopt(taken)):
+        with pytest.raises(IntegrityError, match=rf"(?s)resume\.json: no JSON .*fix: rm {request}"):
+            use()
+    assert old.directory.exists()
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_the_last_state_of_a_finished_run_stays_if_asked_for(tmp_path: Path, is_kept: bool):
     run = Run(tmp_path, "train", {}, machine(keep_finished_states=is_kept))
@@ -396,7 +435,7 @@ def test_old_runs_go_by_number_and_age(
     old = {days: aged(tmp_path, days, days) for days in (40, 1, 3, 2)}
     empty = aged(tmp_path, 5, 0, step=None)
     held, asked = aged(tmp_path, 50, 50), aged(tmp_path, 60, 60)
-    request = {"state": f"{asked.directory.name}/step-000000001"}
+    request = {"state": f"{asked.directory.name}/step-000000001", "manifest_sha256": "0" * 64}
     (tmp_path / "train/resume.json").write_text(json.dumps(request))
     held.open()
     capsys.readouterr()

@@ -75,6 +75,7 @@ def test_two_developers_share_results_and_experiments(repository: Repository, tm
     assert verify.local(second.root).problems == verify.remote(None, second.root).problems == []
     said = second.run("dvc", "exp", "run", "--set-param", "sample.drawing.guidance_scale=2", "--name", "stronger")
     assert set(re.findall(r"Running stage '(\w+)'", said)) == STRONGER
+    says_what_changed(second, "stronger", before=3, now=2)
     second.run("dvc", "exp", "push", "origin", "stronger")
 
     name = "own_clip_score_margin_seen"
@@ -88,6 +89,18 @@ def test_two_developers_share_results_and_experiments(repository: Repository, tm
     first.run("git", "push", "--quiet", "origin", "main")
     first.run("dvc", "push")
     draw_with_the_model_alone(clone_of(origin, tmp_path / "third"))
+
+
+def says_what_changed(repository: Repository, name: str, before: int, now: int) -> None:
+    """By DVC's tables, for an experiment with another guidance scale."""
+    of_experiment = (name, "--json")
+    (shown,) = json.loads(repository.run("dvc", "params", "diff", "HEAD", *of_experiment)).values()
+    assert shown == {"sample.drawing.guidance_scale": {"old": before, "new": now, "diff": now - before}}
+    assert name in repository.run("dvc", "exp", "show", "--csv")
+    diff = json.loads(repository.run("dvc", "metrics", "diff", "HEAD", *of_experiment))
+    assert any(change["old"] != change["new"] for change in diff["data/evaluation/metrics.json"].values())
+    plots = json.loads(repository.run("dvc", "plots", "diff", "HEAD", *of_experiment))["data"]
+    assert {plot["revisions"][0] for plot in plots["data/samples/grid.png"]} == {"HEAD", name}
 
 
 def draw_with_the_model_alone(third: Repository) -> None:

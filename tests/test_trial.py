@@ -1,5 +1,6 @@
 """`make try`: a picture from a model that a remote serves by HTTP."""
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -83,14 +84,22 @@ def test_a_model_that_is_there_is_drawn_with_at_once(here: Path, monkeypatch, ca
     (here / "data/model/passport.json").write_text("{}")
     calls: list[list[str]] = []
     monkeypatch.setattr(cli, "main", lambda arguments: calls.append(arguments) or 0)
-    assert trial.main([]) == 0 and trial.main(["a blue star"]) == 0
-    prompts = [trial.example(ROOT), "a blue star"]
-    assert calls == [["generate", p, "--model", "data/model", "--output", "outputs/try"] for p in prompts]
+    assert trial.main([]) == 0 and trial.main(["a blue star"]) == 0 and trial.main(["--", "-red"]) == 0
+    prompts = [trial.example(ROOT), "a blue star", "-red"]
+    assert calls == [["generate", "--model", "data/model", "--output", "outputs/try", "--", p] for p in prompts]
+    assert [cli.parser().parse_args(call).prompts for call in calls] == [[p] for p in prompts]
     assert "All that it can do: ldm" in capsys.readouterr().out
     monkeypatch.setattr(cli, "main", lambda arguments: 5)
     with pytest.raises(SystemExit) as error:
         trial.main([])
     assert error.value.code == 5
+
+
+@pytest.mark.parametrize("value", ["7", "[red]", "true", "", "{a: b}"])
+def test_an_example_that_is_no_text_is_none(here: Path, value: str) -> None:
+    text = re.sub(r"^    prompt: .*", f"    prompt: {value}", (here / "params.yaml").read_text(), flags=re.MULTILINE)
+    (here / "params.yaml").write_text(text)
+    assert trial.example(here) is None
 
 
 def test_the_default_remote_is_that_of_dvcs_config(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from ldm.core import artifact
@@ -313,6 +317,67 @@ def test_without_git_it_is_one_line_or_only_the_lock_counts(root: Path, capsys: 
     Repository.at(root).run("dvc", "config", "core.no_scm", "true")
     code, said = run(capsys)
     assert code == 0 and said.endswith("every byte as dvc.lock says (there is no git to compare it with)\n")
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC repository that records a file and a folder, and two remotes that do not answer."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "empty"))
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    shutil.copy(ROOT / "paths.yaml", tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/b", "a"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    Repository.at(tmp_path).run("git", "init", "--quiet")
+    with Repo.init() as repo:
+        repo.add(["a", "mine"])
+    with (tmp_path / ".dvc/config").open("a") as file:
+        file.write("['remote \"bucket\"']\n    url = s3://nobody/x\n['remote \"other\"']\n    url = gs://nobody/x\n")
+    return tmp_path
+
+
+def test_a_remote_that_does_not_answer_is_one_line(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, found in (("bucket", "NoCredentialsError: "), ("other", "ImportError: gs is supported, .*'dvc-gs'")):
+        code, said = run(capsys, "--remote", name)
+        assert code == 5 and re.search(rf"{found}.*; expected a remote that answers\nfix: ", said)
+        assert said.count("\n") == 2
+
+
+def test_a_remote_that_does_not_answer_counts_as_one_without_a_good_copy(small: Path) -> None:
+    flip(small / "a")
+    flip(cached(small, hashlib.md5(b"a").hexdigest()))
+    problems = [error for error in verify.local(small).problems if error.args[0] == str(small / "a")]
+    assert len(problems) == 2
+    assert all("no good copy in the cache or in remotes ['bucket', 'other']" in str(error) for error in problems)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_files_of_a_web_server_are_verified_though_it_cannot_be_listed(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small / ".dvc/cache/files", small / "served/files")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=small / "served")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with (small / ".dvc/config").open("a") as file:
+            file.write(f"['remote \"web\"']\n    url = http://127.0.0.1:{server.server_port}\n")
+        code, said = run(capsys, "--remote", "web")
+        assert code == 0 and said.startswith("OK: 2 files, 0.0 MB") and "leftovers are not known: http://" in said
+        path = small / "served/files" / cached(small, md5(small / "a")).relative_to(small / ".dvc/cache/files")
+        expected, found = flip(path)
+        code, said = run(capsys, "--remote", "web")
+        assert code == 4 and f"has MD5 {found}; expected MD5 {expected}" in said
+        server.shutdown()
 
 
 READ_ONLY = """

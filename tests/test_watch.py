@@ -108,6 +108,23 @@ def test_one_that_ends_just_now_hides_no_other(capsys: pytest.CaptureFixture[str
     other.close()
 
 
+def test_a_damaged_run_and_a_cut_row_hide_nothing_else(capsys: pytest.CaptureFixture[str]):
+    torn, other = training("train_clip", 30), training("train_unet", 20)
+    (torn.directory / "fingerprint.json").write_text("")
+    (other.directory / "step-000000020.bak").mkdir()
+    for name in ("curves.csv", "pace.csv"):
+        path = other.directory / name
+        path.write_text(path.read_text().removesuffix("\n").rpartition(",")[0])
+    lines = said(capsys, "--once")
+    assert lines[0].startswith("train_unet: step 10 of 100, loss 2, 64 samples/s")
+    assert lines[-2].startswith(f"{torn.directory}/fingerprint.json: no JSON")
+    assert lines[-1].endswith(f"rm -r {torn.directory}")
+    torn.close()
+    other.close()
+    assert said(capsys, "--once")[0] == "train_unet: step 10 of 100, not running; nothing is saved"
+    assert said(capsys, "train_clip", "--once")[0] == "no training in runs"
+
+
 def test_ctrl_c_while_it_reads_is_as_polite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

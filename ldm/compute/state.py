@@ -30,6 +30,7 @@ REQUEST = "resume.json"
 """File in a stage's folder of runs: the state that its next run resumes from."""
 FINGERPRINT = "fingerprint.json"
 
+_STATES = f"step-{'[0-9]' * 9}"
 _LOCK = "lock"
 _SECONDS_PER_DAY = 86400
 
@@ -143,17 +144,16 @@ class Run:
             a `UserError` if the state does not fit.
 
         Raises:
-            IntegrityError: the state is gone or damaged. MachineError: a process works in its run.
+            IntegrityError: the state, or the request for it, is gone or damaged. MachineError: a process works in its
+                run.
         """
-        request = self.directory.parent / REQUEST
-        if not request.exists():
+        request, asked = self.directory.parent / REQUEST, asked_for(self.directory.parent)
+        if asked is None:
             return
-        asked: dict[str, str] = json.loads(request.read_bytes())
         source = self.directory.parent / asked["state"]
         with suppress(FileNotFoundError) if source.parent == self.directory else locks.held(source.parent / _LOCK):
             found = saved.check(source, asked["manifest_sha256"])
-            before: dict[str, Any] = json.loads((source.parent / FINGERPRINT).read_bytes())
-            differs = fingerprint.differences(before, self.fingerprint)
+            differs = fingerprint.differences(fingerprint_of(source.parent), self.fingerprint)
             state = saved.read(found)
             record = {"step": state.step, "manifest_sha256": found.manifest_sha256, "differs": differs}
             accepted = accept(state, record)
@@ -233,9 +233,9 @@ class Run:
         replace_json(self.directory / f"{name}.json", value)
 
     def noted(self, name: str) -> Any:
-        """The value that was noted; None if there is none."""
+        """The value that was noted; None if there is none. IntegrityError: it is damaged."""
         path = self.directory / f"{name}.json"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        return _read(path, f"start afresh: rm -r {self.directory}") if path.exists() else None
 
     def kept_keys(self) -> list[str]:
         """Keys of all units, sorted."""
@@ -278,30 +278,64 @@ class Run:
         return MachineError(str(self.directory), found, f"room for a state of {needed} bytes", fix)
 
     def _report_changes(self) -> None:
-        others = list(self.directory.parent.glob(f"*/{FINGERPRINT}"))
-        if not others or (self.directory.parent / REQUEST).exists():
+        found = _newest(self.directory.parent)
+        if found is None or (self.directory.parent / REQUEST).exists():
             return
-        newest = max(others, key=_changed)
-        try:
-            before: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # that run ends just now
-            return
+        newest, before = found
         shown = [f"  {line}" for line in fingerprint.in_words(fingerprint.differences(before, self.fingerprint))]
-        print(f"fresh run; {newest.parent} differs in", *shown, sep="\n", flush=True)
-        if states := states_of(newest.parent):
-            name = f"{newest.parent.parent.name}/{newest.parent.name}"
+        print(f"fresh run; {newest} differs in", *shown, sep="\n", flush=True)
+        if states := states_of(newest):
+            name = f"{newest.parent.name}/{newest.name}"
             hint = f"to go on from its {states[-1].name} all the same, stop this, `ldm resume {name}`, and run it again"
             print(hint, flush=True)
 
 
 def states_of(run: Path) -> list[Path]:
-    """Folders of the states in a run directory, the newest last."""
-    return sorted(run.glob("step-*"))
+    """Folders of the states in a run directory, the newest last. What a user copied to another name is none."""
+    return sorted(run.glob(_STATES))
 
 
 def parts_of(run: Path) -> list[Path]:
     """Folders of all states and units in a run directory."""
     return [*states_of(run), *sorted(run.glob("unit-*"))]
+
+
+def _newest(stage: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The run of a stage that was opened last, and its fingerprint. One that ends just now is passed over, and so is
+    a damaged one, which `ldm runs` tells of."""
+    for path in sorted(stage.glob(f"*/{FINGERPRINT}"), key=_changed, reverse=True):
+        with suppress(FileNotFoundError, IntegrityError):
+            return path.parent, fingerprint_of(path.parent)
+    return None
+
+
+def fingerprint_of(run: Path) -> dict[str, Any]:
+    """The fingerprint of a run directory. FileNotFoundError: the run ends just now. IntegrityError: it is damaged."""
+    fix = f"under the params and code of then it is written again by the next run; else rm -r {run}"
+    return _object(run / FINGERPRINT, (), fix)
+
+
+def asked_for(stage: Path) -> dict[str, str] | None:
+    """What `ldm resume` asked for in a stage's folder of runs: `state` and `manifest_sha256`; None if it did not.
+    IntegrityError: the request is damaged."""
+    path = stage / REQUEST
+    fix = f"rm {path}; then `ldm resume STATE` again, or run without it"
+    return _object(path, ("state", "manifest_sha256"), fix) if path.exists() else None
+
+
+def _object(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
+    """A JSON object that has these keys."""
+    value = _read(path, fix)
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        raise IntegrityError(str(path), "JSON that is something else", "what was written there", fix)
+    return value
+
+
+def _read(path: Path, fix: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(str(path), f"no JSON ({error})", "what was written there", fix) from None
 
 
 def last_used(run: Path) -> float:
@@ -320,12 +354,14 @@ def _changed(path: Path) -> float:
 
 def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> list[str]:
     """Remove the runs of a stage's folder that the params do not keep: beyond their number, too old, or without any
-    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each."""
-    request = stage / REQUEST
-    asked = stage / json.loads(request.read_bytes())["state"] if request.exists() else None
-    spared = (spare, asked and asked.parent)
+    state; never one that a process holds, that `ldm resume` asked for, or `spare`. Returns a description of each.
+
+    IntegrityError: what was asked for cannot be read. Nothing is removed then.
+    """
+    asked = asked_for(stage)
+    spared = (spare, asked and (stage / asked["state"]).parent)
     runs = sorted((path for path in stage.iterdir() if path.is_dir() and path not in spared), key=last_used)[::-1]
-    filled = [run for run in runs if parts_of(run)]
+    filled = [run for run in runs if parts_of(run) or any(run.glob("step-*"))]  # a user's copy of a state counts
     kept = filled if machine.num_kept_runs is None else filled[: machine.num_kept_runs]
     removed: list[str] = []
     for run in runs:

@@ -49,8 +49,8 @@ class Adapter:
         }
 
     def add_to(self, network: nn.Module, scale: float, where: str) -> None:
-        """Add `scale` times what it adds to the weights of a network. ConfigError: it is of another network, and this
-        one is left as it was."""
+        """Add `scale` times what it adds to the weights of a network. ConfigError: it is of another network.
+        IntegrityError: some of it is not finite. The network is left as it was then."""
         weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
         for name, (down, up) in self.layers.items():
             weight = weights.get(name)
@@ -58,6 +58,9 @@ class Adapter:
                 found = f"layer {name} of {list(up.shape)} times {list(down.shape)}"
                 expected = f"one that adds to {list(weight.shape)}" if isinstance(weight, Tensor) else "no such layer"
                 raise ConfigError(where, found, f"{expected}, as in the UNet", "name an adapter of this UNet")
+            if not all(part.float().isfinite().all() for part in (down, up)):
+                fix = "name another adapter, or fetch or train this one again"
+                raise IntegrityError(where, f"layer {name} with values that are not finite", "numbers", fix)
         with torch.no_grad():
             for name, (down, up) in self.layers.items():
                 weight = network.get_parameter(f"{name}.weight")
@@ -66,7 +69,14 @@ class Adapter:
 
 
 def _fits(weight: Tensor, down: Tensor, up: Tensor) -> bool:
+    if not is_pair(down, up):
+        return False
     return len(up) == len(weight) and up[0].numel() == len(down) and down[0].numel() == weight[0].numel()
+
+
+def is_pair(down: Tensor, up: Tensor) -> bool:
+    """Whether both are matrices or convolutions, with a rank of at least 1."""
+    return all(part.dim() >= 2 and part.numel() > 0 for part in (down, up))
 
 
 def write(directory: Path, adapter: Adapter, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -88,33 +90,51 @@ def _foreign(source: files.Source, network: nn.Module) -> Adapter:
 
 
 def _pair(layer: str, found: Mapping[str, Tensor], alpha: float | None, path: Path) -> tuple[Tensor, Tensor]:
-    """Both matrices of a layer; the second is scaled by alpha / rank, which is 1 where no alpha is stated."""
+    """Both matrices of a layer; the second is scaled by alpha / rank, which is 1 where no alpha is stated.
+    IntegrityError: one is missing or is no matrix, or its own alpha is not one number."""
     if not {"down", "up"} <= found.keys():
         raise IntegrityError(str(path), f"{layer} with {', '.join(sorted(found))} alone", "down and up", _FIX)
-    rank = len(found["down"])
+    down, up = found["down"], found["up"]
+    if not adapters.is_pair(down, up):
+        shapes = f"{layer} of {list(up.shape)} times {list(down.shape)}"
+        raise IntegrityError(str(path), shapes, "two matrices, of a rank of at least 1", _FIX)
+    if "alpha" in found and found["alpha"].numel() != 1:
+        raise IntegrityError(str(path), f"{layer} with an alpha of {found['alpha'].numel()} numbers", "one", _FIX)
     own = float(found["alpha"]) if "alpha" in found else alpha
-    return found["down"], (1.0 if own is None else own / rank) * found["up"].float()
+    return down, (1.0 if own is None else own / len(down)) * up.float()
 
 
 def _alpha(path: Path) -> float | None:
     """The alpha that diffusers writes into the header of a file, or peft into a file beside it, for all layers; None
-    if there is none. ConfigError: it is not one number, or the adapter is of a kind that is more than a product."""
+    if there is none. ConfigError: it is not one number, or the adapter is of a kind that is more than a product.
+    IntegrityError: what should state it is no JSON object."""
     beside = path.with_name("adapter_config.json")
-    if path.name.startswith("adapter_model") and beside.is_file():
-        settings = files.read_json(beside)
-    else:
-        text = _header(path).get("lora_adapter_metadata", "{}")
-        settings = {name.removeprefix("unet."): value for name, value in json.loads(text).items()}
+    where = beside if path.name.startswith("adapter_model") and beside.is_file() else path
+    settings = files.read_json(beside) if where == beside else _metadata(path)
     unknown = [name for name in ("alpha_pattern", "use_rslora", "use_dora") if settings.get(name)]
     if unknown:
         found = f"{', '.join(f'{name} {settings[name]}' for name in unknown)}"
-        raise ConfigError(
-            str(path),
-            found,
-            "products with one alpha for all",
-            "merge it by peft, and save the UNet",
-        )
-    return settings.get("lora_alpha")
+        raise ConfigError(str(where), found, "products with one alpha for all", "merge it by peft, and save the UNet")
+    alpha: object = settings.get("lora_alpha")
+    if alpha is None or _is_number(alpha):
+        return cast(float | None, alpha)
+    raise ConfigError(str(where), f"lora_alpha {json.dumps(alpha)}", "a number, or none at all", "write the number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What diffusers writes into the header of a file about its UNet; empty if nothing is there."""
+    text = _header(path).get("lora_adapter_metadata", "{}")
+    try:
+        settings: object = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise IntegrityError(str(path), f"lora_adapter_metadata {text[:60]!r} in its header", "a JSON object", _FIX)
+    return {name.removeprefix("unet."): value for name, value in cast(dict[str, Any], settings).items()}
 
 
 def _header(path: Path) -> dict[str, str]:
@@ -124,4 +144,4 @@ def _header(path: Path) -> dict[str, str]:
         if file.read(1) != b"{":  # a pickle, which has none
             return {}
         file.seek(8)
-        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__", {})
+        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__") or {}

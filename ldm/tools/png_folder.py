@@ -85,13 +85,16 @@ def opened(
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """Check a path before the work whose result is saved there. ConfigError: it exists already, unless `overwrite`, or
-    its folder does not exist. MachineError: the folder is not writable."""
+    """Check a path before the work whose result is saved there. ConfigError: it exists already, unless `overwrite`; it
+    is a device or a pipe, which a file would replace; or its folder does not exist. MachineError: the folder is not
+    writable."""
     with _refused(path.parent):
         if not path.parent.is_dir():
             raise ConfigError(str(path), f"no folder {path.parent}", "an existing folder", "make the folder")
         if path.is_dir():
             raise ConfigError(str(path), "a folder", "a file", "name a file in it")
+        if path.exists() and not path.is_file():
+            raise ConfigError(str(path), "a device or a pipe", "a file, or a new name for one", "name another")
         if not overwrite and os.path.lexists(path):
             fix = "name another, or add --overwrite"
             raise ConfigError(str(path), "a file that exists already", "a new one", fix)

@@ -28,32 +28,34 @@ class Suite(ABC):
         self.num_images = num_images
 
     @abstractmethod
-    def last_file(self, number: int) -> Path:
-        """The file of a prompt that is written last, within the folder of the images."""
+    def images(self, number: int) -> dict[int, Path]:
+        """Files of a prompt within the folder of the images, in the order in which they are written, by the number of
+        the image whose origin each carries."""
 
     @abstractmethod
     def _write(self, directory: Path, number: int, pngs: Sequence[bytes]) -> None: ...
+
+    def last_file(self, number: int) -> Path:
+        """The file of a prompt that is written last, within the folder of the images."""
+        return list(self.images(number).values())[-1]
 
     def num_done(self, directory: Path) -> int:
         """How many prompts, from the first on, have all their images in a folder."""
         numbers = range(len(self.prompts))
         return next((i for i in numbers if not (directory / self.last_file(i)).is_file()), len(self.prompts))
 
-    def origin(self, directory: Path, number: int) -> Origin:
-        """How the last image of a prompt was drawn. IntegrityError: it does not say."""
-        path = directory / self.last_file(number)
-        return Origin.read(path.read_bytes(), str(path))
-
-    def check_done(self, directory: Path, expected: Origin) -> None:
-        """Check that the last image that is there is the one expected, but for its place in a batch. ConfigError: it
-        was drawn otherwise. IntegrityError: it does not say how."""
-        number = expected.prompt_number // self.num_images
-        path, found = directory / self.last_file(number), self.origin(directory, number)
-        ours, theirs = ({**each.model_dump(exclude={"settings"}), **each.settings} for each in (expected, found))
-        for key in sorted((ours.keys() | theirs.keys()) - _PLACE):
-            if ours.get(key) != theirs.get(key):
-                fix = "draw with what the folder was drawn with, or name another folder"
-                raise ConfigError(str(path), f"an image of {key} {theirs.get(key)}", f"{ours.get(key)}", fix)
+    def drawn(self, directory: Path) -> dict[int, Path]:
+        """The images that say how a folder was drawn, by number: the last one of the prompts that are done, and all of
+        the prompt at which it goes on, which are drawn again. ConfigError: later prompts have images, too, which would
+        be replaced unseen."""
+        first = self.num_done(directory)
+        for path in (path for number in range(first + 1, len(self.prompts)) for path in self.images(number).values()):
+            if (directory / path).exists():
+                found, expected = "an image of a later prompt", f"none after {self.last_file(first)}, which is missing"
+                raise ConfigError(str(directory / path), found, expected, "move it away, or name another folder")
+        done = list(self.images(first - 1).items())[-1:] if first else []
+        begun = self.images(first).items() if first < len(self.prompts) else ()
+        return {number: directory / path for number, path in (*done, *begun) if (directory / path).exists()}
 
     def texts(self, first: int) -> list[str]:
         """The prompt of every image, from those of prompt `first` on."""
@@ -75,19 +77,17 @@ class GenEval(Suite):
         self._lines = [line for line in _text(file).splitlines() if line.strip()]
         super().__init__([_prompt(file, i, line) for i, line in enumerate(self._lines, 1)], num_images)
 
-    def last_file(self, number: int) -> Path:
-        """Its last image."""
-        return self._image(number, self.num_images - 1)
-
-    def _image(self, number: int, image: int) -> Path:
-        return Path(f"{number:05}") / "samples" / f"{image:04}.png"
+    def images(self, number: int) -> dict[int, Path]:
+        """A file per image."""
+        folder = Path(f"{number:05}") / "samples"
+        return {number * self.num_images + i: folder / f"{i:04}.png" for i in range(self.num_images)}
 
     def _write(self, directory: Path, number: int, pngs: Sequence[bytes]) -> None:
-        (directory / self._image(number, 0)).parent.mkdir(parents=True, exist_ok=True)
+        (directory / self.last_file(number)).parent.mkdir(parents=True, exist_ok=True)
         metadata = directory / f"{number:05}" / "metadata.jsonl"
         metadata.write_text(self._lines[number] + "\n", encoding="utf-8")
-        for i, png in enumerate(pngs):
-            png_folder.save(directory / self._image(number, i), png, overwrite=True)
+        for path, png in zip(self.images(number).values(), pngs, strict=True):
+            png_folder.save(directory / path, png, overwrite=True)
 
 
 class Dpg(Suite):
@@ -103,9 +103,9 @@ class Dpg(Suite):
         self._names = [file.stem for file in files]
         super().__init__([" ".join(_text(file).split()) for file in files], num_images)
 
-    def last_file(self, number: int) -> Path:
+    def images(self, number: int) -> dict[int, Path]:
         """Its only file."""
-        return Path(f"{self._names[number]}.png")
+        return {(number + 1) * self.num_images - 1: Path(f"{self._names[number]}.png")}
 
     def _write(self, directory: Path, number: int, pngs: Sequence[bytes]) -> None:
         png = pngs[0]
@@ -120,6 +120,21 @@ def read(name: SuiteName, source: Path, num_images: int) -> Suite:
     """The suite of a benchmark. ConfigError: there are no prompts as the benchmark has them, or it scores no such
     number of images."""
     return GenEval(source, num_images) if name == "geneval" else Dpg(source, num_images)
+
+
+def origin(path: Path) -> Origin:
+    """How an image was drawn. IntegrityError: it does not say."""
+    return Origin.read(path.read_bytes(), str(path))
+
+
+def check(path: Path, expected: Origin) -> None:
+    """Check that an image is the one expected, but for its place in a batch. ConfigError: it was drawn otherwise.
+    IntegrityError: it does not say how."""
+    ours, theirs = ({**each.model_dump(exclude={"settings"}), **each.settings} for each in (expected, origin(path)))
+    for key in sorted((ours.keys() | theirs.keys()) - _PLACE):
+        if ours.get(key) != theirs.get(key):
+            fix = "draw with what the folder was drawn with, or name another folder"
+            raise ConfigError(str(path), f"an image of {key} {theirs.get(key)}", f"{ours.get(key)}", fix)
 
 
 def _text(file: Path) -> str:

@@ -96,8 +96,11 @@ def write(name: str, force: bool = False) -> str:
         found, expected = "edits that are in no commit and in no recipe", "none, since they would be lost"
         raise ConfigError(str(PARAMS), found, expected, "commit it, or add --force (make recipe NAME=... FORCE=1)")
     new = PARAMS.with_name(f".{PARAMS.name}.new")
-    new.write_text(text, encoding="utf-8", newline="\n")
-    new.replace(PARAMS)
+    try:
+        new.write_text(text, encoding="utf-8", newline="\n")
+        new.replace(PARAMS)
+    finally:
+        new.unlink(missing_ok=True)
     return f"{PARAMS} is written from {_path(name, Path())}; `dvc repro` runs it"
 
 
@@ -108,7 +111,7 @@ def names(root: Path = Path()) -> list[str]:
 
 
 def listing() -> str:
-    """Every recipe with its header, which describes what it is, gives and needs."""
+    """Every recipe with its header, which describes what it is, gives and needs; empty outside a repository."""
     parts: list[str] = []
     for name in names():
         lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -185,14 +188,17 @@ def _block(keys: Keys, value: Any) -> list[str]:
 
 def _can_come_back() -> bool:
     """Whether the present params.yaml can be restored, from git or from a recipe."""
-    if not PARAMS.exists():
-        return True
-    command = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all", "--", str(PARAMS)]
-    with suppress(OSError):  # without git, it cannot be restored from a commit
-        status = subprocess.run(command, capture_output=True, text=True, check=False)
-        if status.returncode == 0 and not status.stdout:
-            return True
-    return any(_is_from(name) for name in names())
+    return not PARAMS.exists() or _is_committed() or any(_is_from(name) for name in names())
+
+
+def _is_committed() -> bool:
+    """Whether a checkout of the last commit would write the present params.yaml."""
+    # `git status` says nothing of edits in a file that git was told to overlook (--skip-worktree).
+    command = ["git", "cat-file", "--filters", f"HEAD:./{PARAMS}"]
+    with suppress(OSError):  # without git, there is no commit
+        found = subprocess.run(command, capture_output=True, check=False)
+        return found.returncode == 0 and found.stdout == PARAMS.read_bytes()
+    return False
 
 
 def _is_from(name: str) -> bool:

@@ -1,7 +1,7 @@
 """`ldm runs` lists what is saved under `runs/`; `ldm resume` lets the next run of a training resume from a state of
 other params, inputs or code."""
 
-import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm.compute import fingerprint, saved, state
 from ldm.core import config, locks, workspace
-from ldm.core.errors import ConfigError, MachineError
+from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
 from ldm.tools.check import check, sections
 
@@ -19,12 +19,14 @@ _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 @dataclass(frozen=True)
 class Kept:
-    """A run directory: which process works in it, and how the params and code of its states differ from today's."""
+    """A run directory: which process works in it, and how the params and code of its states differ from today's, or why
+    that cannot be read."""
 
     directory: Path
     holder: str | None
     made_by: dict[str, Any]
     differs: dict[str, list[Any]]
+    damage: IntegrityError | None = None
 
     @property
     def name(self) -> str:
@@ -48,37 +50,53 @@ def kept(root: Path) -> list[Kept]:
     Inputs are not compared, since that would read them all: the next run does that.
     """
     runs: list[Kept] = []
-    for stage in [name for name in check.SECTIONS if (root / name).is_dir()]:
-        directories = [path for path in (root / stage).iterdir() if (path / state.FINGERPRINT).is_file()]
+    for stage in _stages(root):
+        directories = [path for path in stage.iterdir() if (path / state.FINGERPRINT).is_file()]
         for directory in sorted(directories, key=state.last_used, reverse=True):
+            made_by, damage = dict[str, Any](), None
             try:
-                made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+                made_by = state.fingerprint_of(directory)
             except FileNotFoundError:  # it ends just now
                 continue
-            differs = fingerprint.differences(made_by, _now(stage, made_by))
-            runs.append(Kept(directory, locks.holder(directory / "lock"), made_by, differs))
+            except IntegrityError as error:
+                damage = error
+            differs = {} if damage else fingerprint.differences(made_by, _now(stage.name, made_by))
+            runs.append(Kept(directory, locks.holder(directory / "lock"), made_by, differs, damage))
     return runs
 
 
 def lines(root: Path) -> Iterator[str]:
-    """What `ldm runs` prints: a line per state, and below it what differs."""
+    """What `ldm runs` prints: a line per state, and below it what differs, or what is damaged."""
+    asked: dict[Path, str] = {}
+    for stage in _stages(root):
+        try:
+            asked[stage] = (state.asked_for(stage) or {}).get("state", "")
+        except IntegrityError as error:
+            yield from str(error).splitlines()
     for run in kept(root):
-        parts = state.parts_of(run.directory)
-        for path in run.states:
-            yield f"{run.name}/{path.name}  {_facts(run, path)}"
-        units = [path for path in parts if path not in run.states]
-        if units or not parts:
-            size = sum(state.size_of(path) for path in units) / 1e6
-            yield f"{run.name}  {len(units)} units of work, {size:.1f} MB, {_age(run.directory)}"
-        if run.holder is not None:
-            yield f"  in use ({run.holder})"
+        yield from _lines(run, asked.get(run.directory.parent, ""))
+
+
+def _lines(run: Kept, asked: str) -> Iterator[str]:
+    """The lines of one run. asked: the state that `ldm resume` asked for, if any, as `<hash>/<state>`."""
+    parts = state.parts_of(run.directory)
+    for path in run.states:
+        yield f"{run.name}/{path.name}  {_facts(run, path)}"
+    units = [path for path in parts if path not in run.states]
+    if units or not parts:
+        size = sum(state.size_of(path) for path in units) / 1e6
+        yield f"{run.name}  {len(units)} units of work, {size:.1f} MB, {_age(run.directory)}"
+    if run.holder is not None:
+        yield f"  in use ({run.holder})"
+    if asked.startswith(run.directory.name):
         request = run.directory.parent / state.REQUEST
-        if request.exists() and (asked := json.loads(request.read_bytes())["state"]).startswith(run.directory.name):
-            yield f"  the next run goes on from {Path(asked).name}, as asked; {request} says so"
-        if run.differs:
-            yield from (f"  differs: {line}" for line in fingerprint.in_words(run.differs))
-        elif parts:
-            yield "  as params and code are now: the next run goes on from it by itself"
+        yield f"  the next run goes on from {Path(asked).name}, as asked; {request} says so"
+    if run.damage is not None:
+        yield from (f"  {line}" for line in str(run.damage).splitlines())
+    elif run.differs:
+        yield from (f"  differs: {line}" for line in fingerprint.in_words(run.differs))
+    elif parts:
+        yield "  as params and code are now: the next run goes on from it by itself"
 
 
 def ask(root: Path, text: str) -> str:
@@ -86,10 +104,13 @@ def ask(root: Path, text: str) -> str:
     hash, if no other run fits. A run without a step means its newest state. Returns a description of what will happen.
 
     Raises:
-        ConfigError: no state, or states of several runs, have such a name. IntegrityError: it is damaged.
+        ConfigError: no state, or states of several runs, have such a name. IntegrityError: it, or what its run was
+            made by, is damaged.
         MachineError: a process works in its run.
     """
     run, path = _find(root, text)
+    if run.damage is not None:
+        raise run.damage
     if run.holder is not None:
         raise MachineError(run.name, f"in use ({run.holder})", "a run that nobody works in", "stop it first")
     found = saved.check(path)
@@ -106,9 +127,20 @@ def ask(root: Path, text: str) -> str:
 
 
 def prune(root: Path, machine: MachineParams) -> list[str]:
-    """Remove the runs of all stages that the params do not keep; return a description of each."""
-    stages = [root / name for name in check.SECTIONS if (root / name).is_dir()]
-    return [line for stage in stages for line in state.prune(stage, machine)]
+    """Remove the runs of all stages that the params do not keep; return a description of each. A stage of which it is
+    not known what the next run goes on from is left alone, and told on stderr."""
+    removed: list[str] = []
+    for stage in _stages(root):
+        try:
+            removed += state.prune(stage, machine)
+        except IntegrityError as error:
+            print(f"{error}\nno run of {stage.name} is removed", file=sys.stderr, flush=True)
+    return removed
+
+
+def _stages(root: Path) -> list[Path]:
+    """Folders of stages that have runs, in the order of the pipeline."""
+    return [root / name for name in check.SECTIONS if (root / name).is_dir()]
 
 
 def _find(root: Path, text: str) -> tuple[Kept, Path]:
@@ -135,7 +167,8 @@ def _is_named(run: Kept, path: Path, text: str) -> bool:
 
 def _facts(run: Kept, path: Path) -> str:
     step, last = _step(path), sections.num_steps(run.made_by)
-    done = f"finished, {step} steps" if step == last else f"{step} of {last} steps"
+    of = "" if last is None else f" of {last}"
+    done = f"finished, {step} steps" if step == last else f"{step}{of} steps"
     return f"{done}, {state.size_of(path) / 1e6:.1f} MB, {_age(path)}"
 
 

@@ -30,7 +30,8 @@ def _try(asked: str | None) -> None:
 
     model = fetched(Path())
     prompt = asked or example(Path()) or ""
-    code = cli.main(["generate", prompt, "--model", str(model), "--output", str(OUTPUT)])
+    # After "--" a prompt may begin with "-".
+    code = cli.main(["generate", "--model", str(model), "--output", str(OUTPUT), "--", prompt])
     if code != 0:
         sys.exit(code)
     print(f'Another: make try PROMPT="{prompt}". All that it can do: ldm')
@@ -68,9 +69,10 @@ def example(root: Path) -> str | None:
     """The prompt that the params name for examples; None: they name none, or cannot be read."""
     try:
         values = config.Document(root / config.PARAMS).data
-        return values["model"]["card"]["prompt"]
+        prompt: object = values["model"]["card"]["prompt"]
     except (ConfigError, LookupError, TypeError):
         return None
+    return prompt if isinstance(prompt, str) else None
 
 
 def _time(root: Path) -> str:

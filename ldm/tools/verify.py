@@ -12,13 +12,13 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.core import config
-from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.errors import ConfigError, IntegrityError, MachineError, UserError
 from ldm.core.params import PathsParams
 from ldm.core.progress import each
 from ldm.tools import lineage
@@ -86,7 +86,7 @@ def local(root: Path = Path()) -> Report:
 def remote(name: str | None = None, root: Path = Path()) -> Report:
     """Hash everything that a remote should have of the recorded outs, and list what no commit uses.
 
-    Raises as `local` does. ConfigError: there is no such remote.
+    Raises as `local` does. ConfigError: there is no such remote. MachineError: it does not answer.
     """
     with _opened(root) as repo:
         stores = _Stores(repo)
@@ -103,7 +103,8 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
             if md5 != item.md5:
                 problems += _describe(item, {f"remote {store.path}": md5}, stores, store)
             else:
-                num_bytes += int(store.fs.size(store.oid_to_path(item.md5)))
+                with _answering(store.path):
+                    num_bytes += int(store.fs.size(store.oid_to_path(item.md5)) or 0)  # not every web server says it
         record, notes = _record(repo)
         return Report(len(objects), num_bytes, problems, [*notes, *_leftovers(repo, store)], record)
 
@@ -223,14 +224,15 @@ class _Stores:
         if name not in self.names:
             found = f"no remote {name!r}" if name else "no default remote"
             raise ConfigError("DVC", found, f"one of {self.names}", "name one, or `dvc remote add -d NAME URL`")
-        return self._repo.cloud.get_remote_odb(name)
+        with _answering(f"remote {name}"):
+            return self._repo.cloud.get_remote_odb(name)
 
     def md5(self, store: Any, oid: str) -> str | None:
-        """MD5 of what a store holds under a hash; None if it holds nothing; or the reason why it cannot be read."""
+        """MD5 of what a store holds under a hash; None = nothing; or why it cannot be read. MachineError: no answer."""
         path = store.oid_to_path(oid)
         digest = hashlib.md5(usedforsecurity=False)
         try:
-            with store.fs.open(path, "rb") as file:
+            with _answering(path), store.fs.open(path, "rb") as file:
                 while block := file.read(_BLOCK):
                     digest.update(block)
         except FileNotFoundError:
@@ -243,7 +245,28 @@ class _Stores:
 
     def holders(self, oid: str) -> list[str]:
         """Names of the remotes that hold a good copy; a remote that does not answer counts as one without."""
-        return [name for name in self.names if self.md5(self.remote(name), oid) == oid]
+        from dvc.exceptions import DvcException
+
+        found: list[str] = []
+        for name in self.names:
+            with suppress(MachineError, DvcException, PermissionError):
+                found += [name] if self.md5(self.remote(name), oid) == oid else []
+        return found
+
+
+@contextmanager
+def _answering(where: str) -> Generator[None]:
+    """A block that asks a store. MachineError: the library that does so is missing, or raises an error of its own."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except (OSError, UserError, DvcException):
+        raise
+    except Exception as error:
+        fix = "install what is named, or look at its address (`dvc remote list`), the network and your credentials"
+        found = f"{type(error).__name__}: {_line(error)}"
+        raise MachineError(where, found, "a remote that answers", fix) from error
 
 
 def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityError]) -> list[Object]:
@@ -343,12 +366,17 @@ def _leftovers(repo: Any, store: Any) -> list[str]:
     # DVC would warn about every commit without dvc.lock, and about listings that were never pushed.
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
-        # force: a listing that is missing everywhere is skipped; DVC would ask.
-        groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
-    except DvcException as error:
-        return [f"leftovers are not known: {error}"]
+        with _answering("the default remote"):  # DVC asks it for listings that are missing here
+            # force: a listing that is missing everywhere is skipped; DVC would ask.
+            groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
+    except (DvcException, MachineError) as error:
+        return [f"leftovers are not known: {_line(error)}"]
     used = {store.oid_to_path(str(info.value)) for infos in groups.values() for info in infos}
-    there = sorted(str(path) for path in store.fs.find(store.path))
+    try:
+        with _answering(store.path):
+            there = sorted(str(path) for path in store.fs.find(store.path))
+    except (MachineError, OSError):  # a web server has no folders
+        return [f"leftovers are not known: {store.path} cannot be listed"]
     return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in used]
 
 

@@ -1,17 +1,16 @@
 """`ldm watch`: how trainings go, as their run directories say while they run."""
 
 import csv
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ldm.compute import state
 from ldm.core import locks
+from ldm.core.errors import IntegrityError
 from ldm.core.progress import duration
 from ldm.tools.check import sections
 from ldm.training.history import CURVES, PACE, PICTURES, VALIDATION
@@ -36,8 +35,8 @@ class Training:
 
     @classmethod
     def of(cls, directory: Path) -> Self:
-        """Read it. FileNotFoundError: the training ends just now."""
-        made_by: dict[str, Any] = json.loads((directory / state.FINGERPRINT).read_bytes())
+        """Read it. FileNotFoundError: the training ends just now. IntegrityError: what it was made by is damaged."""
+        made_by = state.fingerprint_of(directory)
         tables = (_rows(directory / name) for name in (CURVES, VALIDATION, PACE))
         return cls(directory, locks.holder(directory / "lock"), sections.num_steps(made_by), *tables)
 
@@ -78,14 +77,19 @@ class Training:
             yield f"{duration(seconds * (self.num_steps - step))} left"
 
 
-def trainings(root: Path, stages: Sequence[str]) -> list[Training]:
-    """Those of some stages that run now; if none does, the one that ran last."""
+def trainings(root: Path, stages: Sequence[str]) -> tuple[list[Training], list[str]]:
+    """Those of some stages that run now; if none does, the one that ran last. And lines about runs that are damaged."""
     found: list[tuple[float, Training]] = []
+    damaged: list[str] = []
     for path in [path.parent for stage in stages for path in (root / stage).glob(f"*/{state.FINGERPRINT}")]:
-        with suppress(FileNotFoundError):  # it ends just now
+        try:
             found.append((state.last_used(path), Training.of(path)))
+        except FileNotFoundError:  # it ends just now
+            continue
+        except IntegrityError as error:
+            damaged += str(error).splitlines()
     by_age = [training for _, training in sorted(found, key=lambda pair: pair[0])]
-    return [training for training in by_age if training.holder is not None] or by_age[-1:]
+    return [training for training in by_age if training.holder is not None] or by_age[-1:], damaged
 
 
 def watch(root: Path, stages: Sequence[str], seconds: float | None) -> None:
@@ -97,10 +101,11 @@ def watch(root: Path, stages: Sequence[str], seconds: float | None) -> None:
     shown: list[str] = []
     try:
         while True:
-            found = trainings(root, stages)
+            found, damaged = trainings(root, stages)
             headlines = [training.headline for training in found] or [f"no training in {root}"]
+            headlines += damaged
             if headlines != shown:
-                _print(found, headlines, is_first=not shown)
+                _print(found, headlines, damaged, is_first=not shown)
                 shown = headlines
             if seconds is None:
                 return
@@ -109,19 +114,19 @@ def watch(root: Path, stages: Sequence[str], seconds: float | None) -> None:
         print("\nno longer watched; a training goes on", file=sys.stderr)
 
 
-def _print(found: Sequence[Training], headlines: Sequence[str], is_first: bool) -> None:
+def _print(found: Sequence[Training], headlines: Sequence[str], damaged: Sequence[str], is_first: bool) -> None:
     is_screen = sys.stdout.isatty()
     whole = [line for training in found for line in (*training.lines, "")]
-    lines = whole if whole and (is_screen or is_first) else headlines
+    lines = [*whole, *damaged] if whole and (is_screen or is_first) else headlines
     print(*[_CLEAR] * is_screen, *lines, sep="\n", flush=True)
 
 
 def _rows(path: Path) -> Rows:
-    """Rows of a table; none if it is not there yet."""
+    """Rows of a table; none if it is not there yet. A last row that was cut is left out."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file if line.endswith("\n")))
 
 
 def _table(rows: Rows) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.core.errors import ConfigError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.training.plots import read_table, write_rows
 
 _PARTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
@@ -24,9 +24,14 @@ class Window(NamedTuple):
 
 
 def of_run(stage: str, curve: Path) -> list[Window]:
-    """The band of a finished training; empty if nothing was trained. curve: its `curves.csv`."""
+    """The band of a finished training; empty if nothing was trained. curve: its `curves.csv`. IntegrityError: a cell of
+    it is no number."""
     windows: list[Window] = []
-    points = read_table(curve).get("loss", [])
+    try:
+        points = read_table(curve).get("loss", [])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        found, expected = f"{type(error).__name__}: {error}", "the curves that a training wrote"
+        raise IntegrityError(str(curve), found, expected, "run `dvc checkout`, or `dvc repro`") from None
     num_steps, start = points[-1][0] if points else 0, 0
     for part in _PARTS:
         end = round(part * num_steps)
@@ -39,9 +44,14 @@ def of_run(stage: str, curve: Path) -> list[Window]:
 
 
 def write(path: Path, windows: Sequence[Window]) -> None:
-    """Write bands as CSV, losses to four digits."""
+    """Write bands as CSV, losses to four digits. What was there before stays if that fails."""
     rows = [(window.stage, window.up_to_step, f"{window.least:.4g}", f"{window.greatest:.4g}") for window in windows]
-    write_rows(path, [Window._fields, *rows])
+    new = path.with_name(f".{path.name}.new")
+    try:
+        write_rows(new, [Window._fields, *rows])
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read(path: Path, stage: str) -> list[Window]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _NUM_AT_ONCE = 256
+_EQUAL = 1e-6
+"""Distances that are no larger are those of equal images: they are rounded."""
 _NUM_COLUMNS = 8
 """Columns of the picture of pairs; even, so that both images of a pair are in one row."""
 
@@ -92,8 +94,11 @@ class Memorisation:
 
     @property
     def threshold(self) -> float:
-        """The closeness below which the `quantile` of the real images lies."""
-        return float(self.real.neighbours.closeness.quantile(self.params.quantile, interpolation="lower"))
+        """The closeness below which the `quantile` of the real images lies. Those that training has, too, do not say
+        what is near by chance, and are left out."""
+        closeness = self.real.neighbours.closeness
+        new = closeness[self.real.neighbours.distances[:, 0] > _EQUAL]
+        return float((new if len(new) else closeness).quantile(self.params.quantile, interpolation="lower"))
 
     @property
     def share(self) -> Estimate:

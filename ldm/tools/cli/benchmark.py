@@ -45,15 +45,16 @@ def _benchmark(options: argparse.Namespace) -> None:
     if directory.exists() and not options.resume and (directory.is_file() or any(directory.iterdir())):
         fix = "name another, or add --resume to go on with the same settings"
         raise ConfigError(str(directory), "something that is there already", "a new or an empty folder", fix)
-    first = suite.num_done(directory)
-    if first and parts.drawing.changed(settings).precision == "auto":
-        settings["precision"] = suite.origin(directory, first - 1).settings["precision"]
+    first, drawn = suite.num_done(directory), suite.drawn(directory)
+    if drawn and parts.drawing.changed(settings).precision == "auto":
+        settings["precision"] = prompt_suites.origin(next(iter(drawn.values()))).settings["precision"]
     with output.plain_warnings():
         pipeline = drawing.load(options, parts)
-        if first:
-            prompt, number = suite.prompts[first - 1], first * suite.num_images - 1
-            changed = parts.drawing.changed(settings)
-            suite.check_done(directory, pipeline.generator.origins([prompt], [number], changed)[0])
+        if drawn:
+            texts, changed = suite.texts(0), parts.drawing.changed(settings)
+            expected = pipeline.generator.origins([texts[number] for number in drawn], list(drawn), changed)
+            for path, origin in zip(drawn.values(), expected, strict=True):
+                prompt_suites.check(path, origin)
         pngs = pipeline.pngs(suite.texts(first), first * suite.num_images, **settings) if suite.texts(first) else ()
         directory.mkdir(parents=True, exist_ok=True)
         for number, path in enumerate(suite.write(directory, pngs, first), first + 1):

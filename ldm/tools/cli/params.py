@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ldm.core import config
 from ldm.core.config import PARAMS
+from ldm.core.errors import ConfigError
 from ldm.tools.cli.options import Commands, examples
 
 
@@ -53,4 +54,6 @@ def _kinds() -> str:
 def _recipe(options: argparse.Namespace) -> None:
     from ldm.tools import recipe
 
+    if not (options.name or recipe.names()):
+        raise ConfigError(str(recipe.FOLDER), "no recipe", "those of a repository", "run from the repository root")
     print(recipe.write(options.name, options.force) if options.name else recipe.listing())

@@ -1,6 +1,9 @@
 """`ldm replay`."""
 
 import argparse
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 _MAX_PNG_BYTES = 2**28
+_STANDARD_OUTPUT = Path("-")
 
 
 def add(commands: forms.Commands) -> None:
@@ -30,7 +34,8 @@ def add(commands: forms.Commands) -> None:
     add("png", type=Path, metavar="PNG", help="written by ldm, or by stage `sample`")
     for name in tasks.PICTURES:
         tasks.add_picture(parser, name, required=False)
-    add("--output", type=Path, metavar="PNG", help="where the new image goes, if it is wanted; a name that is free")
+    about = "where the new image goes, if it is wanted: a name that is free; - = standard output"
+    add("--output", type=Path, metavar="PNG", help=about)
     add("--overwrite", action="store_true", help="replace what has the name of --output")
     drawing.add_model(parser)
     add("--threads", type=forms.whole(1, 4096), metavar="N", help="CPU threads of the process that made it")
@@ -40,7 +45,6 @@ def add(commands: forms.Commands) -> None:
 def _replay(options: argparse.Namespace) -> None:
     from ldm.core import images
     from ldm.sampling.origin import NUMERICS, Origin
-    from ldm.tools import png_folder
     from ldm.tools.tasks import draw
 
     # Read and check the PNG and its pictures before the networks are loaded.
@@ -52,19 +56,36 @@ def _replay(options: argparse.Namespace) -> None:
     origin.drawing(parts.drawing, where)
     given = tasks.given(options)
     draw.again(origin, given, where)
-    if options.output is not None:
-        png_folder.check_new(options.output, options.overwrite)
-    with output.plain_warnings():
-        pipeline = drawing.load(options, parts, options.threads)
-    # Make the image again, and compare every value.
-    again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()
-    if found.shape != again.shape:
-        sizes = [f"{height} x {width}" for height, width in (found.shape[:2], again.shape[:2])]
-        raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
-    if options.output is not None:
-        png_folder.save(options.output, origin.png(again), options.overwrite)
+    with _opened(options) as add:
+        with output.plain_warnings():
+            pipeline = drawing.load(options, parts, options.threads)
+        # Make the image again, and compare every value.
+        again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()
+        if found.shape != again.shape:
+            sizes = [f"{height} x {width}" for height, width in (found.shape[:2], again.shape[:2])]
+            raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
+        if add is not None:
+            add(origin.png(again))
     _compare(found, again, where, origin.numerics == NUMERICS)
-    print(f"{options.png}: equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})")
+    said = f"{options.png}: equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})"
+    print(said, file=sys.stderr if options.output == _STANDARD_OUTPUT else sys.stdout)
+
+
+@contextmanager
+def _opened(options: argparse.Namespace) -> Generator[output.Add | None]:
+    """The place that `--output` names, tested before any work; None if it names none. ConfigError, MachineError: as
+    `png_folder.check_new`; or a terminal would show the image."""
+    from ldm.tools import png_folder
+
+    path: Path | None = options.output
+    if path == _STANDARD_OUTPUT:
+        with output.opened(options, 1) as add:
+            yield add
+    elif path is None:
+        yield None
+    else:
+        png_folder.check_new(path, options.overwrite)
+        yield lambda png: png_folder.save(path, png, options.overwrite)
 
 
 def _read(path: Path) -> bytes:

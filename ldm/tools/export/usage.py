@@ -1,5 +1,6 @@
 """How an exported model is used elsewhere, in the words of the other tool."""
 
+import json
 from pathlib import Path
 
 from ldm.denoiser.model.params import UNetParams
@@ -18,10 +19,11 @@ def lines(pipeline: Pipeline, path: Path, format: Format) -> list[str]:
     noise = f"noise = prompt_noise({pipeline.drawing.seed}, [0], {tuple(pipeline.generator.unet.latent_shape)})"
     arguments = call.arguments(pipeline.drawing, diffusion_params(pipeline).schedule)
     drawn = f'("a prompt", latents=noise, {arguments}).images[0].save("0000.png")'
+    written = json.dumps(str(path), ensure_ascii=False)
     if format == "diffusers":
-        load = f'StableDiffusionPipeline.from_pretrained("{path}")'
+        load = f"StableDiffusionPipeline.from_pretrained({written})"
     else:
-        load = f'StableDiffusionPipeline.from_single_file("{path}", config="a folder of --format diffusers")'
+        load = f'StableDiffusionPipeline.from_single_file({written}, config="a folder of --format diffusers")'
     notes = [*_differences(pipeline), *(_comfy(pipeline) if format == "single-file" else [])]
     return [
         "from diffusers import StableDiffusionPipeline",
@@ -45,6 +47,7 @@ def _differences(pipeline: Pipeline) -> list[str]:
         "dynamic_threshold": drawing.dynamic_threshold is not None,
         f"spacing {drawing.spacing}": drawing.spacing not in ("uniform", "trailing"),
         f"guidance {drawing.guidance.kind}": drawing.guidance.kind != "classifier_free",
+        f"guidance_scale {drawing.guidance_scale:g} (diffusers guides above 1 alone)": drawing.guidance_scale < 1,
         "guidance_interval": drawing.guidance_interval != (0, 1),
         "guidance_rescale": drawing.guidance_rescale != 0,
         "a negative prompt": bool(drawing.negative_prompt),

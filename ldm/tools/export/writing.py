@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.core import artifact
 from ldm.core.errors import ConfigError, MachineError
 
 
@@ -42,9 +43,11 @@ def check_new(path: Path) -> None:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, with the mode of the umask. facts: text for the header of the file."""
+    """Write tensors as safetensors, with the mode of the umask. facts: text for the header of the file. OSError: the
+    disk refuses it."""
     path.touch()
     mode = path.stat().st_mode  # save_file would leave a file that only its owner can read
     # transformers asks which library wrote the tensors.
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path, {"format": "pt", **facts})
+    with artifact.writing(path):
+        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path, {"format": "pt", **facts})
     path.chmod(mode)

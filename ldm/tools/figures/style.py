@@ -101,8 +101,9 @@ def thumbnails(panel: Any, places: Any, images: UInt8[np.ndarray, "n h w 3"], si
 def strips(
     rows: Mapping[str, UInt8[np.ndarray, "n h w 3"]], columns: Sequence[str], title: str, num_groups: int = 1
 ) -> Any:
-    """Rows of images, each named at its left. columns: what stands above those of the first row; num_groups: gaps
-    divide the columns into so many groups of equal size, each with one name at its left instead."""
+    """Rows of images, each named at its left. columns: what stands above those of the first row; title: plain text,
+    such as a caption; num_groups: gaps divide the columns into so many groups of equal size, each with one name at its
+    left instead."""
     shape = max(images.shape[1] / images.shape[2] for images in rows.values())
     size = len(next(iter(rows.values()))) // num_groups
     widths = [*([1.0] * size), *([_GAP, *([1.0] * size)] * (num_groups - 1))]
@@ -112,7 +113,7 @@ def strips(
     figure, grid = panels(len(rows), len(widths), height_in, gridspec_kw={"width_ratios": widths})
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.02, hspace=0.02)
     if title:
-        figure.suptitle(title, fontsize=9, style="italic")
+        figure.suptitle(title, fontsize=9, style="italic", parse_math=False)
     shown = [i for i, width in enumerate(widths) if width == 1]
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
         for panel in axes:

@@ -1,18 +1,19 @@
 """All that the page tells, read from the results of the repository."""
 
 import base64
+import csv
 import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ldm.autoencoder.model.networks import KIND as AUTOENCODER
 from ldm.core import artifact, config, images, workspace
 from ldm.core.artifact import Passport
-from ldm.core.errors import ConfigError
+from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.params import PathsParams
 from ldm.core.shards import SPLITS, Shards
 from ldm.corpora.params import PrepareParams
@@ -25,6 +26,8 @@ from ldm.sampling import samples
 from ldm.sampling.samples import SETS, Prompt, Samples, shown
 from ldm.text.embedding.embeddings import KIND as EMBEDDINGS
 from ldm.text.model.clip import KIND as CLIP
+from ldm.tools.model import parts
+from ldm.tools.model.params import ModelParams
 from ldm.tools.report import scores
 from ldm.tools.report.scores import Confusion, Numbers, Score
 from ldm.training import plots
@@ -67,6 +70,8 @@ class Facts:
     """A run."""
 
     title: str
+    data: str | None
+    """Where the images come from, as the params say; None = as this project knows it."""
     prepare: PrepareParams
     counts: Mapping[str, int]
     """Split -> how many images it has."""
@@ -83,7 +88,7 @@ class Facts:
     confusions: Sequence[Confusion]
     sweep: Sequence[Line]
     copies: Numbers
-    """What stage `model` found about copies of training images; empty if it did not run."""
+    """What stage `model` found about copies of training images; empty if it did not run, or only before."""
     neighbours: str | None
     trainings: Sequence[Training]
     passports: Mapping[str, Passport]
@@ -97,14 +102,14 @@ class Facts:
 def read(root: Path, times: Path | None) -> Facts:
     """The facts of a repository. times: where stages noted how long they took; None = where `make demo` has them.
 
-    ConfigError: there is no such file of times. IntegrityError: samples or evaluation are missing or damaged, the
-    evaluation is of other samples, or the samples are of another model than the one that is there. Trainings and the
-    stage `model` are told of as far as they are there.
+    ConfigError: there is no such file of times, or params.yaml is wrong. IntegrityError: samples or evaluation are
+    missing or damaged, the evaluation is of other samples, the samples are of another model than the one that is there,
+    or numbers of a stage are damaged. Trainings and the stage `model` are told of as far as they are there.
     """
     if times is not None and not times.is_file():
         raise ConfigError("--times", f"no file {times}", "what LDM_TIMES named in `dvc repro`", "leave it out")
     paths = config.read(PathsParams, "paths", root / config.PATHS)
-    document = config.Document(root / config.PARAMS)
+    card = config.read(ModelParams, "model", root / config.PARAMS).card
     folder = root / paths.evaluation
     of_samples, sampled = samples.read(root / paths.samples)
     evaluation = artifact.read_passport(folder, metrics.KIND)
@@ -113,11 +118,14 @@ def read(root: Path, times: Path | None) -> Facts:
     passports = dict(_passports(root, paths))
     for name in of_samples.inputs.keys() & passports.keys():
         artifact.check_input(root / paths.samples, of_samples, name, passports[name].content_sha256)
+    results = root / paths.model_results
+    has_copies = _is_of(root / paths.model, of_samples)
     real = RealImages(root / paths.images, SPLITS)
     failures = mistakes.read_failures(folder / mistakes.FAILURES)
     return Facts(
-        title=str(document.data["model"]["card"]["title"]),
-        prepare=config.read(PrepareParams, "prepare", root / config.PARAMS),
+        title=card.title,
+        data=card.data,
+        prepare=_prepare(root, root / paths.captions),
         counts={split: len(Shards(root / paths.images / split)) for split in SPLITS},
         accuracy=evaluation.config["accuracy"],
         numbers=_numbers(folder),
@@ -128,8 +136,8 @@ def read(root: Path, times: Path | None) -> Facts:
         failures=[_pair(sampled[each.images], each.number, real, each) for each in failures],
         confusions=scores.confusions(mistakes.read_confusion(folder / mistakes.CONFUSION)),
         sweep=guidance.read(folder / guidance.TABLE),
-        copies=_numbers(root / paths.model_results),
-        neighbours=_picture(root / paths.model_results / "neighbours.png"),
+        copies=_numbers(results) if has_copies else {},
+        neighbours=_picture(results / "neighbours.png") if has_copies else None,
         trainings=list(_trainings(root, paths)),
         passports=passports | {"samples": of_samples, "evaluation": evaluation},
         times=_times(times or root / workspace.runs(paths.runs) / TIMES),
@@ -138,9 +146,40 @@ def read(root: Path, times: Path | None) -> Facts:
     )
 
 
+def _prepare(root: Path, captions: Path) -> PrepareParams:
+    """The params that images and captions were made by: those of params.yaml may be newer, and count without captions.
+    IntegrityError: the captions are of other code."""
+    if not (captions / artifact.PASSPORT).exists():
+        return config.read(PrepareParams, "prepare", root / config.PARAMS)
+    passport = artifact.read_passport(captions, artifact.Kind("captions"))
+    with artifact.fitting(captions):
+        return PrepareParams.model_validate(passport.config)
+
+
+def _is_of(model: Path, of_samples: Passport) -> bool:
+    """Whether what stage `model` found is about these samples: the model folder is of their UNet, or was refused and
+    is not there."""
+    if not (model / artifact.PASSPORT).exists():
+        return True
+    return artifact.read_passport(model, parts.kind()).inputs.get("unet") == of_samples.inputs.get("unet")
+
+
 def _numbers(folder: Path) -> Numbers:
     path = folder / "metrics.json"
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found: object = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _torn(path, f"no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise _torn(path, f"a JSON {type(found).__name__}")
+    return cast(Numbers, found)
+
+
+def _torn(path: Path, found: str) -> IntegrityError:
+    """The error of a file of results that is not as its stage wrote it."""
+    return IntegrityError(str(path), found, "the file that its stage wrote", "run `dvc checkout`, or `dvc repro`")
 
 
 def _shown(part: Samples, real: RealImages) -> Iterator[Pair]:
@@ -175,6 +214,8 @@ def _trainings(root: Path, paths: PathsParams) -> Iterator[Training]:
         tables = {"training": root / results / "curves.csv", "validation": root / results / "validation.csv"}
         if not all(path.exists() for path in tables.values()):
             continue
+        for path in tables.values():
+            _check_table(path)
         panels, note = plots.curves(tables)
         steps = [x for panel in panels for series in panel.series for x, _ in series.points]
         if panels:
@@ -182,6 +223,14 @@ def _trainings(root: Path, paths: PathsParams) -> Iterator[Training]:
             yield Training(
                 name, _num_weights(root / folder), int(max(steps)), panels, note, _numbers(root / results), shown_too
             )
+
+
+def _check_table(path: Path) -> None:
+    """IntegrityError: a cell is no number, or there are no steps."""
+    try:
+        plots.read_table(path)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise _torn(path, f"{type(error).__name__}: {error}") from None
 
 
 def _num_weights(folder: Path) -> int | None:
@@ -206,7 +255,7 @@ def _times(path: Path) -> list[tuple[str, float]]:
     """Lines of a stage and its seconds; a stage that ran twice has its last time. Other lines are left out."""
     if not path.is_file():
         return []
-    found = re.findall(r"^(\w+) +(\d+\.\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^(\w+) +(\d+\.\d+)$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return [(stage, float(seconds)) for stage, seconds in dict(found).items()]
 
 

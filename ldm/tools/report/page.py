@@ -21,7 +21,7 @@ def write(facts: Facts) -> str:
     sweep = [line for line in facts.sweep if line.points]
     return environment.from_string(template).render(
         facts=facts,
-        source=_without_markdown(sources.of(facts.prepare.corpus).text),
+        source=_without_markdown(facts.data or sources.of(facts.prepare.corpus).text),
         summary=_summary(facts),
         tiles=_tiles(facts),
         right=card.when_right(facts.accuracy["kind"]),

@@ -123,7 +123,7 @@ def controls(numbers: Numbers, accuracy: Mapping[str, object]) -> list[tuple[str
     found = [(words, _percent(float(numbers[name]))) for name, words in named.items() if name in numbers]
     if "num_retrieval_images" in numbers and isinstance(k := accuracy.get("k"), int):
         count = int(numbers["num_retrieval_images"])
-        found.append((f"By chance: the nearest {k} of {count} real images are looked at", f"{100 * k / count:.2g} %"))
+        found.append((f"By chance: the nearest {k} of {count} real images are looked at", f"{100 * k / count:.3g} %"))
     return found
 
 
