@@ -190,12 +190,14 @@ def _memorisation(facts: Facts, has_pictures: bool) -> Iterator[str]:
     numbers, params = facts.memorisation, facts.compared
     share, low, high = (100 * float(numbers[f"memorised_share{end}"]) for end in ("", "_low", "_high"))
     most, limit = 100 * params.quantile, 100 * params.max_share
+    verdict = f"With more than {limit:g} % the model would not have been written."
+    if share > limit:
+        verdict = f"Up to {limit:g} % are allowed; as many as here may be chance, since the interval begins below."
     yield (
         f"**{share:.1f} %** of {numbers['num_samples']} samples ({low:.1f} to {high:.1f}) are closer to a training "
         f"image than {100 - most:g} % of {numbers['num_real']} real images that no training saw; if nothing is copied, "
-        f"{most:g} % are. If the whole interval were above {limit:g} %, the model would not have been written. A "
-        f"sample is closer than a real image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if "
-        "nothing is copied, in 50."
+        f"{most:g} % are. {verdict} A sample is closer than a "
+        f"real image in {100 * float(numbers['closer_than_real']):.0f} of 100 pairs; if nothing is copied, in 50."
     )
     yield (
         f"Closeness is the distance to the nearest of {numbers['num_training']} different training images, over the "
