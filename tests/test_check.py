@@ -164,6 +164,26 @@ def findings(tmp_path: Path, changes: dict[str, Any], recipe: str = "tiny.yaml")
             "(open_clip.list_models())",
         ),
         (
+            {
+                "evaluate.feature_spaces": [
+                    {"kind": "clip", "architecture": "ViT-B-16-SigLIP", "weights": "data/models/inception/x"}
+                    | {"quick_gelu": False}
+                ]
+            },
+            "evaluate.feature_spaces.0.architecture: found ViT-B-16-SigLIP; expected one whose tokenizer is "
+            "open_clip's own",
+        ),
+        (
+            {
+                "evaluate.feature_spaces": [
+                    {"kind": "clip", "architecture": "ViT-L-14-quickgelu", "weights": "data/models/inception/x"}
+                    | {"quick_gelu": False}
+                ]
+            },
+            "evaluate.feature_spaces.0.quick_gelu: found false; expected true, since ViT-L-14-quickgelu is with "
+            "QuickGELU",
+        ),
+        (
             {"train_unet.network.position_embedding": False, "sample.drawing.size_px": [32, 64]},
             "sample.drawing.size_px: found [32, 64]; expected a square: the oracle and the feature space of the corpus "
             "shapes read no other images",

@@ -362,6 +362,14 @@ def test_params_that_git_converts_are_those_of_the_commit(here: Path) -> None:
     assert Path("params.yaml").read_text() == params_of("tiny")
 
 
+def test_params_whose_line_ends_git_would_convert_are_those_of_the_commit(here: Path) -> None:
+    edit()
+    commit()
+    git("config", "core.autocrlf", "true")
+    recipe.write("tiny")
+    assert Path("params.yaml").read_text() == params_of("tiny")
+
+
 def test_params_that_git_does_not_track_are_edits_unless_a_recipe_made_them(here: Path) -> None:
     git("rm", "--quiet", "--cached", "params.yaml")
     commit()

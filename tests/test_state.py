@@ -382,13 +382,16 @@ def test_what_a_user_copied_beside_the_states_is_none_and_stays(tmp_path: Path):
     assert state.prune(tmp_path / "train", machine()) == [] and copies[0].exists()
 
 
-def test_nothing_is_pruned_while_nobody_knows_what_was_asked_for(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("text", "found"), [("", "no JSON"), ('{"state": 5, "manifest_sha256": "x"}', "JSON that is something else")]
+)
+def test_nothing_is_pruned_while_nobody_knows_what_was_asked_for(tmp_path: Path, text: str, found: str):
     old = aged(tmp_path, 1, 40)
     request = tmp_path / "train/resume.json"
-    request.write_text("")
+    request.write_text(text)
     run = Run(tmp_path, "train", {"params.seed": 99})
     for use in (lambda: state.prune(tmp_path / "train", machine(num_kept_runs=0)), lambda: run.adopt(taken)):
-        with pytest.raises(IntegrityError, match=rf"(?s)resume\.json: no JSON .*fix: rm {request}"):
+        with pytest.raises(IntegrityError, match=rf"(?s)resume\.json: {found}.*fix: rm {request}"):
             use()
     assert old.directory.exists()
 

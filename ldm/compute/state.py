@@ -324,9 +324,9 @@ def asked_for(stage: Path) -> dict[str, str] | None:
 
 
 def _object(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
-    """A JSON object that has these keys."""
+    """A JSON object that has texts under these keys."""
     value = _read(path, fix)
-    if not isinstance(value, dict) or not value.keys() >= set(keys):
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in keys):
         raise IntegrityError(str(path), "JSON that is something else", "what was written there", fix)
     return value
 

@@ -11,8 +11,8 @@ from ldm.text.model.clip import Clip, Preprocess
 def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
     """The CLIP of this architecture of open_clip with these weights, frozen.
 
-    ConfigError: open_clip has no such architecture, it has another activation, or parts that are not open_clip's own,
-    whose images may need other preprocessing. IntegrityError: the weights are not its own.
+    ConfigError: open_clip has no such architecture, or it has another activation, or a tokenizer of its own, as those
+    have whose images need other preprocessing. IntegrityError: the weights are not its own.
     """
     import open_clip
 
@@ -23,8 +23,8 @@ def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
     if cfg.get("quick_gelu") and not quick_gelu:
         found, expected = "quick_gelu: false", f"true, since {architecture} is with QuickGELU"
         raise ConfigError("evaluate.feature_spaces", found, expected, "set quick_gelu: true, or name another")
-    if layout.foreign_key(cfg) is not None or layout.has_other_tokenizer(cfg):
-        found, expected = f"architecture {architecture}", "one whose towers and tokenizer are open_clip's own"
+    if layout.has_other_tokenizer(cfg):
+        found, expected = f"architecture {architecture}", "one whose tokenizer is open_clip's own"
         raise ConfigError("evaluate.feature_spaces", found, expected, "name one of those, such as ViT-L-14-336")
     model = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
     try:

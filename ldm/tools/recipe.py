@@ -192,12 +192,12 @@ def _can_come_back() -> bool:
 
 
 def _is_committed() -> bool:
-    """Whether a checkout of the last commit would write the present params.yaml."""
+    """Whether the present params.yaml is that of the last commit, but for line ends that git converts."""
     # `git status` says nothing of edits in a file that git was told to overlook (--skip-worktree).
-    command = ["git", "cat-file", "--filters", f"HEAD:./{PARAMS}"]
+    commands = ["git", "rev-parse", f"HEAD:./{PARAMS}"], ["git", "hash-object", "--path", str(PARAMS), str(PARAMS)]
     with suppress(OSError):  # without git, there is no commit
-        found = subprocess.run(command, capture_output=True, check=False)
-        return found.returncode == 0 and found.stdout == PARAMS.read_bytes()
+        committed, present = (subprocess.run(each, capture_output=True, check=False) for each in commands)
+        return committed.returncode == 0 and committed.stdout == present.stdout
     return False
 
 

@@ -74,11 +74,12 @@ def lines(root: Path) -> Iterator[str]:
         except IntegrityError as error:
             yield from str(error).splitlines()
     for run in kept(root):
-        yield from _lines(run, asked.get(run.directory.parent, ""))
+        yield from _lines(run, asked.get(run.directory.parent))
 
 
-def _lines(run: Kept, asked: str) -> Iterator[str]:
-    """The lines of one run. asked: the state that `ldm resume` asked for, if any, as `<hash>/<state>`."""
+def _lines(run: Kept, asked: str | None) -> Iterator[str]:
+    """The lines of one run. asked: the state that `ldm resume` asked for, as `<hash>/<state>`; empty = none; None = the
+    request is damaged."""
     parts = state.parts_of(run.directory)
     for path in run.states:
         yield f"{run.name}/{path.name}  {_facts(run, path)}"
@@ -88,14 +89,14 @@ def _lines(run: Kept, asked: str) -> Iterator[str]:
         yield f"{run.name}  {len(units)} units of work, {size:.1f} MB, {_age(run.directory)}"
     if run.holder is not None:
         yield f"  in use ({run.holder})"
-    if asked.startswith(run.directory.name):
+    if asked and asked.startswith(run.directory.name):
         request = run.directory.parent / state.REQUEST
         yield f"  the next run goes on from {Path(asked).name}, as asked; {request} says so"
     if run.damage is not None:
         yield from (f"  {line}" for line in str(run.damage).splitlines())
     elif run.differs:
         yield from (f"  differs: {line}" for line in fingerprint.in_words(run.differs))
-    elif parts:
+    elif parts and asked is not None:
         yield "  as params and code are now: the next run goes on from it by itself"
 
 

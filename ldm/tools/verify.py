@@ -249,7 +249,7 @@ class _Stores:
 
         found: list[str] = []
         for name in self.names:
-            with suppress(MachineError, DvcException, PermissionError):
+            with suppress(MachineError, DvcException, OSError):
                 found += [name] if self.md5(self.remote(name), oid) == oid else []
         return found
 

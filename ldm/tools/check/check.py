@@ -225,13 +225,20 @@ def _pretrained(params: Params) -> Iterator[Finding]:
     for place, clip in places.items():
         if not isinstance(clip, OpenClipParams | ClipFileParams | ClipSpaceParams):
             continue
-        if _open_clip_config(clip.architecture) is None:
+        known = _open_clip_config(clip.architecture)
+        if known is None:
             near = get_close_matches(clip.architecture, list(_open_clip_configs()), 3)
             yield (
                 f"{place}.architecture",
                 f"found {clip.architecture}; expected an architecture of open_clip (open_clip.list_models())",
                 f"write {' or '.join(near)}" if near else "write one, such as ViT-L-14",
             )
+        elif isinstance(clip, ClipSpaceParams) and "hf_tokenizer_name" in known["text_cfg"]:
+            found = f"found {clip.architecture}; expected one whose tokenizer is open_clip's own"
+            yield f"{place}.architecture", found, "write one of those, such as ViT-L-14-336"
+        elif isinstance(clip, ClipSpaceParams) and known.get("quick_gelu") and not clip.quick_gelu:
+            found = f"found false; expected true, since {clip.architecture} is with QuickGELU"
+            yield f"{place}.quick_gelu", found, "set it to true, or name another architecture"
 
 
 def _weights(params: Params) -> Iterator[Finding]:

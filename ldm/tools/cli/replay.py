@@ -108,6 +108,6 @@ def _compare(
         if not is_current:
             expected = "equal pixels, but for rounding: it is older than the way in which images are computed now"
             raise IntegrityError(where, differs, expected, "check out a commit of its time to see all of them again")
-        others = "if they were others (--device, --threads)"
+        others = "if they were others (--device, --threads); else check out a commit of its time"
         fix = f"name the kind of device and the number of threads that made it, {others}"
         raise IntegrityError(where, differs, "equal pixels", fix)
