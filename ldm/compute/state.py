@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm.compute import fingerprint, ranks, saved
 from ldm.compute.saved import State
-from ldm.core import artifact, locks
+from ldm.core import artifact, locks, workspace
 from ldm.core.errors import IntegrityError, MachineError
 from ldm.core.params import MachineParams
 
@@ -30,7 +30,6 @@ REQUEST = "resume.json"
 """File in a stage's folder of runs: the state that its next run resumes from."""
 FINGERPRINT = "fingerprint.json"
 
-_STATES = f"step-{'[0-9]' * 9}"
 _LOCK = "lock"
 _SECONDS_PER_DAY = 86400
 
@@ -292,7 +291,7 @@ class Run:
 
 def states_of(run: Path) -> list[Path]:
     """Folders of the states in a run directory, the newest last. What a user copied to another name is none."""
-    return sorted(run.glob(_STATES))
+    return sorted(run.glob(workspace.STATES))
 
 
 def parts_of(run: Path) -> list[Path]:

@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+STATES = f"step-{'[0-9]' * 9}"
+"""Pattern of the names of saved states in a run directory."""
 _COPIES = ".dvc/tmp/exps"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.core import images
+from ldm.core.errors import IntegrityError
 
 Points = list[tuple[float, float]]
 Table = dict[str, Points]
@@ -102,13 +103,18 @@ def write_picture(path: Path, picture: images.Image.Image) -> None:
 
 
 def read_table(path: Path, x: str = "step") -> Table:
-    """Every column but `x` of a CSV as points (x, value); empty and NaN cells are left out."""
+    """Every column but `x` of a CSV as points (x, value); empty and NaN cells are left out. IntegrityError: a cell is no
+    number, or there is no column `x`."""
     table: Table = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name != x and value and not math.isnan(float(value)):
-                    table.setdefault(name, []).append((float(row[x]), float(value)))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name != x and value and not math.isnan(float(value)):
+                        table.setdefault(name, []).append((float(row[x]), float(value)))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        found, expected = f"{type(error).__name__}: {error}", "the table that its stage wrote"
+        raise IntegrityError(str(path), found, expected, "run `dvc checkout`, or `dvc repro`") from None
     return table
 
 

@@ -1,7 +1,6 @@
 """All that the page tells, read from the results of the repository."""
 
 import base64
-import csv
 import json
 import re
 import subprocess
@@ -214,8 +213,6 @@ def _trainings(root: Path, paths: PathsParams) -> Iterator[Training]:
         tables = {"training": root / results / "curves.csv", "validation": root / results / "validation.csv"}
         if not all(path.exists() for path in tables.values()):
             continue
-        for path in tables.values():
-            _check_table(path)
         panels, note = plots.curves(tables)
         steps = [x for panel in panels for series in panel.series for x, _ in series.points]
         if panels:
@@ -223,14 +220,6 @@ def _trainings(root: Path, paths: PathsParams) -> Iterator[Training]:
             yield Training(
                 name, _num_weights(root / folder), int(max(steps)), panels, note, _numbers(root / results), shown_too
             )
-
-
-def _check_table(path: Path) -> None:
-    """IntegrityError: a cell is no number, or there are no steps."""
-    try:
-        plots.read_table(path)
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise _torn(path, f"{type(error).__name__}: {error}") from None
 
 
 def _num_weights(folder: Path) -> int | None:
