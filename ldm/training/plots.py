@@ -103,8 +103,8 @@ def write_picture(path: Path, picture: images.Image.Image) -> None:
 
 
 def read_table(path: Path, x: str = "step") -> Table:
-    """Every column but `x` of a CSV as points (x, value); empty and NaN cells are left out. IntegrityError: a cell is no
-    number, or there is no column `x`."""
+    """Every column but `x` of a CSV as points (x, value); empty and NaN cells are left out. IntegrityError: a cell is
+    no number, or there is no column `x`."""
     table: Table = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
