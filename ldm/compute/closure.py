@@ -35,7 +35,7 @@ def has_code(path: Path) -> bool:
     """Whether a file holds more than a docstring."""
     if path.suffix != ".py":
         return path.name != "py.typed"
-    body = _tree(path.read_bytes()).body
+    body = tree_of(path.read_bytes()).body
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
 
 
@@ -48,22 +48,40 @@ def imported_files(path: Path, root: Path) -> list[Path]:
 
 
 @cache
-def _tree(source: bytes) -> ast.Module:
-    return ast.parse(source)
+def tree_of(source: bytes) -> ast.Module:
+    """The syntax tree of a file without its docstrings: of the module, classes, functions and attributes."""
+    tree = ast.parse(source)
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
+        waiting += _inner_statements(node)
+    return tree
 
 
 @cache
 def _modules_of(source: bytes, importer: tuple[str, ...]) -> tuple[str, ...]:
     """Dotted names of modules that a source imports, or may import."""
-    return tuple(name for node in _runtime_nodes(_tree(source)) for name in _modules(node, importer))
+    return tuple(name for node in _runtime_statements(tree_of(source)) for name in _modules(node, importer))
 
 
-def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+def _runtime_statements(node: ast.AST) -> Iterator[ast.AST]:
+    for child in _inner_statements(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             continue
-        yield node
-        yield from _runtime_nodes(node)
+        yield child
+        yield from _runtime_statements(child)
+
+
+def _inner_statements(node: ast.AST) -> list[ast.AST]:
+    """The statements directly within one, and its parts that hold some. Expressions hold none, and are most of it."""
+    return [child for name in ("body", "handlers", "cases", "orelse", "finalbody") for child in getattr(node, name, ())]
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """Whether a statement is a string that is not used."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def _modules(node: ast.AST, importer: tuple[str, ...]) -> Iterator[str]:

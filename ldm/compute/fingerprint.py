@@ -87,11 +87,7 @@ def sha256_code(path: Path) -> str:
 
 @cache
 def _sha256_source(source: bytes) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.dump(closure.tree_of(source)).encode()).hexdigest()
 
 
 def identity(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,8 +131,3 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flatten(f"{name}.{key}", entry)
     else:
         yield name, value
-
-
-def _is_text(line: ast.stmt) -> bool:
-    """Whether a statement is a string that is not used: a docstring of a module, class, function or attribute."""
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
