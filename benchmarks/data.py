@@ -133,8 +133,9 @@ def measure(options: argparse.Namespace) -> Found:
         found = measuring.turns(calls, options.rounds)
         few = [pixels.clean((folder / name).read_bytes(), PARAMS, side_px).pixels for name in names[:20]]
         training.write_inputs(work / "inputs", num_samples=1000)
-        num_steps = 4 if options.small else 60
-        speeds = training.run(work / "inputs", num_steps, num_processes=1, num_threads=options.threads)
+        num_steps, num_images = (4, 8) if options.small else (60, None)
+        counts = {"num_processes": 1, "num_threads": options.threads, "num_images": num_images}
+        speeds = training.run(work / "inputs", num_steps, **counts)
     rates: list[Row] = [
         {"by": name, "images/s/core": count / measuring.spread(times)[0], "KiB/image": num_bytes[name] / count / 1024}
         for name, times in found.items()

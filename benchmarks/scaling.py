@@ -77,13 +77,14 @@ def _vary(
 
 
 def _processes(options: argparse.Namespace, ratios: dict[str, Spread | float]) -> Row:
-    num_steps, num_rounds, most_threads = (4, 1, 1) if options.small else (40, 3, 2)
+    num_steps, num_rounds, most_threads, num_images = (4, 1, 1, 8) if options.small else (40, 3, 2, None)
     rates: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         training.write_inputs(Path(folder), num_samples=1000)
         for _ in range(num_rounds):
             for count, threads in ((1, most_threads), (2, 1)):
-                speeds = training.run(Path(folder), num_steps, num_processes=count, num_threads=threads)
+                counts = {"num_processes": count, "num_threads": threads, "num_images": num_images}
+                speeds = training.run(Path(folder), num_steps, **counts)
                 rates[count].append(speeds.samples_per_second)
     ratios["two_processes_over_one"] = measuring.quotient(rates[2], rates[1])
     return {

@@ -1,7 +1,7 @@
 """A short training of the UNet in params.yaml by the stage's own loop, on synthetic latents and captions: the worker of
 other benchmarks.
 
-    python -m benchmarks.training INPUTS RUNS NUM_STEPS NUM_THREADS
+    python -m benchmarks.training INPUTS RUNS NUM_STEPS NUM_THREADS NUM_IMAGES
 """
 
 import csv
@@ -55,15 +55,16 @@ def write_inputs(folder: Path, num_samples: int) -> None:
     write_corpus(folder, num_samples, section.network, latent, (shape.num_tokens, params.context_width))
 
 
-def run(folder: Path, num_steps: int, *, num_processes: int, num_threads: int) -> Speeds:
-    """Train in processes of their own."""
+def run(folder: Path, num_steps: int, *, num_processes: int, num_threads: int, num_images: int | None = None) -> Speeds:
+    """Train in processes of their own. num_images: in a step of all processes; as many as in params.yaml if None."""
+    num_images = num_images or steps.default().num_images
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # or accelerate complains
     count = ["--multi_gpu", "--num_processes", str(num_processes)]
     launch = ["-m", "accelerate.commands.launch", *count, *plain]
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": places} | ({"ACCELERATE_USE_CPU": "true"} if num_processes > 1 else {})
     with tempfile.TemporaryDirectory() as runs:
-        work = ["-m", "benchmarks.training", str(folder), runs, str(num_steps), str(num_threads)]
+        work = ["-m", "benchmarks.training", str(folder), runs, *map(str, (num_steps, num_threads, num_images))]
         command = [sys.executable, *(launch if num_processes > 1 else []), *work]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Speeds(*json.loads(done.stdout.splitlines()[-1]))
@@ -72,12 +73,13 @@ def run(folder: Path, num_steps: int, *, num_processes: int, num_threads: int) -
 def main() -> None:
     """Train, and print the speeds on the first process."""
     folder, runs = map(Path, sys.argv[1:3])
-    num_steps, num_threads = map(int, sys.argv[3:])
+    num_steps, num_threads, num_images = map(int, sys.argv[3:])
     machine = config.read(MachineParams, "machine").model_copy(update={"threads": num_threads, "trackers": []})
     section = config.read(TrainUNetParams, "train_unet")
     no_interruption = {"validate_every_steps": 10**6, "save_every_steps": 10**6, "loss_band": None}
+    sizes = {"batch_size": num_images, "num_accumulation_steps": 1}
     changes = {"num_steps": num_steps, "num_warmup_steps": 1, "log_every_steps": max(1, num_steps // _NUM_ROWS)}
-    settings = section.training.model_copy(update=no_interruption | changes)
+    settings = section.training.model_copy(update=no_interruption | sizes | changes)
     params = section.model_copy(update={"training": settings})
     accelerator = devices.start(machine, settings)
     parts = (folder / name for name in ("latents", "captions", "embeddings", "autoencoder", "clip"))
