@@ -162,6 +162,26 @@ def test_other_ends_of_a_jpeg():
             decoded(cut)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"quality": 95}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_was_cut_and_given_an_end_is_broken(options, mode):
+    """As tools that recover files leave it: the rest would be grey."""
+    stream = io.BytesIO()
+    Image.fromarray(SMOOTH).convert(mode).save(stream, "JPEG", **options)
+    data = stream.getvalue()
+    for share in (30, 60, 90):
+        cut = data[: len(data) * share // 100] + b"\xff\xd9"
+        with pytest.raises(Rejected, match="BROKEN"):
+            decoded(cut)
+
+
+def test_a_jpeg_that_ends_in_grey_is_whole():
+    pixels_of = np.concatenate([SMOOTH, np.full_like(SMOOTH, 128)])
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}):
+        found = decoded(saved(pixels_of, "JPEG", **options))
+        assert found.shape == pixels_of.shape and np.abs(found[-8:].astype(int) - 128).max() <= 1
+
+
 def test_a_flipped_bit_of_a_png_is_told_by_its_checksum():
     data = saved(NOISE, "PNG")
     for at in range(data.index(b"IDAT"), data.index(b"IEND") - 4, 97):

@@ -118,3 +118,19 @@ def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MachineError, match=r"pip install 'ldm\[datasets\]'"):
         _read(tmp_path)
+
+
+def test_a_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    captions = pyarrow.array([b"red", b"\xff\xfe", b"blue"]).view(pyarrow.string())
+    table = pyarrow.table({"image": [_png(1), _png(2), _png(3)], "caption": captions})
+    pq.write_table(table, tmp_path / "mine/train-00000.parquet")
+    found = _read(tmp_path)
+    assert _levels(found) == [1, 3]
+    assert [(item.reason, item.source["row"]) for item in found if isinstance(item, Rejection)] == [("DAMAGED", 1)]
+
+
+def test_a_dangling_link_in_the_folder_is_no_traceback(tmp_path: Path) -> None:
+    _parquet(tmp_path, [_png(1)])
+    (tmp_path / "mine/gone.txt").symlink_to(tmp_path / "nowhere")
+    assert _levels(_read(tmp_path)) == [1]

@@ -137,3 +137,22 @@ def test_sizes_are_those_of_all_parts():
 def test_no_other_mixture_is_legal(parts: dict[str, Any]):
     with pytest.raises(ValidationError):
         MixtureParams.model_validate({"kind": "mixture", "parts": parts})
+
+
+def test_equal_pictures_that_two_parts_put_into_train_and_val_are_named(source: Path):
+    """Each part chooses splits by a seed of its own."""
+    for seed in range(40):
+        (source / f"ordinary/{seed}.png").write_bytes(picture(seed))
+        (source / f"ordinary/{seed}.txt").write_text(f"cat {seed}")
+    parts = {f"p{seed}": {"corpus": ORDINARY | {"seed": seed}, "repeats": 1, "caption": None} for seed in (0, 1)}
+    report, sizes_px, splits = Report(), params(**parts).corpus.sizes_px(16), dict[str, dict[str, str]]()
+    for item in kinds.pairs(params(**parts), source):
+        report.add(made.make(item, sizes_px))
+        if isinstance(item, Pair):
+            part, key = item.key.split("-", 1)
+            splits.setdefault(key, {})[part] = made.make(item, sizes_px).split
+    report.compare()
+    apart = {key for key, found in splits.items() if len(set(found.values())) == 2}
+    assert len(apart) > 5 and {bits for *_, bits in report.across} == {0}
+    assert {train.split("-", 1)[1] for train, _, _ in report.across} == apart
+    assert report.to_json()["num_equal_pictures"] == len(splits) - len(apart)

@@ -203,3 +203,27 @@ def test_a_folder_without_parquet_files_is_refused(mine: Path) -> None:
     (mine / "._a.parquet").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"mine: no \*\.parquet in it"):
         _read(mine)
+
+
+def test_paths_match_files_as_windows_and_a_mac_spell_them(mine: Path) -> None:
+    names = {"caf\u00e9.png": "cafe\u0301.png", "a\\x.png": "a/x.png", "\u00e9.png": "\u00e9.png"}
+    (mine / "a").mkdir()
+    for level, name in enumerate(names.values(), 1):
+        (mine / name).write_bytes(_png(level))
+    (mine / "e\u0301.png").write_bytes(_png(9))  # the other spelling of a name is another file
+    _write(mine / "t.parquet", [{"image": name, "caption": "a"} for name in names])
+    assert [_level(item) for item in _read(mine)] == [1, 2, 3]
+
+
+def test_files_beside_tables_are_hashed_once(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        _write(mine / f"{number}.parquet", [{"image": f"{number}.png", "caption": "a"}])
+        (mine / f"{number}.png").write_bytes(_png(number))
+    hashed: list[str] = []
+    real = Files.sha256
+    monkeypatch.setattr(Files, "sha256", lambda files, name: hashed.append(name) or real(files, name))
+    before = {unit.name: unit.sha256 for unit in parquet.units(PARAMS, 16, Files(mine))}
+    assert len(hashed) == len(set(hashed)) == 10 and len(set(before.values())) == 5
+    (mine / "3.png").write_bytes(_png(99))
+    after = {unit.name: unit.sha256 for unit in parquet.units(PARAMS, 16, Files(mine))}
+    assert all(before[name] != after[name] for name in before), "rows of any table may name it"

@@ -123,6 +123,31 @@ def test_deep_greyscale_is_scaled_not_clipped_or_rejected():
     assert _reason(data, deep_greyscale="reject") == "MODE_16BIT"
 
 
+def _grey_tiff(values: np.ndarray, bits: int, white_is_zero: bool, order: str) -> bytes:
+    """An uncompressed greyscale TIFF of one strip (TIFF 6.0); 12 bits are packed, two values in three bytes."""
+    height, width = values.shape
+    if bits == 16:
+        strip = values.astype(f"{order}u2").tobytes()
+    else:
+        a, b = values.reshape(-1, 2).astype(int).T
+        strip = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1 - white_is_zero, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(strip)}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(strip))
+    return head + strip + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("bits", "white_is_zero"), [(16, False), (16, True), (12, False)])
+def test_greyscale_of_a_tiff_is_read_as_its_header_says(bits, white_is_zero):
+    values = np.full((40, 40), 3 * (2**bits - 1) // 4, np.uint16)
+    data = _grey_tiff(values, bits, white_is_zero, "<")
+    expected = 255 / 4 if white_is_zero else 3 * 255 / 4
+    assert np.abs(clean(data, PIXELS, 16).astype(float) - expected).max() <= 1
+    if bits == 16:
+        assert np.abs(clean(data, PIXELS, 16).astype(int) - _vips(data)[:16, :16]).max() <= 1
+
+
 def test_a_phone_picture_with_a_preview_is_no_animation():
     first, preview = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")
     data = _file(first, "MPO", save_all=True, append_images=[preview])

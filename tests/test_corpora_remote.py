@@ -216,3 +216,31 @@ def test_a_file_that_a_manifest_does_not_list_is_rejected_and_one_file_is_no_fol
             action("3.txt")
     with pytest.raises(ConfigError, match=r"a file; expected a folder or prefix .*\n.*s3://bucket/mine$"):
         remote.write("s3://bucket/mine/2.txt", manifest)
+
+
+def test_linked_files_are_listed_as_what_they_lead_to(tmp_path: Path) -> None:
+    """As in the caches of DVC and Hugging Face."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "cached").write_bytes(b"four")
+    (tmp_path / "mine/a.tar").symlink_to(tmp_path / "cached")
+    (tmp_path / "mine/b.tar").write_bytes(b"seven..")
+    remote.write(f"file://{tmp_path}/mine", tmp_path / "mine.jsonl")
+    files = Files(tmp_path / "mine.jsonl")
+    assert files.list() == [File("a.tar", 4), File("b.tar", 7)] and files.read("a.tar") == b"four"
+    remote._check.cache_clear()
+    (tmp_path / "cached").write_bytes(b"FIVE!")
+    with pytest.raises(Rejected, match="CHANGED"):
+        files.read("a.tar")
+
+
+@pytest.mark.parametrize("target", ["folder", "nothing"])
+def test_links_to_no_file_and_names_that_are_not_utf8_are_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine/a.tar").symlink_to(tmp_path / target)
+    with pytest.raises(ConfigError, match=r"mine/a\.tar: a link to no file"):
+        remote.write(f"file://{tmp_path}/mine", tmp_path / "mine.jsonl")
+    (tmp_path / "mine/a.tar").unlink()
+    (tmp_path / os.fsdecode(b"mine/n\xff.png")).write_bytes(b"x")
+    with pytest.raises(ConfigError, match="a name that is not UTF-8"):
+        remote.write(f"file://{tmp_path}/mine", tmp_path / "mine.jsonl")

@@ -36,7 +36,10 @@ def test_only_columns_that_are_used_are_read() -> None:
     [
         ({"bytes": b"x", "path": "000.jpg"}, "sub/train/000", "sub"),
         ({"bytes": b"x", "path": "./a/000.v2.jpg"}, "sub/train/a/000.v2", "sub"),
+        ({"bytes": b"x", "path": "/tmp/000.jpg"}, "sub/train/tmp/000", "sub"),
+        ({"bytes": b"x", "path": "../../000.jpg"}, "sub/train/000", "sub"),
         ({"bytes": None, "path": "000.jpg"}, "sub/000", "sub"),
+        ("a\\000.jpg", "sub/a/000", "sub"),
         ("../000.jpg", "000", ""),
         ({"bytes": b"x", "path": "cafe\u0301.jpg"}, "sub/train/caf\u00e9", "sub"),
         (b"x", "sub/train/000000007", "sub"),

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,3 +119,9 @@ def test_a_caption_has_one_place_for_the_class() -> None:
     for caption in ("no place", "{} and {}", "{name}"):
         with pytest.raises(ValueError, match="caption"):
             TorchvisionParams.model_validate(PARAMS.model_dump() | {"caption": caption})
+
+
+def test_a_class_with_synonyms_is_called_by_the_first() -> None:
+    """As those of Imagenette and ImageNet."""
+    dataset = SimpleNamespace(classes=[("tench", "Tinca tinca"), ("cassette_player",), "church"])
+    assert torchvision._class_names(dataset) == ["tench", "cassette player", "church"]

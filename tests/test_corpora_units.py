@@ -181,20 +181,35 @@ def test_a_sample_that_was_lost_to_what_passes_is_tried_again(
 
 
 def test_too_many_rejects_end_early_with_reasons_and_keep_what_was_made(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_tar(root / "data/source/00000.tar", range(_PER_TAR), num_bad=20)
-    with monkeypatch.context() as patch, pytest.raises(RejectedError, match=r"20 of 23 samples rejected: NOT_IMAGE 20"):
+    for number in range(_NUM_TARS):
+        write_tar(root / f"data/source/{number:05d}.tar", range(100 * number, 100 * number + _PER_TAR), num_bad=15)
+    with monkeypatch.context() as patch, pytest.raises(RejectedError, match=r"30 of 46 samples rejected: NOT_IMAGE 30"):
         patch.setattr(units, "_FEWEST", 20)
+        patch.setattr(units, "_FEWEST_UNITS", 2)
         _prepare(root, max_reject_fraction=0.15)
-    assert len(kept(root)) == 3, "one tar of five was enough to know"
-    rows = (root / "data/prepare_results/rejected.jsonl").read_text().splitlines()
-    assert {json.loads(row)["reason"] for row in rows} == {"NOT_IMAGE"} and len(rows) == 20
+    said = "30 of 46 samples in 2 of 5 units of work are rejected, so no other is made"
+    assert said in capsys.readouterr().err and len(kept(root)) == 2 * 3, "two tars of five were enough to know"
+    rows = [json.loads(row) for row in (root / "data/prepare_results/rejected.jsonl").read_text().splitlines()]
+    assert {row["reason"] for row in rows} == {"NOT_IMAGE"} and len(rows) == 30
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows), "in the order of the corpus"
     before = kept(root)
-    _prepare(root, max_reject_fraction=0.2)
+    _prepare(root, max_reject_fraction=0.7)
     assert before.items() <= kept(root).items() and len(kept(root)) == _NUM_TARS * 3
     report = json.loads((root / "data/prepare_results/report.json").read_text())
-    assert (report["num_seen"], report["num_rejected"]) == (_NUM_TARS * _PER_TAR, 20)
+    assert (report["num_seen"], report["num_rejected"]) == (_NUM_TARS * _PER_TAR, _NUM_TARS * 15)
+
+
+@pytest.mark.parametrize("bad", ["00000", "99999"])
+def test_one_bad_tar_does_not_decide_whatever_it_is_called(
+    root: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    write_tar(root / f"data/source/{bad}.tar", range(900, 900 + _PER_TAR), num_bad=_PER_TAR)
+    monkeypatch.setattr(units, "_FEWEST", 20)
+    _prepare(root, max_reject_fraction=0.4)
+    report = json.loads((root / "data/prepare_results/report.json").read_text())
+    assert report["num_rejected"] == _PER_TAR
 
 
 def test_rounds_double() -> None:

@@ -511,3 +511,11 @@ def test_no_part_of_a_damaged_sample_is_used():
 def test_no_tar_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no \*\.tar in it"):
         _items(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'[{"bbox": [1, 2, 3, 4]}]', b"null", b"{", b"9" * 200])
+def test_json_that_nothing_asks_for_costs_no_sample(tmp_path, content):
+    """Such as boxes of an image, whose caption is in KEY.txt."""
+    _tar(tmp_path / "0.tar", *_sample("a"), ("a.json", content))
+    small = {"pixels": WEBDATASET.pixels.model_copy(update={"max_bytes": 150})}
+    assert _taken(tmp_path, **(small if len(content) > 150 else {})) == ["a"] and _rejected(tmp_path) == []

@@ -106,3 +106,22 @@ def test_a_stop_ends_the_map_and_its_processes(num_workers: int) -> None:
     assert 200 < len(results) < 1000
     _, alive = psutil.wait_procs(psutil.Process().children(), timeout=10)
     assert alive == []
+
+
+def _takes_a_quarter(number: int) -> int:
+    time.sleep(0.25)
+    return number
+
+
+@pytest.mark.usefixtures("few_in_a_process")
+def test_slow_items_of_a_chunk_are_not_too_slow_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen of them take longer than one may; none is begun twice or alone."""
+    alone: list[object] = []
+    real = workers._alone
+
+    def spy(*given: Any) -> Any:
+        alone.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(workers, "_alone", spy)
+    assert list(_map(_takes_a_quarter, range(20))) == list(range(20)) and alone == []

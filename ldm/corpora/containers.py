@@ -49,6 +49,8 @@ _MAX_PROFILE_BYTES = 2**24
 _END_OF_JPEG = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """The next marker of a JPEG: not 0xff00, a byte of compressed data, and not one that restarts the decoder."""
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+"""Headers of frames with several scans of each component."""
 _RESTARTS = [bytes([0xFF, 0xD0 + i]) for i in range(8)]
 _OTHER_ENDS = [
     b"".join(bits + restart for restart in [b"", *_RESTARTS])
@@ -141,37 +143,45 @@ def jpeg_endings(data: bytes) -> tuple[bytes, ...]:
     """The JPEG itself, or several with different ends if its end marker is missing: they decode to equal pixels only if
     nothing but the marker is missing, since a decoder takes what is missing from the bytes that follow.
 
-    Rejected: BROKEN, the end is missing, and so are whole scans.
+    Rejected: BROKEN, whole scans are missing.
     """
     has_end, has_all_scans = _scans(data)
+    if not has_all_scans:
+        raise Rejected("BROKEN", f"jpeg: its {'last scan' if has_end else 'end'} is missing, and so are pixels")
     if has_end:
         return (data,)
-    if not has_all_scans:
-        raise Rejected("BROKEN", "jpeg: its end is missing, and so are pixels")
     # Many zeros at the end were never written; one may be data. A last 0xff is half of something.
     start = data.rstrip(b"\0") + b"\0" if data.endswith(bytes(64)) else data.rstrip(b"\xff")
     return tuple(start + end + _END_OF_JPEG for end in (b"", *_OTHER_ENDS))
 
 
+def jpeg_other_endings(data: bytes) -> tuple[bytes, ...]:
+    """A JPEG that has its end marker, with several other ends before it: it decodes to equal pixels unless it was cut,
+    and then given an end."""
+    start = data.removesuffix(_END_OF_JPEG).rstrip(b"\xff")
+    return tuple(start + end + _END_OF_JPEG for end in _OTHER_ENDS)
+
+
 def _scans(data: bytes) -> tuple[bool, bool]:
     """Whether a JPEG has its end marker, and whether its scans bring every coefficient of every component down to the
     lowest bit (ITU-T T.81, B.2.2, B.2.3): a progressive JPEG has many scans, and each alone makes a picture."""
-    if data.endswith(_END_OF_JPEG):
-        return True, True
+    has_end = data.endswith(_END_OF_JPEG)
     missing: set[tuple[int, int]] = set()
     at = 2
     while (marker := _MARKER.search(data, at)) is not None:
         code, at = marker[1][0], marker.end()
         if code == 0xD9:
-            return True, True
+            return True, not missing
         size = int.from_bytes(data[at : at + 2])
         body = data[at + 2 : at + size]
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+            if has_end and code not in _PROGRESSIVE:
+                return True, True
             missing = {(component, k) for component in body[6::3] for k in range(64)}
         elif code == 0xDA and len(body) >= 4 and body[-1] & 15 == 0:
             missing -= {(component, k) for component in body[1:-3:2] for k in range(body[-3], body[-2] + 1)}
         at += size
-    return False, at > 2 and not missing
+    return has_end, at > 2 and not missing
 
 
 def jxl_size(data: bytes) -> tuple[int, int]:

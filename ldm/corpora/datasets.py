@@ -3,23 +3,27 @@
 from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ldm.core.errors import ConfigError, MachineError
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
+from ldm.corpora.parquet import rows_of
 from ldm.corpora.rows import Row, Table
 from ldm.corpora.user_params import DatasetsParams
 
 _WHERE = "prepare.corpus.dataset"
+_ROWS_AT_ONCE = 64
 
 
 def units(params: DatasetsParams, size_px: int, source: Path, is_captioned: bool = True) -> list[Unit]:
     """One unit of all rows, in the order of the dataset. A folder below `source` comes before a name on the hub, of
     which DVC sees nothing: its commit in the params says what it holds.
 
-    Reasons of rejections, besides those of pixels and captions: MISSING_IMAGE (a row without one).
+    Reasons of rejections, besides those of pixels and captions: MISSING_IMAGE (a row without one), DAMAGED (one that
+    cannot be read, such as a text that is not UTF-8).
 
     Raises:
         ConfigError: there is no such configuration, split or column, or no commit of a dataset on the hub.
@@ -32,8 +36,7 @@ def units(params: DatasetsParams, size_px: int, source: Path, is_captioned: bool
     digest = sha256(f"{params.dataset} {params.config} {params.revision} {params.split}".encode())
     if is_folder:
         files = Files.below(source, params.dataset)
-        for file in files.list():
-            digest.update(f"{file.name} {files.sha256(file.name)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(files.sha256_of(file.name for file in files.list()).encode())
     make = partial(_items, params, size_px, source if is_folder else None, is_captioned)
     return [Unit(params.dataset, digest.hexdigest(), make)]
 
@@ -45,7 +48,11 @@ def _items(params: DatasetsParams, size_px: int, source: Path | None, is_caption
         raise ConfigError(f"prepare.corpus.image: {params.image}", found, "one of them", "name it")
     table = Table(params.dataset.rpartition("/")[2], params, size_px, is_captioned, None)
     columns = [column for column in table.columns() if column in opened.column_names]
-    return table.pairs(_rows(opened.select_columns(columns), params, source))
+    for number, row in enumerate(_rows(opened.select_columns(columns), params, source)):
+        if isinstance(row, str):
+            yield table.rejection(number, "DAMAGED", row)
+        else:
+            yield from table.pairs([row], number)
 
 
 def _opened(params: DatasetsParams, source: Path | None) -> Any:
@@ -65,17 +72,17 @@ def _opened(params: DatasetsParams, source: Path | None) -> Any:
         raise MachineError(f"{_WHERE}: {name}", _line(error), "a dataset that can be opened", fix) from None
 
 
-def _rows(opened: Any, params: DatasetsParams, source: Path | None) -> Iterator[Row]:
-    """Rows with images as bytes, which our own code decodes."""
+def _rows(opened: Any, params: DatasetsParams, source: Path | None) -> Iterator[Row | str]:
+    """Rows with images as bytes, which our own code decodes, or what is wrong with one."""
     from datasets import Image, config
 
     column = params.image
     if isinstance(opened.features[column], Image):
         opened = opened.cast_column(column, Image(decode=False))
     root = (Path(config.HF_CACHE_HOME) if source is None else source / params.dataset).resolve()
-    for row in opened:
-        value = row[column]
-        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+    for row in chain.from_iterable(map(rows_of, opened.with_format("arrow").iter(_ROWS_AT_ONCE))):
+        value = None if isinstance(row, str) else row[column]
+        if not isinstance(row, str) and isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
             row = {**row, column: _file(Path(value["path"]).resolve(), root, params.pixels.max_bytes)}
         yield row
 

@@ -3,8 +3,10 @@
 Damage costs the rows of its row group: pages are checked by their checksums, where they have them.
 """
 
+import hashlib
 import io
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,8 +38,8 @@ def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool 
         IntegrityError: files are damaged or cut short; names all of them.
     """
     listed = files.list()
-    tables = (file for file in listed if file.name.lower().endswith(_SUFFIX))
-    found = [file for file in tables if not is_ignored(file.name, params.ignore)]
+    all_tables = (file for file in listed if file.name.lower().endswith(_SUFFIX))
+    found = [file for file in all_tables if not is_ignored(file.name, params.ignore)]
     if not found:
         where = f"prepare.corpus.directory: {files.root}"
         fix = workspace.left_behind(files.root) or "put parquet files there, or name another folder"
@@ -45,16 +47,23 @@ def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool 
     _look_over(found, params, files)
     # The order of all samples by name: a/1 stands behind a-b/1, as "/" does behind "-".
     found.sort(key=lambda file: f"{_stem(file)}/")
-    make = partial(_items, params=params, size_px=size_px, files=files, is_captioned=is_captioned)
+    spelled = {unicodedata.normalize("NFC", file.name): file.name for file in listed}
+    spelled = {name: own for name, own in spelled.items() if name not in {file.name for file in listed}}
+    make = partial(_items, params=params, size_px=size_px, files=files, spelled=spelled, is_captioned=is_captioned)
     # Rows may name images that lie beside.
-    beside = [file.name for file in listed if file not in found]
-    return [Unit(file.name, files.sha256_of([file.name, *beside]), partial(make, file)) for file in found]
+    tables = {file.name for file in found}
+    beside = files.sha256_of(file.name for file in listed if file.name not in tables)
+    return [Unit(file.name, _sha256(files, file, beside), partial(make, file)) for file in found]
+
+
+def _sha256(files: Files, file: File, beside: str) -> str:
+    return hashlib.sha256(f"{files.sha256_of([file.name])} {beside}".encode()).hexdigest()
 
 
 def _items(
-    file: File, params: ParquetParams, size_px: int, files: Files, is_captioned: bool
+    file: File, params: ParquetParams, size_px: int, files: Files, spelled: Mapping[str, str], is_captioned: bool
 ) -> Iterator[Pair | Rejection]:
-    table = Table(_stem(file), params, size_px, is_captioned, files, file.name.rpartition("/")[0])
+    table = Table(_stem(file), params, size_px, is_captioned, files, file.name.rpartition("/")[0], spelled)
     opened = _open(file, files)
     columns = [column for column in table.columns() if column in opened.schema_arrow.names]
     done = 0
@@ -62,7 +71,7 @@ def _items(
         end = done + opened.metadata.row_group(group).num_rows
         try:
             for batch in opened.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                for number, row in enumerate(_rows(batch), done):
+                for number, row in enumerate(rows_of(batch), done):
                     if isinstance(row, str):
                         yield table.rejection(number, "DAMAGED", row)
                     else:
@@ -73,7 +82,7 @@ def _items(
         done = end
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+def rows_of(batch: Any) -> Iterator[dict[str, Any] | str]:
     """Every row, or what is wrong with one."""
     try:
         yield from batch.to_pylist()

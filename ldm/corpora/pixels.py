@@ -40,7 +40,7 @@ _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, RuntimeError, MemoryError, AttributeError),
     *(LookupError, ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-_ORIENTATION, _SUBFILE = 0x0112, 254
+_ORIENTATION, _SUBFILE, _BITS, _PHOTOMETRIC = 0x0112, 254, 258, 262
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -166,23 +166,28 @@ def _values(image: Image.Image, png: containers.Png) -> UInt16[np.ndarray, "h w 
 
 
 def _jpeg(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -> Picture:
-    pictures = [_jpeg_as_it_is(version, params, sizes_px) for version in containers.jpeg_endings(data)]
-    if any(not np.array_equal(pictures[0].pixels, other.pixels) for other in pictures[1:]):
-        raise Rejected("BROKEN", "jpeg: its end is missing, and so are pixels")
-    return pictures[0]
+    first, *others = containers.jpeg_endings(data)
+    picture, is_grey = _jpeg_as_it_is(first, params, sizes_px)
+    for version in others or (containers.jpeg_other_endings(data) if is_grey else ()):
+        if not np.array_equal(picture.pixels, _jpeg_as_it_is(version, params, sizes_px)[0].pixels):
+            raise Rejected("BROKEN", "jpeg: its end is missing, and so are pixels")
+    return picture
 
 
-def _jpeg_as_it_is(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -> Picture:
+def _jpeg_as_it_is(data: bytes, params: PixelParams, sizes_px: Sequence[Size]) -> tuple[Picture, bool]:
+    """The picture, and whether it ends in the middle grey that decoders take for what is missing."""
     with JpegImageFile(io.BytesIO(data)) as image:
         sizes = _checked(image.size, params)
         turn = _orientation(image)
         enough = _enough(image.size, turn, params, sizes_px)
         _, exact = (enough and image.draft(None, enough)) or ("", (0, 0, *image.size))
         image.load()
+        last = np.asarray(image.crop((image.width - 1, image.height - 1, *image.size)), int)
+        is_grey = bool(np.abs(last - 128).max() <= 1)
         # The last row and column of a smaller picture may stand for less than a pixel, which would shift the centre.
         size = round(exact[2]), round(exact[3])
         whole = image if exact[2:] == image.size else image.resize(size, Image.Resampling.LANCZOS, box=exact)
-        return _finished(whole, image.info.get("icc_profile"), ["jpeg", *sizes], params, turn=turn)
+        return _finished(whole, image.info.get("icc_profile"), ["jpeg", *sizes], params, turn=turn), is_grey
 
 
 def _enough(size: tuple[int, int], turn: int, params: PixelParams, sizes_px: Sequence[Size]) -> tuple[int, int] | None:
@@ -288,7 +293,12 @@ def _eight_bits(image: Image.Image, params: PixelParams) -> tuple[Image.Image, b
         return image, False
     if params.deep_greyscale == "reject":
         raise Rejected("MODE_16BIT", "16-bit greyscale")
-    return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)), True
+    white, is_negative = 65535, False
+    if isinstance(image, TiffImageFile):
+        # Of these Pillow gives the numbers as they stand in the file: of 12 bits, and with 0 for white (TIFF 6.0).
+        white, is_negative = 2 ** image.tag_v2.get(_BITS, (16,))[0] - 1, image.tag_v2.get(_PHOTOMETRIC) == 0
+    values = np.minimum(np.asarray(image) / white, 1)
+    return Image.fromarray(np.round(255 * (1 - values if is_negative else values)).astype(np.uint8)), True
 
 
 def _colours(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

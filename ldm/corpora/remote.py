@@ -56,18 +56,40 @@ def listed(url: str) -> Iterator[Entry]:
         found = _tried(url, lambda: cast("dict[str, dict[str, Any]]", system.find(root, detail=True)))
     except Rejected as error:
         raise ConfigError(url, error.detail, "a place with files", "correct the URL, or your rights") from None
-    files = {path: facts for path, facts in found.items() if facts["type"] == "file"}
+    files = {path: facts for path, facts in found.items() if facts["type"] == "file" or facts.get("islink")}
     if not files:
         raise ConfigError(url, "no files", "a folder or prefix with files below it", "look for an error in the URL")
     if root in files:
         raise ConfigError(url, "a file", "a folder or prefix with files below it", f"name {url.rpartition('/')[0]}")
     for path, facts in sorted(files.items()):
+        _check_name(url, path)
+        if facts.get("islink"):
+            facts = _led_to(system, path)
         state = _state(facts) or _state(_tried(url, partial(system.info, path)))
         if state is None:
             fix = "copy the files to a place that does, such as S3 or a folder"
             raise ConfigError(f"{url}: {path}", "neither ETag nor time", "a place that tells when a file changes", fix)
         size, tag = state
         yield Entry(name=path.removeprefix(root).lstrip("/"), size=size, etag=tag)
+
+
+def _check_name(url: str, path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{url}: {path!a}", "a name that is not UTF-8", "names in UTF-8", "rename it") from None
+
+
+def _led_to(system: Any, path: str) -> dict[str, Any]:
+    """What a link of a local folder leads to. ConfigError: no file."""
+    try:
+        facts = cast("dict[str, Any]", system.info(path))
+    except OSError as error:
+        facts = {"type": error.strerror or "nothing"}
+    if facts["type"] != "file":
+        fix = "put the files there that it leads to, or remove it"
+        raise ConfigError(path, f"a link to no file ({facts['type']})", "files, or links to files", fix)
+    return facts
 
 
 def write(url: str, path: Path) -> int:

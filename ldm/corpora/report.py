@@ -13,6 +13,7 @@ import numpy as np
 from ldm.core.errors import RejectedError
 from ldm.core.shards import SPLITS, Split
 from ldm.corpora import likeness
+from ldm.corpora.likeness import Likeness
 from ldm.corpora.made import Made, Sample
 from ldm.corpora.pairs import ASPECT, REPEAT, SIDE, Litter, Rejection
 
@@ -62,8 +63,10 @@ class SplitReport:
     """The first caption with the most words."""
     captions: Distinct = field(default_factory=Distinct)
     """A CLIP trained on them can tell only distinct ones apart."""
+    pixels: Distinct = field(default_factory=Distinct)
+    """Hashes of pictures whose split depends on what they show, without repeats of a mixture."""
     looks: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Perceptual hashes of different pictures whose split depends on what they show."""
+    """Perceptual hashes of those of them that differ."""
     keys: bytearray = field(default_factory=bytearray)
     """Their keys, a line each: a list of strings would take three times as much."""
 
@@ -76,10 +79,13 @@ class SplitReport:
             self.caption_words[len(caption.split())] += 1
             self.longest_caption = max(self.longest_caption, caption, key=lambda text: len(text.split()))
 
-    def add_look(self, key: str, looks: str) -> None:
-        """Keep the hash of a picture for comparisons."""
-        self.looks.append(int(looks, 16))
+    def add_look(self, key: str, hashes: Likeness) -> bool:
+        """Keep the hash of a picture for comparisons, and say whether the picture is new."""
+        if not self.pixels.add(hashes.pixels):
+            return False
+        self.looks.append(int(hashes.looks, 16))
         self.keys += f"{key}\n".encode()
+        return True
 
     def keys_at(self, places: Iterable[int]) -> list[str]:
         """Keys by their places among `looks`."""
@@ -101,9 +107,8 @@ class Report:
     splits: dict[Split, SplitReport] = field(default_factory=lambda: {split: SplitReport() for split in SPLITS})
     keys: Distinct = field(default_factory=Distinct)
     """Of accepted samples."""
-    pixels: Distinct = field(default_factory=Distinct)
-    num_compared: int = 0
-    """Samples whose split depends on what they show, without repeats of a mixture; `pixels` holds their hashes."""
+    num_equal: int = 0
+    """How many pictures are equal to an earlier one of their split, but for repeats of a mixture."""
     alike: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     """Keys of samples of one split that look alike, and the bits in which their hashes differ: `_NUM_PAIRS` at most,
     the nearest earlier one beside each."""
@@ -133,14 +138,13 @@ class Report:
             self.splits[item.split].add(item)
             self.pictures.update(item.notes)
             if item.likeness is not None and REPEAT not in item.notes:
-                self.num_compared += 1
-                if self.pixels.add(item.likeness.pixels):
-                    self.splits[item.split].add_look(item.key, item.likeness.looks)
+                self.num_equal += not self.splits[item.split].add_look(item.key, item.likeness)
         return item
 
     def compare(self) -> None:
         """Find pictures that look alike: their perceptual hashes differ in `MOST_BITS` at most. Those with equal hashes
-        are in one split; others may be in training and validation, and `across` lists them.
+        are in one split of a corpus; others, and equal ones of several corpora of a mixture, may be in training and
+        validation, and `across` lists them.
         """
         for split in self.splits.values():
             places, bits = likeness.nearest_before(np.array(split.looks, np.uint64), MOST_BITS)
@@ -181,7 +185,7 @@ class Report:
             "num_rejected": self.num_rejected.total(),
             "rejected": dict(sorted(self.num_rejected.items())),
             "pictures": {name: self.pictures[name] for name in sorted(self.pictures) if "=" not in name},
-            "num_equal_pictures": self.num_compared - len(self.pixels),
+            "num_equal_pictures": self.num_equal,
             "num_near_duplicates": self.num_alike,
             "num_near_duplicates_across_splits": len(self.across),
             "files_without_sample": dict(self.without_sample.most_common()),

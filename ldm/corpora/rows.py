@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.user_params import DatasetsParams, ParquetParams
 
 Row = Mapping[str, Any]
+_LEADING = re.compile(r"^(\.?\.?/)+")
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Table:
     files: Files | None
     """Where paths in rows lead to, and the folder of the table in them; None = there are only bytes."""
     folder: str = ""
+    spelled: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names in NFC -> names of files, where these differ: a Mac writes its own as NFD."""
     _seen: set[str] = field(default_factory=set[str])
 
     def columns(self) -> list[str]:
@@ -81,17 +85,19 @@ class Table:
         return captions.take({}, lambda: fields, self.params.captions)
 
     def _file(self, path: str) -> str:
-        name = posixpath.normpath(posixpath.join(self.folder, path))
+        name = posixpath.normpath(posixpath.join(self.folder, path.replace("\\", "/")))  # as Windows writes paths
         if name.startswith(("../", "/")):
             raise Rejected("UNSAFE_PATH", path)
-        return name
+        return self.spelled.get(unicodedata.normalize("NFC", name), name)
 
     def _sample(self, number: int, table: str | None, path: str | None) -> str:
         """Name of a sample: the path of its image without suffix, or the number of the row. Of bytes in a table, below
         the name of the table."""
         if path is None:
             return self._numbered(number)
-        stem = os.path.splitext(posixpath.normpath(unicodedata.normalize("NFC", path)))[0]
+        stem = os.path.splitext(posixpath.normpath(unicodedata.normalize("NFC", path.replace("\\", "/"))))[0]
+        if table is not None:
+            stem = _LEADING.sub("", stem)  # where the bytes once were says nothing about this table
         name = posixpath.normpath(posixpath.join(self.folder if table is None else table, stem))
         if name in self._seen:
             return f"{name}#{number}"

@@ -95,8 +95,12 @@ def _dataset_class(name: str) -> Any:
 
 def _class_names(dataset: Any) -> list[str] | None:
     """Names of the classes by label, as words; None for a dataset without names."""
-    names: Sequence[str] | None = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    return None if names is None else [name.replace("_", " ") for name in names]
+    names: Sequence[str | Sequence[str]] | None
+    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    if names is None:
+        return None
+    firsts = [name if isinstance(name, str) else name[0] for name in names]  # ImageNet's have synonyms
+    return [name.replace("_", " ") for name in firsts]
 
 
 def _labelled(sample: Any, params: TorchvisionParams) -> tuple[Image.Image, int]:

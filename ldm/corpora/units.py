@@ -1,6 +1,7 @@
 """Units of a corpus, made once, shared by the processes of a launch, and kept in `runs/` until the shards are written
 and beyond: a stopped `prepare` goes on, and a tar that is added costs its own work only."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -23,8 +24,8 @@ _MOST_BYTES = 1 << 26
 """A part ends with the first of both: it is in memory as a whole, and a kill costs what was done of it."""
 _PASSING = frozenset({"TOO_SLOW", "CRASHED", "UNREADABLE"})
 """Reasons of a rejection that may be gone in the next run: a busy machine, little memory, no right to read."""
-_FEWEST, _HOPELESS = 1000, 0.5
-"""Samples, and the share of them that is rejected, from which on no further unit is made."""
+_FEWEST, _FEWEST_UNITS, _HOPELESS = 1000, 8, 0.5
+"""Samples, units that they are of, and the share of them that is rejected, from which on no further unit is made."""
 _AROUND = frozenset(f"code.ldm/corpora/{name}.py" for name in ("preparation", "report", "units", "workers"))
 """Code that arranges samples, and changes none."""
 
@@ -54,16 +55,18 @@ def _version(package: str) -> str:
 def make(
     units: Sequence[Unit], run: Run, params: PrepareParams, num_workers: int, accelerator: Accelerator
 ) -> Sequence[Unit]:
-    """Make all units that `run` has not kept. Returns them; or fewer, if so many samples of those are rejected that the
-    rest is not worth the wait.
+    """Make all units that `run` has not kept. Returns them; or fewer, in their order, if so many samples of those are
+    rejected that the rest is not worth the wait.
 
     Raises:
         Stopped: this process was asked to stop. What is done is kept.
     """
     num_seen = num_rejected = 0
     parts_of = partial(_parts, params=params, num_workers=num_workers)
+    # Units differ in size and kind: the first ones by name, say a folder of scans, may be like none of the others.
+    shuffled = sorted(units, key=lambda unit: unit.sha256)
     for start, end in _rounds(len(units), accelerator.num_processes):
-        share = {unit.sha256: unit for unit in units[start:end]}
+        share = {unit.sha256: unit for unit in shuffled[start:end]}
         assert len(share) == end - start, "units have hashes of their own"
         counts = [0, 0]
         for part in work.keep_parts(run, share, parts_of, "prepare", "unit", accelerator, _is_lasting):
@@ -73,9 +76,13 @@ def make(
         everyone: list[list[int]] = ranks.gather(counts)
         num_seen += sum(seen for seen, _ in everyone)
         num_rejected += sum(rejected for _, rejected in everyone)
-        # Units differ in size, so a few do not decide about a corpus of which they are not typical.
-        if num_seen >= _FEWEST and num_rejected > max(_HOPELESS, params.max_reject_fraction) * num_seen:
-            return units[:end]
+        is_enough = num_seen >= _FEWEST and _FEWEST_UNITS <= end < len(units)
+        if is_enough and num_rejected > max(_HOPELESS, params.max_reject_fraction) * num_seen:
+            if accelerator.is_main_process:
+                seen = f"{num_rejected} of {num_seen} samples in {end} of {len(units)} units of work are rejected"
+                print(f"note: prepare: {seen}, so no other is made", file=sys.stderr)
+            done = {unit.sha256 for unit in shuffled[:end]}
+            return [unit for unit in units if unit.sha256 in done]
     return units
 
 

@@ -8,8 +8,9 @@ extracted: members are read by offset, and their names become keys, never paths.
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ldm.core import workspace
@@ -173,10 +174,9 @@ class _Reader:
         return Rejection(self._key(key), error.reason, printable(error.detail), self._source(key))
 
     def _pair(self, key: str, sample: Sample) -> Pair:
-        fields = self._fields(sample)
+        fields = cache(partial(self._fields, sample))
         texts = self._captions(sample, fields) if self.is_captioned else [""]
         image = self._image(tar_samples.picture(sample, self.params))
-        url = {"url": in_utf8(fields["url"])} if isinstance(fields.get("url"), str) else {}
         return Pair(
             key=self._key(key),
             image=image,
@@ -184,7 +184,7 @@ class _Reader:
             claims=[None] * len(texts),
             scene=None,
             split=ByContent(self.params.val_fraction, self.params.seed),
-            source=self._source(key) | url,
+            source=self._source(key) | _url(fields),
             group=self.tar.stem,
         )
 
@@ -192,9 +192,9 @@ class _Reader:
         member = sample.parts.get("json")
         return {} if member is None else captions.fields_of(self._read(member), member.name)
 
-    def _captions(self, sample: Sample, fields: Mapping[str, Any]) -> list[str]:
+    def _captions(self, sample: Sample, fields: Callable[[], Mapping[str, Any]]) -> list[str]:
         texts = {f".{part}": partial(self._read, member) for part, member in sample.parts.items()}
-        return captions.take(texts, lambda: fields, self.params.captions)
+        return captions.take(texts, fields, self.params.captions)
 
     def _image(self, member: Member) -> Callable[[], Picture]:
         if isinstance(self.contents, Plain):
@@ -213,6 +213,14 @@ class _Reader:
 
     def _source(self, key: str) -> dict[str, Any]:
         return {"corpus": "webdataset", "tar": printable(self.tar.file.name), "key": printable(key)}
+
+
+def _url(fields: Callable[[], Mapping[str, Any]]) -> dict[str, str]:
+    """Where an image is from, if KEY.json says so; one that is of something else, such as boxes, costs no sample."""
+    with suppress(Rejected):
+        url = fields().get("url")
+        return {"url": in_utf8(url)} if isinstance(url, str) else {}
+    return {}
 
 
 def _decoded(files: Files, name: str, offset: int, size: int, params: PixelParams, size_px: int) -> Picture:

@@ -5,8 +5,9 @@ the system does to one of them reaches another: no lock is shared that a dead pr
 """
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,9 @@ def ordered_map(
             return
         elif waiting[0][1].done():
             chunk, future = waiting.popleft()
-            yield from _finish(function, chunk, future, max_seconds, lost, is_stopped)
+            finished = yield from _finish(function, chunk, future, max_seconds, lost, is_stopped)
+            if rest := chunk[finished:]:
+                waiting.appendleft((rest, _start(function, rest, max_seconds)))
         else:
             wait(running, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
 
@@ -78,7 +81,7 @@ def _start(function: Callable[[T], R], chunk: Sequence[T], max_seconds: float) -
     """Begin a chunk in a process of its own."""
     # Forked: a worker then needs no second import of all that this process has.
     decorate = concurrent.process(timeout=max_seconds, mp_context=get_context("fork"))
-    return cast("Callable[..., Future[list[R]]]", decorate(_map_chunk))(function, chunk)
+    return cast("Callable[..., Future[list[R]]]", decorate(_map_chunk))(function, chunk, max_seconds / 2)
 
 
 def _finish(
@@ -88,17 +91,19 @@ def _finish(
     max_seconds: float,
     lost: Callable[[T, Lost], R],
     is_stopped: Callable[[], bool],
-) -> Iterator[R]:
-    """Results of a chunk that is done. If its process died or was too slow, each item is tried alone."""
+) -> Generator[R, None, int]:
+    """Results of a chunk that is done; returns of how many of its items. If its process died or was too slow, each is
+    tried alone."""
     results = _outcome(future, max_seconds)
     if not isinstance(results, Lost):
         yield from results
-        return
+        return len(results)
     for item in chunk:
         result = _alone(function, item, max_seconds, is_stopped)
         if is_stopped():
-            return
+            break
         yield lost(item, result) if isinstance(result, Lost) else result[0]
+    return len(chunk)
 
 
 def _alone(
@@ -126,9 +131,16 @@ def _outcome(future: Future[list[R]], max_seconds: float) -> list[R] | Lost:
         return Lost("CRASHED", Signals(-code).name if -code in set(Signals) else f"exit code {code}")
 
 
-def _map_chunk(function: Callable[[T], R], chunk: Sequence[T]) -> list[R]:
+def _map_chunk(function: Callable[[T], R], chunk: Sequence[T], seconds: float) -> list[R]:
+    """Results of the items that are begun within some seconds, of the first one in any case: all together have no more
+    time than one may take."""
     _end_with_parent()
-    return [function(item) for item in chunk]
+    end, results = time.monotonic() + seconds, list[R]()
+    for item in chunk:
+        if results and time.monotonic() > end:
+            break
+        results.append(function(item))
+    return results
 
 
 def _end_with_parent() -> None:
