@@ -183,6 +183,18 @@ def test_parts_that_were_not_made_from_each_other_are_not_written(root: Path, tm
         folder.write(tmp_path / "model", Parts.of(here), with_words=True)
 
 
+def test_a_repository_without_trainings_says_where_a_model_is(root: Path, tmp_path: Path):
+    """As a clone is after `dvc pull data/model`."""
+    here = Path(shutil.copytree(root, tmp_path / "repository"))
+    shutil.rmtree(here / "data/embeddings")
+    with pytest.raises(IntegrityError, match=r"data/embeddings: no passport.json.*\n.*`dvc pull \S*data/model` brings"):
+        Parts.of(here)
+    (here / "data/model").mkdir()
+    (here / "data/model/passport.json").touch()
+    with pytest.raises(IntegrityError, match=r"fix: add --model \S*data/model, or `dvc pull` for the rest"):
+        Parts.of(here)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()

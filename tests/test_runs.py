@@ -16,6 +16,8 @@ from ldm.compute import fingerprint
 from ldm.compute.saved import State
 from ldm.compute.state import Run
 from ldm.core import config
+from ldm.corpora import units as prepared
+from ldm.corpora.params import PrepareParams
 from ldm.tools import cli
 from ldm.tools.check import check
 from tests.import_closure import ROOT
@@ -208,3 +210,17 @@ def test_old_runs_are_pruned_on_demand(capsys: pytest.CaptureFixture[str]):
     text = said(capsys, "runs", "--prune")
     assert re.match(rf"removed train_unet/{first.name} \(2.0 MB, 0 days old\)\n", text)
     assert second.directory.exists() and not first.exists()
+
+
+def test_units_of_prepare_differ_by_what_they_depend_on_alone(capsys: pytest.CaptureFixture[str]):
+    section = config.read(PrepareParams, "prepare")
+    units = Run(Path("runs"), "prepare", prepared.made_by("stages/prepare.py", section))
+    units.open()
+    units.keep("a", {"w": torch.zeros(3)})
+    units.close()
+    assert said(capsys, "runs").splitlines()[1].startswith("  as params and code are now")
+    for name, is_said in (("corpora/report", False), ("training/loop", False), ("corpora/shapes_scenes", True)):
+        path = Path(f"ldm/{name}.py")
+        path.write_text(path.read_text() + "SIZE = 3\n")
+        of_prepare, _, of_unet = said(capsys, "runs").partition("train_unet/")
+        assert of_unet and (f"differs: code.ldm/{name}.py" in of_prepare) == is_said

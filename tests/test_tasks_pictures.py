@@ -82,12 +82,15 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     for sources, message in [
         ({"image": tmp_path / "text.png"}, "text.png: no image that can be read"),
         ({"image": tmp_path / "cut.png"}, "cut.png: no image that can be read"),
-        ({"image": tmp_path / "none.png"}, "none.png: No such file"),
+        ({"image": tmp_path / "none.png"}, "none.png: no such file; expected a PNG, JPEG or WebP file"),
         ({"image": tmp_path}, "Is a directory"),
         ({"image": torch.zeros(3, 8, 8)}, "image: a Tensor; expected a path or a uint8 tensor"),
         ({"image": image, "mask": tmp_path / "tall.png"}, "tall.png: 9 x 8 pixels; expected 8 x 8 pixels"),
         ({"image": image, "mask": tmp_path / "black.png"}, "black.png: a mask without any white pixel"),
-        ({"image": image, "mask": "halves"}, "halves: No such file"),
+        (
+            {"image": image, "mask": "halves"},
+            "halves: no such file; expected a PNG, JPEG or WebP file, or a mask of a name: thin, wide, half",
+        ),
         ({"mask": "half"}, "mask: no image with it"),
     ]:
         with pytest.raises(ConfigError) as error:

@@ -79,6 +79,8 @@ class Document:
         try:
             if not path.is_file():
                 fix = "run from the repository root, or name a file"
+                if path.with_name("dvc.yaml").is_file():
+                    fix = f"`git checkout {path}` brings it back"
                 raise ConfigError(str(path), "no such file", "a params file", fix)
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

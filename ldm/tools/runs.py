@@ -12,6 +12,8 @@ from ldm.compute import fingerprint, saved, state
 from ldm.core import config, locks, workspace
 from ldm.core.errors import ConfigError, IntegrityError, MachineError
 from ldm.core.params import MachineParams, PathsParams
+from ldm.corpora import units
+from ldm.corpora.params import PrepareParams
 from ldm.tools.check import check, sections
 
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
@@ -185,12 +187,13 @@ def _age(path: Path) -> str:
 
 def _now(stage: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
     """The fingerprint that a stage would have now, with the inputs of `made_by`."""
+    section, script = config.read(check.SECTIONS[stage], stage), Path("stages", f"{stage}.py")
+    if isinstance(section, PrepareParams) and script.is_file():
+        return units.made_by(str(script), section)
     inputs = {key: value for key, value in made_by.items() if key.startswith("inputs.")}
-    script = Path("stages", f"{stage}.py")
     code = {
         key: sha256
         for key, sha256 in (fingerprint.of_code(script) if script.is_file() else {}).items()
         if key in made_by or fingerprint.file_of(key) not in fingerprint.AROUND  # units depend on none of those
     }
-    section = config.read(check.SECTIONS[stage], stage)
     return {**fingerprint.of_params(section), **inputs, **code, **fingerprint.of_packages()}

@@ -8,8 +8,8 @@ is read.
 import errno
 import hashlib
 import json
-import logging
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +21,7 @@ from ldm.core import config
 from ldm.core.errors import ConfigError, IntegrityError, MachineError, UserError
 from ldm.core.params import PathsParams
 from ldm.core.progress import each
-from ldm.tools import lineage
+from ldm.tools import lineage, records
 
 _BLOCK = 1 << 20
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -106,7 +106,7 @@ def remote(name: str | None = None, root: Path = Path()) -> Report:
                 with _answering(store.path):
                     num_bytes += int(store.fs.size(store.oid_to_path(item.md5)) or 0)  # not every web server says it
         record, notes = _record(repo)
-        return Report(len(objects), num_bytes, problems, [*notes, *_leftovers(repo, store)], record)
+        return Report(len(objects), num_bytes, problems, [*notes, *_leftovers(repo, stores, store)], record)
 
 
 @contextmanager
@@ -157,21 +157,20 @@ def _repo(root: Path, scratch: str) -> Any:
 def _record(repo: Any) -> tuple[str, list[str]]:
     """The record that bytes are compared with, in words, and a note for each file of records that differs from HEAD."""
     from dvc.exceptions import DvcException
-    from dvc.scm import NoSCM
     from scmrepo.exceptions import SCMError as GitError
 
-    if isinstance(repo.scm, NoSCM):
+    if not _is_in_git(repo):
         return "dvc.lock says (there is no git to compare it with)", []
-    here = _records(repo)
+    here = records.of(repo)
     notes: list[str] = []
     try:
         commit = str(repo.scm.get_rev())[:7]
         with repo.switch("HEAD"):
-            committed = _records(repo)
+            committed = records.of(repo)
     except (DvcException, GitError) as error:
         return "the workspace's dvc.lock says", [f"dvc.lock is not compared with HEAD: {_line(error)}"]
     for name in sorted({*here, *committed}):
-        if changed := _changes(here.get(name, {}), committed.get(name, {})):
+        if changed := records.changes(here.get(name, {}), committed.get(name, {})):
             notes.append(f"{name} differs from HEAD ({commit}) in {', '.join(changed)}")
     if not notes:
         return f"the commit says (HEAD, {commit})", []
@@ -179,30 +178,10 @@ def _record(repo: Any) -> tuple[str, list[str]]:
     return "the workspace's dvc.lock and .dvc files say, which are not those of HEAD", notes
 
 
-def _records(repo: Any) -> dict[str, dict[str, Any]]:
-    """dvc.lock and each .dvc file -> stage -> its record, in the workspace or the commit that `repo` looks at."""
-    from dvc.utils.serialize import load_yaml
+def _is_in_git(repo: Any) -> bool:
+    from dvc.scm import NoSCM
 
-    records: dict[str, dict[str, Any]] = {}
-    for path in sorted({str(stage.path_in_repo) for stage in repo.index.stages}):
-        name = path if path.endswith(".dvc") else str(Path(path).with_name("dvc.lock"))
-        place = repo.fs.join(repo.root_dir, name)
-        values = load_yaml(place, fs=repo.fs) if repo.fs.exists(place) else {}
-        records[name] = {"outs": values["outs"]} if name.endswith(".dvc") else values.get("stages", {})
-    return records
-
-
-def _changes(here: dict[str, Any], committed: dict[str, Any]) -> list[str]:
-    """Stages whose records differ, each with the keys that do."""
-    changes: list[str] = []
-    for name in sorted({*here, *committed}):
-        ours, theirs = here.get(name), committed.get(name)
-        if ours is None or theirs is None:
-            changes.append(f"{name} (only {'in HEAD' if ours is None else 'here'})")
-        elif ours != theirs:
-            keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)] if "cmd" in ours else []
-            changes.append(f"{name} ({', '.join(keys)})" if keys else name)
-    return changes
+    return not isinstance(repo.scm, NoSCM)
 
 
 def _line(error: Exception) -> str:
@@ -243,6 +222,11 @@ class _Stores:
             return f"unreadable: {error}"
         return digest.hexdigest() + (".dir" if oid.endswith(".dir") else "")
 
+    def listing(self, oid: str, *stores: Any) -> list[dict[str, str]] | None:
+        """The listing of a folder in the first store that has a good copy. MachineError: no answer."""
+        store = next((store for store in stores if self.md5(store, oid) == oid), None)
+        return None if store is None else json.loads(store.fs.cat_file(store.oid_to_path(oid)))
+
     def holders(self, oid: str) -> list[str]:
         """Names of the remotes that hold a good copy; a remote that does not answer counts as one without."""
         from dvc.exceptions import DvcException
@@ -281,12 +265,12 @@ def _objects(repo: Any, stores: _Stores, store: Any, problems: list[IntegrityErr
             objects.append(Object(md5, path, stage))
             continue
         actual = stores.md5(store, md5)
-        good = [other for other in (store, stores.cache) if stores.md5(other, md5) == md5]
-        listing = json.loads(good[0].fs.cat_file(good[0].oid_to_path(md5))) if good else _listing(path, md5)
+        kept = stores.listing(md5, store, stores.cache)
+        listing = _listing(path, md5) if kept is None else kept
         if actual != md5:
             lock = None if str(out.stage.path).endswith(".dvc") else Path(out.stage.path).with_name("dvc.lock")
             copies = {f"the listing in {store.path}": actual}
-            if listing and not good:
+            if listing and kept is None:
                 copies["the workspace"] = md5
             problems += _describe(Object(md5, path, stage, lock=lock), copies, stores, store)
         objects += [Object(entry["md5"], path / entry["relpath"], stage, (md5,)) for entry in listing or []]
@@ -359,25 +343,23 @@ def _unrecorded(repo: Any, objects: list[Object]) -> Iterator[IntegrityError]:
                     yield IntegrityError(str(path), "a file that dvc.lock does not record", "none", "move it elsewhere")
 
 
-def _leftovers(repo: Any, store: Any) -> list[str]:
+def _leftovers(repo: Any, stores: _Stores, store: Any) -> list[str]:
     """Files of a remote that no commit known here uses: abandoned results, or the remains of an interrupted push."""
-    from dvc.exceptions import DvcException
-
-    # DVC would warn about every commit without dvc.lock, and about listings that were never pushed.
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
-    try:
-        with _answering("the default remote"):  # DVC asks it for listings that are missing here
-            # force: a listing that is missing everywhere is skipped; DVC would ask.
-            groups = repo.used_objs(all_commits=True, all_experiments=True, force=True)
-    except (DvcException, MachineError) as error:
-        return [f"leftovers are not known: {_line(error)}"]
-    used = {store.oid_to_path(str(info.value)) for infos in groups.values() for info in infos}
     try:
         with _answering(store.path):
             there = sorted(str(path) for path in store.fs.find(store.path))
     except (MachineError, OSError):  # a web server has no folders
         return [f"leftovers are not known: {store.path} cannot be listed"]
-    return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in used]
+    used = {str(out.hash_info.value) for out in repo.index.outs if out.hash_info}
+    try:
+        used |= records.hashes(Path(repo.scm.root_dir)) if _is_in_git(repo) else set[str]()
+        listings = sorted(oid for oid in used if oid.endswith(".dir"))
+        for oid in each(listings, "verify --remote: folders of all commits", "folder", len(listings)):
+            used |= {entry["md5"] for entry in stores.listing(oid, stores.cache, store) or []}
+    except (MachineError, OSError, subprocess.CalledProcessError) as error:
+        return [f"leftovers are not known: {_line(error)}"]
+    paths = {store.oid_to_path(oid) for oid in used}
+    return [f"{path}: no commit known here uses it (git fetch --all first)" for path in there if path not in paths]
 
 
 def _in_words(md5: str | None) -> str:

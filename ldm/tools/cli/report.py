@@ -11,7 +11,7 @@ def add(commands: Commands) -> None:
     about = """Write all that is known of the run in this repository as one HTML page: what was trained on what, scores
 with intervals and controls, samples, failures, curves, and what everything was made from. The page needs no other file
 and no network; it may be mailed, and reads well on a phone."""
-    epilog = examples("ldm report", "ldm report results/run7.html", "ldm report --times times.txt --overwrite")
+    epilog = examples("ldm report", "ldm report run7.html", "ldm report --times times.txt --overwrite")
     summary = "Write the run as one HTML page"
     parser = commands.add_parser("report", help=summary, description=about, epilog=epilog)
     parser.add_argument("file", type=Path, nargs="?", default=Path("report.html"), metavar="FILE", help="(report.html)")

@@ -43,6 +43,13 @@ def kind() -> "Kind":
     return artifact.Kind("model")
 
 
+def _way_to(model: Path) -> str:
+    """How to draw in a repository without the results of its trainings."""
+    if (model / PASSPORT).is_file():
+        return f"add --model {model}, or `dvc pull` for the rest"
+    return f"`dvc pull {model}` brings one that was shared, `dvc checkout` what is in the cache; `make demo` trains one"
+
+
 @dataclass(frozen=True)
 class Parts:
     """The folders of a model's parts, and the settings that a call does not name."""
@@ -69,7 +76,7 @@ class Parts:
 
         Raises:
             ConfigError: it is neither, or paths.yaml or params.yaml is wrong.
-            IntegrityError: the passport of the model folder is damaged.
+            IntegrityError: the passport of the model folder is damaged, or nothing was trained in the repository.
         """
         if (root / PASSPORT).is_file():
             return cls._of_folder(root)
@@ -115,6 +122,9 @@ class Parts:
     @classmethod
     def _of_repository(cls, root: Path) -> Self:
         document, paths = config.Document(root / config.PARAMS), config.read(PathsParams, "paths", root / config.PATHS)
+        for name in (paths.unet, paths.embeddings):
+            if not (root / name / PASSPORT).is_file():
+                raise IntegrityError(str(root / name), f"no {PASSPORT}", "a trained model", _way_to(root / paths.model))
         return cls.of_artefacts(
             root / paths.unet,
             root / paths.autoencoder,

@@ -20,6 +20,7 @@ from ldm.corpora.pairs import Rejected
 from ldm.corpora.pixels_params import PixelParams, SquareParams
 from ldm.tools.tasks import masks
 
+_FILE = "a PNG, JPEG or WebP file"
 _WHITE = 128
 """Least value of a pixel of a mask that counts as white."""
 _ANY = PixelParams(
@@ -84,6 +85,8 @@ def read(path: Path) -> Picture:
     """A JPEG, PNG or WebP file; its hash is that of the file. ConfigError: it cannot be read or decoded."""
     try:
         return decoded(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise ConfigError(str(path), "no such file", _FILE, "name one that exists") from None
     except OSError as error:
         raise system.explain(error, str(path), ConfigError) from None
 
@@ -97,8 +100,7 @@ def decoded(data: bytes, where: str, **params: Any) -> Picture:
         return Picture(decoding.whole(data, allowed).pixels, hashlib.sha256(data).hexdigest(), where)
     except Rejected as error:
         found = f"no image that can be read ({error.reason}: {error.detail})"
-        fix = "name a PNG, JPEG or WebP file of one image"
-        raise ConfigError(where, found, "a PNG, JPEG or WebP file", fix) from error
+        raise ConfigError(where, found, _FILE, "name a PNG, JPEG or WebP file of one image") from error
 
 
 def of(pixels: UInt8[np.ndarray, "h w 3"], where: str = "image") -> Picture:
@@ -141,6 +143,9 @@ def _mask(source: Source, image: Picture) -> Picture:
     if isinstance(source, str) and source in masks.NAMES:
         is_white = masks.named(source, *image.pixels.shape[:2])
         return of(_black_and_white(is_white), f"mask {source}")
+    if isinstance(source, str) and not Path(source).exists():
+        expected = f"{_FILE}, or a mask of a name: {', '.join(masks.NAMES)}"
+        raise ConfigError(source, "no such file", expected, "name one of them")
     mask = _picture(source, "mask")
     sizes = [f"{height} x {width} pixels" for height, width in (mask.pixels.shape[:2], image.pixels.shape[:2])]
     if sizes[0] != sizes[1]:
