@@ -323,7 +323,7 @@ def test_paths_are_read_from_their_own_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file.*\nfix: run from the repository root"):
+    with pytest.raises(ConfigError, match=r"no such file.*\nfix: run from the repository root"):
         config.read(Example, "example", tmp_path / "params.yaml")
     (tmp_path / "dvc.yaml").touch()
     with pytest.raises(ConfigError, match=r"fix: `git checkout .*params.yaml` brings it back"):
