@@ -3,11 +3,13 @@
 import hashlib
 import html
 import io
+import os
 import re
 import shlex
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -612,3 +614,51 @@ def test_who_guesses_passwords_has_to_wait(root: Path, loaded: pipeline.Pipeline
         assert [answer.status_code for answer in answers] == [400, 200, 400, 400, 429], "a right one does not count"
         assert "too many wrong passwords" in answers[-1].text and answers[-1].headers["retry-after"] == "600"
         assert visitor.get(url).status_code == 200, "the form itself is still there"
+
+
+# Files of visitors.
+
+
+def test_what_is_old_is_deleted_and_so_are_folders_that_are_empty_for_as_long(tmp_path: Path) -> None:
+    made, broken_off, new = tmp_path / "hash/made.png", tmp_path / "tmpabc", tmp_path / "other/new.png"
+    for path in (made, broken_off, new):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (made, broken_off):
+        os.utime(path, (0, 0))
+    server.sweep(tmp_path, 60)
+    assert set(tmp_path.rglob("*")) == {made.parent, new.parent, new}, "somebody may just be writing into the folder"
+    os.utime(made.parent, (0, 0))
+    os.utime(new.parent, (0, 0))
+    server.sweep(tmp_path, 60)
+    assert set(tmp_path.rglob("*")) == {new.parent, new}
+
+
+def test_files_of_visitors_are_gone_when_their_time_is_over(root: Path, loaded: pipeline.Pipeline) -> None:
+    limits = replace(DEFAULTS, file_seconds=1)
+    with served(root, loaded, server.Address("127.0.0.1", 0, None), limits) as url:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        client = Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE_SECONDS})
+        job = asked(client, "generate", num_steps=1)
+        wait_until(lambda: list(folder.rglob("*.png")))
+        job.exception(PATIENCE_SECONDS)
+        (folder / "tmpabc").write_bytes(b"an upload that was broken off")
+        wait_until(lambda: not list(folder.iterdir()))
+
+
+def wait_until(is_done: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_images_whose_time_is_over_leave_the_gallery(
+    loaded: pipeline.Pipeline, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    (tmp_path / "kept.png").touch()
+    before = [(str(tmp_path / name), "") for name in ("gone.png", "kept.png")]
+    *_, (_, gallery) = made.draw(answers.GENERATE, [], {"prompt": PROMPT, "num_images": 1}, "", before)
+    assert gallery is not None and len(gallery) == 2 and gallery[1] == before[1]

@@ -56,7 +56,8 @@ class Answers:
             given,
             self._pictures(task, given, values),
         )
-        gallery, notes, num_made = list(before), list[str](), 0
+        gallery = [shown for shown in before if Path(shown[0]).exists()]  # the time of others is over
+        notes, num_made = list[str](), 0
         for event in _paced(self._studio.draw(request, visitor)):
             if isinstance(event, Made):
                 num_made += 1

@@ -66,8 +66,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """All of it."""
-        lifetime = self._studio.limits.file_seconds
-        with Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
+        with Blocks(title="ldm", analytics_enabled=False) as blocks:
             gr.HTML(_heading(self._studio.size_px, self._examples.words), elem_id="about", apply_default_css=False)
             with gr.Row(elem_id="desk"):
                 tabs = gr.Tabs(elem_id="tasks")
