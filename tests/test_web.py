@@ -367,6 +367,10 @@ def test_a_failure_of_the_program_is_said_in_the_page() -> None:
     assert 'role="alert"' in texts[-1] and "the log of the server says why" in texts[-1] and "0x7f" not in texts[-1]
     with pytest.raises(RuntimeError, match="out of memory"):
         next(found)
+    buttons: list[Any] = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        buttons += (update[-1] for update in page._updates(failing()))
+    assert [button["interactive"] for button in buttons] == [True, True, False], "there is nothing to cancel"
 
 
 def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:

@@ -212,6 +212,22 @@ def test_an_image_says_how_it_was_made_and_is_made_again(person: Person) -> None
     assert download.value.path().read_bytes() == png
 
 
+def test_a_new_image_closes_the_one_that_was_chosen_and_its_account(person: Person) -> None:
+    generate(person, PROMPT, Seed="7")
+    person.open_first()
+    person.write(Seed="8")
+    person.press("Generate")
+    expect(person.page.locator("#account")).to_be_hidden()
+    expect(person.page.locator("#gallery .preview")).to_have_count(0)
+    expect(person.thumbnails).to_have_count(2)
+    person.open_first()
+    command = person.page.locator("#account").locator("#command textarea, #command input")
+    expect(command).to_have_value(re.compile("--seed 8"))
+    shown = person.page.locator("#gallery .preview img").first
+    png = person.page.request.get(str(shown.get_attribute("src"))).body()
+    assert Origin.read(png, "image").settings["seed"] == 8
+
+
 def test_two_tabs_draw_at_once_and_each_gets_its_own(context: BrowserContext, pipeline: Pipeline) -> None:
     first = Person.before(context)
     first.press("Settings")

@@ -126,9 +126,9 @@ def _paced(events: Iterator[Event]) -> Iterator[Event]:
             yield event
 
 
-def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:
-    """The same answers; a mistake becomes the last one, which comes with it. What is no mistake of a visitor is said,
-    and raised."""
+def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, Exception | None]]:
+    """The same answers; an error becomes the last one, which comes with it. What is no mistake of a visitor is raised
+    after that, too."""
     yield (said("Starting."), None), None
     try:
         for answer in answers:
@@ -137,8 +137,8 @@ def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]
         yield (said(f"{error.args[1].capitalize()}."), None), None
     except UserError as error:
         yield (_mistake(str(error)), None), error
-    except Exception:  # of the program or the machine: whoever runs it finds the traceback
-        yield (_mistake("this failed, and the log of the server says why"), None), None
+    except Exception as error:  # of the program or the machine: whoever runs it finds the traceback
+        yield (_mistake("this failed, and the log of the server says why"), None), error
         raise
 
 

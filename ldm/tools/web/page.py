@@ -17,7 +17,7 @@ from ldm.core.errors import UserError
 from ldm.sampling.params import DrawingParams
 from ldm.tools.tasks import params
 from ldm.tools.web import uploads
-from ldm.tools.web.answers import GENERATE, Answer, Answers, said, told
+from ldm.tools.web.answers import GENERATE, Answer, Answers, Shown, said, told
 from ldm.tools.web.components import Blocks, Number, component, easel, upload
 from ldm.tools.web.controls import Control, controls, shown
 from ldm.tools.web.examples import Examples
@@ -226,20 +226,27 @@ class Page:
         return drawing
 
     def _listening(self) -> dict[str, Any]:
-        outputs = [self._status, self._gallery, self._cancel]
+        outputs = [self._status, self._gallery, self._account, self._cancel]
         return {"outputs": outputs, "show_progress_on": self._queue, "trigger_mode": "once", **_MODEL}
 
 
 def _updates(answers: Iterator[Answer]) -> Iterator[Any]:
-    """Status, gallery and button to cancel; the last ones hold all, for a program that called."""
+    """Status, gallery, account and button to cancel; the last ones hold all, for a program that called."""
     status, shown_last = said(""), None
     for (status, gallery), mistake in told(answers):
         shown_last = gallery or shown_last
-        yield status, gr.skip() if gallery is None else gallery, gr.update(interactive=mistake is None)
-        if mistake is not None:
+        yield status, *_changed(gallery), gr.update(interactive=mistake is None)
+        if isinstance(mistake, UserError):
             # For a program, too: who looks at the page has been told.
             raise gr.Error(str(mistake), visible=False, print_exception=False) from None
-    yield status, gr.skip() if shown_last is None else shown_last, gr.update(interactive=False)
+    yield status, gr.skip() if shown_last is None else shown_last, gr.skip(), gr.update(interactive=False)
+
+
+def _changed(gallery: list[Shown] | None) -> tuple[Any, Any]:
+    """Gallery and account, if the gallery changes. The place of the image that was chosen holds another one now."""
+    if gallery is None:
+        return gr.skip(), gr.skip()
+    return gr.Gallery(gallery, selected_index=None), gr.update(visible=False)
 
 
 def _order() -> list[str]:
