@@ -82,7 +82,9 @@ def _head(facts: Facts, params: CardParams, source: sources.Source) -> str:
         "tags": ["text-to-image", "latent-diffusion"],
         "model-index": [model],
     }
-    return "\n".join(["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()), "---"]
+    )
 
 
 def _main_numbers(facts: Facts) -> list[str]:
