@@ -142,7 +142,7 @@ def test_every_sampler_is_rehearsed_right(loaded: pipeline.Pipeline, model: Any)
 
     settings = {"num_steps": 4, "sampler": {**values, "kind": kind}}
     for name in calls:
-        other = getattr(watching, name)(loaded, lambda name=name: count(name))
+        other = getattr(watching, name)(loaded, lambda *_, name=name: count(name))
         made = other(PROMPT, **settings)
         if name == "watched":
             assert torch.equal(made, loaded(PROMPT, **settings)), "watching changes no pixel"
@@ -158,6 +158,16 @@ def test_cancel_ends_the_sampling_before_the_next_step(studio: Studio) -> None:
         assert last[-1] < 50
     assert not studio.cancel("one"), "nothing is done for them any more"
     assert len(pngs(studio.draw(of_text(), "one"))) == 1, "the next request is served"
+
+
+def test_what_waits_is_cancelled_too(studio: Studio) -> None:
+    first, second = (studio.draw(of_text(num_steps=50), name) for name in ("one", "two"))
+    next(first)
+    assert studio.cancel("two") and studio.cancel("one")
+    for events in (first, second):
+        with pytest.raises(Interrupted, match="cancelled after" if events is first else "cancelled before it began"):
+            list(events)
+    assert not studio.cancel("two")
 
 
 def test_whoever_stops_listening_stops_the_work(studio: Studio) -> None:
@@ -194,6 +204,9 @@ def test_requests_are_served_in_their_order(loaded: pipeline.Pipeline) -> None:
         (of_text(num_steps=0), "num_steps: found 0; expected an integer >= 1"),
         (of_text(size_px=(60, 64)), "size_px: 60 x 64; expected multiples of 16"),
         (of_text(size_px=(4096, 4096)), "size: 1 images of 4096 x 4096"),
+        (of_text(size_px=(512, 576)), "size: 1 images of 512 x 576 pixels; expected at most 262144 pixels"),
+        (of_text(size_px=(512, 512), num_steps=5), "request: calls of the network for more than 256 images of the"),
+        (of_text(4, num_steps=60, sampler={"kind": "ddim", "eta": 0.0}, size_px=(128, 64)), "request: calls of the"),
         (of_text(prompt="x\ud800"), "prompt 1: "),
         (Request("interpolate", PROMPT, 1, {"num_frames": 5, "last_noise": True}, {}), "number of images: 5 images"),
         (Request("interpolate", PROMPT, 1, {"num_frames": 2}, {}), "interpolate: equal ends"),
@@ -203,7 +216,7 @@ def test_what_is_too_much_or_wrong_is_refused_before_the_model_is_asked(
     loaded: pipeline.Pipeline, request_: Request, message: str
 ) -> None:
     generator = replace(loaded.generator, unet=_Untouchable(loaded.generator.unet))  # pyright: ignore[reportArgumentType]
-    studio = Studio(lambda: replace(loaded, generator=generator), replace(SMALL, num_pixels=2**20))
+    studio = Studio(lambda: replace(loaded, generator=generator), replace(SMALL, num_pixels=2**20, num_asked_areas=256))
     with pytest.raises(ConfigError) as error:
         list(studio.draw(request_, ""))
     studio.close()
@@ -482,6 +495,8 @@ def test_a_task_takes_pictures_and_a_mask(client: Client, here: Path) -> None:
     ("task", "values", "message"),
     [
         ("generate", {"num_steps": 0}, "num_steps: found 0; expected an integer >= 1 and <= 1000\nfix: "),
+        ("generate", {"num_images": None}, "number of images: found nothing; expected an integer >= 1\nfix: "),
+        ("generate", {"num_images": 2.6}, "number of images: found 2.6; expected an integer >= 1\nfix: "),
         ("generate", {"num_images": 1e9}, "number of images: 1000000000 images; expected 1 to 32\nfix: "),
         ("generate", {"guidance_scale": 1e300}, "guidance_scale: found 1e+300; expected a number"),
         ("img2img", {}, "image: no picture; expected a PNG, JPEG or WebP file\nfix: choose one as image"),

@@ -48,11 +48,11 @@ class Answers:
         """Draw what the values of a tab ask for. UserError: they are wrong, or the visitor cancelled it."""
         if self._studio.limits.is_full(Path(get_upload_folder())):
             raise ConfigError("disk of the page", "full", "room for an image", "ask again in an hour")
-        given, number = settings(fields, values), values["num_images"]
+        given = settings(fields, values)
         request = Request(
             None if task == GENERATE else task,
             values["prompt"] or "",
-            int(number) if isinstance(number, int | float) else 0,
+            _whole(values["num_images"]),
             given,
             self._pictures(task, given, values),
         )
@@ -113,6 +113,14 @@ class Answers:
         image, _ = uploads.fitted(found["image"], size_px, "image")
         mask, _ = uploads.mask(values["mask"], values["painted"], size_px, limits)
         return {"image": image, "mask": mask}
+
+
+def _whole(number: Any) -> int:
+    """The number of images, as a browser sends it. ConfigError: it is none."""
+    if isinstance(number, int | float) and float(number).is_integer():
+        return int(number)
+    found = "nothing" if number is None else repr(number)
+    raise ConfigError("number of images", f"found {found}", "an integer >= 1", "write one, such as 1")
 
 
 def _paced(events: Iterator[Event]) -> Iterator[Event]:
