@@ -28,10 +28,11 @@ from ldm.core.errors import ConfigError, IntegrityError, Interrupted
 from ldm.core.images import decode_png, encode_png
 from ldm.sampling import samplers
 from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import masks, params, pictures
-from ldm.tools.web import account, answers, components, page, server, uploads, watching
+from ldm.tools.web import account, answers, components, controls, page, server, uploads, watching
 from ldm.tools.web.examples import Examples
 from ldm.tools.web.limits import DEFAULTS, Limits
 from ldm.tools.web.studio import Made, Note, Pictures, Progress, Replayed, Request, Studio
@@ -331,6 +332,8 @@ def test_a_painting_becomes_a_mask_of_the_size_of_the_image() -> None:
     for nothing in (None, _png(np.zeros((512, 512, 4), np.uint8))):
         with pytest.raises(ConfigError, match=r"^mask: nothing is painted"):
             uploads.mask(uploads.PAINTED, nothing, (64, 64), DEFAULTS)
+    with pytest.raises(ConfigError, match=r"^mask: painted on 512 x 512 pixels; expected the shape of 64 x 128\nfix: "):
+        uploads.mask(uploads.PAINTED, _png(layer), (64, 128), DEFAULTS)
     half, _ = uploads.mask("half", None, (64, 64), DEFAULTS)
     assert np.array_equal(half.pixels[..., 0] > 0, masks.named("half", 64, 64))
 
@@ -392,6 +395,31 @@ def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:
     assert large.shape == (512, 512, 3) and np.array_equal(large[::8, ::8], picture.pixels)
 
 
+def test_one_paints_on_the_part_of_a_picture_that_is_drawn_from(
+    studio: Studio, loaded: pipeline.Pipeline, here: Path
+) -> None:
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    fields = controls.controls(DrawingParams, loaded.drawing.model_dump())
+    sizes = [field for field in fields if field.path[0] == "size_px"]
+
+    def shape(height: str, width: str) -> tuple[int, ...]:
+        values = dict(zip((size.name for size in sizes), (height, width), strict=True))
+        return made.easel("inpaint", "image.png", sizes, values)["background"].shape
+
+    assert shape("", "") == (512, 512, 3) and shape("64", "128") == (256, 512, 3)
+    for height, width in (("64", ""), ("60", "64"), ("65536", "65536")):
+        with pytest.raises(ConfigError, match=r"^size"):
+            shape(height, width)
+
+
+def test_pictures_to_paint_on_are_decoded_one_after_the_other(studio: Studio, loaded: pipeline.Pipeline) -> None:
+    blocks = page.Page(studio, loaded.drawing, loaded.tasks, Examples((), (), ())).blocks()
+    painted = next(each for each in blocks.blocks.values() if getattr(each, "elem_id", None) == "inpaint-painted")
+    decoding = [each for each in blocks.fns.values() if painted in each.outputs]
+    assert len(decoding) == 3, "for the picture and both sides of the size"
+    assert {(each.queue, each.concurrency_limit, each.concurrency_id) for each in decoding} == {(True, 1, "easel")}
+
+
 # Examples and accounts.
 
 
@@ -412,6 +440,32 @@ def test_an_account_names_all_that_an_image_was_made_from(studio: Studio, here: 
     assert rows["Sampler"] == "euler_ancestral (eta 1.0)" and rows["Guidance interval"] == "0.0 to 1.0"
     assert rows["Image (SHA-256)"] == hashlib.sha256((here / "image.png").read_bytes()).hexdigest()
     assert {name.split(" ")[1] for name in rows if name.startswith("Model: ")} == set(origin.models)
+
+
+@pytest.mark.parametrize("choice", ["half", uploads.PAINTED])
+def test_the_command_of_an_inpainted_image_can_be_run_with_the_files_beside_it(
+    studio: Studio,
+    loaded: pipeline.Pipeline,
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(studio, "limits", DEFAULTS)
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[8:32, 8:32] = 255
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    values = {"prompt": PROMPT, "num_images": 1, "image": "image.png", "mask": choice, "painted": _png(layer)}
+    *_, (_, gallery) = made.draw("inpaint", [], values, "", [])
+    assert gallery is not None
+    path, _ = gallery[0]
+    command, files, _ = made.explain(path)
+    named = {Path(file).name: file for file in files}
+    assert set(named) == ({"image.png"} if choice == "half" else {"image.png", "mask.png"})
+    words = [named.get(word, word) for word in shlex.split(command)]
+    (again,) = written(here, *words[1:-2])
+    assert np.array_equal(decode_png(again), decode_png(Path(path).read_bytes()))
 
 
 @pytest.mark.parametrize("prompt", ['it\'s "red"; rm -rf $HOME', "-x", "--help", "a\nb", ""])

@@ -9,6 +9,7 @@ from typing import Any
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 
+from ldm.core import images
 from ldm.core.errors import ConfigError, Interrupted, UserError
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
@@ -78,26 +79,40 @@ class Answers:
         self._studio.cancel(visitor)
         return said("Cancelled.")
 
-    def easel(self, path: str | None) -> Any:
-        """What an editor shows of a picture that was just given; None = nothing."""
+    def easel(self, task: str, path: str | None, sizes: Sequence[Control], values: Values) -> Any:
+        """What an editor shows of a picture: the part that a request takes, whose size the values of these controls
+        say. None = nothing. ConfigError: the size is illegal or too large."""
         if path is None:
             return None
+        size_px = self._studio.size_of(task, settings(sizes, values))
         try:
             picture = uploads.read(path, "image", self._studio.limits)
         except UserError:  # which the visitor is told when something is to be drawn
             return None
-        pixels = uploads.magnified(picture, self._studio.size_px)
+        pixels = uploads.magnified(picture, size_px)
         return {"background": pixels, "layers": [], "composite": pixels}
 
-    def explain(self, path: str) -> tuple[str, str]:
-        """How the image of a file was made: the command that makes it again, and a table. UserError: it is gone, or
-        was not made here."""
-        origin = Origin.read(uploads.data_of(path, "image"), "image")
+    def explain(self, path: str) -> tuple[str, list[str], str]:
+        """How the image of a file was made: the command that makes it again, files that it names and that no visitor
+        has, and a table. UserError: it is gone, or was not made here."""
+        png = uploads.data_of(path, "image")
+        origin = Origin.read(png, "image")
+        mask, files = self._mask(origin, png)
         cells = "".join(
             f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
             for name, value in account.rows(origin)
         )
-        return account.command(origin, self._drawing, self._tasks), f"<table><tbody>{cells}</tbody></table>"
+        command = account.command(origin, self._drawing, self._tasks, mask)
+        return command, files, f"<table><tbody>{cells}</tbody></table>"
+
+    def _mask(self, origin: Origin, png: bytes) -> tuple[str, list[str]]:
+        """What stands for the mask of an image in its command, and files of mask and image as the model saw them."""
+        if "mask" not in origin.pictures:
+            return "", []
+        height, width, _ = images.read_png(png, "image").shape
+        name = uploads.mask_name(origin.pictures["mask"], (height, width), self._studio.limits)
+        left = {key: each for key, each in self._studio.pictures.left_of(origin).items() if key != "mask" or not name}
+        return name or "mask.png", [_file(images.encode_png(each.pixels), f"{key}.png") for key, each in left.items()]
 
     def _pictures(self, task: str, given: Values, values: Values) -> dict[str, Picture]:
         """The pictures of a request; a mask comes with the image as the model sees it, so that both have one size."""
@@ -179,8 +194,11 @@ def _shown(png: bytes) -> Shown:
     """The gallery serves the bytes as they are, under a name that says what they are."""
     origin = Origin.read(png, "image")
     seed, number = origin.settings["seed"], origin.prompt_number
-    path = processing_utils.save_bytes_to_cache(
-        png, f"{origin.task or 'image'}-{seed}-{number:04d}.png", get_upload_folder()
-    )
+    path = _file(png, f"{origin.task or 'image'}-{seed}-{number:04d}.png")
     place = f", image {number + 1}" if origin.batch_size > 1 or number else ""
     return path, f"{shortened(origin.prompt) or 'no prompt'} (seed {seed}{place})"
+
+
+def _file(png: bytes, name: str) -> str:
+    """The path of a file of this name that visitors may read."""
+    return processing_utils.save_bytes_to_cache(png, name, get_upload_folder())

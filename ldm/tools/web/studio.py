@@ -111,6 +111,7 @@ class Studio:
     def size_of(self, task: str | None, settings: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width of the images of a request. ConfigError: the settings are illegal, or one is too large."""
         _, drawing = _settings(self._pipeline, task, settings)
+        self._pipeline.generator.check_drawing(drawing)
         size_px = self._pipeline.generator.image_size_px(drawing)
         self._check(1, size_px, None)
         return size_px
@@ -249,11 +250,17 @@ class Pictures:
 
     def of(self, origin: Origin) -> dict[str, Picture]:
         """Those that an image was made from. ConfigError: one is no longer here."""
-        missing = [name for name, sha256 in origin.pictures.items() if sha256 not in self._kept]
+        found = self.left_of(origin)
+        missing = [name for name in origin.pictures if name not in found]
         if missing:
-            found, fix = f"no {missing[0]} to make it from", "draw it anew with the same picture, or use `ldm replay`"
-            raise ConfigError(PICTURE, found, "a picture that was given to this page since it started", fix)
-        return {name: self._kept[sha256] for name, sha256 in origin.pictures.items()}
+            reason, fix = f"no {missing[0]} to make it from", "draw it anew with the same picture, or use `ldm replay`"
+            raise ConfigError(PICTURE, reason, "a picture that was given to this page since it started", fix)
+        return found
+
+    def left_of(self, origin: Origin) -> dict[str, Picture]:
+        """Those of them that are still here."""
+        found = {name: self._kept.get(sha256) for name, sha256 in origin.pictures.items()}
+        return {name: picture for name, picture in found.items() if picture is not None}
 
 
 class _Steps:
