@@ -95,9 +95,8 @@ class Answers:
     def explain(self, path: str) -> tuple[str, list[str], str]:
         """How the image of a file was made: the command that makes it again, files that it names and that no visitor
         has, and a table. UserError: it is gone, or was not made here."""
-        png = uploads.data_of(path, "image")
-        origin = Origin.read(png, "image")
-        mask, files = self._mask(origin, png)
+        origin = Origin.read(uploads.data_of(path, "image"), "image")
+        mask, files = self._mask(origin)
         cells = "".join(
             f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
             for name, value in account.rows(origin)
@@ -105,14 +104,13 @@ class Answers:
         command = account.command(origin, self._drawing, self._tasks, mask)
         return command, files, f"<table><tbody>{cells}</tbody></table>"
 
-    def _mask(self, origin: Origin, png: bytes) -> tuple[str, list[str]]:
-        """What stands for the mask of an image in its command, and files of mask and image as the model saw them."""
-        if "mask" not in origin.pictures:
-            return "", []
-        height, width, _ = images.read_png(png, "image").shape
-        name = uploads.mask_name(origin.pictures["mask"], (height, width), self._studio.limits)
-        left = {key: each for key, each in self._studio.pictures.left_of(origin).items() if key != "mask" or not name}
-        return name or "mask.png", [_file(images.encode_png(each.pixels), f"{key}.png") for key, each in left.items()]
+    def _mask(self, origin: Origin) -> tuple[str, list[str]]:
+        """What stands for the mask of an image in its command, and files of mask and image as the model saw them, as
+        far as they are still here."""
+        left = self._studio.pictures.left_of(origin)
+        name = uploads.mask_name(left["mask"]) if "mask" in left else None
+        needed = [key for key in left if "mask" in origin.pictures and (key != "mask" or name is None)]
+        return name or "mask.png", [_file(images.encode_png(left[key].pixels), f"{key}.png") for key in needed]
 
     def _pictures(self, task: str, given: Values, values: Values) -> dict[str, Picture]:
         """The pictures of a request; a mask comes with the image as the model sees it, so that both have one size."""
