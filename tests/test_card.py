@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from huggingface_hub import ModelCard
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from ldm.core import artifact, config
 from ldm.core.artifact import Passport
@@ -97,6 +98,12 @@ def test_the_hub_reads_its_metadata() -> None:
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {"scene_accuracy_seen": 0.9, "frechet_shapes_seen": 0.25}
     assert ModelCard(card.write(FACTS, PARAMS.model_copy(update={"licence": "mit"}))).data.license == "mit"
+
+
+def test_any_title_is_yaml() -> None:
+    text = card.write(FACTS, PARAMS.model_copy(update={"title": "Shapes \N{HEAVY BLACK HEART}\N{ARTIST PALETTE}: é"}))
+    head = YAML(typ="safe").load(text.split("---\n")[1])
+    assert head["model-index"][0]["name"] == "Shapes \N{HEAVY BLACK HEART}\N{ARTIST PALETTE}: é"
 
 
 def test_it_says_what_a_reader_needs() -> None:

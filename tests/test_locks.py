@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
         locks.take(path)
     locks.release(held)
     locks.release(locks.take(path))
+
+
+def test_who_only_asks_for_the_holder_keeps_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    asking = os.open(path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as `holder`, in its moment
+    done = threading.Timer(0.2, os.close, [asking])
+    done.start()
+    locks.release(locks.take(path))
+    done.join()
 
 
 def test_a_lock_falls_with_its_process(tmp_path: Path) -> None:

@@ -125,6 +125,22 @@ def test_a_damaged_run_and_a_cut_row_hide_nothing_else(capsys: pytest.CaptureFix
     assert said(capsys, "train_clip", "--once")[0] == "no training in runs"
 
 
+@pytest.mark.parametrize("name", ["curves.csv", "validation.csv", "pace.csv"])
+@pytest.mark.parametrize("row", [b"20,\xff,1\n", b"20,x,1\n", b"20\n", b"20,1,1,1,1,1,1\n", b"x,1,1,1,1\n", b"\0\n"])
+def test_a_damaged_table_is_said_and_hides_no_other_run(
+    capsys: pytest.CaptureFixture[str], name: str, row: bytes
+) -> None:
+    damaged, other = training("train_clip", 30), training("train_unet", 20)
+    path = damaged.directory / name
+    path.write_bytes(path.read_bytes() + row)
+    lines = said(capsys, "--once")
+    assert lines[0].startswith("train_unet: step 20 of 100")
+    assert lines[-2].startswith(f"{path}: ") and lines[-2].endswith("; expected the table that a training wrote")
+    assert lines[-1].startswith("fix: ") and lines[-1].endswith(f"rm {path}")
+    damaged.close()
+    other.close()
+
+
 def test_ctrl_c_while_it_reads_is_as_polite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -3,11 +3,13 @@
 import hashlib
 import html
 import io
+import os
 import re
 import shlex
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +28,11 @@ from ldm.core.errors import ConfigError, IntegrityError, Interrupted
 from ldm.core.images import decode_png, encode_png
 from ldm.sampling import samplers
 from ldm.sampling.origin import Origin
+from ldm.sampling.params import DrawingParams
 from ldm.tools import cli, pipeline
 from ldm.tools.model.parts import Parts
 from ldm.tools.tasks import masks, params, pictures
-from ldm.tools.web import account, answers, components, page, server, uploads, watching
+from ldm.tools.web import account, answers, components, controls, page, server, uploads, watching
 from ldm.tools.web.examples import Examples
 from ldm.tools.web.limits import DEFAULTS, Limits
 from ldm.tools.web.studio import Made, Note, Pictures, Progress, Replayed, Request, Studio
@@ -140,7 +143,7 @@ def test_every_sampler_is_rehearsed_right(loaded: pipeline.Pipeline, model: Any)
 
     settings = {"num_steps": 4, "sampler": {**values, "kind": kind}}
     for name in calls:
-        other = getattr(watching, name)(loaded, lambda name=name: count(name))
+        other = getattr(watching, name)(loaded, lambda *_, name=name: count(name))
         made = other(PROMPT, **settings)
         if name == "watched":
             assert torch.equal(made, loaded(PROMPT, **settings)), "watching changes no pixel"
@@ -156,6 +159,16 @@ def test_cancel_ends_the_sampling_before_the_next_step(studio: Studio) -> None:
         assert last[-1] < 50
     assert not studio.cancel("one"), "nothing is done for them any more"
     assert len(pngs(studio.draw(of_text(), "one"))) == 1, "the next request is served"
+
+
+def test_what_waits_is_cancelled_too(studio: Studio) -> None:
+    first, second = (studio.draw(of_text(num_steps=50), name) for name in ("one", "two"))
+    next(first)
+    assert studio.cancel("two") and studio.cancel("one")
+    for events in (first, second):
+        with pytest.raises(Interrupted, match="cancelled after" if events is first else "cancelled before it began"):
+            list(events)
+    assert not studio.cancel("two")
 
 
 def test_whoever_stops_listening_stops_the_work(studio: Studio) -> None:
@@ -192,6 +205,9 @@ def test_requests_are_served_in_their_order(loaded: pipeline.Pipeline) -> None:
         (of_text(num_steps=0), "num_steps: found 0; expected an integer >= 1"),
         (of_text(size_px=(60, 64)), "size_px: 60 x 64; expected multiples of 16"),
         (of_text(size_px=(4096, 4096)), "size: 1 images of 4096 x 4096"),
+        (of_text(size_px=(512, 576)), "size: 1 images of 512 x 576 pixels; expected at most 262144 pixels"),
+        (of_text(size_px=(512, 512), num_steps=5), "request: calls of the network for more than 256 images of the"),
+        (of_text(4, num_steps=60, sampler={"kind": "ddim", "eta": 0.0}, size_px=(128, 64)), "request: calls of the"),
         (of_text(prompt="x\ud800"), "prompt 1: "),
         (Request("interpolate", PROMPT, 1, {"num_frames": 5, "last_noise": True}, {}), "number of images: 5 images"),
         (Request("interpolate", PROMPT, 1, {"num_frames": 2}, {}), "interpolate: equal ends"),
@@ -201,7 +217,7 @@ def test_what_is_too_much_or_wrong_is_refused_before_the_model_is_asked(
     loaded: pipeline.Pipeline, request_: Request, message: str
 ) -> None:
     generator = replace(loaded.generator, unet=_Untouchable(loaded.generator.unet))  # pyright: ignore[reportArgumentType]
-    studio = Studio(lambda: replace(loaded, generator=generator), replace(SMALL, num_pixels=2**20))
+    studio = Studio(lambda: replace(loaded, generator=generator), replace(SMALL, num_pixels=2**20, num_asked_areas=256))
     with pytest.raises(ConfigError) as error:
         list(studio.draw(request_, ""))
     studio.close()
@@ -316,6 +332,8 @@ def test_a_painting_becomes_a_mask_of_the_size_of_the_image() -> None:
     for nothing in (None, _png(np.zeros((512, 512, 4), np.uint8))):
         with pytest.raises(ConfigError, match=r"^mask: nothing is painted"):
             uploads.mask(uploads.PAINTED, nothing, (64, 64), DEFAULTS)
+    with pytest.raises(ConfigError, match=r"^mask: painted on 512 x 512 pixels; expected the shape of 64 x 128\nfix: "):
+        uploads.mask(uploads.PAINTED, _png(layer), (64, 128), DEFAULTS)
     half, _ = uploads.mask("half", None, (64, 64), DEFAULTS)
     assert np.array_equal(half.pixels[..., 0] > 0, masks.named("half", 64, 64))
 
@@ -365,12 +383,41 @@ def test_a_failure_of_the_program_is_said_in_the_page() -> None:
     assert 'role="alert"' in texts[-1] and "the log of the server says why" in texts[-1] and "0x7f" not in texts[-1]
     with pytest.raises(RuntimeError, match="out of memory"):
         next(found)
+    buttons: list[Any] = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        buttons += (update[-1] for update in page._updates(failing()))
+    assert [button["interactive"] for button in buttons] == [True, True, False], "there is nothing to cancel"
 
 
 def test_a_small_picture_is_magnified_to_be_painted_on(here: Path) -> None:
     picture = pictures.read(Path("image.png"))
     large = uploads.magnified(picture, (64, 64))
     assert large.shape == (512, 512, 3) and np.array_equal(large[::8, ::8], picture.pixels)
+
+
+def test_one_paints_on_the_part_of_a_picture_that_is_drawn_from(
+    studio: Studio, loaded: pipeline.Pipeline, here: Path
+) -> None:
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    fields = controls.controls(DrawingParams, loaded.drawing.model_dump())
+    sizes = [field for field in fields if field.path[0] == "size_px"]
+
+    def shape(height: str, width: str) -> tuple[int, ...]:
+        values = dict(zip((size.name for size in sizes), (height, width), strict=True))
+        return made.easel("inpaint", "image.png", sizes, values)["background"].shape
+
+    assert shape("", "") == (512, 512, 3) and shape("64", "128") == (256, 512, 3)
+    for height, width in (("64", ""), ("60", "64"), ("65536", "65536")):
+        with pytest.raises(ConfigError, match=r"^size"):
+            shape(height, width)
+
+
+def test_pictures_to_paint_on_are_decoded_one_after_the_other(studio: Studio, loaded: pipeline.Pipeline) -> None:
+    blocks = page.Page(studio, loaded.drawing, loaded.tasks, Examples((), (), ())).blocks()
+    painted = next(each for each in blocks.blocks.values() if getattr(each, "elem_id", None) == "inpaint-painted")
+    decoding = [each for each in blocks.fns.values() if painted in each.outputs]
+    assert len(decoding) == 3, "for the picture and both sides of the size"
+    assert {(each.queue, each.concurrency_limit, each.concurrency_id) for each in decoding} == {(True, 1, "easel")}
 
 
 # Examples and accounts.
@@ -393,6 +440,32 @@ def test_an_account_names_all_that_an_image_was_made_from(studio: Studio, here: 
     assert rows["Sampler"] == "euler_ancestral (eta 1.0)" and rows["Guidance interval"] == "0.0 to 1.0"
     assert rows["Image (SHA-256)"] == hashlib.sha256((here / "image.png").read_bytes()).hexdigest()
     assert {name.split(" ")[1] for name in rows if name.startswith("Model: ")} == set(origin.models)
+
+
+@pytest.mark.parametrize("choice", ["half", uploads.PAINTED])
+def test_the_command_of_an_inpainted_image_can_be_run_with_the_files_beside_it(
+    studio: Studio,
+    loaded: pipeline.Pipeline,
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(studio, "limits", DEFAULTS)
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[8:32, 8:32] = 255
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    values = {"prompt": PROMPT, "num_images": 1, "image": "image.png", "mask": choice, "painted": _png(layer)}
+    *_, (_, gallery) = made.draw("inpaint", [], values, "", [])
+    assert gallery is not None
+    path, _ = gallery[0]
+    command, files, _ = made.explain(path)
+    named = {Path(file).name: file for file in files}
+    assert set(named) == ({"image.png"} if choice == "half" else {"image.png", "mask.png"})
+    words = [named.get(word, word) for word in shlex.split(command)]
+    (again,) = written(here, *words[1:-2])
+    assert np.array_equal(decode_png(again), decode_png(Path(path).read_bytes()))
 
 
 @pytest.mark.parametrize("prompt", ['it\'s "red"; rm -rf $HOME', "-x", "--help", "a\nb", ""])
@@ -476,6 +549,8 @@ def test_a_task_takes_pictures_and_a_mask(client: Client, here: Path) -> None:
     ("task", "values", "message"),
     [
         ("generate", {"num_steps": 0}, "num_steps: found 0; expected an integer >= 1 and <= 1000\nfix: "),
+        ("generate", {"num_images": None}, "number of images: found nothing; expected an integer >= 1\nfix: "),
+        ("generate", {"num_images": 2.6}, "number of images: found 2.6; expected an integer >= 1\nfix: "),
         ("generate", {"num_images": 1e9}, "number of images: 1000000000 images; expected 1 to 32\nfix: "),
         ("generate", {"guidance_scale": 1e300}, "guidance_scale: found 1e+300; expected a number"),
         ("img2img", {}, "image: no picture; expected a PNG, JPEG or WebP file\nfix: choose one as image"),
@@ -612,3 +687,51 @@ def test_who_guesses_passwords_has_to_wait(root: Path, loaded: pipeline.Pipeline
         assert [answer.status_code for answer in answers] == [400, 200, 400, 400, 429], "a right one does not count"
         assert "too many wrong passwords" in answers[-1].text and answers[-1].headers["retry-after"] == "600"
         assert visitor.get(url).status_code == 200, "the form itself is still there"
+
+
+# Files of visitors.
+
+
+def test_what_is_old_is_deleted_and_so_are_folders_that_are_empty_for_as_long(tmp_path: Path) -> None:
+    made, broken_off, new = tmp_path / "hash/made.png", tmp_path / "tmpabc", tmp_path / "other/new.png"
+    for path in (made, broken_off, new):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (made, broken_off):
+        os.utime(path, (0, 0))
+    server.sweep(tmp_path, 60)
+    assert set(tmp_path.rglob("*")) == {made.parent, new.parent, new}, "somebody may just be writing into the folder"
+    os.utime(made.parent, (0, 0))
+    os.utime(new.parent, (0, 0))
+    server.sweep(tmp_path, 60)
+    assert set(tmp_path.rglob("*")) == {new.parent, new}
+
+
+def test_files_of_visitors_are_gone_when_their_time_is_over(root: Path, loaded: pipeline.Pipeline) -> None:
+    limits = replace(DEFAULTS, file_seconds=1)
+    with served(root, loaded, server.Address("127.0.0.1", 0, None), limits) as url:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        client = Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE_SECONDS})
+        job = asked(client, "generate", num_steps=1)
+        wait_until(lambda: list(folder.rglob("*.png")))
+        job.exception(PATIENCE_SECONDS)
+        (folder / "tmpabc").write_bytes(b"an upload that was broken off")
+        wait_until(lambda: not list(folder.iterdir()))
+
+
+def wait_until(is_done: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_images_whose_time_is_over_leave_the_gallery(
+    loaded: pipeline.Pipeline, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    made = answers.Answers(studio, loaded.drawing, loaded.tasks, ())
+    (tmp_path / "kept.png").touch()
+    before = [(str(tmp_path / name), "") for name in ("gone.png", "kept.png")]
+    *_, (_, gallery) = made.draw(answers.GENERATE, [], {"prompt": PROMPT, "num_images": 1}, "", before)
+    assert gallery is not None and len(gallery) == 2 and gallery[1] == before[1]

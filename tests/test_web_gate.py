@@ -42,7 +42,8 @@ def answer(
         while more:
             message = await receive()
             num_bytes, more = num_bytes + len(message.get("body", b"")), message.get("more_body", False)
-        await send({"type": "http.response.start", "status": status, "headers": [(b"x-frame-options", b"x")]})
+        headers = [(b"x-frame-options", b"x"), (b"Access-Control-Allow-Origin", b"*")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": str(num_bytes).encode()})
 
     given = [(b"host", host.encode()), *((name.encode(), value.encode()) for name, value in (headers or {}).items())]
@@ -120,7 +121,31 @@ def test_no_other_page_can_make_a_browser_ask_this_server(tmp_path: Path, host: 
 def test_no_other_page_can_press_a_button_here(tmp_path: Path, origin: str, status: int) -> None:
     """A form of another page reaches this machine by its own name."""
     assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin})[0] == status
-    assert answer(tmp_path, "/gradio_api/upload", "POST", headers={"origin": origin}, hosts=None)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "forwarded", "status"),
+    [
+        ("https://draw.example.org", "draw.example.org", None, 200),
+        ("https://draw.example.org:8443", "draw.example.org", None, 200),
+        ("https://draw.example.org", "127.0.0.1:7860", "draw.example.org, inner", 200),
+        ("https://evil.example", "draw.example.org", None, 403),
+        ("https://evil.example", "127.0.0.1:7860", "draw.example.org", 403),
+        ("null", "draw.example.org", None, 403),
+        ("null", "", "", 403),
+    ],
+)
+def test_no_other_page_can_use_the_login_of_a_visitor(
+    tmp_path: Path, origin: str, host: str, forwarded: str | None, status: int
+) -> None:
+    """Gradio's cookie goes with requests of all pages, and behind a proxy any name is ours."""
+    given = {"origin": origin} | ({} if forwarded is None else {"x-forwarded-host": forwarded})
+    assert answer(tmp_path, "/gradio_api/run/cancel", "POST", host, headers=given, hosts=None)[0] == status
+
+
+def test_no_other_page_reads_an_answer(tmp_path: Path) -> None:
+    headers = answer(tmp_path, "/config", headers={"origin": "http://localhost:7860"})[1]
+    assert not [name for name in headers if name.lower().startswith(b"access-control-")]
 
 
 def test_a_request_has_a_size(tmp_path: Path) -> None:

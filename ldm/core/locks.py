@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,6 +18,7 @@ from pathlib import Path
 from ldm.core.errors import MachineError
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_PATIENCE_S, _PAUSE_S = 1.0, 0.02
 
 
 def take(path: Path) -> int:
@@ -29,7 +31,7 @@ def take(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             refusal = _refusal(path, file, error)
             os.close(file)
@@ -43,6 +45,19 @@ def take(path: Path) -> int:
     os.truncate(file, 0)
     os.write(file, f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
     return file
+
+
+def _lock(file: int) -> None:
+    """Lock an open file for this process. OSError: as `flock`; BlockingIOError, once it was tried for a while: who asks
+    for the holder by `holder` has a lock for a moment, too."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def release(file: int) -> None:

@@ -16,6 +16,8 @@ from ldm.tools.check import sections
 from ldm.training.history import CURVES, PACE, PICTURES, VALIDATION
 
 _NUM_ROWS, _NUM_TIMED_ROWS = 5, 20
+_COLUMNS = {CURVES: ["loss"], VALIDATION: [], PACE: ["samples_per_second", "data_wait", "memory_gb", "seconds"]}
+"""Tables of a run directory, and columns that a headline is made of."""
 _CLEAR = "\x1b[H\x1b[2J"
 
 Rows = Sequence[Mapping[str, str]]
@@ -35,9 +37,10 @@ class Training:
 
     @classmethod
     def of(cls, directory: Path) -> Self:
-        """Read it. FileNotFoundError: the training ends just now. IntegrityError: what it was made by is damaged."""
+        """Read it. FileNotFoundError: the training ends just now. IntegrityError: what it was made by, or
+        a table of it, is damaged."""
         made_by = state.fingerprint_of(directory)
-        tables = (_rows(directory / name) for name in (CURVES, VALIDATION, PACE))
+        tables = (_rows(directory / name, columns) for name, columns in _COLUMNS.items())
         return cls(directory, locks.holder(directory / "lock"), sections.num_steps(made_by), *tables)
 
     @property
@@ -121,12 +124,29 @@ def _print(found: Sequence[Training], headlines: Sequence[str], damaged: Sequenc
     print(*[_CLEAR] * is_screen, *lines, sep="\n", flush=True)
 
 
-def _rows(path: Path) -> Rows:
-    """Rows of a table; none if it is not there yet. A last row that was cut is left out."""
+def _rows(path: Path, names: Sequence[str]) -> Rows:
+    """Rows of a table, all of which have a number in these columns; none if it is not there yet. A last row that was
+    cut is left out. IntegrityError: it is damaged."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(line for line in file if line.endswith("\n")))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+        for row in rows:
+            _check(row, names)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        found, expected = f"{type(error).__name__}: {error}", "the table that a training wrote"
+        fix = f"a training that runs writes it anew with its next row; if none does: rm {path}"
+        raise IntegrityError(str(path), found, expected, fix) from None
+    return rows
+
+
+def _check(row: Mapping[str, str], names: Sequence[str]) -> None:
+    """ValueError, KeyError, TypeError: a row of a table is damaged. Cells that a row is too short for are None, and the
+    key of those that it is too long for."""
+    int(row["step"])
+    for name in (*names, *(name for name, value in row.items() if value != "")):
+        float(row[name])
 
 
 def _table(rows: Rows) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What people do on the page, in Chromium. Each test looks at the pixels or the text that they would see."""
 
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, FilePayload, Locator, expect
 
+from ldm.core.images import encode_png
 from ldm.sampling.origin import Origin
 from ldm.tools.pipeline import Pipeline
+from ldm.tools.tasks import pictures
+from ldm.tools.web import uploads
 from tests.web.conftest import SECONDS
 from tests.web.person import Person, likeness, pixels, seen
 
@@ -132,11 +136,45 @@ def test_a_step_that_is_told_after_the_press_of_cancel_is_not_the_last_word(cont
 def test_a_mask_that_is_painted_says_what_is_drawn_anew(person: Person, photo: Path) -> None:
     person.turn_to("Inpaint")
     person.give("inpaint-image", photo)
+    paint_left(person)
+    png = generate(person, OTHER, Resamplings="1")
+    changed = (pixels(png) != np.asarray(Image.open(photo))).any(-1)
+    assert changed[16:48, 10:22].mean() > 0.9 and not changed[:, SIZE_PX // 2 :].any()
+    assert Origin.read(png, "image").task == "inpaint"
+    person.open_first()
+    files = person.page.locator("#files a[href]")
+    expect(files).to_have_count(2)
+    found = [person.page.request.get(str(link.get_attribute("href"))).body() for link in files.all()]
+    assert {hashlib.sha256(each).hexdigest() for each in found} == set(Origin.read(png, "image").pictures.values())
+
+
+def test_a_mask_lies_where_it_was_painted_at_any_size(person: Person, photo: Path) -> None:
+    person.turn_to("Inpaint")
+    person.give("inpaint-image", photo)
+    person.press("Settings")
+    person.page.wait_for_timeout(2000)  # as in Person.write: fields below a heading are made anew
+    for side, text in (("height", "64"), ("width", "128")):
+        person.page.locator(f"#inpaint-size_px_{side} textarea, #inpaint-size_px_{side} input").fill(text)
+    canvas = person.page.locator("#inpaint-painted canvas").filter(visible=True).first
+    expect(canvas).to_be_visible()
+    paint_left(person)
+    changed = pixels(generate(person, OTHER, Resamplings="1")) != pixels(photo_at(photo, 64, 128))
+    assert changed.any(-1)[16:48, 20:44].mean() > 0.9 and not changed[:, 64:].any()
+
+
+def photo_at(photo: Path, height: int, width: int) -> bytes:
+    """What the model sees of the picture at this size."""
+    png, _ = uploads.fitted(pictures.read(photo), (height, width), "image")
+    return encode_png(png.pixels)
+
+
+def paint_left(person: Person) -> None:
+    """Paint a line down the middle of the black half, as soon as the picture is shown."""
     easel = person.page.locator("#inpaint-painted canvas").filter(visible=True).first
     expect(easel).to_be_visible()
     end = time.monotonic() + SECONDS
     grey = np.zeros(0)
-    while grey.sum() < 5000 and time.monotonic() < end:  # the right half of the picture, as soon as it is shown
+    while grey.sum() < 5000 and time.monotonic() < end:
         person.page.wait_for_timeout(500)
         before = seen(easel)
         grey = (before == 128).all(-1)
@@ -146,10 +184,6 @@ def test_a_mask_that_is_painted_says_what_is_drawn_anew(person: Person, photo: P
     paint(person, easel, (x, top + (bottom - top) * 0.2), (x, top + (bottom - top) * 0.8))
     stroke = ((seen(easel) == 255) & (before < 140)).all(-1)
     assert stroke.any() and not stroke[:, middle:].any(), "one sees it, on the left half"
-    png = generate(person, OTHER, Resamplings="1")
-    changed = (pixels(png) != np.asarray(Image.open(photo))).any(-1)
-    assert changed[16:48, 10:22].mean() > 0.9 and not changed[:, SIZE_PX // 2 :].any()
-    assert Origin.read(png, "image").task == "inpaint"
 
 
 def paint(person: Person, easel: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -210,6 +244,22 @@ def test_an_image_says_how_it_was_made_and_is_made_again(person: Person) -> None
     with person.page.expect_download() as download:
         person.page.locator("#download").click()
     assert download.value.path().read_bytes() == png
+
+
+def test_a_new_image_closes_the_one_that_was_chosen_and_its_account(person: Person) -> None:
+    generate(person, PROMPT, Seed="7")
+    person.open_first()
+    person.write(Seed="8")
+    person.press("Generate")
+    expect(person.page.locator("#account")).to_be_hidden()
+    expect(person.page.locator("#gallery .preview")).to_have_count(0)
+    expect(person.thumbnails).to_have_count(2)
+    person.open_first()
+    command = person.page.locator("#account").locator("#command textarea, #command input")
+    expect(command).to_have_value(re.compile("--seed 8"))
+    shown = person.page.locator("#gallery .preview img").first
+    png = person.page.request.get(str(shown.get_attribute("src"))).body()
+    assert Origin.read(png, "image").settings["seed"] == 8
 
 
 def test_two_tabs_draw_at_once_and_each_gets_its_own(context: BrowserContext, pipeline: Pipeline) -> None:

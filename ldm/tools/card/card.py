@@ -68,7 +68,7 @@ def write(facts: Facts, params: CardParams) -> str:
 
 
 def _head(facts: Facts, params: CardParams, source: sources.Source) -> str:
-    """Metadata for the hub. JSON is YAML."""
+    """Metadata for the hub. JSON is YAML, but for characters that JSON escapes as two."""
     licence = params.licence or (None if brought.weights(facts.parts) else source.licence)
     results = [
         {"type": name, "name": name.replace("_", " "), "value": facts.metrics[name]} for name in _main_numbers(facts)
@@ -82,7 +82,9 @@ def _head(facts: Facts, params: CardParams, source: sources.Source) -> str:
         "tags": ["text-to-image", "latent-diffusion"],
         "model-index": [model],
     }
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()), "---"]
+    )
 
 
 def _main_numbers(facts: Facts) -> list[str]:

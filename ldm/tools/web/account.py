@@ -26,15 +26,15 @@ def rows(origin: Origin) -> list[Row]:
     return found + [(f"Model: {name} (SHA-256)", sha256) for name, sha256 in origin.models.items()]
 
 
-def command(origin: Origin, drawing: DrawingParams, tasks: TasksParams) -> str:
+def command(origin: Origin, drawing: DrawingParams, tasks: TasksParams, mask: str = "mask.png") -> str:
     """The command of `ldm` that makes it, and the images that were drawn with it, by a model with these settings. Files
-    of pictures have their names as placeholders."""
+    of pictures have their names as placeholders. mask: a file, or one of `masks.NAMES`."""
     words: list[str] = []
     others = drawing
     if origin.task is not None:
         task = getattr(tasks, origin.task)
         others = task.changes(drawing)
-        words += [word for name in origin.pictures for word in (flag(name), f"{name}.png")]
+        words += [word for name in origin.pictures for word in (flag(name), mask if name == "mask" else f"{name}.png")]
         words += _options(origin.task_settings, task.model_dump(mode="json", exclude={"drawing"}))
     words += _options(origin.settings, others.model_dump(mode="json"))
     first = origin.prompt_number - origin.position

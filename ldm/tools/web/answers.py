@@ -9,6 +9,7 @@ from typing import Any
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 
+from ldm.core import images
 from ldm.core.errors import ConfigError, Interrupted, UserError
 from ldm.sampling.origin import Origin
 from ldm.sampling.params import DrawingParams
@@ -48,15 +49,16 @@ class Answers:
         """Draw what the values of a tab ask for. UserError: they are wrong, or the visitor cancelled it."""
         if self._studio.limits.is_full(Path(get_upload_folder())):
             raise ConfigError("disk of the page", "full", "room for an image", "ask again in an hour")
-        given, number = settings(fields, values), values["num_images"]
+        given = settings(fields, values)
         request = Request(
             None if task == GENERATE else task,
             values["prompt"] or "",
-            int(number) if isinstance(number, int | float) else 0,
+            _whole(values["num_images"]),
             given,
             self._pictures(task, given, values),
         )
-        gallery, notes, num_made = list(before), list[str](), 0
+        gallery = [shown for shown in before if Path(shown[0]).exists()]  # the time of others is over
+        notes, num_made = list[str](), 0
         for event in _paced(self._studio.draw(request, visitor)):
             if isinstance(event, Made):
                 num_made += 1
@@ -77,26 +79,38 @@ class Answers:
         self._studio.cancel(visitor)
         return said("Cancelled.")
 
-    def easel(self, path: str | None) -> Any:
-        """What an editor shows of a picture that was just given; None = nothing."""
+    def easel(self, task: str, path: str | None, sizes: Sequence[Control], values: Values) -> Any:
+        """What an editor shows of a picture: the part that a request takes, whose size the values of these controls
+        say. None = nothing. ConfigError: the size is illegal or too large."""
         if path is None:
             return None
+        size_px = self._studio.size_of(task, settings(sizes, values))
         try:
             picture = uploads.read(path, "image", self._studio.limits)
         except UserError:  # which the visitor is told when something is to be drawn
             return None
-        pixels = uploads.magnified(picture, self._studio.size_px)
+        pixels = uploads.magnified(picture, size_px)
         return {"background": pixels, "layers": [], "composite": pixels}
 
-    def explain(self, path: str) -> tuple[str, str]:
-        """How the image of a file was made: the command that makes it again, and a table. UserError: it is gone, or
-        was not made here."""
+    def explain(self, path: str) -> tuple[str, list[str], str]:
+        """How the image of a file was made: the command that makes it again, files that it names and that no visitor
+        has, and a table. UserError: it is gone, or was not made here."""
         origin = Origin.read(uploads.data_of(path, "image"), "image")
+        mask, files = self._mask(origin)
         cells = "".join(
             f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
             for name, value in account.rows(origin)
         )
-        return account.command(origin, self._drawing, self._tasks), f"<table><tbody>{cells}</tbody></table>"
+        command = account.command(origin, self._drawing, self._tasks, mask)
+        return command, files, f"<table><tbody>{cells}</tbody></table>"
+
+    def _mask(self, origin: Origin) -> tuple[str, list[str]]:
+        """What stands for the mask of an image in its command, and files of mask and image as the model saw them, as
+        far as they are still here."""
+        left = self._studio.pictures.left_of(origin)
+        name = uploads.mask_name(left["mask"]) if "mask" in left else None
+        needed = [key for key in left if "mask" in origin.pictures and (key != "mask" or name is None)]
+        return name or "mask.png", [_file(images.encode_png(left[key].pixels), f"{key}.png") for key in needed]
 
     def _pictures(self, task: str, given: Values, values: Values) -> dict[str, Picture]:
         """The pictures of a request; a mask comes with the image as the model sees it, so that both have one size."""
@@ -114,6 +128,14 @@ class Answers:
         return {"image": image, "mask": mask}
 
 
+def _whole(number: Any) -> int:
+    """The number of images, as a browser sends it. ConfigError: it is none."""
+    if isinstance(number, int | float) and float(number).is_integer():
+        return int(number)
+    found = "nothing" if number is None else repr(number)
+    raise ConfigError("number of images", f"found {found}", "an integer >= 1", "write one, such as 1")
+
+
 def _paced(events: Iterator[Event]) -> Iterator[Event]:
     """The same events, but of steps that follow one another at once only the first."""
     earliest = 0.0
@@ -125,9 +147,9 @@ def _paced(events: Iterator[Event]) -> Iterator[Event]:
             yield event
 
 
-def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]:
-    """The same answers; a mistake becomes the last one, which comes with it. What is no mistake of a visitor is said,
-    and raised."""
+def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, Exception | None]]:
+    """The same answers; an error becomes the last one, which comes with it. What is no mistake of a visitor is raised
+    after that, too."""
     yield (said("Starting."), None), None
     try:
         for answer in answers:
@@ -136,8 +158,8 @@ def told(answers: Iterator[Answer]) -> Iterator[tuple[Answer, UserError | None]]
         yield (said(f"{error.args[1].capitalize()}."), None), None
     except UserError as error:
         yield (_mistake(str(error)), None), error
-    except Exception:  # of the program or the machine: whoever runs it finds the traceback
-        yield (_mistake("this failed, and the log of the server says why"), None), None
+    except Exception as error:  # of the program or the machine: whoever runs it finds the traceback
+        yield (_mistake("this failed, and the log of the server says why"), None), error
         raise
 
 
@@ -170,8 +192,11 @@ def _shown(png: bytes) -> Shown:
     """The gallery serves the bytes as they are, under a name that says what they are."""
     origin = Origin.read(png, "image")
     seed, number = origin.settings["seed"], origin.prompt_number
-    path = processing_utils.save_bytes_to_cache(
-        png, f"{origin.task or 'image'}-{seed}-{number:04d}.png", get_upload_folder()
-    )
+    path = _file(png, f"{origin.task or 'image'}-{seed}-{number:04d}.png")
     place = f", image {number + 1}" if origin.batch_size > 1 or number else ""
     return path, f"{shortened(origin.prompt) or 'no prompt'} (seed {seed}{place})"
+
+
+def _file(png: bytes, name: str) -> str:
+    """The path of a file of this name that visitors may read."""
+    return processing_utils.save_bytes_to_cache(png, name, get_upload_folder())

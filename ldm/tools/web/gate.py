@@ -5,7 +5,7 @@ Gradio offers more than a page needs, such as fetching a URL for a visitor. What
 
 import re
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,10 @@ class Gate:
         path = unquote(scope["path"])
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             return 421, b"this server is not known by that name", None
-        # Browsers say the origin of whatever could change something: a form of another page sends this host, too.
+        # Browsers say the origin of whatever could change something: a form of another page sends this host, too, and
+        # the login of its visitor.
         origin = headers.get(b"origin")
-        if self._hosts is not None and origin is not None and _host(origin.partition(b"://")[2]) not in self._hosts:
+        if origin is not None and _host(origin.partition(b"://")[2]) not in (self._hosts or _names(headers)):
             return 403, b"this server answers no other page", None
         if scope["method"] not in ("GET", "HEAD", "POST") or not self._is_route(path):
             return 404, b"there is nothing of that name", None
@@ -120,8 +121,7 @@ class Gate:
                     is_replaced = True
                     await _answer(send, 429, _BUSY, _BUSY_SECONDS, b"application/json")
                     return
-                given = {name: value for name, value in message["headers"] if name.lower() not in _HEADERS}
-                kept = [(name, value) for name, value in message["headers"] if name.lower() in given]
+                kept = [(name, value) for name, value in message["headers"] if not _is_ours(name.lower())]
                 message["headers"] = [*kept, *_HEADERS.items()]
             if not is_replaced:
                 await send(message)
@@ -139,6 +139,18 @@ def _is_guess(scope: Scope) -> bool:
 def _address(scope: Scope) -> str:
     """Where a request comes from: the visitor, or the proxy before this server."""
     return scope["client"][0] if scope.get("client") else ""
+
+
+def _names(headers: Mapping[bytes, bytes]) -> set[str]:
+    """What a browser calls the server, by the headers of its request: a proxy before it may say another host. No page
+    of another server can make a browser send these headers with names of its choice."""
+    forwarded = headers.get(b"x-forwarded-host", b"").partition(b",")[0].strip()
+    return {_host(name) for name in (headers.get(b"host", b""), forwarded)} - {""}
+
+
+def _is_ours(header: bytes) -> bool:
+    """Whether this gate alone says a header of an answer. Gradio's would let pages of all servers read it."""
+    return header in _HEADERS or header.startswith(b"access-control-")
 
 
 def _host(name: bytes) -> str:

@@ -17,7 +17,7 @@ from ldm.core.errors import UserError
 from ldm.sampling.params import DrawingParams
 from ldm.tools.tasks import params
 from ldm.tools.web import uploads
-from ldm.tools.web.answers import GENERATE, Answer, Answers, said, told
+from ldm.tools.web.answers import GENERATE, Answer, Answers, Shown, said, told
 from ldm.tools.web.components import Blocks, Number, component, easel, upload
 from ldm.tools.web.controls import Control, controls, shown
 from ldm.tools.web.examples import Examples
@@ -38,6 +38,8 @@ _MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "sh
 """Events that use the model wait in one queue."""
 _QUICK: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 """Events that do not."""
+_DECODING: dict[str, Any] = _QUICK | {"queue": True, "concurrency_limit": 1, "concurrency_id": "easel"}
+"""Events that decode a picture, which may take hundreds of megabytes, one after the other."""
 _LOOK = "() => document.getElementById('status').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 _LIVE = "element.setAttribute('aria-live', 'polite')"
 _SETTLE = "(status) => (status || '').includes('<progress') ? '<p>Cancelled.</p>' : status"
@@ -66,8 +68,7 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """All of it."""
-        lifetime = self._studio.limits.file_seconds
-        with Blocks(title="ldm", analytics_enabled=False, delete_cache=(60, lifetime)) as blocks:
+        with Blocks(title="ldm", analytics_enabled=False) as blocks:
             gr.HTML(_heading(self._studio.size_px, self._examples.words), elem_id="about", apply_default_css=False)
             with gr.Row(elem_id="desk"):
                 tabs = gr.Tabs(elem_id="tasks")
@@ -110,6 +111,8 @@ class Page:
                 max_lines=6,
                 buttons=["copy"],
             )
+            files: dict[str, Any] = {"file_count": "multiple", "interactive": False, "visible": False}
+            self._files = gr.File(label="Files that the command names", elem_id="files", **files)
             self._rows = gr.HTML(elem_id="rows", apply_default_css=False)
 
     def _tab(self, task: str) -> None:
@@ -135,6 +138,8 @@ class Page:
                 inputs |= _components(task, others)
             self._captions(task, inputs["prompt"])
             self._events_of_tab(task, fields, inputs, draw, again)
+            if "painted" in inputs:
+                self._events_of_easel(task, fields, inputs)
 
     def _pictures(self, task: str, model: type[params.TaskParams] | None) -> dict[str, Any]:
         """Where a visitor gives pictures."""
@@ -149,7 +154,6 @@ class Page:
             label, choices = "Mask", list(uploads.MASKS)
             found["mask"] = gr.Dropdown(choices, label=label, elem_id=f"{task}-mask", filterable=False)
             found["painted"] = easel("Paint what is to be drawn anew", f"{task}-painted")
-            found["image"].change(self._answers.easel, found["image"], found["painted"], **_QUICK)
         return found
 
     def _captions(self, task: str, prompt: gr.Textbox) -> None:
@@ -199,6 +203,20 @@ class Page:
 
             inputs[f"{field}_kind"].change(choose, inputs[f"{field}_kind"], [inputs[name] for name in names], **_QUICK)
 
+    def _events_of_easel(self, task: str, fields: Sequence[Control], inputs: dict[str, Any]) -> None:
+        sizes = [field for field in fields if field.path[0] == "size_px"]
+        names = [field.name for field in sizes]
+
+        def show(path: str | None, *values: Any) -> Any:
+            try:
+                return self._answers.easel(task, path, sizes, dict(zip(names, values, strict=True)))
+            except UserError:  # such as a size that is half written
+                return gr.skip()
+
+        given = [inputs[name] for name in ("image", *names)]
+        for each in given:
+            each.change(show, given, inputs["painted"], **_DECODING)
+
     def _events_of_results(self) -> None:
         def replay(request: gr.Request, path: str) -> Iterator[Any]:
             yield from _updates(self._answers.replay(path, _visitor(request)))
@@ -206,14 +224,15 @@ class Page:
         def explain(chosen: gr.SelectData, gallery: Any) -> Any:
             path = gallery[chosen.index][0]
             try:
-                return gr.update(visible=True), path, path, *self._answers.explain(path)
+                command, files, rows = self._answers.explain(path)
             except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from None
+            return gr.update(visible=True), path, path, command, gr.update(value=files, visible=bool(files)), rows
 
         def cancel(request: gr.Request) -> Any:
             return self._answers.cancel(_visitor(request)), gr.update(interactive=False)
 
-        account = [self._account, self._chosen, self._download, self._command, self._rows]
+        account = [self._account, self._chosen, self._download, self._command, self._files, self._rows]
         self._gallery.select(explain, self._gallery, account, **_QUICK)
         replayed = self._settled(
             self._replay.click(replay, self._chosen, api_visibility="private", **self._listening())
@@ -227,20 +246,27 @@ class Page:
         return drawing
 
     def _listening(self) -> dict[str, Any]:
-        outputs = [self._status, self._gallery, self._cancel]
+        outputs = [self._status, self._gallery, self._account, self._cancel]
         return {"outputs": outputs, "show_progress_on": self._queue, "trigger_mode": "once", **_MODEL}
 
 
 def _updates(answers: Iterator[Answer]) -> Iterator[Any]:
-    """Status, gallery and button to cancel; the last ones hold all, for a program that called."""
+    """Status, gallery, account and button to cancel; the last ones hold all, for a program that called."""
     status, shown_last = said(""), None
     for (status, gallery), mistake in told(answers):
         shown_last = gallery or shown_last
-        yield status, gr.skip() if gallery is None else gallery, gr.update(interactive=mistake is None)
-        if mistake is not None:
+        yield status, *_changed(gallery), gr.update(interactive=mistake is None)
+        if isinstance(mistake, UserError):
             # For a program, too: who looks at the page has been told.
             raise gr.Error(str(mistake), visible=False, print_exception=False) from None
-    yield status, gr.skip() if shown_last is None else shown_last, gr.update(interactive=False)
+    yield status, gr.skip() if shown_last is None else shown_last, gr.skip(), gr.update(interactive=False)
+
+
+def _changed(gallery: list[Shown] | None) -> tuple[Any, Any]:
+    """Gallery and account, if the gallery changes. The place of the image that was chosen holds another one now."""
+    if gallery is None:
+        return gr.skip(), gr.skip()
+    return gr.Gallery(gallery, selected_index=None), gr.update(visible=False)
 
 
 def _order() -> list[str]:

@@ -5,8 +5,10 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ USER = "ldm"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _FILES = "GRADIO_TEMP_DIR"
 """The variable by which Gradio is told where files of visitors go."""
+_LOOK_SECONDS = 60.0
+"""Between two looks for files that are too old."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,41 @@ def application(
 
         studio = Studio(load, limits)
         try:
-            yield _gated(parts, studio, address, Path(folder))
+            with _swept(Path(folder), limits.file_seconds):
+                yield _gated(parts, studio, address, Path(folder))
         finally:
             studio.close()
             os.environ.pop(_FILES, None)
+
+
+@contextmanager
+def _swept(folder: Path, seconds: float) -> Generator[None]:
+    """A block in which files of this folder are deleted once they are so many seconds old."""
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(min(seconds, _LOOK_SECONDS)):
+            sweep(folder, seconds)
+
+    thread = threading.Thread(target=work, name="sweeper")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Delete what is in a folder and was not changed for so many seconds: files, and folders that are empty.
+
+    Gradio's own cleaner misses images that were made and uploads that were broken off.
+    """
+    oldest = time.time() - seconds
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        with suppress(OSError):  # Gradio took it away meanwhile, or the folder is not empty
+            if path.stat().st_mtime < oldest:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _gated(parts: Parts, studio: "Studio", address: Address, folder: Path) -> "Gate":

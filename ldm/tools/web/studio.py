@@ -1,5 +1,6 @@
 """The model behind the page: one thread owns it, does one request after the other, and can be told to stop."""
 
+import math
 import secrets
 import threading
 import warnings
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
 
 from ldm.core import images
 from ldm.core.errors import ConfigError, Interrupted
@@ -95,7 +98,10 @@ class Studio:
         # The last bits of an image depend on the number of threads, which belongs to the thread that computes.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._pipeline = self._worker.submit(load).result()
-        self._current: tuple[str, threading.Event] | None = None
+        self._visitors: dict[threading.Event, str] = {}
+        """What stops a request that is not done -> who asked for it."""
+        self._lock = threading.Lock()
+        """Of `_visitors`."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -103,9 +109,12 @@ class Studio:
         return self._pipeline.generator.image_size_px(self._pipeline.drawing)
 
     def size_of(self, task: str | None, settings: Mapping[str, Any]) -> tuple[int, int]:
-        """Height and width of the images of a request. ConfigError: the settings are illegal."""
+        """Height and width of the images of a request. ConfigError: the settings are illegal, or one is too large."""
         _, drawing = _settings(self._pipeline, task, settings)
-        return self._pipeline.generator.image_size_px(drawing)
+        self._pipeline.generator.check_drawing(drawing)
+        size_px = self._pipeline.generator.image_size_px(drawing)
+        self._check(1, size_px, None)
+        return size_px
 
     @property
     def words(self) -> list[str] | None:
@@ -129,33 +138,41 @@ class Studio:
         return self._listened(visitor, lambda tell, stop: self._replay(png, guides, tell, stop))
 
     def cancel(self, visitor: str) -> bool:
-        """Stop what is done for a visitor before the network is asked again; whether there is anything."""
-        current = self._current
-        if current is None or current[0] != visitor:
-            return False
-        current[1].set()
-        return True
+        """Stop what is done for a visitor before the network is asked again, and what waits; whether there is
+        anything."""
+        with self._lock:
+            found = [stop for stop, asking in self._visitors.items() if asking == visitor]
+        for stop in found:
+            stop.set()
+        return bool(found)
 
     def close(self) -> None:
         """Stop at the next step, and wait for it."""
-        if self._current is not None:
-            self._current[1].set()
-        self._worker.shutdown(cancel_futures=True)
+        with self._lock:
+            found = list(self._visitors)
+        for stop in found:
+            stop.set()
+        self._worker.shutdown()
 
     def _listened(
         self, visitor: str, work: Callable[[Callable[[Event], None], threading.Event], None]
     ) -> Iterator[Event]:
         events: SimpleQueue[Event | Future[None]] = SimpleQueue()
         stop = threading.Event()
+        with self._lock:
+            self._visitors[stop] = visitor
 
-        def done() -> None:
-            self._current = visitor, stop
-            try:
-                work(events.put, stop)
-            finally:
-                self._current = None
+        def started() -> None:
+            if stop.is_set():
+                raise Interrupted("request", "cancelled before it began", "a finished one", "ask again")
+            work(events.put, stop)
 
-        self._worker.submit(done).add_done_callback(events.put)
+        def ended(result: Future[None]) -> None:
+            with self._lock:
+                del self._visitors[stop]
+            events.put(result)
+
+        self._worker.submit(started).add_done_callback(ended)
         return _heard(events, stop)
 
     def _draw(self, request: Request, tell: Callable[[Event], None], stop: Stop) -> None:
@@ -189,22 +206,21 @@ class Studio:
 
     def _check(self, num_images: int, size_px: tuple[int, int], task: TaskParams | None) -> None:
         margin = task.margin_px if isinstance(task, OutpaintParams) else 0
-        self.limits.check_images(num_images, (size_px[0] + 2 * margin, size_px[1] + 2 * margin))
+        self.limits.check_images(num_images, (size_px[0] + 2 * margin, size_px[1] + 2 * margin), self.size_px)
 
     def _rehearse(self, work: "Callable[[Pipeline], object]") -> int:
-        """How often the network is asked. ConfigError: too often, or the work is refused."""
-        most, calls = self.limits.num_calls, 0
+        """How often the network is asked. ConfigError: too often, or for too much, or the work is refused."""
+        num_calls, num_values = 0, 0
+        num_trained = math.prod(self._pipeline.generator.unet.latent_shape)
 
-        def count() -> None:
-            nonlocal calls
-            calls += 1
-            if calls > most:
-                found, fix = f"more than {most} calls of the network", "take fewer steps, resamplings or images"
-                raise ConfigError("request", found, f"at most {most}", fix)
+        def count(z: Tensor) -> None:
+            nonlocal num_calls, num_values
+            num_calls, num_values = num_calls + 1, num_values + z.numel()
+            self.limits.check_calls(num_calls, num_values / num_trained)
 
         with warnings.catch_warnings(action="ignore"):
             work(watching.rehearsed(self._pipeline, count))
-        return calls
+        return num_calls
 
 
 def _heard(events: "SimpleQueue[Event | Future[None]]", stop: threading.Event) -> Iterator[Event]:
@@ -234,11 +250,17 @@ class Pictures:
 
     def of(self, origin: Origin) -> dict[str, Picture]:
         """Those that an image was made from. ConfigError: one is no longer here."""
-        missing = [name for name, sha256 in origin.pictures.items() if sha256 not in self._kept]
+        found = self.left_of(origin)
+        missing = [name for name in origin.pictures if name not in found]
         if missing:
-            found, fix = f"no {missing[0]} to make it from", "draw it anew with the same picture, or use `ldm replay`"
-            raise ConfigError(PICTURE, found, "a picture that was given to this page since it started", fix)
-        return {name: self._kept[sha256] for name, sha256 in origin.pictures.items()}
+            reason, fix = f"no {missing[0]} to make it from", "draw it anew with the same picture, or use `ldm replay`"
+            raise ConfigError(PICTURE, reason, "a picture that was given to this page since it started", fix)
+        return found
+
+    def left_of(self, origin: Origin) -> dict[str, Picture]:
+        """Those of them that are still here."""
+        found = {name: self._kept.get(sha256) for name, sha256 in origin.pictures.items()}
+        return {name: picture for name, picture in found.items() if picture is not None}
 
 
 class _Steps:

@@ -44,9 +44,15 @@ def fitted(picture: Picture, size_px: tuple[int, int], name: str) -> tuple[Pictu
 
 def mask(choice: str, painted: bytes | None, size_px: tuple[int, int], limits: Limits) -> tuple[Picture, bytes]:
     """The mask of a picture of this height and width, and its PNG: one of `masks.NAMES`, or the layer that was
-    painted, white or transparent. ConfigError: nothing was painted, or there is no such mask."""
+    painted, white or transparent. ConfigError: nothing was painted, or on a picture of another shape."""
     is_white = masks.named(choice, *size_px) if choice in masks.NAMES else _is_painted(painted, size_px, limits)
     return _as_png(np.repeat(np.where(is_white, 255, 0).astype(np.uint8)[..., None], 3, 2), "mask")
+
+
+def mask_name(mask: Picture) -> str | None:
+    """The name of a mask; None = it was painted."""
+    is_white, size_px = mask.pixels[..., 0] > 0, mask.pixels.shape[:2]
+    return next((name for name in masks.NAMES if np.array_equal(masks.named(name, *size_px), is_white)), None)
 
 
 def _is_painted(layer: bytes | None, size_px: tuple[int, int], limits: Limits) -> Bool[np.ndarray, "h w"]:
@@ -60,6 +66,10 @@ def _is_painted(layer: bytes | None, size_px: tuple[int, int], limits: Limits) -
     if strokes is None:
         fix = f"paint on the picture, or choose a mask: {', '.join(masks.NAMES)}"
         raise ConfigError("mask", "nothing is painted", "white where to draw", fix)
+    (height, width), (wanted_height, wanted_width) = strokes.pixels.shape[:2], size_px
+    if height * wanted_width != width * wanted_height:  # the middle of it would lie elsewhere than it was painted
+        found, expected = f"painted on {height} x {width} pixels", f"the shape of {wanted_height} x {wanted_width}"
+        raise ConfigError("mask", found, expected, "paint it anew, after the size is chosen")
     return pictures.white(strokes, size_px)[0].numpy()
 
 

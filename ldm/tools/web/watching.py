@@ -41,13 +41,13 @@ class _Watched(Generator):
 class _Rehearsed(Generator):
     """Networks that answer at once, with nothing."""
 
-    before: Callable[[], None]
+    before: Callable[[Tensor], None]
 
     def guided(self, condition: Condition, drawing: DrawingParams) -> Denoiser:
         super().guided(condition, drawing)  # which refuses what does not fit
 
         def answer(z: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            self.before()
+            self.before(z)
             return z
 
         return answer
@@ -78,8 +78,9 @@ def watched(pipeline: "Pipeline", before: Callable[[], None]) -> "Pipeline":
     return replace(pipeline, generator=_Watched(**_parts(pipeline.generator), before=before))
 
 
-def rehearsed(pipeline: "Pipeline", before: Callable[[], None]) -> "Pipeline":
-    """The pipeline with the same calls, refusals included, at next to no cost. Its images are black."""
+def rehearsed(pipeline: "Pipeline", before: Callable[[Tensor], None]) -> "Pipeline":
+    """The pipeline with the same calls, refusals included, at next to no cost. Its images are black. before: is given
+    the latents [b c h w] of each call."""
     return replace(pipeline, generator=_Rehearsed(**_parts(pipeline.generator), before=before))
 
 
