@@ -134,8 +134,8 @@ def measure(options: argparse.Namespace) -> Found:
         few = [pixels.clean((folder / name).read_bytes(), PARAMS, side_px).pixels for name in names[:20]]
         training.write_inputs(work / "inputs", num_samples=1000)
         num_steps, num_images = (4, 8) if options.small else (60, None)
-        counts = {"num_processes": 1, "num_threads": options.threads, "num_images": num_images}
-        speeds = training.run(work / "inputs", num_steps, **counts)
+        threads: int = options.threads
+        speeds = training.run(work / "inputs", num_steps, num_processes=1, num_threads=threads, num_images=num_images)
     rates: list[Row] = [
         {"by": name, "images/s/core": count / measuring.spread(times)[0], "KiB/image": num_bytes[name] / count / 1024}
         for name, times in found.items()

@@ -83,8 +83,9 @@ def _processes(options: argparse.Namespace, ratios: dict[str, Spread | float]) -
         training.write_inputs(Path(folder), num_samples=1000)
         for _ in range(num_rounds):
             for count, threads in ((1, most_threads), (2, 1)):
-                counts = {"num_processes": count, "num_threads": threads, "num_images": num_images}
-                speeds = training.run(Path(folder), num_steps, **counts)
+                speeds = training.run(
+                    Path(folder), num_steps, num_processes=count, num_threads=threads, num_images=num_images
+                )
                 rates[count].append(speeds.samples_per_second)
     ratios["two_processes_over_one"] = measuring.quotient(rates[2], rates[1])
     return {
