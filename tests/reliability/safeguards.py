@@ -63,7 +63,7 @@ SAFEGUARDS = (
     Safeguard(
         "one trainer in a run directory",
         "ldm/core/locks.py",
-        "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            _lock(file)\n",
         "            pass\n",
         "tests/test_locks.py tests/test_state.py",
     ),
