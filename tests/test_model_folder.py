@@ -188,11 +188,11 @@ def test_a_repository_without_trainings_says_where_a_model_is(root: Path, tmp_pa
     here = Path(shutil.copytree(root, tmp_path / "repository"))
     shutil.rmtree(here / "data/embeddings")
     with pytest.raises(IntegrityError, match=r"data/embeddings: no passport.json.*\n.*`dvc pull \S*data/model` brings"):
-        Parts.of(here)
+        Pipeline.load(here)
     (here / "data/model").mkdir()
     (here / "data/model/passport.json").touch()
     with pytest.raises(IntegrityError, match=r"fix: add --model \S*data/model, or `dvc pull` for the rest"):
-        Parts.of(here)
+        Pipeline.load(here)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

@@ -133,7 +133,7 @@ def test_an_image_of_a_file_replays_from_no_other(loaded: pipeline.Pipeline, roo
         (["img2img", "x", "--image", "image.png", "--strength", "2"], "strength: found 2.0; expected a number >= 0"),
         (["img2img", "x", "--image", "image.png", "--num-steps", "0"], "num_steps: found 0; expected"),
         (["img2img", "x", "--image", "params.yaml"], "params.yaml: no image that can be read (NOT_IMAGE"),
-        (["img2img", "x", "--image", "nowhere.png"], "nowhere.png: No such file or directory; expected"),
+        (["img2img", "x", "--image", "nowhere.png"], "nowhere.png: no such file; expected"),
         (["img2img", "--image", "image.png"], "ldm img2img: no prompt"),
         (["inpaint", "x", "--image", "image.png", "--mask", "tall.png"], "tall.png: 80 x 64 pixels; expected 64 x 64"),
         (["inpaint", "x", "--image", "image.png", "--mask", "black.png"], "black.png: a mask without any white"),

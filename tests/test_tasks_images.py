@@ -207,7 +207,7 @@ def test_scores_become_a_table_that_replaces_no_file(here: Path, capsys: pytest.
         (["interpolate", "--image", "first.png"], "last_image: one image without the other; expected two images"),
         (["interpolate", FIRST, "--last-prompt", LAST, "--num-frames", "1"], "num_frames: found 1; expected"),
         (["variations", "--image", "first.png", "--strength", "2"], "strength: found 2.0; expected a number >= 0"),
-        (["denoise", "--image", "none.png"], "none.png: No such file or directory; expected"),
+        (["denoise", "--image", "none.png"], "none.png: no such file; expected"),
         (["denoise", "--image", "first.png", "--noise-level", "-1"], "noise_level: found -1.0; expected"),
         (["invert", "--image", "first.png", "--num-steps", "0"], "num_steps: found 0; expected"),
         (["score", "params.yaml"], "params.yaml: no image that can be read (NOT_IMAGE"),

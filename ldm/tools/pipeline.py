@@ -64,6 +64,7 @@ class Pipeline:
             MachineError: there is no GPU and `device` is one, or the attention backend cannot compute the networks.
         """
         parts = Parts.of(Path(directory))
+        parts.require()
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if where.type == "cuda" and not torch.cuda.is_available():
             raise MachineError(

@@ -76,7 +76,7 @@ class Parts:
 
         Raises:
             ConfigError: it is neither, or paths.yaml or params.yaml is wrong.
-            IntegrityError: the passport of the model folder is damaged, or nothing was trained in the repository.
+            IntegrityError: the passport of the model folder is damaged.
         """
         if (root / PASSPORT).is_file():
             return cls._of_folder(root)
@@ -113,6 +113,13 @@ class Parts:
             has_captions=True,
         )
 
+    def require(self) -> None:
+        """IntegrityError: parts of a repository were not made or fetched yet."""
+        missing = [part for part in (self.unet, self.text) if not (part / PASSPORT).is_file()]
+        if missing and self.has_captions:
+            model = self.root / config.read(PathsParams, "paths", self.root / config.PATHS).model
+            raise IntegrityError(str(missing[0]), f"no {PASSPORT}", "a trained model", _way_to(model))
+
     def check(self, unet: "Passport") -> None:
         """IntegrityError: the UNet is another one than the model folder says. It names the other parts."""
         if self.unet_sha256 not in (None, unet.content_sha256):
@@ -122,9 +129,6 @@ class Parts:
     @classmethod
     def _of_repository(cls, root: Path) -> Self:
         document, paths = config.Document(root / config.PARAMS), config.read(PathsParams, "paths", root / config.PATHS)
-        for name in (paths.unet, paths.embeddings):
-            if not (root / name / PASSPORT).is_file():
-                raise IntegrityError(str(root / name), f"no {PASSPORT}", "a trained model", _way_to(root / paths.model))
         return cls.of_artefacts(
             root / paths.unet,
             root / paths.autoencoder,
