@@ -10,8 +10,7 @@ from typing import Any
 from ldm.core.errors import ConfigError, MachineError
 from ldm.corpora.files import Files
 from ldm.corpora.pairs import Pair, Rejection, Unit
-from ldm.corpora.parquet import rows_of
-from ldm.corpora.rows import Row, Table
+from ldm.corpora.rows import Row, Table, rows_of
 from ldm.corpora.user_params import DatasetsParams
 
 _WHERE = "prepare.corpus.dataset"
@@ -48,11 +47,7 @@ def _items(params: DatasetsParams, size_px: int, source: Path | None, is_caption
         raise ConfigError(f"prepare.corpus.image: {params.image}", found, "one of them", "name it")
     table = Table(params.dataset.rpartition("/")[2], params, size_px, is_captioned, None)
     columns = [column for column in table.columns() if column in opened.column_names]
-    for number, row in enumerate(_rows(opened.select_columns(columns), params, source)):
-        if isinstance(row, str):
-            yield table.rejection(number, "DAMAGED", row)
-        else:
-            yield from table.pairs([row], number)
+    return table.pairs(_rows(opened.select_columns(columns), params, source))
 
 
 def _opened(params: DatasetsParams, source: Path | None) -> Any:

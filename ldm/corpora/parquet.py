@@ -17,14 +17,12 @@ from ldm.core import workspace
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.corpora.files import File, Files, is_ignored
 from ldm.corpora.pairs import Pair, Rejected, Rejection, Unit
-from ldm.corpora.rows import Table
+from ldm.corpora.rows import Table, line, rows_of
 from ldm.corpora.user_params import ParquetParams
 
 _SUFFIX = ".parquet"
 _ROWS_AT_ONCE = 64
 _ERRORS = (pyarrow.ArrowException, OSError, ValueError, Rejected)
-_WRONG_VALUES = (pyarrow.ArrowException, ArithmeticError, LookupError, TypeError, ValueError)
-"""What Python makes of a value raises: a text that is not UTF-8, a date beyond its years."""
 
 
 def units(params: ParquetParams, size_px: int, files: Files, is_captioned: bool = True) -> list[Unit]:
@@ -71,29 +69,11 @@ def _items(
         end = done + opened.metadata.row_group(group).num_rows
         try:
             for batch in opened.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                for number, row in enumerate(rows_of(batch), done):
-                    if isinstance(row, str):
-                        yield table.rejection(number, "DAMAGED", row)
-                    else:
-                        yield from table.pairs([row], number)
+                yield from table.pairs(rows_of(batch), done)
                 done += batch.num_rows
         except _ERRORS as error:
-            yield from (table.rejection(number, "DAMAGED", _line(error)) for number in range(done, end))
+            yield from (table.rejection(number, "DAMAGED", line(error)) for number in range(done, end))
         done = end
-
-
-def rows_of(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """Every row, or what is wrong with one."""
-    try:
-        yield from batch.to_pylist()
-    except _WRONG_VALUES:
-        for number in range(batch.num_rows):
-            try:
-                (row,) = batch.slice(number, 1).to_pylist()
-            except _WRONG_VALUES as error:
-                yield _line(error)
-            else:
-                yield row
 
 
 def _look_over(found: list[File], params: ParquetParams, files: Files) -> None:
@@ -103,7 +83,7 @@ def _look_over(found: list[File], params: ParquetParams, files: Files) -> None:
             columns = _open(file, files).schema_arrow.names
         except _ERRORS as error:
             fix = "fetch it again, or move it out of the folder"
-            damaged.append(IntegrityError(str(files.root / file.name), _line(error), "a whole parquet file", fix))
+            damaged.append(IntegrityError(str(files.root / file.name), line(error), "a whole parquet file", fix))
             continue
         if params.image not in columns:
             found_columns, where = ", ".join(columns), f"prepare.corpus.image: {params.image}"
@@ -146,7 +126,3 @@ class _Reader(io.RawIOBase):
 
 def _stem(file: File) -> str:
     return file.name[: -len(_SUFFIX)]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pyarrow
+
 from ldm.corpora import captions, pixels
 from ldm.corpora.files import Files, in_utf8
 from ldm.corpora.pairs import ByContent, Pair, Rejected, Rejection, key_of
@@ -16,6 +18,8 @@ from ldm.corpora.pixels_params import PixelParams
 from ldm.corpora.user_params import DatasetsParams, ParquetParams
 
 Row = Mapping[str, Any]
+_WRONG_VALUES = (pyarrow.ArrowException, ArithmeticError, LookupError, TypeError, ValueError)
+"""What Python makes of a value raises: a text that is not UTF-8, a date beyond its years."""
 _LEADING = re.compile(r"^(\.?\.?/)+")
 
 
@@ -41,10 +45,11 @@ class Table:
         inner = [source.partition(".")[0] for source in fields]
         return list(dict.fromkeys([self.params.image, *(fields + inner if self.is_captioned else [])]))
 
-    def pairs(self, rows: Iterable[Row], first: int = 0) -> Iterator[Pair | Rejection]:
-        """Every row; `first` is the number of the first one."""
+    def pairs(self, rows: Iterable[Row | str], first: int = 0) -> Iterator[Pair | Rejection]:
+        """Every row; `first` is the number of the first one. What is wrong with a row stands in place of a DAMAGED
+        one."""
         for number, row in enumerate(rows, first):
-            yield self._pair(number, row)
+            yield self.rejection(number, "DAMAGED", row) if isinstance(row, str) else self._pair(number, row)
 
     def rejection(self, number: int, reason: str, detail: str) -> Rejection:
         """A row that is not used."""
@@ -109,6 +114,25 @@ class Table:
 
     def _source(self, number: int) -> dict[str, Any]:
         return {"corpus": self.params.kind, "table": in_utf8(self.name), "row": number}
+
+
+def rows_of(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Every row, or what is wrong with one."""
+    try:
+        yield from batch.to_pylist()
+    except _WRONG_VALUES:
+        for number in range(batch.num_rows):
+            try:
+                (row,) = batch.slice(number, 1).to_pylist()
+            except _WRONG_VALUES as error:
+                yield line(error)
+            else:
+                yield row
+
+
+def line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())
 
 
 def _bytes_and_path(value: Any) -> tuple[bytes | None, str | None]:
