@@ -221,6 +221,9 @@ def _explain(schema: "Schema", details: ErrorDetails, values: Any, where: Callab
     if kind.startswith("union_tag"):  # an unknown or missing `kind`: name the discriminator itself
         tag_key = field["discriminator"]["propertyName"]
         place, value = where((*loc, tag_key)), value.get(tag_key) if isinstance(value, dict) else value
+    if kind == "string_unicode":
+        fix = "write it in UTF-8, as a terminal with a UTF-8 locale does"
+        return ConfigError(place, f"{_show(value)} has bytes that are not UTF-8", "text in UTF-8", fix)
     legal, near = schema.legal(field), _nearest(str(value), schema.choices(field))
     fix = f"write {near}, if that is meant" if near else f"write {legal}"
     return ConfigError(place, f"found {_show(value)}", f"{legal}{_hint(near)}", fix)

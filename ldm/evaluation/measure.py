@@ -24,7 +24,7 @@ from ldm.core.errors import ConfigError
 from ldm.core.params import Size
 from ldm.core.shards import Shards
 from ldm.evaluation import metrics, spaces
-from ldm.evaluation.params import AccuracyParams, EvaluateParams, NoAccuracyParams, RetrievalParams
+from ldm.evaluation.params import AccuracyParams, EvaluateParams, NoAccuracyParams, RetrievalParams, ShapesSpaceParams
 from ldm.evaluation.real_images import Origin, RealImages, scattered
 from ldm.evaluation.spaces import FeatureSpace
 from ldm.oracles import kinds
@@ -149,7 +149,8 @@ class Instruments:
     autoencoder: Autoencoder
     device: torch.device
     sha256: Mapping[str, str]
-    """Hashes of the CLIP (if there is one), of the autoencoder, and of the captions that a classifier learned from."""
+    """Hashes of the CLIP (if there is one), of the autoencoder, of weights that were brought for feature spaces, and of
+    the captions that a classifier learned from."""
 
     @classmethod
     def load(
@@ -164,6 +165,9 @@ class Instruments:
         decoder, passport = networks.load(autoencoder, device)
         compared_in = [spaces.build(space, device) for space in params.feature_spaces]
         sha256, model = {"autoencoder": passport.content_sha256}, None
+        for space, built in zip(params.feature_spaces, compared_in, strict=True):
+            if not isinstance(space, ShapesSpaceParams):  # which belongs to the code
+                sha256[f"space_{space.kind}"] = built.sha256
         if encoders.has_clip(clip):
             model, clip_passport = text_model.load(clip)
             sha256["clip"] = clip_passport.content_sha256

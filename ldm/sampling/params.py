@@ -13,6 +13,7 @@ from ldm.sampling.samplers import SamplerParams
 
 MAX_CHARACTERS = 10**5
 """Limit of one prompt, thousands of times what a text encoder reads: its PNG carries it."""
+Prompt = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]
 Time = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -56,7 +57,7 @@ class DrawingParams(Section):
     guidance_rescale: float = Field(ge=0, le=1)
     """How far guided z0_hat are scaled back to the standard deviation of unguided ones (phi of Lin et al. 2023);
     0 = not at all, 1 = all the way."""
-    negative_prompt: str = Field(max_length=MAX_CHARACTERS)
+    negative_prompt: Prompt
     """What classifier-free guidance leads away from; "" = no prompt. In params.yaml: a caption of the corpus, since
     stage `sample` reads stored embeddings."""
     dynamic_threshold: float | None = Field(ge=0, le=1)

@@ -244,6 +244,7 @@ class Pipeline:
         own, others = _split(self.tasks.score, settings)
         params, drawing = self.tasks.score.changed(own), self._changed(self.drawing, others)
         rows, size = pictures.rows({"image": images}, len(texts)), batch_size or self.batch_size
+        self._warn_of_cuts(texts, 3)
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), size):
             condition, part = self.generator.condition(texts[start : start + size]), rows[start : start + size]
@@ -261,11 +262,12 @@ class Pipeline:
         **settings: Any,
     ) -> Iterator[bytes]:
         """The images of a task as PNGs that carry their origins. task: a field of `TasksParams`. images: name ->
-        pictures. All else as in `pngs`."""
+        pictures. All else as in `pngs`: a start number within the images of one prompt leaves its first ones out."""
         _check_start(start_number)
         texts, work, drawing = self._work(task, images, texts_of(prompts), settings)
-        self._warn_of_cuts([*texts, drawing.negative_prompt], 3)
-        return self._pngs(texts, drawing, start_number, batch_size, work)
+        self._warn_of_cuts([*texts, drawing.negative_prompt, work.params.second_prompt or ""], 3)
+        asked = range(start_number % work.params.num_per_prompt, len(texts))
+        return self._pngs(texts[asked.start :], drawing, start_number, batch_size, work.part(asked))
 
     def _performed(
         self,
@@ -277,7 +279,7 @@ class Pipeline:
     ) -> UInt8[Tensor, "b 3 h w"]:
         given = [""] * pictures.num_rows(images) if prompts is None else texts_of(prompts)
         texts, work, drawing = self._work(task, images, given, settings)
-        self._warn_of_cuts([*texts, drawing.negative_prompt], 4)
+        self._warn_of_cuts([*texts, drawing.negative_prompt, work.params.second_prompt or ""], 4)
         return torch.cat([made for made, _ in self._batches(texts, drawing, 0, batch_size, work)])
 
     def _work(

@@ -66,7 +66,9 @@ def _score(options: argparse.Namespace) -> None:
         print(_csv(rows), end="")
     else:
         text = _csv(rows) if table.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
-        png_folder.save(table, text.encode(), options.overwrite)
+        png_folder.save(
+            table, text.encode("utf-8", "backslashreplace"), options.overwrite
+        )  # names of files may be any bytes
         print(f"{table}: {count(len(rows), 'image')}")
 
 

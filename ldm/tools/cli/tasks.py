@@ -74,7 +74,8 @@ def _perform(options: argparse.Namespace) -> None:
     runs = drawing.by_seed(options, settings, others)
     task.check(others.changed(settings).num_steps)
     task.check_inputs(row.keys())
-    labels = drawing.labels([text for text in texts for _ in range(task.num_per_prompt)], runs)
+    all_labels = [text for text in texts for _ in range(task.num_per_prompt)]
+    labels = drawing.labels(all_labels[options.start_number % task.num_per_prompt :], runs)
     with output.opened(options, len(labels)) as add:
         pipeline = drawing.load(options, parts)
         drawing.hint(pipeline, [*texts, task.second_prompt or ""])

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm import randomness
 from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.core import config
+from ldm.core.errors import ConfigError
 from ldm.core.params import PathsParams
 from ldm.core.shards import Shards
 from ldm.denoiser.model.diffusion import Denoiser, Schedule, add_noise, denoiser
@@ -31,6 +32,8 @@ NOISE_TIMES = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 STEP_COUNTS = (5, 10, 20, 50, 1000)
 _MOST_COLUMNS = 13
 _NUM_CANDIDATES = 16
+_LEAST_IMAGES = 5
+"""Latents of fewer have no four axes."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,15 @@ class Trained:
         return max(range(min(_NUM_CANDIDATES, len(self.captions))), key=lambda number: len(self.captions[number]))
 
     def pictures(self, num: int) -> UInt8[Tensor, "b 3 h w"]:
-        """The first images, or all if there are fewer."""
-        return self.images.images(range(min(num, len(self.images))))
+        """The first images of the size that most have, or all if there are fewer. ConfigError: fewer than 5 have one
+        size."""
+        buckets = self.images.buckets
+        most = int(buckets.counts.argmax())
+        count = min(num, int(buckets.counts[most]))
+        if count < _LEAST_IMAGES:
+            fix = "leave latent_map out by --only, or keep more images for validation"
+            raise ConfigError("latent_map", f"{count} validation images of one size", f"{_LEAST_IMAGES} or more", fix)
+        return self.images.images(buckets.samples(most, np.arange(count)).tolist())
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Pictures:
         """Images of latents on the scale of the diffusion model."""

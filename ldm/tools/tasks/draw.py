@@ -170,11 +170,10 @@ def _check_same(name: str, sha256: str | None, picture: Picture | None, where: s
     found = None if picture is None else picture.sha256
     if found == sha256:
         return
-    expected, fix = ("none", f"leave --{name} out") if sha256 is None else (f"the {name} with SHA-256 {sha256}", "")
+    option = f"--{name.replace('_', '-')}"
+    expected, fix = ("none", f"leave {option} out") if sha256 is None else (f"the {name} with SHA-256 {sha256}", "")
     shown = f"no {name}" if picture is None else f"{picture.where} with SHA-256 {found}"
-    raise ConfigError(
-        where, shown, expected, fix or f"give by --{name.replace('_', '-')} the file that it was made from"
-    )
+    raise ConfigError(where, shown, expected, fix or f"give by {option} the file that it was made from")
 
 
 def _hashes(row: Mapping[str, Picture]) -> dict[str, str]:
@@ -216,6 +215,10 @@ def _img2img(task: Img2ImgParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
 def _inpaint(task: InpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
     images = batch.images()
     unknown = torch.stack([pictures.white(row["mask"], batch.size_px) for row in batch.rows])
+    for row, marked in zip(batch.rows, unknown, strict=True):
+        if not marked.any():
+            found, fix = "white only beside the part in the middle that is drawn", "crop image and mask first"
+            raise ConfigError(row["mask"].where, found, "white within it", fix)
     return _on_cells(task, batch, batch.denoise, images, unknown)
 
 
@@ -225,6 +228,9 @@ def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         if value % factor:
             fix = f"set it to {max(1, round(value / factor)) * factor}"
             raise ConfigError(name, str(value), f"a multiple of {factor}, the pixels of a latent", fix)
+    if task.stride_px > min(batch.size_px):
+        expected = f"at most {min(batch.size_px)}, the side of a window"
+        raise ConfigError("stride_px", str(task.stride_px), expected, "lower it: windows must leave no gap")
     images = functional.pad(batch.images().float(), margin, mode="replicate").to(torch.uint8)
     unknown = functional.pad(torch.zeros(batch.images()[:, :1].shape), margin, value=1) > 0
     _, height, width = batch.latent_shape

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue
 
 from ldm.core.config import Section, from_values
 from ldm.core.errors import ConfigError
-from ldm.sampling.params import DrawingParams
+from ldm.sampling.params import DrawingParams, Prompt
 
 NumResamplings = Annotated[int, Field(ge=1, le=1000)]
 JumpLength = Annotated[int, Field(ge=1, le=1000)]
@@ -140,7 +140,7 @@ class InterpolateParams(TaskParams):
     up to noise, mixed there, and denoised (Ho et al. 2020, section 4.3; Song et al. 2021, DDIM, section 5.3).
     """
 
-    last_prompt: str | None
+    last_prompt: Prompt | None
     """Prompt of the last picture; None = all have the same."""
     last_noise: bool
     """Whether the last picture has a noise of its own; else all have the same."""
@@ -148,7 +148,8 @@ class InterpolateParams(TaskParams):
     """Pictures of a path, both ends included."""
     image_noise: Literal["inversion", "shared"]
     """How two images are brought to noise: by DDIM inversion, each to the noise that it is drawn from, or by adding
-    one noise to both."""
+    one noise to both. Inversion is not guided: the first and the last picture are the images, up to the steps' error,
+    only without a prompt or with a guidance_scale of 1."""
     strength: float = Field(gt=0, le=1)
     """How far two images are brought up to noise: the share of the steps that are taken on the way down."""
 
@@ -194,7 +195,7 @@ class InvertParams(TaskParams):
     The way to noise is DDIM's, without guidance. The error of both ways together shrinks as 1 / num_steps.
     """
 
-    edit: str | None
+    edit: Prompt | None
     """The prompt by which it is drawn again; None = the prompt of the image."""
 
     @classmethod
@@ -213,7 +214,8 @@ class DenoiseParams(TaskParams):
     forward process has as much."""
 
     noise_level: float | None = Field(ge=0, le=1)
-    """Standard deviation of the noise, where the range of a pixel is 1; None = measured in the image."""
+    """Standard deviation of the noise at the size of the model, where the range of a pixel is 1; None = measured there.
+    A larger image is averaged down to that size, and most of its noise with it."""
 
     @classmethod
     def needs_prompt(cls) -> bool:

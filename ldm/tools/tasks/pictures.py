@@ -81,10 +81,11 @@ def row(sources: Mapping[str, Source]) -> dict[str, Picture]:
     return found
 
 
-def read(path: Path) -> Picture:
-    """A JPEG, PNG or WebP file; its hash is that of the file. ConfigError: it cannot be read or decoded."""
+def read(path: Path, **params: Any) -> Picture:
+    """A JPEG, PNG or WebP file; its hash is that of the file. params: as in `decoded`. ConfigError: it cannot be
+    read or decoded."""
     try:
-        return decoded(path.read_bytes(), str(path))
+        return decoded(path.read_bytes(), str(path), **params)
     except FileNotFoundError:
         raise ConfigError(str(path), "no such file", _FILE, "name one that exists") from None
     except OSError as error:
@@ -128,11 +129,11 @@ def _column(images: Images) -> Sequence[Source]:
     return [images] if isinstance(images, Tensor) and images.dim() == 3 else list(images)
 
 
-def _picture(source: Source, name: str) -> Picture:
+def _picture(source: Source, name: str, **params: Any) -> Picture:
     if isinstance(source, Picture):
         return source
     if isinstance(source, str | Path):
-        return read(Path(source))
+        return read(Path(source), **params)
     if not (isinstance(source, Tensor) and source.dtype == torch.uint8 and source.dim() == 3 and len(source) == 3):  # pyright: ignore[reportUnnecessaryIsInstance]
         fix = "give a path, or pixels as a tensor"
         raise ConfigError(name, f"a {type(source).__name__}", "a path or a uint8 tensor [3 h w]", fix)
@@ -146,7 +147,8 @@ def _mask(source: Source, image: Picture) -> Picture:
     if isinstance(source, str) and not Path(source).exists():
         expected = f"{_FILE}, or a mask of a name: {', '.join(masks.NAMES)}"
         raise ConfigError(source, "no such file", expected, "name one of them")
-    mask = _picture(source, "mask")
+    # Brush strokes are white, and all else of their layer is transparent.
+    mask = _picture(source, "mask", background="#000000")
     sizes = [f"{height} x {width} pixels" for height, width in (mask.pixels.shape[:2], image.pixels.shape[:2])]
     if sizes[0] != sizes[1]:
         raise ConfigError(mask.where, sizes[0], f"{sizes[1]}, as {image.where}", "give a mask of the image's size")
