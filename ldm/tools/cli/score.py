@@ -66,9 +66,8 @@ def _score(options: argparse.Namespace) -> None:
         print(_csv(rows), end="")
     else:
         text = _csv(rows) if table.suffix == ".csv" else json.dumps(rows, indent=2) + "\n"
-        png_folder.save(
-            table, text.encode("utf-8", "backslashreplace"), options.overwrite
-        )  # names of files may be any bytes
+        data = text.encode("utf-8", "backslashreplace")  # a file's name may be of any bytes
+        png_folder.save(table, data, options.overwrite)
         print(f"{table}: {count(len(rows), 'image')}")
 
 
