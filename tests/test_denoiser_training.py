@@ -191,6 +191,12 @@ def test_validation_is_the_loss_at_fixed_noise_and_times(inputs: Inputs, num_acc
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_slice_of_the_times_without_samples_has_no_error(inputs: Inputs):
+    params = unet_params(num_validation_samples=3, num_validation_buckets=4)
+    found = Validation(inputs.val, params, accelerator(params.training))(DenoisingObjective(Blind(), params.diffusion))
+    assert sorted(name for name in found if name.startswith("mse_bucket")) == [f"mse_bucket_{n}" for n in (1, 3, 4)]
+
+
 def test_buckets_are_slices_of_the_training_times(inputs: Inputs):
     params = unet_params()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,52 @@ def test_the_first_stage_and_the_launcher_refuse_it(
         script("check").main()
     assert launch.main(["stages/sample.py"]) == 5
     assert "mixed_precision: found fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["--config_file {}", "--config_file={}"])
+def test_the_config_that_is_named_is_the_one_that_is_checked(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """And an option stands for what the file lacks."""
+    monkeypatch.setattr(launch, "_is_one_process", lambda _: True)
+    monkeypatch.setattr(launch, "_start", lambda _: 0)
+    named, faulty = tmp_path / "named.yaml", ANSWERS | {"mixed_precision": "fp16"}
+    arguments = [*form.format(named).split(), "stages/sample.py"]
+    assert launch.main(arguments) == 5
+    assert f"{named}: no such file" in capsys.readouterr().err
+    for text, default, code in ((faulty, ANSWERS, 5), (ANSWERS, faulty, 0)):
+        named.write_text(yaml.safe_dump(text))
+        config.write_text(yaml.safe_dump(default))
+        assert launch.main(arguments) == code
+    assert f"{named}: mixed_precision: found fp16" in capsys.readouterr().err
+    named.write_text(yaml.safe_dump(ANSWERS | TWO_GPUS | {"num_processes": None}))
+    assert launch.main(arguments) == 5
+    assert launch.main(["--num_processes", "2", *arguments]) == 0
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("100", 100), (None, 30)])
+def test_processes_have_the_time_to_save_that_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, seconds: int
+) -> None:
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    class Context(PContext):
+        def __init__(self) -> None:
+            self._tail_logs, self.filtered_stdout, self.filtered_stderr = [], None, None
+
+        def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
+            waited.append(timeout)
+
+    waited: list[int] = []
+    monkeypatch.setattr(PContext.close, "__defaults__", (None, 30))
+    if given is None:
+        monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    else:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", given)
+    launch._leave_time_to_save()
+    Context.__abstractmethods__ = frozenset()
+    Context().close(signal.SIGTERM)  # as the agent calls it
+    assert waited == [seconds]
 
 
 def test_a_stage_starts_without_notices_with_the_users_threads_and_its_arguments(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a training shows while it runs; showing it changes no weight."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ldm.training import live
 from ldm.training.bands import Window, write
 from ldm.training.history import CURVES, PACE, VALIDATION
 from ldm.training.live import Live
+from ldm.training.pace import Pace
 from ldm.training.plots import read_table
 from tests.toy_training import Batches, params, run_toy
 
@@ -37,6 +39,20 @@ def test_every_row_is_on_the_disk_before_the_next_step(tmp_path: Path):
     assert batches.seen[3] == {CURVES: [3], VALIDATION: [], PACE: [3]}
     assert batches.seen[10] == {CURVES: [3, 6, 9], VALIDATION: [10], PACE: [3, 6, 9]}
     assert batches.seen[19] == {CURVES: [3, 6, 9, 12, 15, 18], VALIDATION: [10], PACE: [3, 6, 9, 12, 15, 18]}
+
+
+def test_speeds_count_the_updates_since_the_training_went_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counts: list[tuple[int, int]] = []
+
+    def row(pace: Pace, step: int, num_updates: int) -> dict[str, float]:
+        counts.append((step, num_updates))
+        return {"step": step}
+
+    monkeypatch.setattr(Pace, "row", row)
+    with pytest.raises(Stopped):
+        run_toy(tmp_path, params(), kill_at=7)
+    run_toy(tmp_path, params())
+    assert counts == [(3, 3), (6, 3), (9, 1), (12, 3), (15, 3), (18, 3), (20, 2)]
 
 
 def banded(tmp_path: Path, *windows: tuple[int, float, float]) -> str:
@@ -83,8 +99,8 @@ def test_other_processes_show_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     whole, _ = run_toy(tmp_path / "shown", params())
 
     class Other(Live):
-        def __init__(self, *args: object, is_shown: bool) -> None:
-            super().__init__(*args, is_shown=False)
+        def __init__(self, *args: Any, step: int, is_shown: bool) -> None:
+            super().__init__(*args, step=step, is_shown=False)
 
     monkeypatch.setattr("ldm.training.loop.Live", Other)
     monkeypatch.setattr(live.plots, "write_table", lambda *_: pytest.fail("it wrote a table"))

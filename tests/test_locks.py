@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,24 @@ def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> N
         locks.take(path)
     locks.release(held)
     locks.release(locks.take(path))
+
+
+def test_a_folder_loses_its_name_and_its_lock_before_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS would keep an open file, and the folder with it."""
+    folder, real = tmp_path / "run", shutil.rmtree
+    held = locks.take(folder / "lock")
+
+    def remove(path: Path) -> None:
+        opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
+        assert not folder.exists() and path.name.startswith(locks.GONE) and not any(str(path) in o for o in opened)
+        locks.release(locks.take(folder / "lock"))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    locks.remove_folder(folder, held)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "what began meanwhile"
 
 
 def test_who_only_asks_for_the_holder_keeps_nobody_out(tmp_path: Path) -> None:

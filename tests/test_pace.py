@@ -13,6 +13,8 @@ def test_rows_count_updates_without_what_lies_between(monkeypatch: pytest.Monkey
     now = 100.0
     monkeypatch.setattr(pace.time, "monotonic", lambda: now)
     clock = Pace(batch_size=8)
+    now += 7  # of preparations
+    clock.restart()
 
     def drawn() -> Iterator[dict[str, torch.Tensor]]:
         nonlocal now
@@ -26,8 +28,8 @@ def test_rows_count_updates_without_what_lies_between(monkeypatch: pytest.Monkey
     with clock.stopped():
         now += 50  # of a validation
     row = clock.row(10, num_updates=2)
-    assert (row["step"], row["samples_per_second"], row["data_wait"], row["seconds"]) == (10, 2 * 8 / 4, 0.5, 54)
+    assert (row["step"], row["samples_per_second"], row["data_wait"], row["seconds"]) == (10, 2 * 8 / 4, 0.5, 61)
     assert row["memory_gb"] > 0
     now += 1
     row = clock.row(11, num_updates=1)
-    assert (row["samples_per_second"], row["data_wait"], row["seconds"]) == (8, 0, 55), "of this row alone"
+    assert (row["samples_per_second"], row["data_wait"], row["seconds"]) == (8, 0, 62), "of this row alone"

@@ -18,9 +18,10 @@ from torch import Tensor
 from ldm.compute import state
 from ldm.compute.saved import State, check, read
 from ldm.compute.state import Run
-from ldm.core import artifact
+from ldm.core import artifact, locks
 from ldm.core.errors import IntegrityError, MachineError, NumericsError
 from ldm.core.params import MachineParams
+from ldm.tools import runs
 from tests.training_data import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,19 +214,38 @@ def test_a_thread_writes_a_copy_while_the_weights_change(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("then", ["commit", "settle"])
-def test_an_error_of_the_writing_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str):
+def test_an_error_of_the_writing_thread_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], then: str):
     run = opened(tmp_path)
     run.commit(at(1), num_kept=1, in_background=True)
     run.settle()
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(patch, 4, OSError(28, "No space left on device"))
         run.commit(at(2), num_kept=1, in_background=True)
-        with pytest.raises(MachineError, match="bytes are free"):
-            run.settle() if then == "settle" else run.commit(at(3), num_kept=1, in_background=True)
-    assert same(newest(run), at(1))
-    run.commit(at(3), num_kept=1, in_background=True)
+        if then == "settle":
+            with pytest.raises(MachineError, match="bytes are free"):
+                run.settle()
+            assert same(newest(run), at(1))
+        else:
+            run.commit(at(3), num_kept=1, in_background=True)
+            assert same(newest(run), at(3)), "the disk has room again, and no thread is trusted with it"
+            assert "bytes are free" in (said := capsys.readouterr().err) and "step 3 is written instead" in said
+    run.commit(at(4), num_kept=1, in_background=True)
     run.close()  # the directory is free when all is written
-    assert same(newest(run), at(3)) and not list(run.directory.glob(".*.building"))
+    assert same(newest(run), at(4)) and not list(run.directory.glob(".*.building"))
+
+
+def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = opened(tmp_path)
+    run.commit(at(1), num_kept=1)
+    monkeypatch.setattr(artifact, "write_tensors", full)
+    run.commit(at(2), num_kept=1, in_background=True)
+    with pytest.raises(MachineError, match="bytes are free"):
+        run.commit(at(3), num_kept=1, in_background=True)
+    assert same(newest(run), at(1))
+
+
+def full(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(("fsync", "left"), [(1, 1), (4, 1), (5, 2)])
@@ -452,7 +472,7 @@ def test_old_runs_go_by_number_and_age(
     assert all(old[days].directory.name in told[0] for days in set(old) - left)
 
 
-@pytest.mark.parametrize("pattern", ["*/fingerprint.json", "fingerprint.json"])
+@pytest.mark.parametrize("pattern", ["[!.]*/fingerprint.json", "fingerprint.json"])
 def test_runs_that_end_while_another_starts_do_not_stop_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ):
@@ -540,9 +560,18 @@ def test_a_state_that_is_gone_other_or_in_use_is_refused_and_still_asked_for(
     ask(source, 1)
     change(source)
     run = opened(tmp_path, **{"params.rate": 0.2})
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         run.adopt(taken)
     assert newest(run) is None and (tmp_path / "train/resume.json").exists()
+    assert change != remove or f"rm {tmp_path / 'train/resume.json'}" in str(caught.value)
+
+
+def test_what_a_kill_left_of_a_removed_run_is_no_run_and_goes(tmp_path: Path):
+    run = aged(tmp_path, 1, 0)
+    left = run.directory.rename(tmp_path / "train" / f"{locks.GONE}{run.directory.name}.1")
+    opened(tmp_path, **{"params.seed": 2}).close()
+    assert [kept.directory.name for kept in runs.kept(tmp_path) if kept.directory == left] == []
+    assert state.prune(tmp_path / "train", machine()) == [] and not left.exists()
 
 
 @pytest.mark.parametrize("point", range(1, NUM_POINTS + 2))

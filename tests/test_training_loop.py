@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.compute import precision
-from ldm.compute.saved import check, read
+from ldm.compute.saved import State, check, read
 from ldm.core import artifact
 from ldm.core.errors import IntegrityError, MachineError, NumericsError, Stopped
 from ldm.core.params import MachineParams
-from ldm.training import muon
+from ldm.training import muon, resuming
 from ldm.training.batches import rows_of_pass
 from ldm.training.optimizer import ema_decay_at, learning_rate_at
 from tests.toy_training import Batches, Toy, averages, params, run_toy
@@ -177,18 +177,23 @@ def test_an_error_of_a_batch_ahead_comes_at_its_step(tmp_path: Path):
     assert check_step(max(tmp_path.glob("toy/*/step-*"))) == 6
 
 
-def test_a_state_that_a_thread_cannot_write_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("stays_full", [True, False])
+def test_a_state_that_a_thread_cannot_write_is_followed_by_one_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays_full: bool
+):
     real = artifact.write_tensors
 
     def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-        if "000000014" in str(path):
+        step = int(path.parent.name.split(".")[1].removeprefix("step-"))
+        if step == 14 or (stays_full and step > 14):
             raise OSError(28, "No space left on device")
         real(path, tensors)
 
     monkeypatch.setattr(artifact, "write_tensors", write)
-    with pytest.raises(MachineError, match="No space left"):
-        run_toy(tmp_path, params(), machine=AHEAD)
-    assert [path.name for path in tmp_path.glob("toy/*/step-*")] == ["step-000000007"]
+    with pytest.raises(MachineError if stays_full else Stopped):
+        run_toy(tmp_path, params(), machine=AHEAD, kill_at=17)
+    left = sorted(map(check_step, tmp_path.glob("toy/*/step-*")))
+    assert left[0] == 7 and (left[1:] == [] if stays_full else 14 < left[1] < 20)
 
 
 def test_auto_is_chosen_once_and_kept_on_a_machine_that_would_choose_otherwise(
@@ -275,6 +280,19 @@ def test_a_run_goes_on_under_other_params_if_it_is_asked_to(tmp_path: Path, caps
     assert "as `ldm resume` asked" in capsys.readouterr().out
 
 
+def test_a_state_past_the_last_step_or_of_another_model_is_refused() -> None:
+    own = State(3, {"weights.a": torch.zeros(2), "bad": torch.zeros(4, dtype=torch.int64)}, {})
+    record = {"step": 3, "differs": {"params.num_steps": [3, 5]}}
+    assert resuming.accepted(own, params(num_steps=3, num_warmup_steps=1), own, record).values == {
+        "resumed_from": [record]
+    }
+    with pytest.raises(IntegrityError, match="step 3; expected at most num_steps 2"):
+        resuming.accepted(own, params(num_steps=2, num_warmup_steps=1), own, record)
+    other = State(3, {**own.tensors, "weights.a": torch.zeros(3)}, {})
+    with pytest.raises(IntegrityError, match=r"weights\.a of shape \[3\], and 0 more"):
+        resuming.accepted(own, params(), other, record)
+
+
 def test_a_finished_training_is_extended(tmp_path: Path):
     """As one of the longer schedule that stood at these weights after 20 steps; its own end is a row of the curve."""
     run_toy(tmp_path, params())
@@ -286,6 +304,36 @@ def test_a_finished_training_is_extended(tmp_path: Path):
     assert [row["step"] for row in history.training][6:] == [20, 21, 24, 27, 30]
     assert history.training[-1]["learning_rate"] == learning_rate_at(29, longer)
     assert history.resumed_from[0]["differs"] == {"params.num_steps": [20, 30]}
+
+
+@pytest.mark.parametrize("every", [3, 50])
+def test_a_run_may_end_at_the_step_of_a_saved_state(tmp_path: Path, every: int):
+    """What was not said to be the last step when it was taken has no row and no validation yet."""
+    longer = {"log_every_steps": 4, "validate_every_steps": every}
+    with pytest.raises(Stopped, match="at step 5"):
+        run_toy(tmp_path, params(**longer), kill_at=4)
+    ask(tmp_path)
+    toy, history = run_toy(tmp_path, params(num_steps=5, **longer), toy=Toy(seed=3))
+    assert [row["step"] for row in history.training] == [4, 5]
+    assert [row["step"] for row in history.validation] == ([3, 5] if every == 3 else [5])
+    again = toy(Batches(params())(10**6, slice(0, 8)))["loss"].item()
+    assert history.validation[-1]["loss"] == pytest.approx(again, rel=1e-6)
+
+
+@pytest.mark.parametrize("before", [None, MUON])
+def test_a_run_goes_on_with_another_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, float] | None
+):
+    """It starts the moments of its own; those of the other are forgotten."""
+    monkeypatch.setattr(muon, "_LEAST_SIDE", 2)
+    with pytest.raises(Stopped):
+        run_toy(tmp_path, params(muon=before), kill_at=8)
+    ask(tmp_path)
+    with pytest.raises(Stopped):
+        run_toy(tmp_path, params(muon=None if before else MUON), kill_at=12)
+    tensors = load_file(max(tmp_path.rglob("step-000000013/*.safetensors")))
+    of_kernel = {name.split(".")[1] for name in tensors if name.startswith("optimizer.") and "net.0.weight" in name}
+    assert of_kernel == ({"step", "exp_avg", "exp_avg_sq"} if before else {"momentum"})
 
 
 def test_what_broke_a_run_may_be_changed(tmp_path: Path):

@@ -105,16 +105,19 @@ class Run:
             for old in states[:-1]:
                 shutil.rmtree(old)
         else:
-            shutil.rmtree(self.directory)
+            locks.remove_folder(self.directory, self._lock)
+            self._lock = None
         self.close()
 
     def choose(self) -> saved.Saved | None:
         """The newest state that verifies, or None. A damaged one is reported and skipped."""
-        for directory in reversed(states_of(self.directory)):
+        directories = states_of(self.directory)
+        for i, directory in reversed(list(enumerate(directories))):
             try:
                 return saved.check(directory)
             except IntegrityError as error:
-                print(f"{error}\nthe state before it is used", file=sys.stderr, flush=True)
+                then = "the state before it is tried" if i else "no good state is left: the run starts at step 0"
+                print(f"{error}\n{then}", file=sys.stderr, flush=True)
         return None
 
     def load(self, accelerator: "Accelerator") -> State | None:
@@ -150,6 +153,9 @@ class Run:
         if asked is None:
             return
         source = self.directory.parent / asked["state"]
+        if not source.is_dir():
+            fix = f"`ldm resume` another one of `ldm runs`, or rm {request} to start afresh"
+            raise IntegrityError(str(source), "gone", f"the state that {request} asks for", fix)
         with suppress(FileNotFoundError) if source.parent == self.directory else locks.held(source.parent / _LOCK):
             found = saved.check(source, asked["manifest_sha256"])
             differs = fingerprint.differences(fingerprint_of(source.parent), self.fingerprint)
@@ -169,16 +175,19 @@ class Run:
 
     def commit(self, state: State, num_kept: int, *, in_background: bool = False) -> None:
         """Make a state the newest one, durably, then drop all but the `num_kept` newest. In the background, a thread
-        does so from a copy, once the state before is written.
+        does so from a copy, once the state before is written; if that could not be, this one is not left to a thread.
 
         After a kill at any point, or an error, the states from before still load.
 
         Raises:
-            NumericsError: a tensor is not finite. MachineError: it, or the state before, cannot be written (with needed
-                and free bytes).
+            NumericsError: a tensor is not finite. MachineError: it cannot be written (with needed and free bytes).
         """
         assert self._lock is not None, "a run commits only while it is open"
-        self.settle()
+        try:
+            self.settle()
+        except MachineError as error:
+            print(f"{error}\nthe state of step {state.step} is written instead", file=sys.stderr, flush=True)
+            in_background = False
         name = f"step-{state.step:09d}"
         saved.refuse_nonfinite(state, self.directory, name)
 
@@ -253,8 +262,8 @@ class Run:
             shutil.rmtree(self.directory / f"unit-{key}")
         for other in self.directory.parent.iterdir():
             if other != self.directory and other.is_dir():
-                with suppress(MachineError), locks.held(other / _LOCK):
-                    shutil.rmtree(other)
+                with suppress(MachineError, OSError):
+                    locks.remove_folder(other, locks.take(other / _LOCK))
 
     def _publish(self, name: str, state: State) -> None:
         """Write a state beside its place, hash it there, force it to the disk, and give it its name."""
@@ -302,7 +311,7 @@ def parts_of(run: Path) -> list[Path]:
 def _newest(stage: Path) -> tuple[Path, dict[str, Any]] | None:
     """The run of a stage that was opened last, and its fingerprint. One that ends just now is passed over, and so is
     a damaged one, which `ldm runs` tells of."""
-    for path in sorted(stage.glob(f"*/{FINGERPRINT}"), key=_changed, reverse=True):
+    for path in sorted(stage.glob(f"[!.]*/{FINGERPRINT}"), key=_changed, reverse=True):
         with suppress(FileNotFoundError, IntegrityError):
             return path.parent, fingerprint_of(path.parent)
     return None
@@ -360,7 +369,8 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
     asked = asked_for(stage)
     spared = (spare, asked and (stage / asked["state"]).parent)
     runs = sorted((path for path in stage.iterdir() if path.is_dir() and path not in spared), key=last_used)[::-1]
-    filled = [run for run in runs if parts_of(run) or any(run.glob("step-*"))]  # a user's copy of a state counts
+    whole = [run for run in runs if not run.name.startswith(locks.GONE)]
+    filled = [run for run in whole if parts_of(run) or any(run.glob("step-*"))]  # a user's copy of a state counts
     kept = filled if machine.num_kept_runs is None else filled[: machine.num_kept_runs]
     removed: list[str] = []
     for run in runs:
@@ -368,9 +378,9 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
         if run in kept and (machine.max_run_age_days is None or days <= machine.max_run_age_days):
             continue
         # What cannot be removed now must not end a training.
-        with suppress(MachineError, OSError), locks.held(run / _LOCK):
+        with suppress(MachineError, OSError):
             description = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
-            shutil.rmtree(run)
+            locks.remove_folder(run, locks.take(run / _LOCK))
             removed += [description] if run in filled else []
     return removed
 

@@ -8,6 +8,7 @@ machine is still running.
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import time
 from collections.abc import Generator
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from ldm.core.errors import MachineError
 
+GONE = ".gone."
+"""How the name of a folder begins that is being removed."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
 
@@ -63,6 +66,20 @@ def _lock(file: int) -> None:
 def release(file: int) -> None:
     """Let go of what `take` returned."""
     os.close(file)
+
+
+def remove_folder(folder: Path, file: int) -> None:
+    """Remove the folder in which a lock file is, and let go of the lock, which `take` returned. The folder loses its
+    name first, so that nobody finds it half removed. OSError: it cannot be removed.
+
+    The file is closed before it is removed: NFS keeps what is open under another name, and the folder with it.
+    """
+    gone = folder.with_name(f"{GONE}{folder.name}.{os.getpid()}")
+    try:
+        folder.rename(gone)
+    finally:
+        release(file)
+    shutil.rmtree(gone)
 
 
 @contextmanager

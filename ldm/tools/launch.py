@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.core.errors import UserError
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     """Start a script with accelerate; options of `accelerate launch` may precede it. Returns the exit code if the
     script cannot be started, or if one process on CPUs was all there was to start."""
     try:
-        launch_config.check()
+        launch_config.check(_options(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -37,8 +38,30 @@ def main(arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    _leave_time_to_save()
     launch_command(launch_command_parser().parse_args(["--quiet", *arguments]))
     return 0
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str | None]:
+    """Options of `accelerate launch` by name, as far as can be told without it: up to the script."""
+    found: dict[str, str | None] = {}
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.endswith(".py"):
+            break
+        if argument.startswith("--"):
+            name, _, value = argument[2:].partition("=")
+            found[name] = value or (None if following.startswith("--") else following)
+    return found
+
+
+def _leave_time_to_save() -> None:
+    """Give processes as many seconds between a signal and their kill as TORCH_ELASTIC_SHUTDOWN_TIMEOUT says. Older
+    versions of torch do not read it: they have 30."""
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    if seconds := os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        PContext.close.__defaults__ = (None, int(seconds))  # death_sig, timeout
 
 
 def _is_one_process(arguments: list[str]) -> bool:

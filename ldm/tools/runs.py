@@ -53,7 +53,8 @@ def kept(root: Path) -> list[Kept]:
     """
     runs: list[Kept] = []
     for stage in _stages(root):
-        directories = [path for path in stage.iterdir() if (path / state.FINGERPRINT).is_file()]
+        found = (path for path in stage.iterdir() if not path.name.startswith(locks.GONE))
+        directories = [path for path in found if (path / state.FINGERPRINT).is_file()]
         for directory in sorted(directories, key=state.last_used, reverse=True):
             made_by, damage = dict[str, Any](), None
             try:

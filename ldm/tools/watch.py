@@ -84,7 +84,7 @@ def trainings(root: Path, stages: Sequence[str]) -> tuple[list[Training], list[s
     """Those of some stages that run now; if none does, the one that ran last. And lines about runs that are damaged."""
     found: list[tuple[float, Training]] = []
     damaged: list[str] = []
-    for path in [path.parent for stage in stages for path in (root / stage).glob(f"*/{state.FINGERPRINT}")]:
+    for path in [path.parent for stage in stages for path in (root / stage).glob(f"[!.]*/{state.FINGERPRINT}")]:
         try:
             found.append((state.last_used(path), Training.of(path)))
         except FileNotFoundError:  # it ends just now

@@ -17,13 +17,15 @@ from ldm.training.trackers import Trackers
 class Live:
     """A context manager around the steps of a training. Only the main process shows anything."""
 
-    def __init__(self, run: Run, params: TrainingParams, history: History, pace: Pace, *, is_shown: bool) -> None:
-        """history: as it is when the training starts or goes on."""
+    def __init__(
+        self, run: Run, params: TrainingParams, history: History, pace: Pace, *, step: int, is_shown: bool
+    ) -> None:
+        """history, step: as they are when the training starts or goes on."""
         self._run, self._band_path, self.pace, self._is_shown = run, params.loss_band, pace, is_shown
         self._stage, self._speeds = run.directory.parent.name, list[Row]()
         self._band = self._read_band() if params.loss_band and is_shown else []
         self._was_outside = any(bands.is_outside(self._band, row) for row in history.training[-1:])
-        self._num_rows, self._step = len(history.training), _last_step(history)
+        self._num_rows, self._step = len(history.training), step
         kinds = run.machine.trackers if run.machine and is_shown else []
         self._trackers = Trackers(kinds, run)
 
@@ -39,8 +41,9 @@ class Live:
             return
         if len(history.training) > self._num_rows:
             row = history.training[-1]
-            self._speeds.append(self.pace.row(_last_step(history), _last_step(history) - self._step))
-            self._num_rows, self._step = len(history.training), _last_step(history)
+            last = int(row["step"])
+            self._speeds.append(self.pace.row(last, last - self._step))
+            self._num_rows, self._step = len(history.training), last
             self._compare(row)
         history.write_tables(self._run.directory)
         plots.write_table(self._run.directory / PACE, self._speeds)
@@ -67,7 +70,3 @@ class Live:
             why = f"as in the known run of {self._band_path}; if data or params are others, set loss_band: null"
             print(f"{self._stage}: {found}, {why}", flush=True)
         self._was_outside = is_outside
-
-
-def _last_step(history: History) -> int:
-    return int(history.training[-1]["step"]) if history.training else 0

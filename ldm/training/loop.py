@@ -7,7 +7,7 @@ tensors and one integer. Nothing waits for the device between two rows of the lo
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields, replace
-from typing import Any
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,10 @@ from ldm.compute.saved import State
 from ldm.compute.state import Run
 from ldm.compute.stopping import StopRequest
 from ldm.core import images
-from ldm.core.errors import IntegrityError, NumericsError, Stopped
+from ldm.core.errors import NumericsError, Stopped
 from ldm.core.params import AskedPrecision
 from ldm.core.progress import Progress
-from ldm.training import batches, plots, sharding
+from ldm.training import batches, plots, resuming, sharding
 from ldm.training.averages import Averages
 from ldm.training.batches import Batch, BatchAtStep
 from ldm.training.history import BadUpdates, History, Row
@@ -37,8 +37,6 @@ Picture = Callable[[nn.Module], images.Image.Image]
 
 _NUM_STEPS_BETWEEN_STOP_CHECKS = 16
 _NUM_COMPARED_BATCHES = 3
-_OF_MODEL = ("weights.", "ema.", "average_", "buffers.")
-"""How the names of tensors of a state begin that two states of one model have in common."""
 
 
 def train(
@@ -92,7 +90,7 @@ def train(
         training = _Training(objective, keys_at_step, params, adversary, accelerator, averages)
         if accelerator.is_main_process:
             run.open()
-            run.adopt(training.accept)
+            run.adopt(partial(resuming.accepted, training.state(), params))
         _restore(training, run, name)
         # Equal code and data should give equal batches; keys are cheap, so a few are compared before any is computed.
         compared = range(training.step, training.step + _NUM_COMPARED_BATCHES)
@@ -100,9 +98,11 @@ def train(
         remaining = range(training.step, params.num_steps)
         with (
             closing(batches.coming(batch_at_step, remaining, params, accelerator, run.machine)) as coming,
-            Live(run, params, training.history, pace, is_shown=accelerator.is_main_process) as live,
+            Live(run, params, training.history, pace, step=training.step, is_shown=accelerator.is_main_process) as live,
         ):
             ranks.wait()  # a tracker may take long to start
+            if not remaining and not training.is_concluded:
+                _conclude(training, run, validate, picture, live)
             _run_steps(training, pace.timed(coming), run, validate, picture, name, live)
             if training.averages.choose(run):
                 _compare(training)
@@ -126,6 +126,7 @@ def _run_steps(
 ) -> None:
     """Update until the last step: log, validate and save when it is time to, and stop in good order if asked."""
     params, is_main = training.params, training.accelerator.is_main_process
+    live.pace.restart()
     with (
         StopRequest() as stop,
         Progress(name, "step", params.num_steps, done=training.step, is_shown=is_main) as progress,
@@ -149,6 +150,15 @@ def _run_steps(
             if is_stopping and not is_last:
                 found = f"{stop.reason or 'another process was asked to stop'} at step {training.step}"
                 raise Stopped(name, found, f"{params.num_steps} steps", "run it again: it goes on from there")
+
+
+def _conclude(training: "_Training", run: Run, validate: Validate, picture: Picture | None, live: Live) -> None:
+    """What follows the last update, for a state that `ldm resume` named and that was saved before its step was the
+    last one."""
+    training.averages.save(run, training.step, is_main=training.accelerator.is_main_process)
+    if training.sums:
+        training.log()
+    _validate(training, validate, picture, run, live)
 
 
 def _validate(training: "_Training", validate: Validate, picture: Picture | None, run: Run, live: Live) -> None:
@@ -275,6 +285,11 @@ class _Training:
         self.is_bad = torch.zeros(self.params.log_every_steps, dtype=torch.bool, device=self.accelerator.device)
 
     @property
+    def is_concluded(self) -> bool:
+        """Whether the newest row of the validation curve is of this step."""
+        return bool(self.history.validation) and self.history.validation[-1]["step"] == self.step
+
+    @property
     def _row_start(self) -> int:
         """Updates before the first one of the row that is open."""
         return int(self.history.training[-1]["step"]) if self.history.training else 0
@@ -347,7 +362,8 @@ class _Training:
             elif kind == "optimizer":
                 part, _, weight_name = key.partition(".")
                 weight = self.weights[weight_name]
-                self.optimizers.moments(weight)[part] = sharding.like(weight, tensor)
+                if self.optimizers.keeps(weight, part):
+                    self.optimizers.moments(weight)[part] = sharding.like(weight, tensor)
         device = self.accelerator.device
         self.history = History(**{f.name: state.values[f.name] for f in fields(History) if f.name in state.values})
         self.step = state.step
@@ -360,32 +376,6 @@ class _Training:
         if state.values["machine"] != self._machine():
             saved = f"saved with {state.values['machine']}, going on with {self._machine()}"
             self.accelerator.print(f"{saved}: equal up to rounding, not in every bit", flush=True)
-
-    def accept(self, state: State, record: dict[str, Any]) -> State:
-        """The state to resume from when the user asked for `state`, which another run may have saved.
-
-        record: step and hash of the state and what differs, for the history. IntegrityError: it is a state of another
-        model, or past the last step.
-        """
-        ours, theirs = (
-            {name: list(t.shape) for name, t in each.tensors.items() if name.startswith(_OF_MODEL)}
-            for each in (self.state(), state)
-        )
-        other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-        fix = "undo what differs (`ldm runs` shows it), name another state, or remove resume.json to start afresh"
-        if other:
-            found = f"{other[0]} of shape {theirs.get(other[0])}, and {len(other) - 1} more that do not fit"
-            raise IntegrityError("the state that `ldm resume` named", found, str(ours.get(other[0])), fix)
-        if state.step > self.params.num_steps:
-            expected = f"at most num_steps {self.params.num_steps}"
-            raise IntegrityError("the state that `ldm resume` named", f"step {state.step}", expected, fix)
-        if not record["differs"]:
-            return state
-        # Bad updates in a row are counted afresh: what was changed may be what made them bad.
-        bad, zero = BadUpdates(*state.tensors["bad"]), torch.zeros_like(state.tensors["bad"][0])
-        tensors = {**state.tensors, "bad": torch.stack(bad._replace(in_row=zero, most_in_row=zero))}
-        resumed_from = [*state.values.get("resumed_from", []), record]
-        return State(state.step, tensors, {**state.values, "resumed_from": resumed_from})
 
     def _model(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights, averages and buffers by their names in a state."""

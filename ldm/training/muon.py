@@ -10,6 +10,8 @@ from torch import Tensor, distributed, nn
 
 from ldm.compute import ranks
 
+MOMENTUM = "momentum"
+"""Name of the only moment that it keeps."""
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of degree 5 that each iteration applies to the singular values: those of the authors, which
 lift small values fastest, and leave all between about 0.7 and 1.2."""
@@ -75,7 +77,7 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum_of(self, weight: nn.Parameter) -> Tensor:
         state: dict[str, Tensor] = self.state[weight]
-        return state.setdefault("momentum", torch.zeros_like(weight))
+        return state.setdefault(MOMENTUM, torch.zeros_like(weight))
 
 
 def orthogonalised(matrices: Float[Tensor, "b r c"], num_iterations: int) -> Float[Tensor, "b r c"]:

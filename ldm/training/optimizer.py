@@ -10,7 +10,7 @@ from ldm.compute.precision import dtype_of
 from ldm.compute.process import Accelerator
 from ldm.core.params import AskedPrecision
 from ldm.training import muon, sharding
-from ldm.training.muon import Muon
+from ldm.training.muon import MOMENTUM, Muon
 from ldm.training.params import AdversaryParams, TrainingParams
 
 ADVERSARY = "adversary."
@@ -82,6 +82,11 @@ class Optimizers:
             self._opponent.zero_grad()
         self._optimizer.zero_grad()
         return is_good, norms
+
+    def keeps(self, weight: nn.Parameter, moment: str) -> bool:
+        """Whether the optimizer of a weight has a moment of this name. AdamW and Muon have others."""
+        is_muons = self._muon is not None and any(weight is other for other in _weights_of(self._muon))
+        return is_muons == (moment == MOMENTUM)
 
     def moments(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Moments and step count of a weight, by name; empty before its first update. What is put into it is used."""

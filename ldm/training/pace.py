@@ -19,6 +19,10 @@ class Pace:
         self._start = self._row_start = time.monotonic()
         self._stopped = self._waited = 0.0
 
+    def restart(self) -> None:
+        """Start the first row now: what came before were no updates."""
+        self._row_start, self._stopped = time.monotonic(), 0.0
+
     def timed(self, batches: Iterable[Batch]) -> Generator[Batch]:
         """The same batches; the time until each is there is counted as waiting for data."""
         start = time.monotonic()

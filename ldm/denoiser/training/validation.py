@@ -52,8 +52,9 @@ class Validation:
         self._bound = VariationalBound(params.diffusion, values, slices)
 
     def __call__(self, objective: nn.Module) -> dict[str, float]:
-        """`loss`, `mse`, `mse_bucket_K` of slice K of the training times (1 has the least noise), and `mse_noisiest` of
-        their last twentieth, where sampling starts; `bits_per_dimension` and its terms, of a `VariationalBound`."""
+        """`loss`, `mse`, `mse_bucket_K` of each slice K of the training times that has samples (1 has the least noise),
+        and `mse_noisiest` of their last twentieth, where sampling starts; `bits_per_dimension` and its terms, of a
+        `VariationalBound`."""
         assert isinstance(objective, DenoisingObjective)
         device, num_buckets = self._accelerator.device, self._params.num_validation_buckets
         total = torch.zeros(3 + 2 * (num_buckets + 1), dtype=torch.float64)
@@ -70,7 +71,7 @@ class Validation:
         sums, counts = total[3:].chunk(2)
         *means, noisiest = (sums / counts.clamp(min=1)).tolist()
         loss, mse = (total[:2] / len(self._buckets)).tolist()
-        buckets = {f"mse_bucket_{i}": value for i, value in enumerate(means, 1)}
+        buckets = {f"mse_bucket_{i}": value for i, value in enumerate(means, 1) if counts[i - 1]}
         bits = self._bound.terms(float(total[2]))
         return {"loss": loss, "mse": mse, **buckets, "mse_noisiest": noisiest, **bits}
 

@@ -2,7 +2,7 @@
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,20 @@ def config_path() -> Path:
     return next((path for path in names if path.is_file()), names[0])
 
 
-def check() -> None:
-    """Check the file that `accelerate config` wrote, if any, before a stage reads it, perhaps hours later.
+def check(options: Mapping[str, str | None] = {}) -> None:
+    """Check the config file that `accelerate launch` would read, if any, before a stage does, perhaps hours later.
+
+    options: those of `accelerate launch`, by name. `config_file` is that of another file than `accelerate config`
+        wrote, and an option is not missed in the file.
 
     MachineError: accelerate would end in a traceback, or would be asked for what no params file offers.
     """
-    path = config_path()
+    named = options.get("config_file")
+    path = config_path() if named is None else Path(named)
     if not path.is_file():
-        return
+        if named is None:
+            return
+        raise MachineError(named, "no such file", "one that `accelerate config` wrote", "name it by --config_file")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))  # as accelerate does; JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -41,7 +47,7 @@ def check() -> None:
     else:
         is_mapping = isinstance(config, dict)
         lines = list(_findings(config)) if is_mapping else ["no keys; expected distributed_type, num_processes, ..."]
-        lines = [f"{path}: {line}" for line in lines]
+        lines = [f"{path}: {line}" for line in lines if line.partition(":")[0] not in options]
     if lines:
         fix = "correct the file, answer `accelerate config` again, or remove the file: stages need none"
         raise MachineError.many([_error(line, fix) for line in lines])

@@ -104,7 +104,7 @@ def _in_repository(root: Path) -> tuple[str, Iterator[Step]]:
 def _unfinished(root: Path, paths: PathsParams) -> list[Step]:
     """What to do about the training that saved a state last, unless it is finished."""
     states = {
-        path: _saved_at(path) for path in (root / workspace.runs(paths.runs)).glob(f"train_*/*/{workspace.STATES}")
+        path: _saved_at(path) for path in (root / workspace.runs(paths.runs)).glob(f"train_*/[!.]*/{workspace.STATES}")
     }
     newest = max(states, key=lambda path: states[path], default=None)
     if newest is None or _is_finished(newest):
