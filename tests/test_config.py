@@ -33,6 +33,10 @@ class Inner(config.Section):
     names: list[Literal["a", "b"]] = Field(min_length=1)
 
 
+class Named(config.Section):
+    text: Annotated[str, Field(max_length=3)] | None
+
+
 class Example(config.Section):
     count: int = Field(ge=1, le=9)
     on: bool
@@ -165,6 +169,31 @@ def test_values_that_come_from_no_file_get_the_same_findings() -> None:
         "nmes: unknown key; expected one of rate, pair, names; nearest: names",
         "fix: rename it to names, or remove it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "a \udcff",
+            [
+                'text: "a \udcff" has bytes that are not UTF-8; expected text in UTF-8',
+                "fix: write it in UTF-8, as a terminal with a UTF-8 locale does",
+            ],
+        ),
+        (
+            "abcd",
+            [
+                'text: found "abcd"; expected a string with length <= 3 or null',
+                "fix: write a string with length <= 3 or null",
+            ],
+        ),
+    ],
+)
+def test_text_of_other_bytes_or_too_much_of_it_is_told_from_what_is_no_text(text: str, lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.from_values(Named, {"text": text}, {"text": text})
+    assert str(caught.value).splitlines() == lines
 
 
 def test_a_misspelt_key_is_missing_and_unknown_and_both_lines_name_the_other(tmp_path: Path) -> None:

@@ -442,6 +442,18 @@ def test_each_setting_that_the_call_does_not_have_is_said(eps: Pipeline, changed
     assert lines[-1].startswith(f"note: images here have {said};")
 
 
+def test_guidance_in_the_form_of_the_paper_is_a_call_that_differs_in_nothing(eps: Pipeline) -> None:
+    """Also with none of it, a scale that diffusers would not have in its own form."""
+    for scale in (0, 1.5):
+        of_paper, same = (
+            replace(eps, drawing=eps.drawing.changed(changes | {"sampler": {"kind": "ddim", "eta": 0}}))
+            for changes in ({"guidance": "ho_salimans", "guidance_scale": scale}, {"guidance_scale": 1 + scale})
+        )
+        lines = usage.lines(of_paper, Path("out"), "diffusers")
+        assert lines == usage.lines(same, Path("out"), "diffusers") and len(lines) == 4
+        assert torch.equal(of_paper("a star"), same("a star"))
+
+
 @pytest.mark.parametrize("name", ['my "best"', "a\\b", "it's ré"])
 @pytest.mark.parametrize("kind", get_args(topology.Format))
 def test_a_path_is_written_as_python_reads_it(eps: Pipeline, kind: topology.Format, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 
 from ldm.analytic.mixture import Mixture
 from ldm.core.errors import ConfigError, IntegrityError
+from ldm.core.images import encode_png
+from ldm.core.params import Size
+from ldm.core.shards import Shards, Writer
 from ldm.denoiser.model import schedules
 from ldm.denoiser.model.diffusion import Schedule, z0_from_prediction
 from ldm.sampling import grids, trajectory
@@ -166,6 +170,33 @@ def test_step_counts_are_calls_of_the_pipeline(trained):
     expected = trained.pipeline(found.prompts, **changes).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(found.samples["dpm_solver_pp_2m"][3], expected)
     assert not np.array_equal(found.samples["ddpm"][3], expected)
+
+
+def with_images(trained: models.Trained, folder: Path, sizes_px: list[Size]) -> models.Trained:
+    """As if these were the validation images, each of one grey."""
+    with Writer(folder, 3) as writer:
+        for i, (height, width) in enumerate(sizes_px):
+            png = encode_png(np.full((height, width, 3), i, np.uint8))
+            writer.write(f"{i:04}", {"png": png}, size_px=(height, width))
+    return replace(trained, images=Shards(folder))
+
+
+def test_pictures_are_the_first_of_the_commonest_size(trained: models.Trained, tmp_path: Path) -> None:
+    tall, square, wide = (80, 48), (64, 64), (48, 80)
+    mixed = with_images(trained, tmp_path / "mixed", [tall, square, wide, square, *[square, tall] * 3, square])
+    every = mixed.pictures(400)
+    greys = every[:, 0, 0, 0].tolist()
+    assert every.shape == (6, 3, 64, 64) and sorted(greys) == [1, 3, 4, 6, 8, 10]
+    assert torch.equal(mixed.pictures(2), every[:2])
+    assert models.latent_map(mixed).places.shape == (6, 4)
+
+
+def test_a_map_of_too_few_latents_is_refused(trained: models.Trained, tmp_path: Path) -> None:
+    assert len(with_images(trained, tmp_path / "five", [(64, 64)] * 5).pictures(400)) == 5
+    few = with_images(trained, tmp_path / "four", [(64, 64)] * 4 + [(48, 80)] * 3)
+    with pytest.raises(ConfigError, match="latent_map: 4 validation images of one size; expected 5 or more"):
+        list(book.write(tmp_path / "new", ["latent_map"], False, lambda: few))
+    assert not (tmp_path / "new").exists()
 
 
 def test_principal_axes_are_those_of_the_covariance():

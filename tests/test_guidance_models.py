@@ -186,7 +186,10 @@ def test_generate_and_replay(here: Path, loaded: pipeline.Pipeline, options: lis
             ["--dynamic-threshold", "0.995"],
             "dynamic_threshold: 0.995, and a latent covers 8 pixels a side; expected null",
         ),
-        (["--negative-prompt", "\udcff"], "negative_prompt: found"),
+        (
+            ["--negative-prompt", "\udcff"],
+            'negative_prompt: "\\udcff" has bytes that are not UTF-8; expected text in UTF-8',
+        ),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from ldm.autoencoder.model.network import to_image, to_signal
 from ldm.autoencoder.model.networks import build
 from ldm.autoencoder.model.params import KLAutoencoderParams
 from ldm.compute.saved import State
-from ldm.core import config
+from ldm.core import artifact, config
 from ldm.core.errors import ConfigError, IntegrityError
 from ldm.core.images import decode_png, encode_png
 from ldm.core.shards import SPLITS, write
@@ -23,6 +25,7 @@ from ldm.sampling.samples import Prompt
 from ldm.text.model import clip
 from ldm.text.model.params import ClipParams
 from tests.import_closure import ROOT
+from tests.kinds import KINDS
 from tests.trained_data import AUTOENCODER, CHANGES, CLIP, CORPUS
 
 CPU = torch.device("cpu")
@@ -84,6 +87,32 @@ def instruments() -> measure.Instruments:
     model = clip.build(ClipParams.model_validate(CLIP), 0).eval()
     autoencoder = build(KLAutoencoderParams.model_validate(AUTOENCODER)).eval()
     return measure.Instruments([spaces.own_clip(model, "0" * 64)], oracle.ORACLE, model, autoencoder, CPU, {})
+
+
+@pytest.mark.parametrize("kinds", [[], ["shapes"], ["inception", "shapes", "clip"]])
+def test_the_hashes_name_weights_that_were_brought_for_feature_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instruments: measure.Instruments, kinds: list[str]
+) -> None:
+    hashes = {"inception": "1" * 64, "shapes": "2" * 64, "clip": "3" * 64}
+    monkeypatch.setattr(
+        spaces, "build", lambda space, _: spaces.FeatureSpace(space.kind, hashes[space.kind], to_signal)
+    )
+    brought: dict[str, dict[str, Any]] = {
+        "inception": {"weights": "a"},
+        "clip": {"architecture": "b", "weights": "c", "quick_gelu": True},
+    }
+    asked = params(
+        accuracy={"kind": "none"}, feature_spaces=[{"kind": kind, **brought.get(kind, {})} for kind in kinds]
+    )
+    folders = {"clip": tmp_path / "clip", "autoencoder": tmp_path / "autoencoder"}
+    assert instruments.clip is not None
+    instruments.clip.save(folders["clip"], {}, {})
+    tensors = instruments.autoencoder.state_dict()
+    artifact.write(folders["autoencoder"], KINDS["autoencoder"], AUTOENCODER, tensors, {}, {})
+    found = measure.Instruments.load(asked, tmp_path / "clip", tmp_path / "autoencoder", (tmp_path, tmp_path), CPU)
+    of_networks = {name: artifact.read_passport(path, KINDS[name]).content_sha256 for name, path in folders.items()}
+    assert found.sha256 == of_networks | {f"space_{kind}": hashes[kind] for kind in kinds if kind != "shapes"}
+    assert [space.name for space in found.spaces] == [spaces.OWN_CLIP, *kinds]
 
 
 def by_name(found: list[measure.Subject]) -> dict[str, measure.Subject]:

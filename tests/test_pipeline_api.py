@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def test_captions_of_the_corpus_are_looked_up_where_they_are_stored_and_else_enc
 
 
 LONG = "a red star and a blue cross " * 20
+PIXELS = torch.arange(3 * 64 * 64).remainder(251).to(torch.uint8).reshape(3, 64, 64)
 
 
 @pytest.mark.parametrize("call", ["embed", "__call__", "pngs", "write"])
@@ -160,6 +162,23 @@ def test_a_prompt_that_is_too_long_is_cut_with_one_short_warning_at_the_callers_
     assert [Path(warning.filename).name for warning in found] == [Path(__file__).name]
     if call == "embed":
         assert result.tokens.shape[1] == loaded.encode.context_tokens
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "settings"),
+    [
+        ("interpolate", ["a star"], {"last_prompt": LONG, "num_frames": 2, "num_steps": 1}),
+        ("invert", [PIXELS], {"edit": LONG, "num_steps": 1}),
+        ("task_pngs", ["invert", "a star", {"image": PIXELS}], {"edit": LONG}),
+        ("score", [PIXELS, LONG], {"num_probes": 0, "num_noises": 1, "times": [0.5]}),
+    ],
+)
+def test_so_is_a_second_prompt_and_that_of_a_score(
+    loaded: pipeline.Pipeline, call: str, arguments: list[Any], settings: dict[str, Any]
+) -> None:
+    with pytest.warns(UserWarning, match=r"\d+ tokens are cut to the \d+ of training: '[^']{60}'$") as found:
+        getattr(loaded, call)(*arguments, **settings)
+    assert [Path(warning.filename).name for warning in found] == [Path(__file__).name]
 
 
 def test_prompts_that_are_none_are_named_and_the_empty_one_is_no_caption(loaded, tmp_path):

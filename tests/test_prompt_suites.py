@@ -88,6 +88,28 @@ def test_dpg_gets_a_square_named_like_its_prompt(tmp_path: Path) -> None:
     assert (tmp_path / "out/a.png").read_bytes() == pngs(2)[0]
 
 
+def test_the_last_image_of_a_square_replays(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    (tmp_path / "a.txt").write_text("a red star")
+    path = tmp_path / "out/a.png"
+    assert cli.main(["benchmark", "dpg", str(tmp_path), "--output", str(path.parent), "--device", "cpu"]) == 0
+    square, origin = decode_png(path.read_bytes()).copy(), Origin.read(path.read_bytes(), "")
+    again = tmp_path / "again.png"
+    assert cli.main(["replay", str(path), "--output", str(again)]) == 0, capsys.readouterr().err
+    assert np.array_equal(decode_png(again.read_bytes()), square[64:, 64:])
+    assert not np.array_equal(square[:64, :64], square[64:, 64:])
+    square[64, 64] ^= 5
+    path.write_bytes(origin.png(square))
+    assert cli.main(["replay", str(path)]) == 4
+    assert "3 of 12288 values differ, by 5 at most" in capsys.readouterr().err
+    for other in (square[:, 64:], np.concatenate([square, square[:64]])):
+        path.write_bytes(origin.png(other))
+        assert cli.main(["replay", str(path)]) == 4
+        assert f"{len(other)} x {other.shape[1]} pixels; expected 64 x 64" in capsys.readouterr().err
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"prompt": "a star"}\n["no object"]\n')
     with pytest.raises(ConfigError, match=r"x.jsonl:2: another line"):

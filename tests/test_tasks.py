@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ldm.tools.tasks import draw, masks, params
 from tests.import_closure import ROOT
 
 PROMPT = "a red star"
-STEPS = {"num_steps": 4, "sampler": {"kind": "ddim", "eta": 1}}
+STEPS: dict[str, Any] = {"num_steps": 4, "sampler": {"kind": "ddim", "eta": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,20 @@ def test_inpaint_keeps_what_is_known(loaded: pipeline.Pipeline, here: Path, mask
     unknown = torch.from_numpy(read.copy()).expand(3, 64, 64)
     assert torch.equal(drawn[~unknown], image(here)[~unknown])
     assert not torch.equal(drawn[unknown], image(here)[unknown])
+
+
+@pytest.mark.parametrize(("column", "is_drawn"), [(15, False), (16, True), (79, True), (80, False)])
+def test_a_mask_must_be_white_within_the_centre_square(loaded: pipeline.Pipeline, column: int, is_drawn: bool) -> None:
+    wide = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 96), dtype=np.uint8))
+    mask = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    mask[:, :, column] = 255
+    if is_drawn:
+        (drawn,) = loaded.inpaint(wide, mask, PROMPT, **STEPS)
+        changed = (drawn != wide[:, :, 16:80]).any(0).any(0)
+        assert changed.nonzero().flatten().tolist() == [column - 16]
+    else:
+        with pytest.raises(ConfigError, match=r"mask: white only beside the part .*\nfix: crop image and mask first"):
+            loaded.inpaint(wide, ["half", mask], [PROMPT] * 2, **STEPS)
 
 
 def test_outpaint_upscale_and_alternate_lines_keep_what_is_known(loaded: pipeline.Pipeline, root: Path) -> None:
@@ -112,6 +127,13 @@ def test_every_task_is_a_command_whose_images_replay(here: Path, capsys: pytest.
     assert cli.main([*call, "--num-steps", "1", "--num-resamplings", "1"] if fast else [*call, *weak]) == 0
     assert sorted(path.name for path in Path("out").iterdir()) == [f"000{i}.png" for i in range(4)]
     assert Path("out/0000.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["mask", "last_image"])
+def test_a_picture_that_is_too_much_is_named_as_its_option(root: Path, name: str) -> None:
+    (plain,) = Origin.of_batch([PROMPT], [0], {}, {})
+    with pytest.raises(ConfigError, match=f"expected none\nfix: leave --{name.replace('_', '-')} out$"):
+        draw.again(plain, {name: draw.pictures.read(root / "image.png")}, "0000.png")
 
 
 def test_an_image_of_a_file_replays_from_no_other(loaded: pipeline.Pipeline, root: Path) -> None:
@@ -175,12 +197,27 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     assert not Path("out").exists()
 
 
-def test_a_margin_that_cuts_a_cell_is_refused_and_nothing_is_written(
-    here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--margin-px", "12"], "margin_px: 12; expected a multiple of 8"),
+        (["--stride-px", "12"], "stride_px: 12; expected a multiple of 8"),
+        (["--stride-px", "72"], "stride_px: 72; expected at most 64, the side of a window"),
+        (["--stride-px", "72", "--size", "96", "64"], "stride_px: 72; expected at most 64, the side of a window"),
+    ],
+)
+def test_a_border_that_cuts_cells_or_leaves_gaps_is_refused_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert cli.main(["outpaint", "x", "--image", "image.png", "--output", "out", "--margin-px", "12"]) == 2
-    assert capsys.readouterr().err.splitlines()[-2].startswith("margin_px: 12; expected a multiple of 8")
+    assert cli.main(["outpaint", "x", "--image", "image.png", "--output", "out", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-2].startswith(message)
     assert not Path("out").exists()
+
+
+def test_windows_that_only_touch_leave_no_gap(loaded: pipeline.Pipeline, root: Path) -> None:
+    (canvas,) = loaded.outpaint(image(root), PROMPT, margin_px=64, stride_px=64, num_resamplings=1, **STEPS)
+    assert torch.equal(canvas[:, 64:128, 64:128], image(root))
+    assert len(canvas[:, :64, :64].unique()) > 2, "drawn, not the bytes of a mean over no window"
 
 
 def test_settings_of_tasks_and_drawings_have_different_names(loaded: pipeline.Pipeline, root: Path) -> None:

@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +22,16 @@ from ldm.denoiser.model.diffusion import Prediction, Schedule
 from ldm.denoiser.model.schedules import ScheduleName
 from ldm.sampling.generator import Generator
 from ldm.sampling.origin import Origin
+from ldm.sampling.params import MAX_CHARACTERS
 from ldm.tools import cli, pipeline
 from ldm.tools.tasks import draw, restoration, scores
 from ldm.tools.tasks.params import names
 
 FIRST, LAST = "a red star", "a blue cross"
-STEPS = {"num_steps": 3, "sampler": {"kind": "ddim", "eta": 0}}
+STEPS: dict[str, Any] = {"num_steps": 3, "sampler": {"kind": "ddim", "eta": 0}}
 SMALL = ["--num-steps", "3", "--seed", "3"]
+LONGEST = "x" * MAX_CHARACTERS
+TOO_LONG = f'{{}}: found "{"x" * 56}...; expected a string with length <= {MAX_CHARACTERS} or null'
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,7 @@ def test_captions_whose_padding_is_masked_are_not_mixed(
 
 @pytest.mark.parametrize("settings", [{"image_noise": "inversion"}, {"image_noise": "shared", "strength": 0.4}])
 def test_a_path_of_images_begins_and_ends_at_what_each_gives_alone(
-    loaded: pipeline.Pipeline, root: Path, settings: dict[str, object]
+    loaded: pipeline.Pipeline, root: Path, settings: dict[str, Any]
 ) -> None:
     first, last, same = root / "first.png", root / "last.png", {"guidance_scale": 1, **settings, **STEPS}
     frames = loaded.interpolate(images=first, last_images=last, num_frames=3, **same)
@@ -185,6 +190,55 @@ def test_frames_are_numbered_pictures_that_replay(here: Path, capsys: pytest.Cap
     assert "give by --last-image the file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("start", range(1, 6))
+def test_frames_from_any_number_on_are_those_of_the_whole_call(
+    loaded: pipeline.Pipeline, root: Path, start: int
+) -> None:
+    """For prompts and images of their own, of which the paths that are left are given."""
+    prompts, images = [FIRST, LAST], [root / "first.png", root / "last.png"]
+    settings: dict[str, Any] = {
+        "last_prompt": "a star",
+        "num_frames": 3,
+        "image_noise": "shared",
+        "strength": 0.6,
+        **STEPS,
+    }
+
+    def drawn(path: int, start: int) -> list[bytes]:
+        given = {"image": images[path:], "last_image": images[::-1][path:]}
+        return list(loaded.task_pngs("interpolate", prompts[path:], given, start, **settings))
+
+    whole, rest = drawn(0, 0), drawn(start // 3, start)
+    assert len(whole) == 6 and len(rest) == 6 - start
+    for number, (found, expected) in enumerate(zip(rest, whole[start:], strict=True), start):
+        origins = [Origin.read(png, "") for png in (found, expected)]
+        assert [origin.prompt_number for origin in origins] == [number] * 2
+        assert origins[0].prompt == origins[1].prompt and origins[0].pictures == origins[1].pictures
+        assert close(*(torch.from_numpy(decode_png(png).copy()) for png in (found, expected))), number
+
+
+def test_the_command_goes_on_within_a_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["interpolate", FIRST, LAST, "--last-noise", "--num-frames", "3", "--num-steps", "1", "--output", str(here)]
+    assert cli.main([*call, "--start-number", "2", "--seed", "3-4"]) == 0, capsys.readouterr().err
+    texts = [f"{text}  (seed {seed})" for seed in (3, 4) for text in (FIRST, LAST, LAST, LAST)]
+    assert capsys.readouterr().out.splitlines() == [f"{here}/{n:04}.png  {text}" for n, text in enumerate(texts, 2)]
+    origins = [Origin.read((here / f"{n:04}.png").read_bytes(), "") for n in range(2, 10)]
+    assert [origin.prompt_number for origin in origins] == [2, 3, 4, 5] * 2
+    assert [f"{origin.prompt}  (seed {origin.settings['seed']})" for origin in origins] == texts
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_an_image_whose_name_is_no_text_is_scored_under_its_escapes(here: Path, suffix: str) -> None:
+    path, table = here.parent / os.fsdecode(b"a\xff.png"), here.with_suffix(f".{suffix}")
+    path.write_bytes(Path("first.png").read_bytes())
+    quick = ["--num-noises", "1", "--times", "0.3", "--num-probes", "0", "--output", str(table)]
+    assert cli.main(["score", str(path), "last.png", *quick]) == 0
+    text = table.read_text("utf-8")
+    rows = json.loads(text) if suffix == "json" else list(csv.DictReader(text.splitlines()))
+    names = [str(path) if suffix == "json" else f"{here.parent}/a\\udcff.png", "last.png"]
+    assert [row["image"] for row in rows] == names
+
+
 def test_scores_become_a_table_that_replaces_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ["--num-noises", "1", "--times", "0.3", "0.6", "--num-probes", "0"]
     assert cli.main(["score", "first.png", "last.png", *quick]) == 0
@@ -206,6 +260,16 @@ def test_scores_become_a_table_that_replaces_no_file(here: Path, capsys: pytest.
         (["interpolate", FIRST], "interpolate: equal ends; expected something that changes"),
         (["interpolate", "--image", "first.png"], "last_image: one image without the other; expected two images"),
         (["interpolate", FIRST, "--last-prompt", LAST, "--num-frames", "1"], "num_frames: found 1; expected"),
+        (["interpolate", FIRST, "--last-prompt", LONGEST + "x"], TOO_LONG.format("last_prompt")),
+        (
+            ["interpolate", FIRST, "--last-prompt", "a \udcff"],
+            'last_prompt: "a \\udcff" has bytes that are not UTF-8; expected text in UTF-8',
+        ),
+        (["invert", "--image", "first.png", "--edit", LONGEST + "x"], TOO_LONG.format("edit")),
+        (
+            ["invert", "--image", "first.png", "--edit", "a \udcff"],
+            'edit: "a \\udcff" has bytes that are not UTF-8; expected text in UTF-8',
+        ),
         (["variations", "--image", "first.png", "--strength", "2"], "strength: found 2.0; expected a number >= 0"),
         (["denoise", "--image", "none.png"], "none.png: no such file; expected"),
         (["denoise", "--image", "first.png", "--noise-level", "-1"], "noise_level: found -1.0; expected"),

@@ -40,6 +40,18 @@ def test_transparency_is_white_and_exif_is_obeyed(tmp_path: Path) -> None:
     assert pictures.read(saved(tmp_path / "b.png", noise(4, 6), exif=exif)).pixels.shape == (6, 4, 3)
 
 
+@pytest.mark.parametrize("beside", [255, 0])
+def test_what_is_transparent_in_a_mask_is_black(tmp_path: Path, beside: int) -> None:
+    """As the layer of a brush: its strokes are white, and what is beside them has any colour."""
+    layer = np.full((4, 4, 4), (beside, beside, beside, 0), np.uint8)
+    layer[1, 2] = 255
+    path = saved(tmp_path / "mask.png", layer)
+    for mask in (path, str(path)):
+        found = pictures.row({"image": saved(tmp_path / "image.png", noise(4, 4)), "mask": mask})["mask"]
+        assert np.argwhere(found.pixels.max(2)).tolist() == [[1, 2]]
+        assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_an_image_of_the_right_size_stays_and_another_is_its_centre_square() -> None:
     assert np.array_equal(pictures.fitted(pictures.of(noise(8, 8)), (8, 8)).permute(1, 2, 0).numpy(), noise(8, 8))
     wide = pictures.fitted(pictures.of(noise(4, 8)), (2, 2)).permute(1, 2, 0).numpy().astype(float)

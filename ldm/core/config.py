@@ -38,6 +38,7 @@ _LIMITS = {
     "minItems": "with length >=",
     "maxItems": "with length <=",
     "minLength": "with length >=",
+    "maxLength": "with length <=",
     "pattern": "matching",
 }
 _NAME_ITSELF = "[key]"

@@ -63,11 +63,11 @@ class Trained:
         size."""
         buckets = self.images.buckets
         most = int(buckets.counts.argmax())
-        count = min(num, int(buckets.counts[most]))
+        count = int(buckets.counts[most])
         if count < _LEAST_IMAGES:
             fix = "leave latent_map out by --only, or keep more images for validation"
             raise ConfigError("latent_map", f"{count} validation images of one size", f"{_LEAST_IMAGES} or more", fix)
-        return self.images.images(buckets.samples(most, np.arange(count)).tolist())
+        return self.images.images(buckets.samples(most, np.arange(min(num, count))).tolist())
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Pictures:
         """Images of latents on the scale of the diffusion model."""
