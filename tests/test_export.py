@@ -142,20 +142,23 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
 
 def test_a_training_here_may_start_from_it(model: Exported) -> None:
     """By the readers of `train_unet.init_from` and `train_autoencoder.source`."""
-    for path in (model.folder, model.file):
-        found = pretrained_unets.read(path)
-        equal(found.tensors, model.pipeline.generator.unet.state_dict())
-    found = pretrained_unets.read(model.folder)
     params = topology.unet_params(model.pipeline)
     ours = params.model_dump() | {"head_width": params.head_widths}
-    assert found.network == {key: ours[key] for key in found.network}
+    for path in (model.file, model.folder):
+        found = pretrained_unets.read(path)
+        equal(found.tensors, model.pipeline.generator.unet.state_dict())
+        assert found.network == {key: ours[key] for key in found.network}
+    found = pretrained_unets.read(model.folder)
     diffusion = topology.diffusion_params(model.pipeline)
     assert (found.traits["schedule"], found.traits["prediction"]) == (diffusion.schedule, diffusion.prediction)
     factor, channels = model.pipeline.generator.autoencoder.factor, model.pipeline.generator.unet.latent_shape[0]
-    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": channels}
-    source |= {"reconstruction": None, "training": None}
-    autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
-    equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
+    vae = parts.vae(model.pipeline)
+    for path in (model.file, model.folder):
+        source = {"kind": "pretrained", "path": str(path), "factor": factor, "latent_channels": channels}
+        source |= {"reconstruction": None, "training": None}
+        autoencoder, stored, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
+        equal(autoencoder.state_dict(), vae.tensors)
+        assert stored.model_dump()["norm_groups"] == vae.config["norm_num_groups"]
 
 
 def end_padded(folder: Path) -> None:

@@ -136,7 +136,7 @@ def _is_number(value: object) -> bool:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """What diffusers writes into the header of a file about its UNet; empty if nothing is there."""
-    text = _header(path).get("lora_adapter_metadata", "{}")
+    text = files.header(path).get("lora_adapter_metadata", "{}")
     try:
         settings: object = json.loads(text)
     except ValueError:
@@ -144,13 +144,3 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise IntegrityError(str(path), f"lora_adapter_metadata {text[:60]!r} in its header", "a JSON object", _FIX)
     return {name.removeprefix("unet."): value for name, value in cast(dict[str, Any], settings).items()}
-
-
-def _header(path: Path) -> dict[str, str]:
-    """What a safetensors file says besides its tensors."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        if file.read(1) != b"{":  # a pickle, which has none
-            return {}
-        file.seek(8)
-        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__") or {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.exchange import names
+from ldm.exchange import files, names
 from ldm.tools.export import folding, parts, writing
 from ldm.tools.export.topology import Format, check
 from ldm.tools.pipeline import Pipeline
@@ -27,7 +27,7 @@ def export(pipeline: Pipeline, path: Path, format: Format) -> None:
         if format == "diffusers":
             _folder(pipeline, part)
         else:
-            writing.save(part, single_file(pipeline), {"ldm": json.dumps(facts(pipeline))})
+            writing.save(part, single_file(pipeline), {files.STATED: json.dumps(facts(pipeline) | _configs(pipeline))})
 
 
 def facts(pipeline: Pipeline) -> dict[str, Any]:
@@ -56,6 +56,12 @@ def single_file(pipeline: Pipeline) -> dict[str, Tensor]:
         | names.under(names.vae_to_single(parts.vae(pipeline).tensors), names.VAE)
         | text
     )
+
+
+def _configs(pipeline: Pipeline) -> dict[str, Any]:
+    """The config of each network by its folder in a pipeline: weights do not say how many heads and groups they have,
+    and other tools take those of Stable Diffusion."""
+    return {"unet": parts.unet(pipeline).config, "vae": parts.vae(pipeline).config}
 
 
 def _folder(pipeline: Pipeline, folder: Path) -> None:
