@@ -44,10 +44,10 @@ def facts(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def single_file(pipeline: Pipeline) -> dict[str, Tensor]:
-    """All networks in the layout of CompVis and Stability: the text encoder as in Stable Diffusion 1 for states of the
-    last block, as in 2 for those of the last but one."""
+    """All networks in the layout of CompVis and Stability, which has a text encoder of one of
+    two kinds (`parts.is_second`)."""
     text = parts.text_encoder(pipeline).tensors
-    if pipeline.encode.layer == "penultimate":
+    if parts.is_second(pipeline):
         text = names.under(names.text_to_open_clip(text), names.OPEN_CLIP_TEXT)
     else:
         text = names.under(text, names.TRANSFORMERS_TEXT)
