@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,27 @@ def test_a_file_that_diffusers_writes_is_read(root, adapter, tmp_path):
     adapter.add_to(expected.generator.unet, 2.0, "here")
     for name, weight in weights(found).items():
         torch.testing.assert_close(weight, weights(expected)[name])
+
+
+@pytest.mark.parametrize("is_former", [False, True])
+def test_a_file_of_a_training_script_of_diffusers_is_read(is_former: bool, root, loaded, tmp_path):
+    """Their scripts rename what peft gives; names before that had a processor in them."""
+    peft, utils = pytest.importorskip("peft"), pytest.importorskip("diffusers.utils")
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(Pipeline.load(root).generator.unet, config)
+    tensors = utils.convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(model))
+    tensors = {f"unet.{name.removeprefix('base_model.model.')}": part.contiguous() for name, part in tensors.items()}
+    assert any(name.endswith(".to_out.0.lora.down.weight") for name in tensors)
+    if is_former:
+        former = re.compile(r"\.(to_\w+?)(?:\.0)?\.lora\.(down|up)\.weight$")
+        tensors = {former.sub(r".processor.\1_lora.\2.weight", name): part for name, part in tensors.items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found, expected = adapted(Pipeline.load(root), {tmp_path / "lora.safetensors": 1}), model.merge_and_unload()
+    for name, weight in weights(found).items():
+        torch.testing.assert_close(weight, expected.state_dict()[name])
+    layers = [name for name in weights(found) if name.endswith(tuple(f"{end}.weight" for end in targets))]
+    assert layers and not any(torch.allclose(weights(found)[name], weights(loaded)[name]) for name in layers)
 
 
 def test_layers_of_a_text_encoder_are_left_out_with_a_warning(root, adapter, tmp_path):

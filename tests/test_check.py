@@ -1,6 +1,7 @@
 """Rules that bind sections together: each has its finding, with line, value and reason."""
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -497,6 +498,34 @@ def test_keys_belong_to_their_kind(tmp_path: Path) -> None:
         "evaluate.accuracy.k: unknown key; expected one of kind",
         'evaluate.feature_spaces.0.kind: found "vgg"; expected one of clip, inception, shapes',
     ]
+
+
+@pytest.mark.parametrize("tokenizer", [None, "data/models/clip/words"])
+def test_a_text_encoder_of_transformers_reads_what_its_tokenizer_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str | None
+) -> None:
+    """T5 itself has no limit."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "paths.yaml", tmp_path)
+    path = "data/models/clip/t5"
+    for folder, file, values in (
+        (path, "config.json", {"d_model": 32, "num_layers": 12}),
+        (tokenizer or path, "tokenizer_config.json", {"model_max_length": 512}),
+    ):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / file).write_text(json.dumps(values))
+    brought = {"train_clip.text_encoder": {"kind": "transformers", "path": path, "tokenizer": tokenizer}}
+    brought |= {"embed_text.padding": "masked", "train_unet.network.max_context_tokens": 77}
+    said = "train_unet.network.max_context_tokens: found 77; expected at least 512, the most tokens that embed_text"
+    (found,) = findings(tmp_path, brought | {"embed_text.context_tokens": None})
+    assert found.startswith(said)
+    with pytest.raises(ConfigError, match=r"fix: set it to 512, or embed_text\.context_tokens to 77"):
+        check.params_file(tmp_path / "params.yaml")
+    found, _ = findings(tmp_path, brought | {"embed_text.context_tokens": 600})
+    assert (
+        found == "embed_text.context_tokens: found 600; expected null or at most 512, all that the text encoder reads"
+    )
+    check.params_file(edited(tmp_path, "tiny.yaml", brought | {"embed_text.context_tokens": 77}))
 
 
 def test_a_pretrained_clip_is_known_by_its_architecture(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from ldm.core.errors import ConfigError, IntegrityError
 from ldm.text.embedding.tower import copy_text
 from ldm.text.model import clip, encoders
 from ldm.text.model.params import ClipParams
+from ldm.text.training import pretrained
 from ldm.text.training.contrastive import Batches, ContrastiveObjective, retrieval, twin_accuracy
 from ldm.text.training.params import ClipFileParams, ClipFolderParams, OpenClipParams
 from ldm.text.training.pretrained import from_file, from_folder, from_tag, source_sha256
+from ldm.tools.recipe import Recipe
+from tests.import_closure import ROOT
 
 CAPTIONS = ["a small red circle above a blue square", "a star", ""]
 
@@ -327,9 +331,46 @@ def test_the_file_of_a_tag_is_named_by_its_hash(tmp_path, monkeypatch):
     assert source_sha256(tag("laion2b_s32b_b82k", "ViT-L-14")) == {"weights.bin": sha256}
 
 
+def test_an_activation_that_is_not_stated_is_that_of_the_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    asked = list[tuple[str, bool]]()
+
+    def create_model(name: str, pretrained: str, force_quick_gelu: bool) -> None:
+        asked.append((pretrained, force_quick_gelu))
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    for name in ("openai", "laion2b_s32b_b82k"):
+        with pytest.raises(ConfigError, match=f"source.tag: open_clip cannot load {name}"):
+            from_tag(tag(name, "ViT-L-14"))
+    assert asked == [("openai", True), ("laion2b_s32b_b82k", False)]
+    recipes = [Recipe(path.stem, ROOT).data for path in (ROOT / "recipes").glob("*.yaml")]
+    sources = [params["train_clip"]["source"] for params in recipes]
+    for source in (source for source in sources if source["kind"] == "open_clip"):
+        with pytest.raises(ConfigError, match="open_clip cannot load"):
+            from_tag(OpenClipParams.model_validate(source))
+    assert ("openai", True) in asked[2:]
+
+
+def test_a_file_whose_images_may_need_another_preparation_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file says nothing of it; which tags of open_clip it may be, its architecture and activation tell."""
+    monkeypatch.setattr(pretrained, "_create", lambda *_, **__: built())
+    (tmp_path / "weights.pt").touch()
+    said = r"deviation 0\.269, 0\.261, 0\.276 are taken, and laion2b_s32b_b82k of ViT-L-14 need others; .* kind: folder"
+    with pytest.warns(UserWarning, match=rf"train_clip\.source\.path: .*weights\.pt does not say .*{said}"):
+        from_file(file(tmp_path / "weights.pt", "ViT-L-14", False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_file(file(tmp_path / "weights.pt", "ViT-L-14", True))  # as OpenAI's, and all of open_clip's alike
+        from_file(file(tmp_path / "weights.pt", "ViT-B-32", False))
+
+
 def test_wrong_names_are_refused_before_any_download(tmp_path):
     with pytest.raises(ConfigError, match="quick_gelu: false; expected true"):
-        from_tag(tag("openai", "ViT-L-14"))
+        from_tag(tag("openai", "ViT-L-14", quick_gelu=False))
     with pytest.raises(ConfigError, match="quick_gelu: true; expected false"):
         from_tag(tag("laion2b_s32b_b82k", "ViT-L-14", quick_gelu=True))
     with pytest.raises(ConfigError, match="a tag of ViT-L-14: openai"):

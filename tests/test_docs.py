@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,22 @@ def test_params_of_a_page_are_accepted_over_the_default(
     for block in blocks(page, "yaml"):
         (tmp_path / "page.yaml").write_text(block, encoding="utf-8")
         recipe.complete(str(tmp_path / "page.yaml"))
+
+
+def test_a_base_may_be_copied_again(tmp_path: Path) -> None:
+    """The later copy replaces the former one, and does not go into it."""
+    text = "".join(block for page in PAGES for block in blocks(page, "sh"))
+    (loop,) = re.findall(r"^for .*?^done$", text, flags=re.MULTILINE | re.DOTALL)
+    for content in ("first", "second"):
+        for part in ("autoencoder", "clip", "unet"):
+            (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / part / "passport.json").write_text(content)
+        subprocess.run(["sh", "-ec", loop], cwd=tmp_path, check=True)
+        models = tmp_path / "data/models"
+        assert sorted(str(path.relative_to(models)) for path in models.rglob("*") if path.is_file()) == [
+            f"{part}/base/passport.json" for part in ("autoencoder", "clip", "unet")
+        ]
+        assert (models / "unet/base/passport.json").read_text() == content
 
 
 def test_commands_of_the_pages_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,21 @@ def test_a_checkpoint_of_torch_is_read_by_its_content_and_not_by_its_name(
     assert found.files == {path.name: sha256_file(path)} and found.sha256 == sha256_file(path)
 
 
+def test_a_file_states_a_config_if_it_is_of_an_export_here(tmp_path: Path) -> None:
+    path, config = tmp_path / "model.safetensors", {"norm_num_groups": 16}
+    for header, expected in (
+        ({"ldm": json.dumps({"vae": config})}, config),
+        ({"ldm": json.dumps({"vae": 16})}, None),
+        ({"ldm": "[]"}, None),
+        ({"ldm": "{"}, None),
+        ({"format": "pt"}, None),
+        (None, None),
+    ):
+        save_file(TENSORS, path, header)
+        assert files.read(path, "vae").config == expected
+        assert files.read(path, "unet").config is None and files.read(path).config is None
+
+
 def test_safetensors_are_read_by_their_content(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "weights.ckpt")
     assert same(files.read(tmp_path / "weights.ckpt").tensors, TENSORS)

@@ -142,20 +142,23 @@ def test_weights_come_back_bit_by_bit(model: Exported, tmp_path: Path) -> None:
 
 def test_a_training_here_may_start_from_it(model: Exported) -> None:
     """By the readers of `train_unet.init_from` and `train_autoencoder.source`."""
-    for path in (model.folder, model.file):
-        found = pretrained_unets.read(path)
-        equal(found.tensors, model.pipeline.generator.unet.state_dict())
-    found = pretrained_unets.read(model.folder)
     params = topology.unet_params(model.pipeline)
     ours = params.model_dump() | {"head_width": params.head_widths}
-    assert found.network == {key: ours[key] for key in found.network}
+    for path in (model.file, model.folder):
+        found = pretrained_unets.read(path)
+        equal(found.tensors, model.pipeline.generator.unet.state_dict())
+        assert found.network == {key: ours[key] for key in found.network}
+    found = pretrained_unets.read(model.folder)
     diffusion = topology.diffusion_params(model.pipeline)
     assert (found.traits["schedule"], found.traits["prediction"]) == (diffusion.schedule, diffusion.prediction)
     factor, channels = model.pipeline.generator.autoencoder.factor, model.pipeline.generator.unet.latent_shape[0]
-    source = {"kind": "pretrained", "path": str(model.folder), "factor": factor, "latent_channels": channels}
-    source |= {"reconstruction": None, "training": None}
-    autoencoder, _, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
-    equal(autoencoder.state_dict(), parts.vae(model.pipeline).tensors)
+    vae = parts.vae(model.pipeline)
+    for path in (model.file, model.folder):
+        source = {"kind": "pretrained", "path": str(path), "factor": factor, "latent_channels": channels}
+        source |= {"reconstruction": None, "training": None}
+        autoencoder, stored, _ = pretrained.load(PretrainedAutoencoderParams.model_validate(source))
+        equal(autoencoder.state_dict(), vae.tensors)
+        assert stored.model_dump()["norm_groups"] == vae.config["norm_num_groups"]
 
 
 def end_padded(folder: Path) -> None:
@@ -204,6 +207,24 @@ def test_the_last_but_one_block_of_a_text_encoder_of_transformers_goes_out(tmp_p
     loaded = opened(tmp_path / "back")
     assert loaded.text_encoder.config.num_hidden_layers == pipeline.encode.model.num_layers - 1
     assert (theirs(pipeline, loaded) - ours(pipeline)).abs().max() < 1e-4
+
+
+def test_the_text_encoder_of_a_folder_of_stable_diffusion_2_is_cut_already(tmp_path: Path) -> None:
+    """Its states are those of `last`; a single file and ComfyUI's padding are those of Stable Diffusion 2."""
+    wide = exported_data.SD_2["train_unet.network"] | {"context_width": 1024, "channels": [8, 8, 8, 8], "head_width": 4}
+    text = {"width": 1024, "heads": 16, "layers": 2, "context_length": exported_data.NUM_TOKENS, "num_merges": 200}
+    changes = exported_data.SD_2 | {"train_unet.network": wide, "train_clip.source.network.text": text}
+    base, folder = exported_data.made(tmp_path / "base", "default", changes), tmp_path / "sd"
+    write.export(base, folder, "diffusers")
+    own = {"path": str(folder / "text_encoder"), "tokenizer": str(folder / "tokenizer")}
+    brought = {"train_clip": {"text_encoder": {"kind": "transformers", **own}}, "embed_text": {"layer": "last"}}
+    pipeline = exported_data.made(tmp_path / "ours", "default", changes | brought)
+    assert pipeline.encode.model.num_layers == 1
+    found, expected = (pipe.encode(PROMPTS)["tokens"] for pipe in (pipeline, base))
+    assert (found - expected).abs().max() < 0.01, "both are rounded to float16"
+    equal(write.single_file(pipeline), write.single_file(base))
+    for pipe in (pipeline, base):
+        assert not any("pads prompts" in line for line in usage.lines(pipe, tmp_path, "single-file"))
 
 
 def test_another_tokenizer_or_text_encoder_of_transformers_is_refused(eps: Pipeline, tmp_path: Path) -> None:
@@ -452,6 +473,60 @@ def test_guidance_in_the_form_of_the_paper_is_a_call_that_differs_in_nothing(eps
         lines = usage.lines(of_paper, Path("out"), "diffusers")
         assert lines == usage.lines(same, Path("out"), "diffusers") and len(lines) == 4
         assert torch.equal(of_paper("a star"), same("a star"))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "spacing", "is_flow", "is_said"),
+    [
+        (12, "uniform", False, True),
+        (12, "trailing", False, True),
+        (25, "uniform", False, False),
+        (12, "uniform", True, False),
+        (12, "trailing", True, True),
+        (8, "trailing", True, False),
+    ],
+)
+def test_a_number_of_steps_whose_times_are_rounded_is_said(
+    eps: Pipeline, monkeypatch: pytest.MonkeyPatch, num_steps: int, spacing: str, is_flow: bool, is_said: bool
+) -> None:
+    schedule = "flow" if is_flow else "scaled_linear"
+    trained = topology.diffusion_params(eps).model_copy(update={"schedule": schedule})
+    monkeypatch.setattr(usage, "diffusion_params", lambda _: trained)
+    drawing = eps.drawing.changed({"num_steps": num_steps, "spacing": spacing})
+    lines = usage.lines(replace(eps, drawing=drawing), Path("out"), "diffusers")
+    said = f"images here have num_steps {num_steps} (diffusers rounds times; one that divides 1000 agrees);"
+    assert any(said in line for line in lines) == is_said and len(lines) == 4 + is_said
+
+
+SD_SHAPES = {
+    "1": {"head_width": [40, 80, 160, 160], "context_width": 768, "linear_projection": False},
+    "2": {"head_width": 64, "context_width": 1024, "linear_projection": True},
+}
+
+
+@pytest.mark.parametrize("version", SD_SHAPES)
+def test_comfyui_takes_widths_heads_and_groups_of_stable_diffusion_for_granted(
+    eps: Pipeline, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    own = {"channels": [320, 640, 1280, 1280], "norm_groups": 32} | SD_SHAPES[version]
+    unet, narrow = topology.unet_params(eps).model_copy(update=own), parts.vae(eps).config
+    vae = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+
+    def notes(change: dict[str, Any], vae: dict[str, Any]) -> list[str]:
+        monkeypatch.setattr(usage, "unet_params", lambda _: unet.model_copy(update=change))
+        monkeypatch.setattr(parts, "vae", lambda _: parts.Network(vae, {}))
+        return [line for line in usage.lines(eps, Path("out"), "single-file") if "own shape" in line]
+
+    assert notes({}, vae) == []
+    for change in (
+        {"head_width": 32},
+        {"norm_groups": 16},
+        {"num_res_blocks": 1},
+        {"linear_projection": version == "1"},
+        {"context_width": 512},
+    ):
+        assert "32 groups, and context_width 768 with heads of 40, 80, 160, 160 channels" in "".join(notes(change, vae))
+    assert notes({}, vae | {"norm_num_groups": 16}) and notes({}, narrow)
 
 
 @pytest.mark.parametrize("name", ['my "best"', "a\\b", "it's ré"])

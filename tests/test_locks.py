@@ -33,11 +33,11 @@ def test_a_folder_loses_its_name_and_its_lock_before_it_is_removed(
     folder, real = tmp_path / "run", shutil.rmtree
     held = locks.take(folder / "lock")
 
-    def remove(path: Path) -> None:
+    def remove(path: Path, ignore_errors: bool) -> None:
         opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
         assert not folder.exists() and path.name.startswith(locks.GONE) and not any(str(path) in o for o in opened)
         locks.release(locks.take(folder / "lock"))
-        real(path)
+        real(path, ignore_errors)
 
     monkeypatch.setattr(shutil, "rmtree", remove)
     locks.remove_folder(folder, held)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from dvc.exceptions import DvcException
@@ -18,6 +18,7 @@ from dvc.utils.serialize import dumps_yaml, modify_yaml
 from ruamel.yaml import YAML
 
 from ldm.core.errors import ConfigError
+from ldm.denoiser.training.params import Trait
 from ldm.tools import cli, recipe
 from ldm.tools.check import check
 from ldm.tools.recipe import Recipe
@@ -53,6 +54,18 @@ def test_a_recipe_is_complete_and_says_what_to_expect(name: str) -> None:
     assert all(line.startswith("#") for line in header(text))
     assert all(any(line.startswith(f"# {word}") for line in header(text)) for word in EXPECTATIONS)
     assert f"# command: make recipe NAME={name} && make demo" in header(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_which_weights_of_a_loss_it_needs(name: str) -> None:
+    loss = Recipe(name, ROOT).data["train_autoencoder"]["source"].get("reconstruction") or {}
+    weights = (loss.get("perceptual") or {}).get("weights")
+    assert weights is None or any(weights in line for line in header(params_of(name)))
+
+
+def test_stable_diffusion_of_a_single_file_needs_to_be_vouched_for_in_full() -> None:
+    text = " ".join(line.removeprefix("# ") for line in header(params_of("stable-diffusion")))
+    assert f"may_differ to [{', '.join(get_args(Trait))}]" in text
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"default"}))

@@ -1,6 +1,7 @@
 """Feature spaces: those of published numbers are the owners' own, and weights that do not fit are refused."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def test_clip_features_are_those_of_open_clip(tmp_path: Path) -> None:
         expected = theirs.encode_image((image / 255 - mean) / std, normalize=True)
     assert torch.allclose(space.extract(image), expected, atol=1e-5)
     assert not torch.allclose(clip(path, quick_gelu=False).extract(image), expected, atol=1e-5)
+
+
+def test_clip_warns_where_open_clip_knows_weights_whose_images_are_prepared_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "open_clip_model.safetensors"
+    artifact.write_tensors(path, open_clip.create_model(ARCHITECTURE, force_quick_gelu=True).state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip(path)
+    tags = {"other": {"quick_gelu": True, "mean": (0.5,) * 3}, "third": {"mean": (0.5,) * 3}, "plain": {}}
+    monkeypatch.setattr(open_clip.pretrained, "list_pretrained_tags_by_model", lambda _: list(tags))
+    monkeypatch.setattr(open_clip.pretrained, "get_pretrained_cfg", lambda _, tag: tags[tag])
+    with pytest.warns(UserWarning, match=rf"safetensors does not say .*are taken, and other of {ARCHITECTURE} need"):
+        clip(path)
 
 
 def test_clip_refuses_other_weights_and_unknown_architectures(tmp_path: Path) -> None:

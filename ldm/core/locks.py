@@ -70,16 +70,17 @@ def release(file: int) -> None:
 
 def remove_folder(folder: Path, file: int) -> None:
     """Remove the folder in which a lock file is, and let go of the lock, which `take` returned. The folder loses its
-    name first, so that nobody finds it half removed. OSError: it cannot be removed.
+    name first, so that nobody finds it half removed. OSError: it cannot be renamed.
 
-    The file is closed before it is removed: NFS keeps what is open under another name, and the folder with it.
+    The file is closed before it is removed: NFS keeps what is open under another name, and the folder with it. So it
+    does with what another process has open: that stays, under a name that begins with `GONE`.
     """
     gone = folder.with_name(f"{GONE}{folder.name}.{os.getpid()}")
     try:
         folder.rename(gone)
     finally:
         release(file)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager

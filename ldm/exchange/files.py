@@ -25,6 +25,9 @@ from ldm.core.errors import IntegrityError
 from ldm.core.hashes import sha256_file
 
 CONFIG = "config.json"
+STATED = "ldm"
+"""Entry in the header of a single file of `ldm export`: JSON that also holds the config of each network by the name of
+its folder in a pipeline."""
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".bin", ".bin.index.json", ".fp16.bin")
 NAMES = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in _STEMS)
@@ -60,7 +63,8 @@ class Source:
     tensors: dict[str, Tensor]
     """All tensors by their names in the files, in the number type that was saved."""
     config: dict[str, Any] | None
-    """Content of the folder's config.json; None for a file."""
+    """Content of the folder's config.json, or what a single file of `ldm export` states of the same; None for any other
+    file."""
     files: dict[str, str]
     """Name -> SHA-256 of every file that holds weights; all are in one folder."""
 
@@ -73,12 +77,14 @@ class Source:
 def read(path: Path, part: str | None = None) -> Source:
     """Weights of a file, or weights and config.json of a folder as diffusers or transformers write it.
 
-    part: name of the folder within that of a whole pipeline, such as `vae`, which is read if it is there.
+    part: name of the folder within that of a whole pipeline, such as `vae`, which is read if it is there. Of a single
+    file, all is read, and the config of this part if `ldm export` wrote it.
 
     IntegrityError: it is missing, incomplete, damaged, of another format, or holds more than tensors.
     """
     if path.is_file():
-        return Source(path, _tensors(path), None, {path.name: sha256_file(path)})
+        tensors, config = _tensors(path), None if part is None else _stated(path, part)
+        return Source(path, tensors, config, {path.name: sha256_file(path)})
     if not path.is_dir():
         fix = workspace.left_behind(path) or "correct the path, or bring it back by `dvc pull`"
         raise IntegrityError(str(path), "no such file or folder", "weights, or a folder that holds them", fix)
@@ -89,6 +95,16 @@ def read(path: Path, part: str | None = None) -> Source:
     for file in parts:
         tensors |= _tensors(file)
     return Source(path, tensors, config, {file.name: sha256_file(file) for file in parts})
+
+
+def header(path: Path) -> dict[str, str]:
+    """What a safetensors file that has been read says besides its tensors."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if file.read(1) != b"{":  # a pickle, which has none
+            return {}
+        file.seek(8)
+        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__") or {}
 
 
 def load(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -135,6 +151,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise IntegrityError(str(path), f"a JSON {type(value).__name__}", "a JSON object", _FETCH)
     return cast(dict[str, Any], value)
+
+
+def _stated(path: Path, part: str) -> dict[str, Any] | None:
+    """The config of a network that our header of a single file states; None if there is none."""
+    try:
+        stated: object = json.loads(header(path).get(STATED, "{}"))
+    except ValueError:
+        return None
+    config = cast(dict[str, Any], stated).get(part) if isinstance(stated, dict) else None
+    return cast(dict[str, Any], config) if isinstance(config, dict) else None
 
 
 def _weights(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """A CLIP that others trained, to compare images with: nothing here is read by a training."""
 
+import warnings
 from typing import Any
 
 from ldm.core.errors import ConfigError, IntegrityError
@@ -9,10 +10,12 @@ from ldm.text.model.clip import Clip, Preprocess
 
 
 def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
-    """The CLIP of this architecture of open_clip with these weights, frozen.
+    """The CLIP of this architecture of open_clip with these weights, frozen. Its images are prepared as OpenAI's, since
+    weights do not say how.
 
-    ConfigError: open_clip has no such architecture, or it has another activation, or a tokenizer of its own, as those
-    have whose images need other preprocessing. IntegrityError: the weights are not its own.
+    Warns if open_clip knows weights of the architecture whose images are prepared otherwise. ConfigError: open_clip has
+    no such architecture, or it has another activation, or a tokenizer of its own. IntegrityError: the weights are not
+    its own.
     """
     import open_clip
 
@@ -36,4 +39,7 @@ def build(architecture: str, weights: files.Source, quick_gelu: bool) -> Clip:
     visual: Any = model.visual
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
     preprocess = Preprocess(size, visual.image_mean, visual.image_std, "bicubic", "shortest")
+    if others := layout.otherwise_prepared(architecture, quick_gelu, preprocess.mean, preprocess.std):
+        fix = "if they are one of these, distances to images are measured wrongly: name another CLIP"
+        warnings.warn(f"{weights.path} does not say how its images are prepared: {others}; {fix}", stacklevel=2)
     return Clip(model, cfg, preprocess, None).eval().requires_grad_(False)

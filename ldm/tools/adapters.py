@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,8 +30,15 @@ _ENDS = {
     ".lora_B.weight": "up",
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
     ".alpha": "alpha",
 }
+_FORMER = {
+    r"\.processor\.to_(q|k|v)_lora\.(down|up)\.weight$": r".to_\1.lora.\2.weight",
+    r"\.processor\.to_out_lora\.(down|up)\.weight$": r".to_out.0.lora.\1.weight",
+}
+"""Names that diffusers gave before its LoRAs were those of peft, and the later ones."""
 _FIX = "name a LoRA of a UNet, as `train_unet`, peft, diffusers or kohya's scripts save it"
 
 
@@ -78,10 +86,11 @@ def _foreign(source: files.Source, network: nn.Module) -> Adapter:
     names = {name.replace(".", "_"): name for name, _ in network.named_modules()}
     parts: dict[str, dict[str, Tensor]] = {}
     for name in sorted(source.tensors.keys() - of_text):
-        end = next((end for end in _ENDS if name.endswith(end)), None)
+        modern = reduce(lambda former, pair: re.sub(*pair, former), _FORMER.items(), name)
+        end = next((end for end in _ENDS if modern.endswith(end)), None)
         if end is None:
             raise IntegrityError(str(source.path), f"a tensor {name}", f"names that end in {', '.join(_ENDS)}", _FIX)
-        layer = reduce(str.removeprefix, _PREFIXES, name.removesuffix(end))
+        layer = reduce(str.removeprefix, _PREFIXES, modern.removesuffix(end))
         parts.setdefault(names.get(layer, layer), {})[_ENDS[end]] = source.tensors[name]
     if not parts:
         raise IntegrityError(str(source.path), "no layer of a UNet", "at least one", _FIX)
@@ -127,7 +136,7 @@ def _is_number(value: object) -> bool:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """What diffusers writes into the header of a file about its UNet; empty if nothing is there."""
-    text = _header(path).get("lora_adapter_metadata", "{}")
+    text = files.header(path).get("lora_adapter_metadata", "{}")
     try:
         settings: object = json.loads(text)
     except ValueError:
@@ -135,13 +144,3 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise IntegrityError(str(path), f"lora_adapter_metadata {text[:60]!r} in its header", "a JSON object", _FIX)
     return {name.removeprefix("unet."): value for name, value in cast(dict[str, Any], settings).items()}
-
-
-def _header(path: Path) -> dict[str, str]:
-    """What a safetensors file says besides its tensors."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        if file.read(1) != b"{":  # a pickle, which has none
-            return {}
-        file.seek(8)
-        return json.loads(file.read(int.from_bytes(head, "little"))).get("__metadata__") or {}

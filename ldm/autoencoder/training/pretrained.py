@@ -1,7 +1,7 @@
 """An autoencoder that others have trained: a folder of diffusers, a single file, or an artefact of this project.
 
-Its topology follows from names and shapes of its weights; only the groups of its norms do not, which config.json says.
-A single file has 32, as all code that writes such files.
+Its topology follows from names and shapes of its weights; only the groups of its norms do not, which config.json says,
+and the header of a single file of `ldm export`. Any other single file has 32, as all code that writes such files.
 """
 
 from collections.abc import Mapping

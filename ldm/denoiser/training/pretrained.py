@@ -1,8 +1,9 @@
 """A UNet that others have trained, as they saved it: a folder of diffusers, a pipeline of them, or a single file.
 
 Its topology follows from names and shapes of its weights, but for heads and groups. A folder says those in its
-config.json. A single file does not: the code that reads Stable Diffusion 1 has 8 heads at every width, that of 2, whose
-projections are linear, heads of 64 channels, and both have 32 groups.
+config.json, and a single file of `ldm export` in its header. Other single files do not: the code that reads Stable
+Diffusion 1 has 8 heads at every width, that of 2, whose projections are linear, heads of 64 channels, and both have 32
+groups.
 """
 
 import re

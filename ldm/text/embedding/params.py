@@ -30,7 +30,9 @@ class EmbedTextParams(Section):
     """Section `embed_text` of params.yaml."""
 
     layer: Literal["last", "penultimate"]
-    """Block of the text encoder whose states are used: last as in Stable Diffusion 1, penultimate as in 2."""
+    """Block of the text encoder whose states are used: last for Stable Diffusion 1, T5 and every text encoder of a
+    folder of diffusers, where that of Stable Diffusion 2 has lost its last block already; penultimate for the whole
+    CLIP of 2, as open_clip has it."""
     norm: bool
     """Whether the encoder's final layer norm is applied to these states, as both versions of Stable Diffusion do."""
     context_tokens: int | None = Field(ge=3, le=MAX_TOKENS)

@@ -54,6 +54,26 @@ def has_other_tokenizer(model_cfg: Mapping[str, Any]) -> bool:
     return bool(model_cfg["text_cfg"].get(_TOKENIZER_NAME))
 
 
+def otherwise_prepared(architecture: str, quick_gelu: bool, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Weights of open_clip that may be those of a file, as far as its activation tells, and whose images have another
+    mean or deviation than these, on one line; empty if there are none."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    cfgs = {tag: get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)}
+    others = [
+        tag
+        for tag, cfg in cfgs.items()
+        if bool(cfg.get("quick_gelu")) == quick_gelu
+        and (tuple(cfg.get("mean") or mean), tuple(cfg.get("std") or std)) != (tuple(mean), tuple(std))
+    ]
+    taken = f"mean {_numbers(mean)} and deviation {_numbers(std)} are taken"
+    return f"{taken}, and {_few(others)} of {architecture} need others" if others else ""
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
 def _own(cfg: type) -> set[str]:
     return {field.name for field in fields(cfg) if not field.name.startswith(_FOREIGN)}
 

@@ -57,12 +57,13 @@ class OpenClipParams(Section):
     tag: Name
     """open_clip's name of the weights (`laion2b_s32b_b82k`)."""
     quick_gelu: bool | None
-    """Whether it computes with QuickGELU, as OpenAI's models do; null = as the architecture states. Weights that were
-    trained with the other activation are refused."""
+    """Whether it computes with QuickGELU, as OpenAI's models do; null = as the weights of this tag were trained. The
+    other activation is refused."""
 
 
 class ClipFileParams(Section):
-    """A checkpoint file of a CLIP as open_clip saves it."""
+    """A checkpoint file of a CLIP as open_clip saves it. It does not record how its images are
+    prepared: they are as for OpenAI's models, with a warning if open_clip knows such weights that need others."""
 
     kind: Literal["file"]
     """Where the CLIP comes from."""

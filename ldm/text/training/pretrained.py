@@ -1,13 +1,15 @@
 """A pretrained CLIP: an open_clip tag, a checkpoint file, a folder in open_clip's layout, or an artefact of this
 project.
 
-Weights do not record whether they were trained with QuickGELU. With the wrong activation everything still runs, with
-slightly worse results. The setting is therefore compared with every source that knows it, and must be given if none
-does.
+Weights do not record whether they were trained with QuickGELU, nor how their images were prepared. With the wrong
+activation everything still runs, with slightly worse results. The setting is therefore compared with every source that
+knows it, and must be given if none does. Images are prepared as a tag or a folder says; for a file as OpenAI did, with
+a warning where open_clip knows weights that need another preparation.
 """
 
 import difflib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import PickleError
@@ -42,13 +44,13 @@ _UNREADABLE = (
 def from_tag(source: OpenClipParams) -> Clip:
     """The model that open_clip has under this name and tag, downloaded on first use.
 
-    ConfigError: open_clip has no such architecture or weights, the weights were trained with another QuickGELU setting,
-    or the text tower is not open_clip's own.
+    ConfigError: open_clip has no such architecture or weights, the weights were trained with another QuickGELU setting
+    than the one that is stated, or the text tower is not open_clip's own.
     """
     name = source.architecture
     cfg = _architecture_cfg(name)
     trained_with = _tag_quick_gelu(name, source.tag)
-    stated = cfg["quick_gelu"] if source.quick_gelu is None else source.quick_gelu
+    stated = trained_with if source.quick_gelu is None else source.quick_gelu
     _check_quick_gelu(stated, trained_with, f"{source.tag} was trained with")
     cfg["quick_gelu"] = trained_with
     _check_parts(cfg, name, f"{_WHERE}.architecture")
@@ -61,7 +63,8 @@ def from_file(source: ClipFileParams) -> Clip:
     """The model of a checkpoint file.
 
     ConfigError: the file is missing or does not hold weights of the architecture, the architecture has another
-    QuickGELU setting, or its text tower is not open_clip's own.
+    QuickGELU setting, or its text tower is not open_clip's own. Warns if open_clip knows weights of the
+    architecture whose images are prepared otherwise.
     """
     _check_path(Path(source.path), "file")
     name = source.architecture
@@ -74,7 +77,15 @@ def from_file(source: ClipFileParams) -> Clip:
         found, fix = f"{name} has a tokenizer of its own", f"bring its files, the weights and {_CONFIG} in one folder"
         raise ConfigError(f"{_WHERE}.kind", f"file, and {found}", "folder", f"{fix}, and set kind: folder")
     fix = "name the architecture that they belong to, or bring a state dict that open_clip has saved"
-    return _create(name, source.path, cfg, None, weights=source.path, key="path", fix=fix)
+    clip = _create(name, source.path, cfg, None, weights=source.path, key="path", fix=fix)
+    if others := layout.otherwise_prepared(name, source.quick_gelu, clip.preprocess.mean, clip.preprocess.std):
+        fix = (
+            f"if it is one of these, set kind: open_clip with its tag, or bring it with {_CONFIG} and set kind: folder"
+        )
+        warnings.warn(
+            f"{_WHERE}.path: {source.path} does not say how its images are prepared: {others}; {fix}", stacklevel=2
+        )
+    return clip
 
 
 def from_folder(source: ClipFolderParams) -> Clip:

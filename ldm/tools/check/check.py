@@ -37,6 +37,9 @@ from ldm.tools.check import contents, objectives
 from ldm.tools.check.sections import SECTIONS, Finding, Params
 from ldm.tools.tasks.params import TaskParams, names
 
+_TOKENIZER = "tokenizer_config.json"
+"""File of a tokenizer of transformers that says how many tokens of a text it keeps."""
+
 
 def params_file(path: Path = config.PARAMS) -> Params:
     """Validate a file with `whole`."""
@@ -169,14 +172,14 @@ def _text(params: Params) -> Iterator[Finding]:
         yield (
             "train_unet.network.max_context_tokens",
             f"found {unet.context_limit}; expected at least {kept}, the most tokens that embed_text may keep",
-            f"set it to {kept}, or lower embed_text.context_tokens",
+            f"set it to {kept}, or embed_text.context_tokens to {unet.context_limit}",
         )
 
 
 def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
     """Width, context length and number of layers of the text encoder; None if only the weights determine them."""
     if isinstance(clip.text_encoder, TransformersParams):
-        return _transformers_tower(Path(clip.text_encoder.path) / "config.json")
+        return _transformers_tower(Path(clip.text_encoder.path), clip.text_encoder.tokenizer)
     if isinstance(clip.source, TrainedClipParams | UntrainedClipParams):
         text = clip.source.network.text
         return text.width, text.context_length, text.layers
@@ -191,18 +194,21 @@ def _text_tower(clip: TrainClipParams) -> tuple[int, int, int] | None:
     )
 
 
-def _transformers_tower(path: Path) -> tuple[int, int, int] | None:
-    """The same from a config.json of transformers; None if it is not there or leaves something out. The stage that
-    reads the weights says what is wrong with it."""
+def _transformers_tower(folder: Path, tokenizer: str | None) -> tuple[int, int, int] | None:
+    """The same from a folder of transformers; None if config.json is not there or leaves something out. The stage that
+    reads the weights says what is wrong with it. tokenizer: its folder, if that is another one."""
     try:
-        config: Any = json.loads(path.read_bytes())
+        config: Any = json.loads((folder / "config.json").read_bytes())
         text = config.get("text_config", config)
         width, num_layers = (
             next(text[name] for name in names if name in text)
             for names in (("hidden_size", "d_model", "n_embd"), ("num_hidden_layers", "num_layers", "n_layer"))
         )
-        return int(width), min(int(text.get("max_position_embeddings", MAX_TOKENS)), MAX_TOKENS), int(num_layers)
-    except (OSError, ValueError, TypeError, AttributeError, StopIteration, RuntimeError):
+        file = Path(tokenizer or folder) / _TOKENIZER
+        words: Any = json.loads(file.read_bytes()) if file.is_file() else {}
+        limits = (text.get("max_position_embeddings"), words.get("model_max_length"))
+        return int(width), min(int(limit or MAX_TOKENS) for limit in (*limits, MAX_TOKENS)), int(num_layers)
+    except (OSError, ValueError, TypeError, AttributeError, StopIteration, RuntimeError, OverflowError):
         return None
 
 

@@ -36,6 +36,8 @@ _TABLES: dict[str, dict[str, Any]] = {
     "zero_terminal_snr": {**_BETAS, "rescale_betas_zero_snr": True},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
+_SECOND_WIDTH = 1024
+"""Of the text encoder of Stable Diffusion 2; that of 1 has 768."""
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 _OPEN_CLIP_ENDS = {"<start_of_text>": _START, "<end_of_text>": _END}
 
@@ -152,6 +154,14 @@ def tokenizer(pipeline: Pipeline) -> dict[str, str]:
     settings = json.loads(files.get("tokenizer_config.json", "{}"))
     settings |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": pipeline.encode.context_tokens}
     return files | {"tokenizer_config.json": _json(settings)}
+
+
+def is_second(pipeline: Pipeline) -> bool:
+    """Whether a single file has the text encoder as Stable Diffusion 2, not 1: it is cut before its last block, by us
+    or where it came from, as diffusers cuts that of 2, which is the one of this width."""
+    encode = pipeline.encode
+    is_cut = transformers_clip_of(encode.model) is not None and encode.model.context_width == _SECOND_WIDTH
+    return encode.layer == "penultimate" or is_cut
 
 
 def padding(pipeline: Pipeline) -> tuple[int, int]:

@@ -1,16 +1,23 @@
 """How an exported model is used elsewhere, in the words of the other tool."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ldm.denoiser.model.params import UNetParams
+from ldm.denoiser.model.schedules import NUM_TABLE_STEPS
 from ldm.tools.export import call, parts
 from ldm.tools.export.topology import Format, diffusion_params, unet_params
 from ldm.tools.pipeline import Pipeline
 
-_COMFY_UNET = ([320, 640, 1280, 1280], 2)
-_COMFY_CONTEXT = {768: False, 1024: True}
-"""Width of the context -> whether projections are linear: Stable Diffusion 1 and 2."""
+_COMFY_UNET = {"channels": [320, 640, 1280, 1280], "num_res_blocks": 2, "norm_groups": 32}
+_COMFY_SHAPES = (
+    {"context_width": 768, "linear_projection": False, "head_widths": [40, 80, 160, 160]},
+    {"context_width": 1024, "linear_projection": True, "head_widths": [64] * 4},
+)
+"""Stable Diffusion 1 and 2. Heads and groups are no part of a file: these are taken for granted."""
+_COMFY_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
 _COMFY_PREDICTIONS = {"eps": "eps", "v": "v_prediction", "x0": "x0"}
 
 
@@ -38,6 +45,8 @@ def _differences(pipeline: Pipeline) -> list[str]:
     """Settings of our images that the call above does not have."""
     drawing, is_flow = pipeline.drawing, diffusion_params(pipeline).schedule == "flow"
     kind, eta = drawing.sampler.kind, getattr(drawing.sampler, "eta", 0.0)
+    # Of flow, diffusers asks at the times that it is told; with `trailing` it is we who round.
+    is_rounded = NUM_TABLE_STEPS % drawing.num_steps != 0 and (not is_flow or drawing.spacing == "trailing")
     others = {
         f"sampler {kind}": kind not in ("euler", "ddim"),
         f"eta {eta:g}": eta > 0,
@@ -46,6 +55,7 @@ def _differences(pipeline: Pipeline) -> list[str]:
         "size_px": drawing.size_px is not None,
         "dynamic_threshold": drawing.dynamic_threshold is not None,
         f"spacing {drawing.spacing}": drawing.spacing not in ("uniform", "trailing"),
+        f"num_steps {drawing.num_steps} (diffusers rounds times; one that divides 1000 agrees)": is_rounded,
         f"guidance {drawing.guidance.kind}": drawing.guidance.kind not in ("classifier_free", "ho_salimans"),
         f"guidance_scale {drawing.guidance_scale:g} (diffusers guides above 1 alone)": call.guidance_scale(drawing) < 1,
         "guidance_interval": drawing.guidance_interval != (0, 1),
@@ -60,7 +70,7 @@ def _differences(pipeline: Pipeline) -> list[str]:
 
 def _comfy(pipeline: Pipeline) -> list[str]:
     """What ComfyUI does not build, has to be told, or computes otherwise."""
-    return [*_widths(unet_params(pipeline)), *_node(pipeline), *_padding(pipeline)]
+    return [*_shapes(unet_params(pipeline), parts.vae(pipeline).config), *_node(pipeline), *_padding(pipeline)]
 
 
 def _node(pipeline: Pipeline) -> list[str]:
@@ -81,8 +91,8 @@ def _node(pipeline: Pipeline) -> list[str]:
 
 def _padding(pipeline: Pipeline) -> list[str]:
     """ComfyUI pads prompts as the text encoder of a file's layout was trained."""
-    (ours, end), is_second = parts.padding(pipeline), pipeline.encode.layer == "penultimate"
-    if ours == (theirs := 0 if is_second else end):
+    ours, end = parts.padding(pipeline)
+    if ours == (theirs := 0 if parts.is_second(pipeline) else end):
         return []
     return [
         f"ComfyUI pads prompts of this layout by token {theirs}; this UNet was trained with {ours} and reads it, so "
@@ -90,10 +100,15 @@ def _padding(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def _widths(params: UNetParams) -> list[str]:
-    """ComfyUI knows Stable Diffusion by these widths."""
-    shape = (list(params.channels), params.num_res_blocks)
-    if shape == _COMFY_UNET and _COMFY_CONTEXT.get(params.context_width) == params.linear_projection:
+def _shapes(unet: UNetParams, vae: Mapping[str, Any]) -> list[str]:
+    """ComfyUI knows Stable Diffusion by its widths, and takes heads and groups for granted."""
+    is_unet = any(
+        all(getattr(unet, key) == value for key, value in (_COMFY_UNET | shape).items()) for shape in _COMFY_SHAPES
+    )
+    if is_unet and all(vae[key] == value for key, value in _COMFY_VAE.items()):
         return []
-    expected = "channels 320, 640, 1280, 1280 and context_width 768 (1024 with linear projections)"
-    return [f"ComfyUI builds models of Stable Diffusion's own widths alone: {expected}; diffusers builds any"]
+    expected = (
+        "channels 320, 640, 1280, 1280 with 32 groups, and context_width 768 with heads of 40, 80, 160, 160 channels "
+        "(1024 with linear projections and heads of 64), and an autoencoder of 128, 256, 512, 512 with 32 groups"
+    )
+    return [f"ComfyUI computes models of Stable Diffusion's own shape alone: {expected}; diffusers computes any"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.exchange import names
+from ldm.exchange import files, names
 from ldm.tools.export import folding, parts, writing
 from ldm.tools.export.topology import Format, check
 from ldm.tools.pipeline import Pipeline
@@ -27,7 +27,7 @@ def export(pipeline: Pipeline, path: Path, format: Format) -> None:
         if format == "diffusers":
             _folder(pipeline, part)
         else:
-            writing.save(part, single_file(pipeline), {"ldm": json.dumps(facts(pipeline))})
+            writing.save(part, single_file(pipeline), {files.STATED: json.dumps(facts(pipeline) | _configs(pipeline))})
 
 
 def facts(pipeline: Pipeline) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def facts(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def single_file(pipeline: Pipeline) -> dict[str, Tensor]:
-    """All networks in the layout of CompVis and Stability: the text encoder as in Stable Diffusion 1 for states of the
-    last block, as in 2 for those of the last but one."""
+    """All networks in the layout of CompVis and Stability, which has a text encoder of one of
+    two kinds (`parts.is_second`)."""
     text = parts.text_encoder(pipeline).tensors
-    if pipeline.encode.layer == "penultimate":
+    if parts.is_second(pipeline):
         text = names.under(names.text_to_open_clip(text), names.OPEN_CLIP_TEXT)
     else:
         text = names.under(text, names.TRANSFORMERS_TEXT)
@@ -56,6 +56,12 @@ def single_file(pipeline: Pipeline) -> dict[str, Tensor]:
         | names.under(names.vae_to_single(parts.vae(pipeline).tensors), names.VAE)
         | text
     )
+
+
+def _configs(pipeline: Pipeline) -> dict[str, Any]:
+    """The config of each network by its folder in a pipeline: weights do not say how many heads and groups they have,
+    and other tools take those of Stable Diffusion."""
+    return {"unet": parts.unet(pipeline).config, "vae": parts.vae(pipeline).config}
 
 
 def _folder(pipeline: Pipeline, folder: Path) -> None:
