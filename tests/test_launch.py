@@ -180,7 +180,7 @@ def test_the_first_stage_and_the_launcher_refuse_it(
     assert "mixed_precision: found fp16" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("form", ["--config_file {}", "--config_file={}"])
+@pytest.mark.parametrize("form", ["--config_file {}", "--config_file={}", "--config-file {}"])
 def test_the_config_that_is_named_is_the_one_that_is_checked(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -198,7 +198,7 @@ def test_the_config_that_is_named_is_the_one_that_is_checked(
     assert f"{named}: mixed_precision: found fp16" in capsys.readouterr().err
     named.write_text(yaml.safe_dump(ANSWERS | TWO_GPUS | {"num_processes": None}))
     assert launch.main(arguments) == 5
-    assert launch.main(["--num_processes", "2", *arguments]) == 0
+    assert launch.main(["--num-processes", "2", *arguments]) == 0
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("100", 100), (None, 30)])

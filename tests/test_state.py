@@ -21,7 +21,7 @@ from ldm.compute.state import Run
 from ldm.core import artifact, locks
 from ldm.core.errors import IntegrityError, MachineError, NumericsError
 from ldm.core.params import MachineParams
-from ldm.tools import runs
+from ldm.tools import runs, watch
 from tests.training_data import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +244,7 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path, monkeypatch: pytest
     assert same(newest(run), at(1))
 
 
-def full(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def full(path: Path, _: object) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -566,12 +566,33 @@ def test_a_state_that_is_gone_other_or_in_use_is_refused_and_still_asked_for(
     assert change != remove or f"rm {tmp_path / 'train/resume.json'}" in str(caught.value)
 
 
-def test_what_a_kill_left_of_a_removed_run_is_no_run_and_goes(tmp_path: Path):
-    run = aged(tmp_path, 1, 0)
-    left = run.directory.rename(tmp_path / "train" / f"{locks.GONE}{run.directory.name}.1")
-    opened(tmp_path, **{"params.seed": 2}).close()
-    assert [kept.directory.name for kept in runs.kept(tmp_path) if kept.directory == left] == []
-    assert state.prune(tmp_path / "train", machine()) == [] and not left.exists()
+def test_what_a_kill_left_of_a_removed_run_is_no_run_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for seed in (1, 2):
+        run = Run(tmp_path, "train_unet", {"params.seed": seed})
+        run.open()
+        run.commit(at(1), num_kept=1)
+        run.close()
+    left = run.directory.rename(run.directory.with_name(f"{locks.GONE}{run.directory.name}.1"))
+    (whole,) = (path for path in (tmp_path / "train_unet").iterdir() if path != left)
+    monkeypatch.chdir(ROOT)
+    assert [kept.directory for kept in runs.kept(tmp_path)] == [whole]
+    assert [training.directory for training in watch.trainings(tmp_path, ["train_unet"])[0]] == [whole]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if something in it were open on NFS
+        assert state.prune(tmp_path / "train_unet", machine()) == [] and left.exists(), "under the same name"
+    run = Run(tmp_path, "train_unet", {"params.seed": 3})
+    run.open()
+    assert "params.seed: 1 -> 3" in capsys.readouterr().out, "compared with the whole one"
+    assert state.prune(tmp_path / "train_unet", machine(), run.directory) == [] and not left.exists()
+    left.mkdir()
+    (left / "file").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        run.remove()
+    assert run.directory.exists(), "which harms no result"
+    run.close()  # what is closed already is not closed again
 
 
 @pytest.mark.parametrize("point", range(1, NUM_POINTS + 2))

@@ -202,8 +202,11 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     [
         (["--margin-px", "12"], "margin_px: 12; expected a multiple of 8"),
         (["--stride-px", "12"], "stride_px: 12; expected a multiple of 8"),
-        (["--stride-px", "72"], "stride_px: 72; expected at most 64, the side of a window"),
-        (["--stride-px", "72", "--size", "96", "64"], "stride_px: 72; expected at most 64, the side of a window"),
+        (["--margin-px", "64", "--stride-px", "72"], "stride_px: 72; expected at most 64, the side of a window"),
+        (
+            ["--margin-px", "64", "--stride-px", "72", "--size", "96", "64"],
+            "stride_px: 72; expected at most 64, the side of a window",
+        ),
     ],
 )
 def test_a_border_that_cuts_cells_or_leaves_gaps_is_refused_and_nothing_is_written(

@@ -34,3 +34,10 @@ def test_where_windows_overlap_their_answers_are_averaged() -> None:
 )
 def test_windows_cover_everything_and_end_at_the_border(length: int, stride: int, found: list[int]) -> None:
     assert list(windows.starts(length, 4, stride)) == found
+
+
+@pytest.mark.parametrize(("length", "stride", "expected"), [(96, 72, False), (192, 64, False), (192, 72, True)])
+def test_windows_leave_gaps_if_two_neighbours_are_further_apart_than_one_is_long(
+    length: int, stride: int, expected: bool
+) -> None:
+    assert windows.leave_gaps(length, 64, stride) == expected

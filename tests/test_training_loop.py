@@ -306,14 +306,15 @@ def test_a_finished_training_is_extended(tmp_path: Path):
     assert history.resumed_from[0]["differs"] == {"params.num_steps": [20, 30]}
 
 
-@pytest.mark.parametrize("every", [3, 50])
+@pytest.mark.parametrize("every", [3, 5, 50])
 def test_a_run_may_end_at_the_step_of_a_saved_state(tmp_path: Path, every: int):
     """What was not said to be the last step when it was taken has no row and no validation yet."""
     longer = {"log_every_steps": 4, "validate_every_steps": every}
     with pytest.raises(Stopped, match="at step 5"):
-        run_toy(tmp_path, params(**longer), kill_at=4)
+        run_toy(tmp_path, params(**longer), kept=averages(every_steps=3, result=0.05), kill_at=4)
     ask(tmp_path)
-    toy, history = run_toy(tmp_path, params(num_steps=5, **longer), toy=Toy(seed=3))
+    shorter = params(num_steps=5, **longer)
+    toy, history = run_toy(tmp_path, shorter, toy=Toy(seed=3), kept=averages(every_steps=3, result=0.05))
     assert [row["step"] for row in history.training] == [4, 5]
     assert [row["step"] for row in history.validation] == ([3, 5] if every == 3 else [5])
     again = toy(Batches(params())(10**6, slice(0, 8)))["loss"].item()

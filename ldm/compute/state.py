@@ -105,8 +105,9 @@ class Run:
             for old in states[:-1]:
                 shutil.rmtree(old)
         else:
-            locks.remove_folder(self.directory, self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            with suppress(OSError):  # the result is in its place; a run that stays is removed later, as old ones are
+                locks.remove_folder(self.directory, lock)
         self.close()
 
     def choose(self) -> saved.Saved | None:
@@ -380,8 +381,8 @@ def prune(stage: Path, machine: MachineParams, spare: Path | None = None) -> lis
         # What cannot be removed now must not end a training.
         with suppress(MachineError, OSError):
             description = f"{stage.name}/{run.name} ({size_of(run) / 1e6:.1f} MB, {days:.0f} days old)"
-            locks.remove_folder(run, locks.take(run / _LOCK))
-            removed += [description] if run in filled else []
+            is_gone = locks.remove_folder(run, locks.take(run / _LOCK))
+            removed += [description] if is_gone and run in filled else []
     return removed
 
 

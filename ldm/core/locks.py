@@ -68,19 +68,20 @@ def release(file: int) -> None:
     os.close(file)
 
 
-def remove_folder(folder: Path, file: int) -> None:
+def remove_folder(folder: Path, file: int) -> bool:
     """Remove the folder in which a lock file is, and let go of the lock, which `take` returned. The folder loses its
-    name first, so that nobody finds it half removed. OSError: it cannot be renamed.
+    name first, so that nobody finds it half removed. Returns whether all of it is gone. OSError: it cannot be renamed.
 
     The file is closed before it is removed: NFS keeps what is open under another name, and the folder with it. So it
     does with what another process has open: that stays, under a name that begins with `GONE`.
     """
-    gone = folder.with_name(f"{GONE}{folder.name}.{os.getpid()}")
+    gone = folder if folder.name.startswith(GONE) else folder.with_name(f"{GONE}{folder.name}.{os.getpid()}")
     try:
         folder.rename(gone)
     finally:
         release(file)
     shutil.rmtree(gone, ignore_errors=True)
+    return not gone.exists()
 
 
 @contextmanager

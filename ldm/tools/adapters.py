@@ -73,6 +73,12 @@ def _read(path: Path, generator: Generator) -> tuple[str, Adapter]:
     return passport.content_sha256, adapter
 
 
+def _modern(name: str) -> str:
+    for former, later in _FORMER.items():
+        name = re.sub(former, later, name)
+    return name
+
+
 def _file(path: Path) -> Path:
     """The file of weights in a folder of peft; else the path itself."""
     return next((path / name for name in _OF_PEFT if (path / name).is_file()), path)
@@ -86,7 +92,7 @@ def _foreign(source: files.Source, network: nn.Module) -> Adapter:
     names = {name.replace(".", "_"): name for name, _ in network.named_modules()}
     parts: dict[str, dict[str, Tensor]] = {}
     for name in sorted(source.tensors.keys() - of_text):
-        modern = reduce(lambda former, pair: re.sub(*pair, former), _FORMER.items(), name)
+        modern = _modern(name)
         end = next((end for end in _ENDS if modern.endswith(end)), None)
         if end is None:
             raise IntegrityError(str(source.path), f"a tensor {name}", f"names that end in {', '.join(_ENDS)}", _FIX)

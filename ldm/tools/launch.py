@@ -51,16 +51,16 @@ def _options(arguments: Sequence[str]) -> dict[str, str | None]:
             break
         if argument.startswith("--"):
             name, _, value = argument[2:].partition("=")
-            found[name] = value or (None if following.startswith("--") else following)
+            found[name.replace("-", "_")] = value or (None if following.startswith("--") else following)
     return found
 
 
 def _leave_time_to_save() -> None:
     """Give processes as many seconds between a signal and their kill as TORCH_ELASTIC_SHUTDOWN_TIMEOUT says. Older
     versions of torch do not read it: they have 30."""
-    from torch.distributed.elastic.multiprocessing.api import PContext
-
     if seconds := os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        from torch.distributed.elastic.multiprocessing.api import PContext
+
         PContext.close.__defaults__ = (None, int(seconds))  # death_sig, timeout
 
 

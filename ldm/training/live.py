@@ -42,7 +42,8 @@ class Live:
         if len(history.training) > self._num_rows:
             row = history.training[-1]
             last = int(row["step"])
-            self._speeds.append(self.pace.row(last, last - self._step))
+            if last > self._step:
+                self._speeds.append(self.pace.row(last, last - self._step))
             self._num_rows, self._step = len(history.training), last
             self._compare(row)
         history.write_tables(self._run.directory)

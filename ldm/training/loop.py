@@ -101,7 +101,7 @@ def train(
             Live(run, params, training.history, pace, step=training.step, is_shown=accelerator.is_main_process) as live,
         ):
             ranks.wait()  # a tracker may take long to start
-            if not remaining and not training.is_concluded:
+            if not remaining:
                 _conclude(training, run, validate, picture, live)
             _run_steps(training, pace.timed(coming), run, validate, picture, name, live)
             if training.averages.choose(run):
@@ -153,12 +153,13 @@ def _run_steps(
 
 
 def _conclude(training: "_Training", run: Run, validate: Validate, picture: Picture | None, live: Live) -> None:
-    """What follows the last update, for a state that `ldm resume` named and that was saved before its step was the
-    last one."""
+    """What follows the last update, as far as a state of that step lacks it: one that `ldm resume` named was saved
+    before its step was the last. It stays as it is: a run that is stopped now does this again."""
     training.averages.save(run, training.step, is_main=training.accelerator.is_main_process)
     if training.sums:
         training.log()
-    _validate(training, validate, picture, run, live)
+    if not training.is_validated:
+        _validate(training, validate, picture, run, live)
 
 
 def _validate(training: "_Training", validate: Validate, picture: Picture | None, run: Run, live: Live) -> None:
@@ -285,7 +286,7 @@ class _Training:
         self.is_bad = torch.zeros(self.params.log_every_steps, dtype=torch.bool, device=self.accelerator.device)
 
     @property
-    def is_concluded(self) -> bool:
+    def is_validated(self) -> bool:
         """Whether the newest row of the validation curve is of this step."""
         return bool(self.history.validation) and self.history.validation[-1]["step"] == self.step
 

@@ -62,8 +62,8 @@ class OpenClipParams(Section):
 
 
 class ClipFileParams(Section):
-    """A checkpoint file of a CLIP as open_clip saves it. It does not record how its images are
-    prepared: they are as for OpenAI's models, with a warning if open_clip knows such weights that need others."""
+    """A checkpoint file of a CLIP as open_clip saves it. It does not record how its images are prepared: they are as
+    for OpenAI's models, with a warning if open_clip knows such weights that need others."""
 
     kind: Literal["file"]
     """Where the CLIP comes from."""

@@ -38,7 +38,8 @@ def check(options: Mapping[str, str | None] = {}) -> None:
     if not path.is_file():
         if named is None:
             return
-        raise MachineError(named, "no such file", "one that `accelerate config` wrote", "name it by --config_file")
+        fix = "name one, such as those of configs/accelerate"
+        raise MachineError(named, "no such file", "a config file of accelerate", fix)
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))  # as accelerate does; JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -47,9 +48,11 @@ def check(options: Mapping[str, str | None] = {}) -> None:
     else:
         is_mapping = isinstance(config, dict)
         lines = list(_findings(config)) if is_mapping else ["no keys; expected distributed_type, num_processes, ..."]
-        lines = [f"{path}: {line}" for line in lines if line.partition(":")[0] not in options]
+        lines = [f"{path}: {line}" for line in lines if line.partition(": missing")[0] not in options]
     if lines:
-        fix = "correct the file, answer `accelerate config` again, or remove the file: stages need none"
+        fix = "correct the file"
+        if named is None:
+            fix += ", answer `accelerate config` again, or remove the file: stages need none"
         raise MachineError.many([_error(line, fix) for line in lines])
 
 

@@ -61,16 +61,17 @@ def _replay(options: argparse.Namespace) -> None:
             pipeline = drawing.load(options, parts, options.threads)
         # Make the image again, and compare every value.
         again = pipeline.replay(origin, given).permute(1, 2, 0).contiguous().numpy()
-        height, width, _ = again.shape
-        if found.shape == (2 * height, 2 * width, 3):  # DPG-Bench's square, which carries the origin of its last image
-            found = found[height:, width:]
+        (height, width, _), which = again.shape, ""
+        if found.shape == (2 * height, 2 * width, 3):
+            # A square of DPG-Bench carries the origin of its last image.
+            found, which = found[height:, width:], "its lower right quarter is "
         if found.shape != again.shape:
             sizes = [f"{height} x {width}" for height, width in (found.shape[:2], again.shape[:2])]
             raise IntegrityError(where, f"{sizes[0]} pixels", sizes[1], "name the PNG as it was written")
         if add is not None:
             add(origin.png(again))
     _compare(found, again, where, origin.numerics == NUMERICS)
-    said = f"{options.png}: equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})"
+    said = f"{options.png}: {which}equal in all {again.size} values ({prompts.on_one_line(origin.prompt)})"
     print(said, file=sys.stderr if options.output == _STANDARD_OUTPUT else sys.stdout)
 
 

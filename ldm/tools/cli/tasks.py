@@ -50,7 +50,8 @@ def add(commands: forms.Commands) -> None:
 def add_picture(parser: argparse.ArgumentParser, name: str, required: bool) -> None:
     """The option of a picture."""
     texts = {"image": "PNG, JPEG or WebP; of another size than the model's: its centre square, resized"}
-    texts["mask"] = f"picture of the image's size, white where to draw; or one of {', '.join(masks.NAMES)}"
+    named = ", ".join(masks.NAMES)
+    texts["mask"] = f"picture of the image's size, white where to draw (transparent is black); or one of {named}"
     texts["last_image"] = "another image, at which the way from the first one ends"
     parser.add_argument(f"--{_verb(name)}", metavar="FILE", required=required, help=texts[name])
 

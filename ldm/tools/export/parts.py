@@ -36,8 +36,8 @@ _TABLES: dict[str, dict[str, Any]] = {
     "zero_terminal_snr": {**_BETAS, "rescale_betas_zero_snr": True},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
 }
-_SECOND_WIDTH = 1024
-"""Of the text encoder of Stable Diffusion 2; that of 1 has 768."""
+_SECOND_WIDTH, _SECOND_BLOCKS = 1024, 24
+"""Of the whole text encoder of Stable Diffusion 2; that of 1 has 768 and 12."""
 _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 _OPEN_CLIP_ENDS = {"<start_of_text>": _START, "<end_of_text>": _END}
 
@@ -157,11 +157,12 @@ def tokenizer(pipeline: Pipeline) -> dict[str, str]:
 
 
 def is_second(pipeline: Pipeline) -> bool:
-    """Whether a single file has the text encoder as Stable Diffusion 2, not 1: it is cut before its last block, by us
-    or where it came from, as diffusers cuts that of 2, which is the one of this width."""
-    encode = pipeline.encode
-    is_cut = transformers_clip_of(encode.model) is not None and encode.model.context_width == _SECOND_WIDTH
-    return encode.layer == "penultimate" or is_cut
+    """Whether a single file has the text encoder as Stable Diffusion 2 has it, not as 1: readers take the last but one
+    of its blocks. So it is if ours takes that one, and if it came without the last, as in a folder of diffusers."""
+    encode, tower = pipeline.encode, transformers_clip_of(pipeline.encode.model)
+    if encode.layer == "penultimate" or tower is None or tower.context_width != _SECOND_WIDTH:
+        return encode.layer == "penultimate"
+    return tower.config["num_hidden_layers"] < _SECOND_BLOCKS
 
 
 def padding(pipeline: Pipeline) -> tuple[int, int]:

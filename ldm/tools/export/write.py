@@ -44,8 +44,8 @@ def facts(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def single_file(pipeline: Pipeline) -> dict[str, Tensor]:
-    """All networks in the layout of CompVis and Stability, which has a text encoder of one of
-    two kinds (`parts.is_second`)."""
+    """All networks in the layout of CompVis and Stability, which has a text encoder of one of two kinds
+    (`parts.is_second`)."""
     text = parts.text_encoder(pipeline).tensors
     if parts.is_second(pipeline):
         text = names.under(names.text_to_open_clip(text), names.OPEN_CLIP_TEXT)

@@ -59,15 +59,10 @@ class Trained:
         return max(range(min(_NUM_CANDIDATES, len(self.captions))), key=lambda number: len(self.captions[number]))
 
     def pictures(self, num: int) -> UInt8[Tensor, "b 3 h w"]:
-        """The first images of the size that most have, or all if there are fewer. ConfigError: fewer than 5 have one
-        size."""
+        """The first images of the size that most have, or all if there are fewer."""
         buckets = self.images.buckets
         most = int(buckets.counts.argmax())
-        count = int(buckets.counts[most])
-        if count < _LEAST_IMAGES:
-            fix = "leave latent_map out by --only, or keep more images for validation"
-            raise ConfigError("latent_map", f"{count} validation images of one size", f"{_LEAST_IMAGES} or more", fix)
-        return self.images.images(buckets.samples(most, np.arange(min(num, count))).tolist())
+        return self.images.images(buckets.samples(most, np.arange(min(num, int(buckets.counts[most])))).tolist())
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Pictures:
         """Images of latents on the scale of the diffusion model."""
@@ -237,8 +232,11 @@ class LatentMap:
 
 @torch.no_grad()
 def latent_map(trained: Trained, num: int = 400) -> LatentMap:
-    """Principal components of the latents of validation images."""
+    """Principal components of the latents of validation images. ConfigError: fewer than 5 of them have one size."""
     pictures = trained.pictures(num)
+    if len(pictures) < _LEAST_IMAGES:
+        found, fix = f"{len(pictures)} validation images of one size", "leave it out by --only, or validate with more"
+        raise ConfigError("latent_map", found, f"{_LEAST_IMAGES} or more", fix)
     places, shares = principal(trained.pipeline.generator.encode(pictures).flatten(1).double().cpu())
     return LatentMap(_arrays(pictures), places, shares)
 

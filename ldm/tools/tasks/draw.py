@@ -228,7 +228,7 @@ def _outpaint(task: OutpaintParams, batch: Batch) -> UInt8[Tensor, "b 3 h w"]:
         if value % factor:
             fix = f"set it to {max(1, round(value / factor)) * factor}"
             raise ConfigError(name, str(value), f"a multiple of {factor}, the pixels of a latent", fix)
-    if task.stride_px > min(batch.size_px):
+    if any(windows.leave_gaps(side + 2 * task.margin_px, side, task.stride_px) for side in batch.size_px):
         expected = f"at most {min(batch.size_px)}, the side of a window"
         raise ConfigError("stride_px", str(task.stride_px), expected, "lower it: windows must leave no gap")
     images = functional.pad(batch.images().float(), margin, mode="replicate").to(torch.uint8)

@@ -34,7 +34,7 @@ _ANY = PixelParams(
     resampling="area",
     framing=SquareParams(kind="square", crop="centre"),
 )
-"""What is accepted: all that can be decoded. Transparent images are laid on white."""
+"""What is accepted: all that can be decoded. Transparent images are laid on white, masks on black."""
 
 
 @dataclass(frozen=True, eq=False)

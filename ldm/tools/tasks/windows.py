@@ -1,6 +1,7 @@
 """MultiDiffusion: a denoiser of latents larger than those of the network, made of its answers on windows."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,11 @@ def windowed(denoise: Denoiser, size: tuple[int, int], stride: int) -> Denoiser:
         return total / count
 
     return joined
+
+
+def leave_gaps(length: int, window: int, stride: int) -> bool:
+    """Whether there are cells between windows, which none covers."""
+    return any(after - before > window for before, after in pairwise(starts(length, window, stride)))
 
 
 def starts(length: int, window: int, stride: int) -> Sequence[int]:
