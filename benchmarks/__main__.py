@@ -16,11 +16,15 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(page.NAMES):
         parser.error(f"no benchmark of the page: {', '.join(sorted(unknown))}")
+    failed: list[str] = []
     for name in options.names or page.NAMES:
         print(f"\n# {name}", flush=True)
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *["--small"] * options.small], cwd=ROOT, check=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}", *["--small"] * options.small]
+        failed += [name] if subprocess.run(command, cwd=ROOT, check=False).returncode else []
     if not options.small:
         page.main()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the page has the former numbers of these")
 
 
 if __name__ == "__main__":

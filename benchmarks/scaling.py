@@ -81,8 +81,9 @@ def _processes(options: argparse.Namespace, ratios: dict[str, Spread | float]) -
     rates: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         training.write_inputs(Path(folder), num_samples=1000)
-        for _ in range(num_rounds):
-            for count, threads in ((1, most_threads), (2, 1)):
+        for number in range(num_rounds):
+            both = ((1, most_threads), (2, 1))
+            for count, threads in both[:: (-1) ** number]:  # in turn, so that neither is always the later one
                 speeds = training.run(
                     Path(folder), num_steps, num_processes=count, num_threads=threads, num_images=num_images
                 )

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,9 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
     if not clone.exists():
         _call(ROOT, "git", "clone", "--quiet", str(ROOT), str(clone))
         _call(clone, "dvc", "cache", "dir", "--local", str(ROOT / ".dvc/cache"))
+        if run.threads is not None:
+            # No stage depends on the threads: DVC would take the results of another run, by this file or its run cache.
+            (clone / "dvc.lock").unlink()
     with modify_yaml(str(clone / config.PARAMS)) as params:
         for part, key in SEEDS.items():
             section, *inner, last = key.split(".")
@@ -93,14 +96,14 @@ def do(run: Run, share: Sequence[int] | None = None) -> dict[str, Any]:
             for name in inner:
                 owner = owner[name]
             owner[last] = run.seeds[part]
-        params["machine"]["threads"] = run.threads if share is None else len(share)
-    _repro(clone, share)
+        params["machine"]["threads"] = run.threads or (None if share is None else len(share))
+    _repro(clone, share, uses_run_cache=run.threads is None)
     paths = config.read(PathsParams, "paths", clone / config.PATHS)
     metrics = json.loads((clone / paths.evaluation / "metrics.json").read_text(encoding="utf-8"))
     commit = _call(clone, "git", "rev-parse", "--short", "HEAD", capture=True).strip()
     shutil.rmtree(clone)
     row = {"seeds": run.seeds, "commit": commit, "processor": processor(), "metrics": metrics}
-    return row | ({"threads": len(share)} if share is not None else {"threads": run.threads} if run.threads else {})
+    return row | ({"threads": run.threads} if run.threads else {} if share is None else {"threads": len(share)})
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -114,7 +117,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     if len(together) > 1:
         lines += _summary(rows, together, shown)
     spread_lines: list[str] = []
-    for part, alone in _alone(runs).items():
+    for part, alone in (_rounding(rows) | _alone(runs)).items():
         if len(alone) > 1:
             values = [[_percent(rows[name], key) for name in alone] for key in shown]
             cells = [f"{', '.join(f'{value:.1f}' for value in v)} (± {statistics.stdev(v):.1f})" for v in values]
@@ -127,13 +130,21 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _alone(runs: Mapping[str, Run]) -> dict[str, list[str]]:
     """What alone differs -> names of the runs that differ in nothing else, that of the default first."""
-    base = "-".join("0" * len(SEEDS))
-    found = {"rounding: 2 threads, 1 thread": [n for n in runs if n in (base, Run(dict.fromkeys(SEEDS, 0), 1).name)]}
+    found: dict[str, list[str]] = {}
     for part in SEEDS:
         others = [other for other in SEEDS if other != part]
         same = [n for n, run in runs.items() if run.threads is None and not any(run.seeds[o] for o in others)]
         found[f"seed of {part}: {', '.join(str(runs[n].seeds[part]) for n in same)}"] = same
     return found
+
+
+def _rounding(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The same of two runs of equal seeds, if they had other threads."""
+    names = [Run(dict.fromkeys(SEEDS, 0), threads).name for threads in (None, 1)]
+    if not all(name in rows for name in names):
+        return {}
+    first, second = (rows[name].get("threads", "all") for name in names)
+    return {} if first == second else {f"rounding: {first} threads, {second} thread": names}
 
 
 def _summary(rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], keys: Iterable[str]) -> list[str]:
@@ -157,8 +168,8 @@ def _call(folder: Path, *command: str, capture: bool = False) -> str:
     return done.stdout if capture else ""
 
 
-def _repro(clone: Path, share: Sequence[int] | None) -> None:
-    command = [sys.executable, "-m", "dvc", "repro"]
+def _repro(clone: Path, share: Sequence[int] | None, *, uses_run_cache: bool = True) -> None:
+    command = [sys.executable, "-m", "dvc", "repro", *([] if uses_run_cache else ["--no-run-cache"])]
     # Stages start as `python`: that of this environment, whether or not it is active.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     if share is None:
@@ -185,19 +196,25 @@ def write_page(rows: Mapping[str, Mapping[str, Any]], page: Path) -> None:
 
 
 def do_all(runs: Sequence[Run], rows: dict[str, Any], num_at_once: int) -> None:
-    """Do the runs that have no row yet, in their order; after each, write rows and tables."""
+    """Do the runs that have no row yet, in their order; after each, write rows and tables. After an error or Ctrl-C no
+    other begins."""
     all_cores = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[Sequence[int] | None] = queue.Queue()
     for i in range(num_at_once):
         shares.put(all_cores[i::num_at_once] if num_at_once > 1 else None)
-    lock = threading.Lock()
+    lock, is_over = threading.Lock(), threading.Event()
 
     def work(run: Run) -> None:
+        if is_over.is_set():
+            return
         share = shares.get()
         where = "" if share is None else f" on cores {share}, see {CLONES / run.name}.log"
         print(f"run {run.name}: {run.seeds}{where}", flush=True)
         try:
             row = do(run, share)
+        except BaseException:
+            is_over.set()
+            raise
         finally:
             shares.put(share)
         with lock:
@@ -206,8 +223,12 @@ def do_all(runs: Sequence[Run], rows: dict[str, Any], num_at_once: int) -> None:
             write_page(rows, PAGE)
 
     with ThreadPoolExecutor(num_at_once) as pool:
-        for done in [pool.submit(work, run) for run in runs if run.name not in rows]:
-            done.result()
+        try:
+            for done in as_completed([pool.submit(work, run) for run in runs if run.name not in rows]):
+                done.result()
+        except BaseException:
+            is_over.set()
+            raise
 
 
 def main() -> None:
@@ -222,7 +243,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = {} if options.again else read_rows()
     CLONES.mkdir(parents=True, exist_ok=True)
-    do_all(plan()[: options.num_runs], rows, options.at_once)
+    try:
+        do_all(plan()[: options.num_runs], rows, options.at_once)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\nfix: see what it says above or in {CLONES}, then run this again: it goes on from there")
     print(table(rows))
 
 

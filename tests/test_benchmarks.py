@@ -1,5 +1,6 @@
 """Benchmarks at reduced size: each runs to its ratios and its JSON, and the page shows what the JSONs say."""
 
+import argparse
 import json
 import os
 import re
@@ -7,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import busy, gpu, measuring, operations, page, pipeline, steps, train_step
+from benchmarks import __main__ as all_benchmarks
+from benchmarks import busy, gpu, measuring, operations, page, pipeline, scaling, steps, train_step
 from tests.import_closure import ROOT
 
 RATIOS = {
@@ -159,3 +163,32 @@ def test_a_busy_neighbour_is_busy_and_gone_afterwards() -> None:
         time.sleep(1.0)
         assert sum(other.cpu_times()[:2]) > 0.05
     assert len(children()) == before
+
+
+def test_one_benchmark_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        begun.append(command[-1].removeprefix("benchmarks."))
+        return SimpleNamespace(returncode=int(begun[-1] == page.NAMES[1]))
+
+    written: list[bool] = []
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(page, "main", lambda: written.append(True))
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])
+    with pytest.raises(SystemExit, match=f"failed: {page.NAMES[1]};"):
+        all_benchmarks.main()
+    assert begun == list(page.NAMES) and written
+
+
+def test_one_process_and_two_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def run(*_: Any, num_processes: int, **__: Any) -> Any:
+        asked.append(num_processes)
+        return SimpleNamespace(samples_per_second=float(num_processes))
+
+    monkeypatch.setattr(scaling.training, "write_inputs", lambda *_, **__: None)
+    monkeypatch.setattr(scaling.training, "run", run)
+    scaling._processes(argparse.Namespace(small=False), {})
+    assert asked == [1, 2, 2, 1, 1, 2]

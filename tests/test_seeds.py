@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def test_five_runs_change_every_seed_and_others_one_seed_alone() -> None:
 def test_the_tables_hold_mean_spread_and_worst_of_the_rows_that_are_there() -> None:
     scores = {run.name: 0.9 + i / 100 for i, run in enumerate(seeds.plan())}
     rows = {run.name: row(run, scores[run.name]) for run in seeds.plan()}
+    assert "rounding" not in seeds.table(rows), "nothing says that their threads differ"
+    rows["0-0-0-0-threads-1"]["threads"] = 1
     text = seeds.table(rows)
     together = [100 * scores["-".join([str(i)] * len(seeds.SEEDS))] for i in range(seeds.NUM_RUNS)]
     expected = f"{statistics.mean(together):.1f} ± {statistics.stdev(together):.1f}"
@@ -43,7 +46,7 @@ def test_the_tables_hold_mean_spread_and_worst_of_the_rows_that_are_there() -> N
     assert f"| worst | {min(together):.1f} |" in text
     for label, names in {
         "seed of clip: 0, 1, 2": ("0-0-0-0", "0-1-0-0", "0-2-0-0"),
-        "rounding: 2 threads, 1 thread": ("0-0-0-0", "0-0-0-0-threads-1"),
+        "rounding: all threads, 1 thread": ("0-0-0-0", "0-0-0-0-threads-1"),
     }.items():
         values = [100 * scores[name] for name in names]
         shown = ", ".join(f"{value:.1f}" for value in values)
@@ -63,11 +66,13 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     def call(folder: Path, *command: str, capture: bool = False) -> str:
         if command[:2] == ("git", "clone"):
             Path(command[-1]).mkdir()
-            for name in ("params.yaml", "paths.yaml"):
+            for name in ("params.yaml", "paths.yaml", "dvc.lock"):
                 (Path(command[-1]) / name).write_text((ROOT / name).read_text())
         return "abc\n" if capture else ""
 
-    def repro(clone: Path, share: Any) -> None:
+    def repro(clone: Path, share: Any, uses_run_cache: bool) -> None:
+        assert (clone / "dvc.lock").exists() == uses_run_cache
+        changed["is_trained"] = not uses_run_cache
         text = (clone / "params.yaml").read_text()
         pairs = zip((ROOT / "params.yaml").read_text().splitlines(), text.splitlines(), strict=True)
         changed.update(YAML(typ="safe").load(text), num_lines=sum(a != b for a, b in pairs))
@@ -86,8 +91,10 @@ def test_a_run_is_a_clone_with_other_seeds_and_leaves_only_its_row(
     assert not list(tmp_path.iterdir())
     found = seeds.do(run, share=[1])
     assert changed["machine"]["threads"] == 1 == found["threads"] and changed["num_lines"] == 5
-    found = seeds.do(seeds.Run(run.seeds, threads=3))
-    assert changed["machine"]["threads"] == 3 == found["threads"]
+    assert not changed["is_trained"], "equal stages of other runs will do"
+    for share in (None, [0, 1]):
+        found = seeds.do(seeds.Run(run.seeds, threads=3), share)
+        assert changed["machine"]["threads"] == 3 == found["threads"] and changed["is_trained"]
 
 
 def test_runs_at_once_have_cores_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +132,22 @@ def test_rows_are_written_as_runs_end_and_those_that_are_there_are_not_repeated(
     seeds.do_all([first, *others], {}, num_at_once=2)
     assert sorted(name for name, _ in done) == [run.name for run in (first, *others)]
     assert {tuple(share) for _, share in done} <= {(0, 2), (1,)}
+
+
+def test_after_an_error_no_other_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def do(run: seeds.Run, share: Any) -> dict[str, Any]:
+        begun.append(run.name)
+        raise subprocess.CalledProcessError(1, "dvc")
+
+    monkeypatch.setattr(seeds, "do", do)
+    with pytest.raises(subprocess.CalledProcessError):
+        seeds.do_all(seeds.plan()[:4], {}, num_at_once=1)
+    assert begun == ["0-0-0-0"]
+    monkeypatch.setattr(sys, "argv", ["seeds", "--again", "--num-runs", "2"])
+    with pytest.raises(SystemExit, match="run this again: it goes on"):
+        seeds.main()
 
 
 def test_the_page_has_the_marks(tmp_path: Path) -> None:
