@@ -126,8 +126,10 @@ def _speeds(table: Path) -> dict[str, float]:
 def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True) -> None:
     """A Python command. When its time is over it is asked to stop, as by Ctrl-C, so that it can write what it has."""
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Runs of stages lie in the folder of their own, not among those that the user shares.
+    environment = {name: value for name, value in os.environ.items() if name != "LDM_RUNS"} | {"PYTHONPATH": places}
     left = max(end - time.monotonic(), 1)
-    with subprocess.Popen([sys.executable, *command], cwd=where, env={**os.environ, "PYTHONPATH": places}) as process:
+    with subprocess.Popen([sys.executable, *command], cwd=where, env=environment) as process:
         try:
             code = process.wait(left)
         except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ from benchmarks import gpu
 from ldm.core import config
 from ldm.core.params import MachineParams
 from tests.import_closure import ROOT
+from tests.repository import Repository
 
 
 def works(folder: Path, end: float, found: dict[str, Any]) -> None:
@@ -81,6 +82,13 @@ except KeyboardInterrupt: open("written", "w").close()
     signal.signal(signal.SIGINT, before)
     with pytest.raises(RuntimeError, match="exit code 3"):
         gpu._run(["-c", "raise SystemExit(3)"], tmp_path, end=float("inf"))
+
+
+def test_commands_leave_the_runs_that_the_user_shares_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_RUNS", str(tmp_path / "shared"))
+    tells = "import os; raise SystemExit('LDM_RUNS' in os.environ)"
+    gpu._run(["-c", tells], tmp_path, end=float("inf"))
+    assert Repository.at(tmp_path).run(sys.executable, "-c", tells) == ""
 
 
 @pytest.mark.parametrize(("is_small", "name"), [(True, "tiny"), (False, "default")])
