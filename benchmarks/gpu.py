@@ -103,7 +103,7 @@ def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
 def _write_params(folder: Path, name: str) -> None:
     """The params of a recipe, with runs that are kept for their speeds, and all cores at work in `prepare`."""
     text = (ROOT / "recipes" / f"{name}.yaml").read_text() if name == recipe.DEFAULT else recipe.complete(name)
-    machine = config.read(MachineParams, "machine", ROOT / "recipes/default.yaml")
+    machine = config.read(MachineParams, "machine", measuring.PARAMS)
     num_workers = len(os.sched_getaffinity(0)) - 1
     for old, new in [
         (f"keep_finished_states: {str(machine.keep_finished_states).lower()}", "keep_finished_states: true"),
