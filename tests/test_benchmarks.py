@@ -52,7 +52,8 @@ def test_a_small_run_ends_in_its_ratios_and_writes_them(name: str, tmp_path: Pat
 
 
 def test_every_benchmark_of_the_page_is_a_module_and_tried_here() -> None:
-    assert {name for name in page.NAMES if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
+    assert set(page.NAMES) <= {*page.BLOCKS, *page.ON_GPUS}
+    assert {name for name in page.BLOCKS + page.ON_GPUS if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
     known = {ratio for ratios in RATIOS.values() for ratio in ratios}
     assert set(page.TARGETS["cpu"]) <= known | {"autoencoder_of_product", "pipeline_overhead_default"}
 
@@ -99,6 +100,14 @@ def test_a_verdict_knows_target_floor_and_direction() -> None:
 def test_targets_that_nothing_measured_say_so() -> None:
     text = page.targets({"cpu": {"busy": {"ratios": {"busy_step": [1.5, 1.4, 1.6]}}}, "cuda": {}})
     assert "| ≤ 1.9 | 1.5 (1.4 to 1.6) | reached |" in text and "| not measured |" in text
+
+
+def test_the_page_has_the_target_of_what_only_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda/many.json").write_text('{"ratios": {"many_images_seconds": 42.0}}')
+    text = page.refreshed(page.PAGE.read_text(encoding="utf-8"), page.results())
+    assert "| `many_images_seconds` |" in text and "| ≤ 60 | 42 | reached |" in text
 
 
 def test_operations_are_counted_forwards_and_backwards() -> None:
