@@ -1,7 +1,7 @@
 """How threads should wait, and what a busy core beside a training costs: training steps by OpenMP's settings and number
 of threads, alone and beside one busy process.
 
-Steps are those of the UNet in params.yaml on random data. Every side is a process of its own, since OpenMP reads its
+Steps are those of the default's UNet on random data. Every side is a process of its own, since OpenMP reads its
 settings once. The sides take turns within one run, the others are stopped meanwhile (a thread that spins would disturb
 them); medians over the rounds. A busy process is a Python loop.
 
@@ -22,7 +22,7 @@ from typing import IO
 import torch
 
 from benchmarks import measuring, steps
-from benchmarks.measuring import ROOT, Found, Row, Spread
+from benchmarks.measuring import DEVICE, ROOT, Found, Row, Spread
 from ldm.compute import attention, cores
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -39,16 +39,18 @@ Cell = tuple[str, int, str]
 
 def work(is_small: bool) -> None:
     """A side: for each line `THREADS SECONDS` on stdin, train for about so long; answer with seconds per step."""
-    attention.select("auto", torch.device("cpu"))
+    attention.select("auto", DEVICE)
     torch.manual_seed(0)
     step = steps.unet_step(steps.small() if is_small else steps.default(), steps.precision())
     for line in sys.stdin:
         num_threads, seconds = line.split()
         torch.set_num_threads(int(num_threads))
         step()  # the first one with this number starts the threads
+        measuring.synchronise()
         count, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) - begin < float(seconds) or not count:
             step()
+            measuring.synchronise()
             count += 1
         print((now - begin) / count, flush=True)
 
@@ -94,19 +96,20 @@ def turns(
     settings: dict[str, dict[str, str]], threads: list[int], num_rounds: int, length: float, is_small: bool
 ) -> tuple[dict[Cell, list[float]], dict[str, int]]:
     """Seconds per step of every cell, one value per round; and by load the threads that a stage takes which starts
-    then."""
+    then. Each round takes all in the other order than the one before, as in `measuring.turns`."""
     sides = {name: Side(setting, is_small) for name, setting in settings.items()}
     found: dict[Cell, list[float]] = {}
     taken: dict[str, int] = {}
     try:
         for side in sides.values():
             side.turn(1, 0.0)  # all start at once, and wait to be stopped
-        for _ in range(num_rounds):
-            for load, num_others in (("alone", 0), ("busy", 1)):
+        for number in range(num_rounds):
+            order = -1 if number % 2 else 1
+            for load, num_others in (("alone", 0), ("busy", 1))[::order]:
                 with busy(num_others):
                     taken[load] = min(taken.get(load, max(threads)), cores.free_threads(max(threads)))
-                    for name, side in sides.items():
-                        for count in threads:
+                    for name, side in list(sides.items())[::order]:
+                        for count in threads[::order]:
                             found.setdefault((name, count, load), []).append(side.turn(count, length))
     finally:
         for side in sides.values():

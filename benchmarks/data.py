@@ -5,7 +5,7 @@ The corpus is made here: JPEGs of 512 pixels a side at quality 90, with the spec
 `prepare` here is all that happens to an image: reading, decoding, cleaning, resizing, encoding, writing into a tar.
 Plain Pillow opens, converts, crops, resizes and saves a PNG into a folder, without any check. CPU time of one process;
 rounds alternate, so that all see the same machine; medians. The waits are those that the stage's own loop counts, in a
-short training of the UNet in params.yaml on latents and embeddings as large as its own.
+short training of the default's UNet on latents and embeddings as large as its own.
 """
 
 import argparse

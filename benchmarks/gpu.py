@@ -17,7 +17,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -46,6 +46,7 @@ NUM_TEST_PROCESSES = 0 if IS_SMALL else 4
 """What the tests wait for is torch.compile, which computes on CPUs."""
 Part = Callable[[Path, float, dict[str, Any]], None]
 """Of a folder of its own, the time at which it is ended, and what it found, to which it adds as it goes."""
+CTRL_C = "ended by Ctrl-C"
 
 
 def tests(folder: Path, end: float, found: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ def recipes(folder: Path, end: float, found: dict[str, Any]) -> None:
 def _write_params(folder: Path, name: str) -> None:
     """The params of a recipe, with runs that are kept for their speeds, and all cores at work in `prepare`."""
     text = (ROOT / "recipes" / f"{name}.yaml").read_text() if name == recipe.DEFAULT else recipe.complete(name)
-    machine = config.read(MachineParams, "machine", ROOT / "recipes/default.yaml")
+    machine = config.read(MachineParams, "machine", measuring.PARAMS)
     num_workers = len(os.sched_getaffinity(0)) - 1
     for old, new in [
         (f"keep_finished_states: {str(machine.keep_finished_states).lower()}", "keep_finished_states: true"),
@@ -126,8 +127,10 @@ def _speeds(table: Path) -> dict[str, float]:
 def _run(command: Sequence[str], where: Path, end: float, *, is_checked: bool = True) -> None:
     """A Python command. When its time is over it is asked to stop, as by Ctrl-C, so that it can write what it has."""
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Runs of stages lie in the folder of their own, not among those that the user shares.
+    environment = {name: value for name, value in os.environ.items() if name != "LDM_RUNS"} | {"PYTHONPATH": places}
     left = max(end - time.monotonic(), 1)
-    with subprocess.Popen([sys.executable, *command], cwd=where, env={**os.environ, "PYTHONPATH": places}) as process:
+    with subprocess.Popen([sys.executable, *command], cwd=where, env=environment) as process:
         try:
             code = process.wait(left)
         except subprocess.TimeoutExpired:
@@ -146,17 +149,29 @@ def measure(
     folder: Path, groups: Sequence[Sequence[Part]], num_seconds: float, write: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """The results of all parts, and what failed; `write` has what there is whenever a part is done. The parts of a
-    group run side by side, the groups in turn."""
+    group run side by side, the groups in turn. KeyboardInterrupt: after Ctrl-C, when all that was found is written."""
     start = time.monotonic()
     result: dict[str, Any] = {"machine": measuring.facts(), "seconds": {}, "failed": {}}
+
+    def note(part: Future[tuple[str, dict[str, Any], float, str]]) -> None:
+        name, found, seconds, why = part.result()
+        result[name] = found
+        result["seconds"] |= {name: seconds, "all": round(time.monotonic() - start, 1)}
+        result["failed"] |= {name: why} if why else {}
+        write(result)
+
     with ThreadPoolExecutor() as pool:
         for group in groups:
             running = [pool.submit(_done, part, folder, start + num_seconds) for part in group]
-            for name, found, seconds, why in (each.result() for each in as_completed(running)):
-                result[name] = found
-                result["seconds"] |= {name: seconds, "all": round(time.monotonic() - start, 1)}
-                result["failed"] |= {name: why} if why else {}
-                write(result)
+            try:
+                for each in as_completed(running):
+                    note(each)
+            except KeyboardInterrupt:  # the commands of the parts got it too, and end
+                for each in running:
+                    note(each)
+                raise
+            if CTRL_C in result["failed"].values():
+                raise KeyboardInterrupt
     return result
 
 
@@ -169,6 +184,8 @@ def _done(part: Part, folder: Path, end: float) -> tuple[str, dict[str, Any], fl
     own.mkdir(parents=True)
     try:
         part(own, end, found)
+    except KeyboardInterrupt:
+        why = CTRL_C
     except Exception as error:  # whatever it is, the other parts go on
         why = f"{type(error).__name__}: {error}"
         for path in (f"{folder}/", f"{ROOT}/", str(folder), str(ROOT)):

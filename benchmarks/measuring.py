@@ -21,12 +21,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/benchmarks"
+PARAMS = ROOT / "recipes/default.yaml"
+"""What benchmarks call the default, whatever recipe params.yaml holds."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Side = Callable[[], object]
 Row = dict[str, str | float]
 Spread = tuple[float, float, float]
 """Median, first and third quartile."""
 
+_CODE = ("ldm", "stages", "benchmarks", "recipes", "params.yaml")
+"""What decides the numbers."""
 _PACKAGES = ("torch", "diffusers", "accelerate", "dvc")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -47,9 +51,14 @@ def seconds(side: Side) -> float:
     clock = time.thread_time if DEVICE.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     side()
+    synchronise()
+    return clock() - begin
+
+
+def synchronise() -> None:
+    """Wait until a GPU is idle."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return clock() - begin
 
 
 def turns(sides: Mapping[str, Side], num_rounds: int) -> dict[str, list[float]]:
@@ -97,7 +106,7 @@ def facts() -> dict[str, Any]:
     """The machine and the code. No name of the machine, and no path of it."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "ldm"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", *_CODE], capture_output=True, text=True).stdout.strip()
     return {
         "commit": commit + " with changes" * bool(changed),
         "cpu": _cpu(),

@@ -7,12 +7,16 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.measuring import RESULTS, ROOT, Row, cell
+from benchmarks.measuring import DEVICE, RESULTS, ROOT, Row, cell
 from docs.blocks import rewritten
 
 PAGE = ROOT / "docs/performance.md"
-NAMES = ("train_step", "operations", "sample", "attention", "data", "scaling", "pipeline", "busy")
-"""The benchmarks of the page, in its order."""
+BLOCKS = ("train_step", "operations", "sample", "attention", "data", "scaling", "pipeline", "busy")
+"""The benchmarks with a block on the page, in its order."""
+ON_GPUS = ("many",)
+"""Those that mean nothing on a CPU; of them the page has the targets alone."""
+NAMES = BLOCKS + ON_GPUS * (DEVICE.type == "cuda")
+"""What there is to run on this machine."""
 TARGETS_BLOCK = "targets"
 
 
@@ -60,7 +64,7 @@ def results() -> dict[str, dict[str, Any]]:
     return {
         device: {
             name: json.loads(path.read_text(encoding="utf-8"))
-            for name in NAMES
+            for name in BLOCKS + ON_GPUS
             if (path := RESULTS / device / f"{name}.json").is_file()
         }
         for device in TARGETS
@@ -127,7 +131,7 @@ def _parts(result: Mapping[str, Any]) -> Iterable[str]:
 
 def refreshed(page: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     """The page with all blocks as the JSONs say."""
-    for name in NAMES:
+    for name in BLOCKS:
         page = rewritten(page, name, block(name, found))
     return rewritten(page, TARGETS_BLOCK, targets(found))
 

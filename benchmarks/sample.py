@@ -65,8 +65,8 @@ def generator(unet: networks.Network, null: Tensor) -> Generator:
 
 
 def drawing() -> DrawingParams:
-    """The settings of params.yaml with Euler's method, which both sides have."""
-    settings = config.read(SampleParams, "sample", measuring.ROOT / config.PARAMS).drawing
+    """The settings of the default recipe with Euler's method, which both sides have."""
+    settings = config.read(SampleParams, "sample", measuring.PARAMS).drawing
     euler = {"sampler": {"kind": "ddim", "eta": 0.0}, "guidance": "classifier_free"}
     return settings.changed({**euler, "guidance_interval": (0, 1), "spacing": "uniform", "time_shift": 1.0})
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import DEVICE, ROOT, Side
+from benchmarks.measuring import DEVICE, PARAMS, Side
 from ldm.autoencoder.model.networks import build as build_autoencoder
 from ldm.autoencoder.training.objective import ReconstructionObjective
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
@@ -33,7 +33,6 @@ NUM_TOKENS = 24
 Forward = Callable[[], Tensor]
 """A forward pass and its loss."""
 
-_PARAMS = ROOT / config.PARAMS
 _SD1: dict[str, Any] = {
     "channels": [320, 640, 1280, 1280],
     "num_res_blocks": 2,
@@ -74,8 +73,8 @@ def _changed(params: UNetParams, **changes: Any) -> UNetParams:
 
 
 def default(num_images: int | None = None, **changes: Any) -> Shape:
-    """The UNet of params.yaml, with changed params. num_images: by default those of a pass of its training."""
-    section = config.read(TrainUNetParams, "train_unet", _PARAMS)
+    """The UNet of the default recipe, with changed params. num_images: by default those of a pass of its training."""
+    section = config.read(TrainUNetParams, "train_unet", PARAMS)
     training = section.training
     own = training.batch_size // training.num_accumulation_steps
     assert isinstance(section.network, UNetParams), "the only kind that there is"
@@ -91,7 +90,7 @@ def small() -> Shape:
 
 def precision() -> Precision:
     """That of `train_unet`; for auto what it comes to here."""
-    params = config.read(TrainUNetParams, "train_unet", _PARAMS)
+    params = config.read(TrainUNetParams, "train_unet", PARAMS)
     asked = params.training.precision
     return choose(build_unet(params.network), DEVICE)[0] if asked == "auto" else asked
 
@@ -109,8 +108,8 @@ def as_trainings_compute() -> None:
 
 
 def machine() -> MachineParams:
-    """Section machine."""
-    return config.read(MachineParams, "machine", _PARAMS)
+    """Section machine of the default recipe."""
+    return config.read(MachineParams, "machine", PARAMS)
 
 
 def stable_diffusion(latent_size: int, num_images: int) -> Shape:
@@ -187,10 +186,10 @@ def unet_step(shape: Shape, precision: Precision) -> Side:
 
 
 def autoencoder(num_images: int | None) -> tuple[ReconstructionObjective, dict[str, Tensor]]:
-    """The autoencoder of params.yaml with its loss, and a batch. num_images: by default those of a pass of its
+    """The autoencoder of the default recipe with its loss, and a batch. num_images: by default those of a pass of its
     training."""
-    section = config.read(TrainAutoencoderParams, "train_autoencoder", _PARAMS)
-    source, side_px = section.source, config.read(PrepareParams, "prepare", _PARAMS).image_size_px
+    section = config.read(TrainAutoencoderParams, "train_autoencoder", PARAMS)
+    source, side_px = section.source, config.read(PrepareParams, "prepare", PARAMS).image_size_px
     assert isinstance(source, TrainedAutoencoderParams) and source.reconstruction and source.training
     rows = num_images or source.training.batch_size // source.training.num_accumulation_steps
     side = side_px // source.factor

@@ -8,7 +8,7 @@ best each side has the fastest of all that it offers: for theirs both attention 
 precisions; for ours the two precisions, since the rest is chosen by `attention: auto`, on a GPU CUDA graphs, and, if
 asked for, compiled blocks.
 
-Shapes: `train_unet` and `train_autoencoder` of params.yaml on a CPU, Stable Diffusion 1 on a GPU.
+Shapes: `train_unet` and `train_autoencoder` of the default recipe on a CPU, Stable Diffusion 1 on a GPU.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OURS, THEIRS, PROBE = "ours", "diffusers", "product"
 PLAIN: dict[str, Any] = {"compile": False}
 GRAPHS: dict[str, dict[str, Any]] = {", graphs": {"compile": "graphs"}}
 COMPILED: dict[str, dict[str, Any]] = {", compiled blocks, channels last": {"compile": "blocks", "channels_last": True}}
-"""How our network may compute too: words -> what section machine says other than params.yaml."""
+"""How our network may compute too: words -> what section machine says other than the default recipe."""
 
 
 def shapes(small: bool) -> list[Shape]:

@@ -1,4 +1,4 @@
-"""A short training of the UNet in params.yaml by the stage's own loop, on synthetic latents and captions: the worker of
+"""A short training of the default's UNet by the stage's own loop, on synthetic latents and captions: the worker of
 other benchmarks.
 
     python -m benchmarks.training INPUTS RUNS NUM_STEPS NUM_THREADS NUM_IMAGES
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import steps
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import PARAMS, ROOT
 from benchmarks.startup import write_corpus
 from ldm import randomness
 from ldm.autoencoder.training.params import TrainAutoencoderParams, TrainedAutoencoderParams
@@ -46,8 +46,8 @@ class Speeds(NamedTuple):
 
 
 def write_inputs(folder: Path, num_samples: int) -> None:
-    """Latents, captions and embeddings as large as those of params.yaml."""
-    section = config.read(TrainAutoencoderParams, "train_autoencoder", ROOT / config.PARAMS).source
+    """Latents, captions and embeddings as large as those of the default recipe."""
+    section = config.read(TrainAutoencoderParams, "train_autoencoder", PARAMS).source
     assert isinstance(section, TrainedAutoencoderParams)
     shape = steps.default()
     params = shape.params
@@ -56,7 +56,7 @@ def write_inputs(folder: Path, num_samples: int) -> None:
 
 
 def run(folder: Path, num_steps: int, *, num_processes: int, num_threads: int, num_images: int | None = None) -> Speeds:
-    """Train in processes of their own. num_images: in a step of all processes; as many as in params.yaml if None."""
+    """Train in processes of their own. num_images: in a step of all processes; by default those of the default."""
     num_images = num_images or steps.default().num_images
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # or accelerate complains
     count = ["--multi_gpu", "--num_processes", str(num_processes)]
@@ -74,8 +74,8 @@ def main() -> None:
     """Train, and print the speeds on the first process."""
     folder, runs = map(Path, sys.argv[1:3])
     num_steps, num_threads, num_images = map(int, sys.argv[3:])
-    machine = config.read(MachineParams, "machine").model_copy(update={"threads": num_threads, "trackers": []})
-    section = config.read(TrainUNetParams, "train_unet")
+    machine = config.read(MachineParams, "machine", PARAMS).model_copy(update={"threads": num_threads, "trackers": []})
+    section = config.read(TrainUNetParams, "train_unet", PARAMS)
     no_interruption = {"validate_every_steps": 10**6, "save_every_steps": 10**6, "loss_band": None}
     sizes = {"batch_size": num_images, "num_accumulation_steps": 1}
     changes = {"num_steps": num_steps, "num_warmup_steps": 1, "log_every_steps": max(1, num_steps // _NUM_ROWS)}

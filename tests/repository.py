@@ -99,7 +99,9 @@ class Repository:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
+    """Without LDM_RUNS: runs of a copy lie in the copy, not among those that the user shares."""
+    kept = {name: value for name, value in os.environ.items() if name != "LDM_RUNS"}
+    return kept | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
 def traces_of(repository: Repository) -> Path:

@@ -1,6 +1,7 @@
 """Benchmarks at reduced size: each runs to its ratios and its JSON, and the page shows what the JSONs say."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import torch
 
 from benchmarks import __main__ as all_benchmarks
 from benchmarks import busy, gpu, measuring, operations, page, pipeline, scaling, steps, train_step
+from ldm.core import config
+from ldm.denoiser.training.params import TrainUNetParams
 from tests.import_closure import ROOT
 
 RATIOS = {
@@ -53,7 +56,8 @@ def test_a_small_run_ends_in_its_ratios_and_writes_them(name: str, tmp_path: Pat
 
 
 def test_every_benchmark_of_the_page_is_a_module_and_tried_here() -> None:
-    assert {name for name in page.NAMES if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
+    assert set(page.NAMES) <= {*page.BLOCKS, *page.ON_GPUS}
+    assert {name for name in page.BLOCKS + page.ON_GPUS if not (ROOT / f"benchmarks/{name}.py").is_file()} == set()
     known = {ratio for ratios in RATIOS.values() for ratio in ratios}
     assert set(page.TARGETS["cpu"]) <= known | {"autoencoder_of_product", "pipeline_overhead_default"}
 
@@ -102,6 +106,14 @@ def test_targets_that_nothing_measured_say_so() -> None:
     assert "| ≤ 1.9 | 1.5 (1.4 to 1.6) | reached |" in text and "| not measured |" in text
 
 
+def test_the_page_has_the_target_of_what_only_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "cuda/many.json").write_text('{"ratios": {"many_images_seconds": 42.0}}')
+    text = page.refreshed(page.PAGE.read_text(encoding="utf-8"), page.results())
+    assert "| `many_images_seconds` |" in text and "| ≤ 60 | 42 | reached |" in text
+
+
 def test_operations_are_counted_forwards_and_backwards() -> None:
     """A product of 8 x 16 and 16 x 4 has 2 x 8 x 16 x 4 operations; its backward pass two products of as many."""
     a, b = torch.randn(8, 16, requires_grad=True), torch.randn(16, 4, requires_grad=True)
@@ -148,6 +160,71 @@ def test_times_of_stages_are_read_as_stages_write_them(tmp_path: Path) -> None:
         f"{'prepare':20} {1.5:8.1f}\n{'sample':20} {22.0:8.1f}\n{'sample':20} {20.0:8.1f}\n"
     )
     assert pipeline.stage_seconds(tmp_path / "times") == {"prepare": 1.5, "sample": 20.0}
+
+
+def test_the_commit_tells_of_changes_to_benchmarks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "ROOT", tmp_path)
+    for name in ("benchmarks", "docs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "steps.py").touch()
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message", "state"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "docs/steps.py").write_text("1")
+    assert not measuring.facts()["commit"].endswith(" with changes")
+    (tmp_path / "benchmarks/steps.py").write_text("1")
+    assert measuring.facts()["commit"].endswith(" with changes")
+
+
+def test_the_default_is_that_of_its_recipe_whatever_params_are_there() -> None:
+    section = config.read(TrainUNetParams, "train_unet", ROOT / "recipes/default.yaml")
+    assert steps.default().params == section.network and steps.PARAMS == ROOT / "recipes/default.yaml"
+
+
+def test_times_of_another_recipe_are_not_the_default_s(tmp_path: Path) -> None:
+    for name in ("runs", "recipes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "recipes/default.yaml").write_text("a: 1\n")
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    assert pipeline.default_seconds(tmp_path) == {}
+    (tmp_path / pipeline.TIMES).write_text("prepare 1.5\n")
+    assert pipeline.default_seconds(tmp_path) == {"prepare": 1.5}
+    (tmp_path / "params.yaml").write_text("a: 2\n")
+    assert pipeline.default_seconds(tmp_path) == {}
+
+
+def test_sides_take_turns_beside_a_busy_process_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, int]] = []
+
+    class Named:
+        process = subprocess.Popen(["true"])
+
+        def __init__(self, setting: dict[str, str], is_small: bool) -> None:
+            self.name = setting["name"]
+
+        def turn(self, num_threads: int, seconds: float) -> float:
+            called.append((self.name, num_threads))
+            return float(len(called))
+
+    monkeypatch.setattr(busy, "Side", Named)
+    found, _ = busy.turns({name: {"name": name} for name in "ab"}, [1, 2], 2, 1.0, True)
+    first = [(name, count) for name in "ab" for count in (1, 2)]
+    assert called[2:] == [*first, *first, *first[::-1], *first[::-1]]
+    assert found["a", 1, "alone"] == [3.0, 18.0] and found["a", 1, "busy"] == [7.0, 14.0]
+
+
+def test_a_step_on_a_gpu_is_over_when_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    cuda = torch.device("cuda")
+    for module in (busy, measuring):
+        monkeypatch.setattr(module, "DEVICE", cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: called.append("synchronised"))
+    monkeypatch.setattr(busy.attention, "select", lambda name, device: called.append(f"{name} for {device}"))
+    monkeypatch.setattr(steps, "unet_step", lambda *given: lambda: called.append("step"))
+    monkeypatch.setattr(steps, "precision", lambda: "fp32")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{torch.get_num_threads()} 0\n"))
+    busy.work(is_small=True)
+    assert called == ["auto for cuda", *("step", "synchronised") * 2]
 
 
 def test_a_busy_neighbour_is_busy_and_gone_afterwards() -> None:

@@ -1,6 +1,7 @@
 """`make gpu`: what it writes, and what is left when a part fails. CI runs the command itself, at the least size."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from benchmarks import gpu
 from ldm.core import config
 from ldm.core.params import MachineParams
 from tests.import_closure import ROOT
+from tests.repository import Repository
 
 
 def works(folder: Path, end: float, found: dict[str, Any]) -> None:
@@ -39,6 +41,29 @@ def test_what_a_part_found_before_it_failed_is_kept(tmp_path: Path, monkeypatch:
     page = gpu.tables(result)
     assert "**benchmarks failed**: OSError: no room" in page
     assert "| ours | 1.5 |" in page and "| `train_step` | 1.2 (1 to 2) |" in page and "| 3 | 0 |" in page
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["to the command", "to all"])
+def test_what_was_found_before_ctrl_c_is_written(tmp_path: Path, is_alone: bool) -> None:
+    def ended(folder: Path, end: float, found: dict[str, Any]) -> None:
+        found["many"] = {"tables": {}, "ratios": {"many_images_seconds": 42.0}}
+        while not written:
+            time.sleep(0.01)
+        if not is_alone:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # a command takes a while to end
+        raise KeyboardInterrupt
+
+    written: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            gpu.measure(tmp_path, ((ended, works), (fails,)), 60, lambda found: written.append(json.dumps(found)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    result = json.loads(written[-1])
+    assert set(result["ended"]) == {"many"} and result["failed"] == {"ended": gpu.CTRL_C}
+    assert result["works"] and set(result["seconds"]) == {"ended", "works", "all"}, "no group after it"
 
 
 def test_the_page_shows_targets_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +106,13 @@ except KeyboardInterrupt: open("written", "w").close()
     signal.signal(signal.SIGINT, before)
     with pytest.raises(RuntimeError, match="exit code 3"):
         gpu._run(["-c", "raise SystemExit(3)"], tmp_path, end=float("inf"))
+
+
+def test_commands_leave_the_runs_that_the_user_shares_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_RUNS", str(tmp_path / "shared"))
+    tells = "import os; raise SystemExit('LDM_RUNS' in os.environ)"
+    gpu._run(["-c", tells], tmp_path, end=float("inf"))
+    assert Repository.at(tmp_path).run(sys.executable, "-c", tells) == ""
 
 
 @pytest.mark.parametrize(("is_small", "name"), [(True, "tiny"), (False, "default")])
