@@ -1,7 +1,7 @@
 """Backends of attention at the shapes of the run, forwards and backwards: does `auto` choose the fastest?
 
-Shapes are all that `train_unet` of the default recipe has, in its batches; on a GPU those of Stable Diffusion 1 too. The ratio
-is the time of the fastest backend of each shape, summed, over that of `auto`: 1 = nothing is faster.
+Shapes are all that `train_unet` of the default recipe has, in its batches; on a GPU those of Stable Diffusion 1 too.
+The ratio is the time of the fastest backend of each shape, summed, over that of `auto`: 1 = nothing is faster.
 """
 
 import argparse

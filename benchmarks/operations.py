@@ -1,7 +1,7 @@
 """Where the time of a training step goes: shares of kinds of operations, by torch's profiler.
 
-Steps are those of the UNet and of the autoencoder of the default recipe in the loop of `benchmarks/steps.py`; on a GPU also of
-Stable Diffusion 1. The ratio is the share of what is no convolution, matrix product or attention.
+Steps are those of the UNet and of the autoencoder of the default recipe in the loop of `benchmarks/steps.py`; on a GPU
+also of Stable Diffusion 1. The ratio is the share of what is no convolution, matrix product or attention.
 """
 
 import argparse
