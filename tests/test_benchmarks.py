@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import busy, gpu, measuring, operations, page, pipeline, steps, train_step
+from benchmarks import attention, busy, gpu, measuring, operations, page, pipeline, steps, train_step
+from ldm.compute.attention import Backend
 from tests.import_closure import ROOT
 
 RATIOS = {
@@ -102,6 +103,15 @@ def test_operations_are_counted_forwards_and_backwards() -> None:
     """A product of 8 x 16 and 16 x 4 has 2 x 8 x 16 x 4 operations; its backward pass two products of as many."""
     a, b = torch.randn(8, 16, requires_grad=True), torch.randn(16, 4, requires_grad=True)
     assert steps.flops(lambda: (a @ b).sum().backward()) == 3 * 2 * 8 * 16 * 4
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_operations_of_attention_are_as_many_fused_as_written_out(backend: Backend) -> None:
+    attend = attention.BACKENDS[backend]
+    q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=True) for tokens in (16, 24, 24))
+    forwards = 2 * 2 * (2 * 3) * 16 * 24 * 8
+    assert steps.flops(lambda: attend(q, k, v, None)) == forwards
+    assert steps.flops(lambda: attend(q, k, v, None).sum().backward()) == 3 * forwards
 
 
 def test_both_networks_compute_the_same_and_every_side_learns() -> None:
