@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import attention, busy, gpu, measuring, operations, page, pipeline, steps, train_step
-from ldm.compute.attention import Backend
+from ldm.compute.attention import Backend, Shape, math
 from tests.import_closure import ROOT
 
 RATIOS = {
@@ -112,6 +112,36 @@ def test_operations_of_attention_are_as_many_fused_as_written_out(backend: Backe
     forwards = 2 * 2 * (2 * 3) * 16 * 24 * 8
     assert steps.flops(lambda: attend(q, k, v, None)) == forwards
     assert steps.flops(lambda: attend(q, k, v, None).sum().backward()) == 3 * forwards
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_attention_is_measured_with_the_heads_that_the_network_has(
+    is_small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[tuple[Shape, int]] = set()
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        asked.add((Shape(q.shape[2], k.shape[2], q.shape[3]), q.shape[1]))
+        return math(q, k, v, mask)
+
+    monkeypatch.setattr("ldm.compute.attention._selected", attend)
+    monkeypatch.setattr(attention, "DEVICE", torch.device("cpu"))
+    ((network, measured),) = attention.shapes(is_small)
+    steps.our_loss(steps.ours(network.params), network.data())()
+    assert set(measured) == asked and len({heads for _, heads in measured}) > 1
+
+
+def test_levels_without_attention_have_no_heads_to_measure_but_the_middle_has() -> None:
+    params = steps.default(channels=[32, 64, 128], attention_levels=[False, True, False], context_width=96).params
+    assert attention.widths(params) == [64, 64, 128, 128, 96]
+    assert attention.widths(steps.stable_diffusion(64, 8).params) == [320, 320, 640, 640, *[1280] * 4]
+
+
+def test_a_backend_without_enough_memory_is_not_measured() -> None:
+    def greedy() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert list(attention.able({"math": greedy, "sdpa": lambda: None})) == ["sdpa"]
 
 
 def test_both_networks_compute_the_same_and_every_side_learns() -> None:
