@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks import attention, busy, gpu, measuring, operations, page, pipeline, steps, train_step
 from ldm.compute.attention import Backend, Shape, math
@@ -177,6 +179,22 @@ def test_both_networks_compute_the_same_and_every_side_learns() -> None:
 )
 def test_operations_have_kinds(name: str, kind: str) -> None:
     assert operations.kind_of(name) == kind
+
+
+def test_the_time_of_a_kernel_counts_once() -> None:
+    """torch's profiler gives it to the operation that launched the kernel, to annotations, and to the kernel."""
+    events: list[FunctionEventAvg] = []
+    for key, device, is_annotation in (
+        ("aten::mm", DeviceType.CPU, False),
+        ("gemm_kernel", DeviceType.CUDA, False),
+        ("ProfilerStep#1", DeviceType.CUDA, True),
+    ):
+        event = FunctionEventAvg()
+        event.key, event.device_type, event.is_user_annotation = key, device, is_annotation
+        event.self_cpu_time_total, event.self_device_time_total = 3, 20
+        events.append(event)
+    assert [operations.microseconds(event, torch.device("cuda")) for event in events] == [0, 20, 0]
+    assert operations.microseconds(events[0], torch.device("cpu")) == 3
 
 
 def test_times_of_stages_are_read_as_stages_write_them(tmp_path: Path) -> None:
