@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+import torch
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measuring, steps
@@ -47,9 +50,17 @@ def shares(step: Side, num_steps: int) -> tuple[dict[str, float], int]:
     found, count = dict.fromkeys([*KINDS, REST], 0.0), 0
     for event in profiler.key_averages():
         count += event.count if event.key.startswith("aten::") else 0
-        taken = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
-        found[kind_of(event.key)] += taken / 1e6 / num_steps
+        found[kind_of(event.key)] += microseconds(event, DEVICE) / 1e6 / num_steps
     return found, count // num_steps
+
+
+def microseconds(event: FunctionEventAvg, device: torch.device) -> float:
+    """What an event itself takes of the time of `device`. On a GPU that is the time of kernels and copies alone: the
+    operations that launched them, and annotations around them, tell of the same time again."""
+    if device.type == "cpu":
+        return event.self_cpu_time_total
+    is_kernel = event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    return event.self_device_time_total if is_kernel else 0
 
 
 def measure(options: argparse.Namespace) -> Found:

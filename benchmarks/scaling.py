@@ -1,8 +1,8 @@
 """What more costs: images in a step, resolution, parameters, processes.
 
 One side is the UNet of the default recipe in its precision, the others differ in one thing. The ratios compare
-operations per second, counted by torch: below 1, more work is done less efficiently. Processes train with the stage's own loop
-(`benchmarks/training.py`), in turns: two with one thread each, over one with two threads.
+operations per second, counted by torch: below 1, more work is done less efficiently. Processes train with the stage's
+own loop (`benchmarks/training.py`), in turns: two with one thread each, over one with two threads.
 """
 
 import argparse

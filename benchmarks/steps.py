@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.measuring import DEVICE, PARAMS, Side
 from ldm.autoencoder.model.networks import build as build_autoencoder
@@ -208,10 +208,29 @@ def autoencoder_step(precision: Precision, num_images: int | None = None) -> Sid
 
 
 def flops(side: Side) -> int:
-    """Floating-point operations of the matrix products and convolutions of a call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of the matrix products and convolutions of a call, as torch counts them; those of fused
+    attention on a CPU, which torch leaves out, are as many as of attention written out."""
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPUS) as counter:
         side()
     return counter.get_total_flops()
+
+
+def _fused(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    """Two products."""
+    return sdpa_flop_count(query, key, value)
+
+
+def _fused_backwards(
+    _grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Two for each of them; scores that the kernel computes again do not count."""
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+_FUSED_ON_CPUS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backwards,
+}
 
 
 def probe(dtype: torch.dtype) -> tuple[Side, int]:

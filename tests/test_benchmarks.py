@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import busy, gpu, measuring, operations, page, pipeline, scaling, steps, train_step
+from benchmarks import attention, busy, gpu, measuring, operations, page, pipeline, scaling, steps, train_step
+from ldm.compute.attention import Backend, Shape, math
 from ldm.core import config
 from ldm.denoiser.training.params import TrainUNetParams
 from tests.import_closure import ROOT
@@ -120,6 +123,45 @@ def test_operations_are_counted_forwards_and_backwards() -> None:
     assert steps.flops(lambda: (a @ b).sum().backward()) == 3 * 2 * 8 * 16 * 4
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_operations_of_attention_are_as_many_fused_as_written_out(backend: Backend) -> None:
+    attend = attention.BACKENDS[backend]
+    q, k, v = (torch.randn(2, 3, tokens, 8, requires_grad=True) for tokens in (16, 24, 24))
+    forwards = 2 * 2 * (2 * 3) * 16 * 24 * 8
+    assert steps.flops(lambda: attend(q, k, v, None)) == forwards
+    assert steps.flops(lambda: attend(q, k, v, None).sum().backward()) == 3 * forwards
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_attention_is_measured_with_the_heads_that_the_network_has(
+    is_small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[tuple[Shape, int]] = set()
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        asked.add((Shape(q.shape[2], k.shape[2], q.shape[3]), q.shape[1]))
+        return math(q, k, v, mask)
+
+    monkeypatch.setattr("ldm.compute.attention._selected", attend)
+    monkeypatch.setattr(attention, "DEVICE", torch.device("cpu"))
+    ((network, measured),) = attention.shapes(is_small)
+    steps.our_loss(steps.ours(network.params), network.data())()
+    assert set(measured) == asked and len({heads for _, heads in measured}) > 1
+
+
+def test_levels_without_attention_have_no_heads_to_measure_but_the_middle_has() -> None:
+    params = steps.default(channels=[32, 64, 128], attention_levels=[False, True, False], context_width=96).params
+    assert attention.widths(params) == [64, 64, 128, 128, 96]
+    assert attention.widths(steps.stable_diffusion(64, 8).params) == [320, 320, 640, 640, *[1280] * 4]
+
+
+def test_a_backend_without_enough_memory_is_not_measured() -> None:
+    def greedy() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert list(attention.able({"math": greedy, "sdpa": lambda: None})) == ["sdpa"]
+
+
 def test_both_networks_compute_the_same_and_every_side_learns() -> None:
     """The sides of `train_step` start from equal weights: their first losses agree."""
     from ldm.denoiser.model.networks import build
@@ -153,6 +195,22 @@ def test_both_networks_compute_the_same_and_every_side_learns() -> None:
 )
 def test_operations_have_kinds(name: str, kind: str) -> None:
     assert operations.kind_of(name) == kind
+
+
+def test_the_time_of_a_kernel_counts_once() -> None:
+    """torch's profiler gives it to the operation that launched the kernel, to annotations, and to the kernel."""
+    events: list[FunctionEventAvg] = []
+    for key, device, is_annotation in (
+        ("aten::mm", DeviceType.CPU, False),
+        ("gemm_kernel", DeviceType.CUDA, False),
+        ("ProfilerStep#1", DeviceType.CUDA, True),
+    ):
+        event = FunctionEventAvg()
+        event.key, event.device_type, event.is_user_annotation = key, device, is_annotation
+        event.self_cpu_time_total, event.self_device_time_total = 3, 20
+        events.append(event)
+    assert [operations.microseconds(event, torch.device("cuda")) for event in events] == [0, 20, 0]
+    assert operations.microseconds(events[0], torch.device("cpu")) == 3
 
 
 def test_times_of_stages_are_read_as_stages_write_them(tmp_path: Path) -> None:
